@@ -1,0 +1,40 @@
+"""nnaudit: audits a neural network's training program before the long run.
+
+Importing this package is cheap: torch is imported when something that needs it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from nnaudit.api import audit as audit
+    from nnaudit.checks.base import Check as Check
+    from nnaudit.report import Report as Report
+    from nnaudit.targets import Target as Target
+    from nnaudit.targets import target as target
+
+_HOMES = {
+    "audit": "nnaudit.api",
+    "Check": "nnaudit.checks.base",
+    "Report": "nnaudit.report",
+    "Target": "nnaudit.targets",
+    "target": "nnaudit.targets",
+}
+
+__all__ = ["Check", "Report", "Target", "__version__", "audit", "target"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nnaudit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

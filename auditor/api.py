@@ -1,0 +1,84 @@
+"""The Python form: ``nnaudit.audit(model=..., train_loader=..., ...)``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from nnaudit import config, engine
+from nnaudit.loop.base import Loop
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.record import Record
+from nnaudit.report import Report
+from nnaudit.state import Subjects, preserved
+from nnaudit.targets import Target
+
+
+def audit(
+    model: nn.Module | Callable[..., nn.Module] | Target,
+    train_loader: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    optimizer: Any = None,
+    *,
+    val_loader: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
+    scheduler: Any = None,
+    training_step: Callable[[nn.Module, Any], Tensor] | None = None,
+    name: str = "model",
+    **settings: Any,
+) -> Report:
+    """Audit a model and its training in this process, and leave everything as it was.
+
+    The parts are those of :class:`nnaudit.Target`; factories are best, since some checks need the
+    run to start anew. ``settings`` are the keys of ``[tool.nnaudit]``: ``select``, ``ignore``,
+    ``preset``, ``budget``, ``seed``, ``device`` (default: where the model is), ...
+
+    Raises:
+        TargetError: the parts cannot be audited.
+        UsageError: a setting is unknown or wrong.
+        UserCodeError: a factory or loader raised while the target was put together.
+    """
+    target = (
+        model
+        if isinstance(model, Target)
+        else Target(
+            model=model,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            training_step=training_step,
+            name=name,
+        )
+    )
+    chosen = config.load({"device": _device_of(target), **settings})
+    with preserved(Subjects(models=_modules(target.model, target.loss))):
+        loop = DirectLoop(target, engine.device_for(chosen.device), chosen.seed)
+        return audit_loop(loop, chosen)
+
+
+def audit_loop(loop: Loop, settings: config.Settings) -> Report:
+    """Audit ``loop`` in this process.
+
+    Raises:
+        NnauditError: the audit cannot be done.
+    """
+    began, record = time.perf_counter(), Record()
+    with preserved(loop.subjects):
+        engine.conduct(loop, settings, record.take)
+    return record.report(loop.name, settings, seconds=time.perf_counter() - began)
+
+
+def _device_of(target: Target) -> str | None:
+    """Stay where an existing model is; a factory's goes to the best device there is."""
+    if not isinstance(target.model, nn.Module):
+        return None
+    device = next((p.device for p in target.model.parameters()), None)
+    return None if device is None or device.type == "meta" else str(device)
+
+
+def _modules(*candidates: Any) -> tuple[nn.Module, ...]:
+    return tuple(candidate for candidate in candidates if isinstance(candidate, nn.Module))

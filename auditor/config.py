@@ -1,0 +1,156 @@
+"""Settings: flags win over ``NNAUDIT_*`` variables, these over ``[tool.nnaudit]``, these over defaults.
+
+Must not import torch: the command line reads settings before it starts anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from nnaudit.errors import UsageError
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds(value: Any) -> Any:
+    """Return a duration such as ``60``, ``"90s"``, ``"2m"`` or ``"1.5h"`` in seconds.
+
+    Raises:
+        ValueError: it is none of these, or not positive.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(value))
+    if not match:
+        raise ValueError(f"{value!r} is not a duration: write 60s, 2m or 1h")
+    duration = float(match[1]) * _UNITS[match[2] or ""]
+    if duration <= 0:
+        raise ValueError("a duration must be longer than zero")
+    return duration
+
+
+def words(value: Any) -> Any:
+    """Return a comma-separated string as a tuple of its words; other values as they are."""
+    if isinstance(value, str):
+        return tuple(word for word in re.split(r"[,\s]+", value) if word)
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(seconds)]
+Words = Annotated[tuple[str, ...], BeforeValidator(words)]
+
+
+class Settings(BaseModel):
+    """How an audit is to be done.
+
+    Attributes:
+        targets: what to audit when the command line names nothing.
+        select, ignore, extend_select: codes, families or names of checks.
+        preset: ``quick`` leaves out the checks that train.
+        budget: seconds for one target, None without limit.
+        check_timeout: seconds after which a check is taken to hang and its process is ended.
+        seed: what every random choice derives from.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        fail_on: the mildest status that makes the exit code 1.
+        thresholds: by check code, options of the check.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: Words = ()
+    select: Words = ()
+    ignore: Words = ()
+    extend_select: Words = ()
+    preset: Literal["quick", "full"] = "full"
+    budget: Duration | None = None
+    check_timeout: Duration = 300.0
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    fail_on: Literal["fail", "warn"] = "fail"
+    thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    start: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Return the settings in force for a run started in the folder ``start``.
+
+    ``flags`` holds what the command line named, None for what it did not.
+
+    Raises:
+        UsageError: a source cannot be read, or holds an unknown key or a wrong value; the message
+            names the source and, for a key, the nearest valid one.
+    """
+    file, table = _pyproject(start or Path.cwd())
+    variables = _variables(os.environ if environment is None else environment)
+    named = {key: value for key, value in (flags or {}).items() if value not in (None, ())}
+    layers = (
+        (f"{file}, [tool.nnaudit]", _underscored(table)),
+        ("the environment", variables),
+        ("the command line", named),
+    )
+    merged: dict[str, Any] = {}
+    for source, layer in layers:
+        _validate(source, layer)
+        merged |= layer
+    return Settings(**merged)
+
+
+def _validate(source: str, layer: Mapping[str, Any]) -> None:
+    for key in layer:
+        if key not in Settings.model_fields:
+            near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise UsageError(f"{source}: unknown key {key.replace('_', '-')!r}{hint}")
+    try:
+        Settings(**layer)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{source}: {key} = {first['input']!r}: {reason}") from None
+
+
+def _pyproject(start: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the nearest pyproject.toml upwards that has a [tool.nnaudit] table, and that table."""
+    for folder in (start, *start.resolve().parents):
+        file = folder / "pyproject.toml"
+        if not file.is_file():
+            continue
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"{file} cannot be read: {error}") from None
+        table = content.get("tool", {}).get("nnaudit")
+        if table is not None:
+            if not isinstance(table, dict):
+                raise UsageError(f"{file}: tool.nnaudit must be a table")
+            return file, table
+        return file, {}
+    return start / "pyproject.toml", {}
+
+
+def _underscored(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in table.items()}
+
+
+_NOT_SETTINGS = frozenset({"NNAUDIT_CACHE"})
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name.removeprefix("NNAUDIT_").lower(): value
+        for name, value in environment.items()
+        if name.startswith("NNAUDIT_") and name not in _NOT_SETTINGS
+    }

@@ -1,0 +1,149 @@
+"""What a check receives: the loop, the shared measurements, the seed and the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from nnaudit.errors import NnauditError, OutOfBudgetError
+from nnaudit.job import FIRST_STEP
+from nnaudit.loop.base import Loop
+from nnaudit.probes.base import Probe
+from nnaudit.state import preserved
+
+T = TypeVar("T")
+
+
+class UndeclaredProbeError(RuntimeError):
+    """A check or probe asked for a probe that its ``probes`` does not name."""
+
+
+class LethalError(NnauditError):
+    """A measurement that killed the process when it was tried before, and is not tried again."""
+
+    exit_code = 4
+
+
+@dataclass
+class Clock:
+    """The time an audit may take. ``budget`` is in seconds; None means no limit."""
+
+    budget: float | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the audit began."""
+        return time.perf_counter() - self.started
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left; infinity when there is no limit."""
+        return float("inf") if self.budget is None else self.budget - self.elapsed
+
+    def check(self) -> None:
+        """Raise when the time is used up.
+
+        Raises:
+            OutOfBudgetError: nothing is left of the budget.
+        """
+        if self.remaining <= 0:
+            raise OutOfBudgetError(f"the budget of {self.budget:g} s is used up; raise --budget")
+
+
+class Audit:
+    """The context in which probes measure and checks decide.
+
+    Attributes:
+        loop: the user's training.
+        seed: what every random choice of the audit derives from.
+        clock: the time left.
+        options: ``thresholds."CODE"`` of the configuration, by code.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        seed: int = 0,
+        budget: float | None = None,
+        options: Mapping[str, Mapping[str, float]] | None = None,
+        lethal: Mapping[str, str] | None = None,
+        on_measure: Callable[[str, bool], None] = lambda probe, begins: None,
+    ) -> None:
+        self.loop = loop
+        self.seed = seed
+        self.clock = Clock(budget)
+        self.options = dict(options or {})
+        self._lethal = dict(lethal or {})
+        self._on_measure = on_measure
+        self._measured: dict[type[Probe[Any]], Any] = {}
+        self._failed: dict[type[Probe[Any]], Exception] = {}
+        self._allowed: tuple[type[Probe[Any]], ...] | None = None
+
+    def probe(self, probe: type[Probe[T]]) -> T:
+        """Return what ``probe`` measured, measuring it first where nobody has.
+
+        Raises:
+            UndeclaredProbeError: whoever asks has not declared it.
+            Exception: whatever the measurement raised, again for every check that asks.
+        """
+        if self._allowed is not None and probe not in self._allowed:
+            raise UndeclaredProbeError(f"{probe.__name__} is used without being declared in `probes`")
+        self._measure(probe)
+        if probe in self._failed:
+            raise self._failed[probe]
+        measured: T = self._measured[probe]
+        return measured
+
+    def _measure(self, probe: type[Probe[Any]]) -> None:
+        if probe in self._measured or probe in self._failed:
+            return
+        self.clock.check()
+        try:
+            with self.asking(probe.probes), self.measuring(probe.__name__):
+                with preserved(self.loop.subjects):
+                    self._measured[probe] = probe().measure(self)
+        except OutOfBudgetError:
+            raise
+        except Exception as error:
+            self._failed[probe] = error
+
+    def require_steps(self) -> None:
+        """Raise when training steps are known to kill the process.
+
+        Raises:
+            LethalError: the first training step did.
+        """
+        if FIRST_STEP in self._lethal:
+            raise LethalError(self._lethal[FIRST_STEP])
+
+    @contextmanager
+    def measuring(self, name: str) -> Iterator[None]:
+        """Announce the measurement ``name`` for the time of the block.
+
+        Raises:
+            LethalError: it killed the process before.
+        """
+        if name in self._lethal:
+            raise LethalError(self._lethal[name])
+        self._on_measure(name, True)
+        try:
+            yield
+        finally:
+            self._on_measure(name, False)
+
+    @contextmanager
+    def asking(self, allowed: tuple[type[Probe[Any]], ...]) -> Iterator[None]:
+        """Measure the ``allowed`` probes, then let nothing else be asked for in the block."""
+        outer, self._allowed = self._allowed, None
+        try:
+            for probe in allowed:
+                self._measure(probe)
+            self._allowed = allowed
+            yield
+        finally:
+            self._allowed = outer

@@ -1,0 +1,171 @@
+"""The audit itself: from a loop and settings to a stream of events. The same in and out of process."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+
+from nnaudit.checks.base import Check
+from nnaudit.checks.registry import Registry
+from nnaudit.config import Settings
+from nnaudit.context import Audit
+from nnaudit.errors import UsageError, UserCodeError
+from nnaudit.job import (
+    FIRST_STEP,
+    PICTURES,
+    Answered,
+    Asking,
+    Crashed,
+    Event,
+    Finished,
+    Measuring,
+    Pictured,
+    Question,
+    Started,
+)
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.overview import overview_of
+from nnaudit.report import Environment
+from nnaudit.runner import plugin_errors, run_checks
+from nnaudit.state import preserved
+
+
+def device_for(name: str) -> torch.device:
+    """Return the device that ``name`` asks for; ``auto`` is the GPU where there is one.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, 0)
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    if accelerator is None or accelerator.type != device.type or (device.index or 0) >= count:
+        has = f"{count} {accelerator.type} device(s)" if accelerator else "no accelerator"
+        raise UsageError(f"--device {name}: this machine has {has}; use --device auto")
+    return torch.device(device.type, device.index or 0)
+
+
+def environment_of(device: torch.device) -> Environment:
+    """Describe the machine and the versions."""
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return Environment(
+        python=platform.python_version(),
+        torch=torch.__version__,
+        torchvision=_version("torchvision"),
+        numpy=np.__version__,
+        platform=platform.platform(),
+        device=str(device),
+        device_name=name,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
+    """Return the checks the settings ask for.
+
+    Raises:
+        UsageError: a selector names nothing, or a threshold an unknown check or option.
+    """
+    for code, options in settings.thresholds.items():
+        check = registry.find(code)
+        for option in options:
+            if option not in check.options:
+                known = ", ".join(check.options) or "none"
+                raise UsageError(f"thresholds.{code}: unknown option {option!r}; known: {known}")
+    return registry.select(
+        settings.select, settings.ignore, settings.extend_select, quick=settings.preset == "quick"
+    )
+
+
+def conduct(
+    loop: Loop,
+    settings: Settings,
+    emit: Callable[[Event], None],
+    *,
+    remaining: tuple[str, ...] | None = None,
+    lethal: dict[str, str] | None = None,
+    elapsed: float = 0.0,
+) -> None:
+    """Audit ``loop`` and emit everything that happens.
+
+    Raises:
+        NnauditError: the audit cannot be done.
+    """
+    lethal = lethal or {}
+    registry = Registry.load()
+    battery = selected(registry, settings)
+    emit(
+        Started(
+            target=loop.info(),
+            environment=environment_of(loop.device),
+            questions=tuple(_question(check) for check in battery),
+        )
+    )
+    budget = None if settings.budget is None else max(settings.budget - elapsed, 0.0)
+    audit = Audit(
+        loop,
+        seed=settings.seed,
+        budget=budget,
+        options=settings.thresholds,
+        lethal=lethal,
+        on_measure=lambda probe, begins: emit(Measuring(probe=probe, begins=begins)),
+    )
+    if remaining is None:
+        for result in plugin_errors(registry.broken):
+            emit(Answered(result=result))
+    _try_first_step(audit, emit, lethal)
+    asked = [check for check in battery if remaining is None or check.code in remaining]
+    for result in run_checks(asked, audit, on_start=lambda c: emit(Asking(code=c.code))):
+        emit(Answered(result=result))
+    if PICTURES not in lethal:
+        with audit.measuring(PICTURES), preserved(loop.subjects):
+            emit(Pictured(overview=overview_of(loop)))
+    emit(Finished(steps=loop.steps_taken))
+
+
+def _try_first_step(audit: Audit, emit: Callable[[Event], None], lethal: dict[str, str]) -> None:
+    """Take one step, so that a program that cannot be trained is told so once, in one sentence."""
+    loop = audit.loop
+    if FIRST_STEP in lethal or loop.lacks(Needs.STEPS):
+        return
+    try:
+        with audit.measuring(FIRST_STEP), preserved(loop.subjects):
+            loop.step(next(iter(loop.batches())))
+    except UserCodeError as error:
+        emit(Crashed(message=str(error), location=error.location, traceback=error.traceback))
+
+
+def _question(check: type[Check]) -> Question:
+    return Question(
+        code=check.code,
+        name=check.name,
+        family=check.family(),
+        kind=check.kind,
+        question=check.documentation()["question"],
+        consequence_of=check.consequence_of,
+    )
+
+
+def limit_threads(threads: int | None) -> None:
+    """Give torch ``threads`` threads, where a number is given."""
+    if threads:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)

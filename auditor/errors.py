@@ -1,0 +1,110 @@
+"""The errors nnaudit raises on purpose, each with the exit code it leads to."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnaudit.report import Location
+
+
+class NnauditError(Exception):
+    """A problem that one sentence explains: what, where, what to do."""
+
+    exit_code = 2
+
+
+class UsageError(NnauditError):
+    """A flag, a configuration key or a check code that does not exist or makes no sense."""
+
+
+class TargetError(NnauditError):
+    """The target cannot be loaded: missing, not Python, without a model."""
+
+
+class UserCodeError(NnauditError):
+    """The user's code raised while nnaudit ran it; ``original`` is what it raised."""
+
+    exit_code = 4
+
+    def __init__(self, doing: str, original: BaseException) -> None:
+        """``doing`` completes "<exception> while ...", e.g. "computing the loss"."""
+        self.doing = doing
+        self.original = original
+        super().__init__(f"{describe(original)} while {doing}")
+
+    @property
+    def location(self) -> Location | None:
+        """The innermost line of the traceback that is the user's own."""
+        return user_location(self.original)
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of the original error, without nnaudit's frames."""
+        return user_traceback(self.original)
+
+
+@contextmanager
+def user_code(doing: str) -> Iterator[None]:
+    """Turn whatever the user's code raises in the block into a :class:`UserCodeError`."""
+    try:
+        yield
+    except (NnauditError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserCodeError(doing, error) from error
+
+
+class OutOfBudgetError(NnauditError):
+    """The time given with ``--budget`` is used up."""
+
+    exit_code = 4
+
+
+def describe(error: BaseException) -> str:
+    """Return ``error`` as ``Type: first line of its message``."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+_PACKAGE = Path(__file__).resolve().parent
+_OURS = (_PACKAGE, _PACKAGE.parent / "checks", _PACKAGE.parent / "reports")
+
+
+def is_ours(filename: str) -> bool:
+    """Whether ``filename`` is nnaudit's own source."""
+    path = Path(filename)
+    return any(path.is_relative_to(folder) for folder in _OURS)
+
+
+def is_library(filename: str) -> bool:
+    """Whether ``filename`` is an installed library's or Python's own source."""
+    return (
+        "site-packages" in filename
+        or "dist-packages" in filename
+        or filename.startswith("<")
+        or f"{Path(traceback.__file__).parent}" in filename
+    )
+
+
+def is_user(filename: str) -> bool:
+    """Whether ``filename`` is neither nnaudit's nor a library's source."""
+    return not is_ours(filename) and not is_library(filename)
+
+
+def user_location(error: BaseException) -> Location | None:
+    """Return the innermost user frame of ``error``'s traceback."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return Location(file=error.filename, line=error.lineno or 1)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user(f.filename)]
+    return Location(file=frames[-1].filename, line=frames[-1].lineno or 1) if frames else None
+
+
+def user_traceback(error: BaseException) -> str:
+    """Return ``error``'s traceback as text, with nnaudit's own frames left out."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_ours(f.filename)]
+    head = ["Traceback (most recent call last):\n"] if frames else []
+    lines = [*head, *traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return "".join(lines)

@@ -1,0 +1,179 @@
+"""The interface between a user's training and everything that asks about it.
+
+No probe and no check knows which implementation it runs on. What an implementation cannot offer
+it says through :meth:`Loop.lacks`, and a check that needs it is skipped with that reason.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.report import Location, TargetInfo
+from nnaudit.state import Subjects
+
+
+class Needs(StrEnum):
+    """What a check may need of a loop."""
+
+    TRAIN_LOADER = "a training loader"
+    VAL_LOADER = "a validation loader"
+    STEPS = "training steps"
+    TARGETS = "targets beside the inputs"
+    OPTIMIZER = "an optimizer of the user's own"
+    FRESH_RUN = "a way to start the run anew"
+    WIDTH = "a width argument of build_model"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step that really happened.
+
+    Attributes:
+        loss: the loss before the update, as the user's code computed it.
+        lr: the learning rate of every parameter group of every optimizer.
+        seconds: from handing over the batch to the end of the optimizer's step, device synchronised.
+        observation: what the taps saw, when the step was taken with ``observe=True``.
+    """
+
+    loss: float
+    lr: tuple[float, ...]
+    seconds: float
+    observation: Observation | None = None
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass without an update.
+
+    Attributes:
+        output: whatever the model returned, detached.
+        loss: the loss of ``output``; None where the loop has no way to compute it.
+        loss_calls: the torch loss functions called on the way.
+    """
+
+    output: Any
+    loss: float | None
+    loss_calls: tuple[LossCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A batch taken apart the way the training does it.
+
+    Attributes:
+        args, kwargs: what the model is called with.
+        target: what the output is compared with; None when there is no such thing.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Everything the model is given."""
+        return (*self.args, *self.kwargs.values())
+
+
+class Loop(ABC):
+    """A run of the user's training, ready to take real steps.
+
+    The runner restores the state of :attr:`subjects` after every probe and every check, so these
+    may train, change modes and draw random numbers as they like.
+
+    Attributes:
+        name: how reports call the target.
+        device: where the model is.
+        model: the network under audit (the main one, where there are several).
+        models, optimizers, schedulers: all there are, ``model`` first.
+        train_loader, val_loader: as the user made them; ``val_loader`` may be None.
+        steps_taken: optimizer steps since the audit began, relaunched runs included.
+    """
+
+    name: str
+    device: torch.device
+    model: nn.Module
+    models: tuple[nn.Module, ...]
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    schedulers: tuple[Any, ...]
+    train_loader: Any
+    val_loader: Any
+    steps_taken: int
+
+    @property
+    @abstractmethod
+    def subjects(self) -> Subjects:
+        """Everything a step may change, for a Snapshot."""
+
+    @abstractmethod
+    def lacks(self, need: Needs) -> str:
+        """Return why ``need`` is not offered, or an empty string when it is."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[Any]:
+        """Start one epoch: yield the training loader's batches as it makes them, on its device."""
+
+    @abstractmethod
+    def val_batches(self) -> Iterator[Any]:
+        """Yield the validation loader's batches as it makes them."""
+
+    @abstractmethod
+    def feed(self, batch: Any) -> Fed:
+        """Take ``batch`` apart: what the model is called with, and the target. Stays on its device.
+
+        Raises:
+            UserCodeError: the model cannot be called with this batch.
+        """
+
+    @abstractmethod
+    def step(self, batch: Any, *, observe: bool = False) -> Step:
+        """Do the user's whole training step on ``batch``: forward, loss, backward, update.
+
+        Raises:
+            UserCodeError: the user's code raised; what the taps saw until then is its
+                ``observation`` attribute when ``observe`` was set.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Any, *, train: bool = False) -> Forward:
+        """Run the model, and the loss where possible, without gradient or update.
+
+        ``train`` chooses the mode; the modes of all modules are put back afterwards.
+        """
+
+    @abstractmethod
+    def relaunched(self, seed: int, *, width: float = 1.0) -> AbstractContextManager[Loop]:
+        """Start the same run anew under ``seed``, beside this one, for the time of a ``with``.
+
+        Everything is made again as the user's code makes it: model, data, loader, optimizer.
+        ``width`` scales the hidden layers where :attr:`Needs.WIDTH` is offered.
+
+        Raises:
+            UserCodeError: the user's code raised.
+        """
+
+    @abstractmethod
+    def info(self) -> TargetInfo:
+        """Say what was found, how, and what each gap disables."""
+
+    @abstractmethod
+    def locate(self, thing: Any) -> Location | None:
+        """Return the line of the user's source that made ``thing`` (a module, loader, ...)."""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators, on every device, as users do."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,108 @@
+"""Turning the knobs of a run for the time of a measurement: learning rate and dropout.
+
+Both work on any loop, because they act on the optimizers and modules themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nnaudit.loop.base import Loop
+
+
+@contextmanager
+def constant_lr(loop: Loop, factor: float = 1.0) -> Iterator[None]:
+    """Hold the learning rate at ``factor`` times the author's own for the time of a ``with``.
+
+    The author's rate is the highest that the plan is known to reach: the group's ``max_lr``
+    (OneCycle) or ``initial_lr`` (set by every scheduler), else its ``lr`` now. A warm-up that
+    starts at zero, or a schedule of an epoch-long run, means nothing in a run of 100 steps.
+    """
+    planned = {
+        id(group): factor * max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+        for optimizer in loop.optimizers
+        for group in optimizer.param_groups
+    }
+
+    def hold(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            rate = planned.get(id(group))
+            if rate is not None:
+                _set_lr(group, rate)
+
+    with ExitStack() as stack:
+        for optimizer in loop.optimizers:
+            stack.callback(optimizer.register_step_pre_hook(hold).remove)
+        yield
+
+
+def _set_lr(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+_DROPOUTS = frozenset(
+    {
+        F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+        torch.dropout, torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
+    }
+)  # fmt: skip
+
+_RATES = ("p", "drop_prob", "drop_rate", "dropout", "dropout_p", "attention_dropout", "rate")
+"""Attributes in which modules of dropout kind keep their rate (torch, torchvision, timm, transformers)."""
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Switch every dropout off without leaving train mode, for the time of a ``with``.
+
+    Eval mode would also freeze batch normalisation, and so train another network. Modules are
+    switched off by their rate, calls of ``F.dropout`` and of fused attention by interception.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            for name in _rates_of(module):
+                stack.callback(setattr, module, name, getattr(module, name))
+                setattr(module, name, 0.0)
+        stack.enter_context(_NoDropout())
+        yield
+
+
+def _rates_of(module: nn.Module) -> list[str]:
+    kind = type(module).__name__.lower()
+    drops = "drop" in kind or "stochasticdepth" in kind
+    recurrent = isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
+    return [
+        name
+        for name in _RATES
+        if (drops or (recurrent and name == "dropout"))
+        and isinstance(getattr(module, name, None), float)
+    ]
+
+
+class _NoDropout(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return kwargs["input"] if "input" in kwargs else args[0]
+        if func is F.scaled_dot_product_attention:
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs = {**kwargs, "dropout_p": 0.0}
+        return func(*args, **kwargs)

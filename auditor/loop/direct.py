@@ -1,0 +1,414 @@
+"""The loop for a target handed over in parts: nnaudit writes the training loop itself.
+
+It is the plain loop of every tutorial: train mode, zero the gradients, forward, loss, backward,
+step. With ``training_step`` the user's own forward and loss take the place of ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from nnaudit import batch as batches
+from nnaudit.errors import TargetError, user_code
+from nnaudit.feed import Convention, DefaultLoss, convention_for, own_loss
+from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step, seed_everything
+from nnaudit.loop.taps import Observation, Observer
+from nnaudit.report import Location, Part, TargetInfo
+from nnaudit.state import Subjects, preserved
+from nnaudit.targets import Target, defined_at
+
+WIDTH_NAMES = (
+    "width", "width_multiplier", "width_mult", "hidden", "hidden_size", "hidden_dim",
+    "hidden_channels", "channels", "d_model", "n_embd", "embed_dim",
+)  # fmt: skip
+"""Arguments of ``build_model`` that scale the hidden layers: the first that exists is used."""
+
+
+@dataclass
+class StepCount:
+    """Optimizer steps of an audit, shared by a loop and the runs relaunched from it."""
+
+    taken: int = 0
+
+
+class DirectLoop(Loop):
+    """Drives a :class:`~nnaudit.targets.Target`."""
+
+    def __init__(
+        self,
+        target: Target,
+        device: torch.device,
+        seed: int,
+        *,
+        width: float = 1.0,
+        count: StepCount | None = None,
+    ) -> None:
+        """Build everything the target's factories make, under ``seed``, on ``device``.
+
+        Raises:
+            TargetError: a factory returned something of the wrong kind, or the loader is empty.
+            UserCodeError: the user's code raised.
+        """
+        self._target = target
+        self._count = count or StepCount()
+        self._convention: Convention | None = None
+        self._loss: Callable[[Any, Any], Tensor] = target.loss or DefaultLoss()
+        self.name = target.name
+        self.device = device
+        seed_everything(seed)
+        self.model = _on(self._build_model(width), device)
+        self.handed_over_in_eval = _all_in_eval(self.model)
+        self.train_loader = self._build_loader("train_loader", target.train_loader)
+        self.val_loader = self._build_loader("val_loader", target.val_loader)
+        if isinstance(self._loss, nn.Module):
+            self._loss.to(device)
+        self._materialise()
+        self.optimizers = self._build_optimizers()
+        self.schedulers = self._build_schedulers()
+        self.models = (self.model,)
+        self.model.train()
+
+    @property
+    def steps_taken(self) -> int:  # type: ignore[override]
+        """Optimizer steps since the audit began, relaunched runs included."""
+        return self._count.taken
+
+    @property
+    def subjects(self) -> Subjects:
+        """Everything a step may change."""
+        loss = (self._loss,) if isinstance(self._loss, nn.Module) else ()
+        loaders = tuple(x for x in (self.train_loader, self.val_loader) if x is not None)
+        return Subjects(
+            models=(*self.models, *loss),
+            optimizers=self.optimizers,
+            schedulers=self.schedulers,
+            loaders=loaders,
+        )
+
+    def lacks(self, need: Needs) -> str:
+        """Return why ``need`` is not offered, or an empty string."""
+        reasons = {
+            Needs.TRAIN_LOADER: "" if self.train_loader is not None else "no train_loader is defined",
+            Needs.VAL_LOADER: "" if self.val_loader is not None else "no val_loader is defined",
+            Needs.STEPS: self._why_no_steps(),
+            Needs.TARGETS: self._why_no_targets(),
+            Needs.OPTIMIZER: "" if self._target.optimizer is not None else "no optimizer is defined",
+            Needs.FRESH_RUN: self._why_not_fresh(),
+            Needs.WIDTH: "" if self._width_name() else "build_model takes no width argument",
+        }
+        return reasons[need]
+
+    def _why_no_steps(self) -> str:
+        if self.train_loader is None:
+            return "no train_loader is defined"
+        trainable = any(p.requires_grad for p in self.model.parameters())
+        return "" if trainable else "the model has no trainable parameter"
+
+    def _why_no_targets(self) -> str:
+        if self.train_loader is None:
+            return "no train_loader is defined"
+        fed = self.feed(self._first_batch())
+        alone = fed.target is None or any(fed.target is value for value in fed.inputs)
+        return "the batches hold inputs only" if alone else ""
+
+    def _why_not_fresh(self) -> str:
+        if self._target.reload is not None or not isinstance(self._target.model, nn.Module):
+            return ""
+        return "the model is an object: hand over a function that builds it"
+
+    def batches(self) -> Iterator[Any]:
+        """Start one epoch of the training loader."""
+        return self._iterate(self.train_loader, "train_loader")
+
+    def val_batches(self) -> Iterator[Any]:
+        """Start one pass over the validation loader."""
+        return self._iterate(self.val_loader, "val_loader")
+
+    @staticmethod
+    def _iterate(loader: Any, name: str) -> Iterator[Any]:
+        with user_code(f"iterating over {name}"):
+            iterator = iter(loader)
+        while True:
+            with user_code(f"reading a batch from {name}"):
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            yield batch
+
+    def feed(self, batch: Any) -> Fed:
+        """Take ``batch`` apart by the target's convention."""
+        return self._settled().feed(batch)
+
+    def step(self, batch: Any, *, observe: bool = False) -> Step:
+        """Zero the gradients, compute the loss in train mode, back-propagate, update."""
+        moved = batches.to_device(batch, self.device)
+        if not observe:
+            return self._timed_step(moved, None)
+        observer = Observer(self.model, self.optimizers)
+        try:
+            with observer:
+                return self._timed_step(moved, observer.observation)
+        except Exception as error:
+            error.observation = observer.observation  # type: ignore[attr-defined]
+            raise
+
+    def _timed_step(self, batch: Any, observation: Observation | None) -> Step:
+        lrs = tuple(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
+        started = self._clock()
+        loss = self._update(batch, observation)
+        self._count.taken += 1
+        return Step(loss, lrs, self._clock() - started, observation)
+
+    def _update(self, batch: Any, observation: Observation | None) -> float:
+        losses: list[float] = []
+
+        def closure() -> Tensor:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            with user_code("computing the training loss"):
+                loss = self._checked(self._training_loss(batch))
+            losses.append(float(loss.detach()))
+            if observation is not None:
+                observation.total_loss = losses[0]
+            with user_code("back-propagating the loss"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.optimizers):
+            with user_code("taking the optimizer's step"):
+                self.optimizers[0].step(closure)
+        else:
+            closure()
+            with user_code("taking the optimizer's step"):
+                for optimizer in self.optimizers:
+                    optimizer.step()
+        return losses[0]
+
+    def _training_loss(self, batch: Any) -> Tensor:
+        if self._target.training_step is not None:
+            return self._target.training_step(self.model, batch)
+        fed = self.feed(batch)
+        output = self.model(*fed.args, **fed.kwargs)
+        return self._loss_of(output, fed)
+
+    def _loss_of(self, output: Any, fed: Fed) -> Tensor:
+        computed = own_loss(output) if self._target.loss is None else None
+        return computed if computed is not None else self._loss(output, fed.target)
+
+    def _checked(self, loss: Any) -> Tensor:
+        source = "training_step" if self._target.training_step is not None else "loss_fn"
+        where = self._target.locations.get("training_step") or self._target.locations.get("loss")
+        place = f"{where.file}:{where.line}: " if where else ""
+        if not isinstance(loss, Tensor):
+            raise TargetError(
+                f"{place}{source} returned a {type(loss).__name__}: return the loss as a tensor"
+            )
+        if loss.numel() != 1:
+            raise TargetError(
+                f"{place}{source} returned a tensor of shape {tuple(loss.shape)}: a loss must be "
+                "one number, so end it with .mean()"
+            )
+        return loss
+
+    def forward(self, batch: Any, *, train: bool = False) -> Forward:
+        """Run model and loss without gradient; modes are put back."""
+        modes = {module: module.training for module in self.model.modules()}
+        moved = batches.to_device(batch, self.device)
+        observer = Observer(self.model)
+        self.model.train(train)
+        try:
+            with torch.no_grad(), observer, user_code("running the model on a batch"):
+                loss = self._checked(self._training_loss(moved))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        seen = observer.observation
+        return Forward(seen.output, float(loss), tuple(seen.loss_calls))
+
+    @contextmanager
+    def _relaunch(self, seed: int, width: float) -> Iterator[Loop]:
+        with preserved(Subjects()):
+            seed_everything(seed)
+            target = self._target.reload() if self._target.reload is not None else self._target
+            yield DirectLoop(target, self.device, seed, width=width, count=self._count)
+
+    def relaunched(self, seed: int, *, width: float = 1.0) -> AbstractContextManager[Loop]:
+        """Build the target anew under ``seed``, its file executed again where there is one."""
+        return self._relaunch(seed, width)
+
+    def locate(self, thing: Any) -> Location | None:
+        """Return where a part (by name), a module's class or a function is defined."""
+        if isinstance(thing, str):
+            return self._target.locations.get(thing)
+        return defined_at(thing)
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _first_batch(self) -> Any:
+        with preserved(self.subjects if hasattr(self, "optimizers") else Subjects()):
+            for batch in self.batches():
+                return batch
+        where = self._target.locations.get("train_loader")
+        place = f"{where.file}:{where.line}: " if where else ""
+        raise TargetError(
+            f"{place}train_loader yields no batch: is the dataset empty, or smaller than one batch "
+            "with drop_last=True?"
+        )
+
+    def _settled(self) -> Convention:
+        if self._convention is None:
+            self._convention = convention_for(self.model, self._first_batch())
+        return self._convention
+
+    def _build_model(self, width: float) -> nn.Module:
+        made = self._target.model
+        if not isinstance(made, nn.Module):
+            with user_code("building the model"):
+                made = made(**self._width_argument(width))
+        if not isinstance(made, nn.Module):
+            raise TargetError(f"build_model() returned a {type(made).__name__}, not an nn.Module")
+        return made
+
+    def _width_name(self) -> str:
+        factory = self._target.model
+        if isinstance(factory, nn.Module):
+            return ""
+        parameters = inspect.signature(factory).parameters
+        for name in WIDTH_NAMES:
+            if name in parameters and isinstance(parameters[name].default, (int, float)):
+                return name
+        return ""
+
+    def _width_argument(self, width: float) -> dict[str, Any]:
+        name = self._width_name()
+        if width == 1.0 or not name or isinstance(self._target.model, nn.Module):
+            return {}
+        default = inspect.signature(self._target.model).parameters[name].default
+        return {name: type(default)(default * width)}
+
+    @staticmethod
+    def _build_loader(name: str, loader: Any) -> Any:
+        is_loader = isinstance(loader, torch.utils.data.DataLoader)
+        if callable(loader) and not is_loader and not hasattr(loader, "__iter__"):
+            with user_code(f"building {name}"):
+                loader = loader()
+        if loader is not None and not hasattr(loader, "__iter__"):
+            raise TargetError(f"{name} is a {type(loader).__name__}, which cannot be iterated over")
+        if isinstance(loader, Iterator):
+            raise TargetError(
+                f"{name} is a {type(loader).__name__} that can be read only once: hand over the "
+                "loader itself, or a function that makes it"
+            )
+        return loader
+
+    def _materialise(self) -> None:
+        """Run lazy modules once: an optimizer cannot hold parameters without a shape."""
+        if any(is_lazy(p) for p in self.model.parameters()) and self.train_loader is not None:
+            fed = self.feed(batches.to_device(self._first_batch(), self.device))
+            with torch.no_grad(), user_code("running the model on a batch"):
+                self.model(*fed.args, **fed.kwargs)
+
+    def _build_optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        made = self._target.optimizer
+        if not any(p.requires_grad for p in self.model.parameters()):
+            return ()
+        if made is None:
+            made = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], 1e-3)
+        elif not isinstance(made, (torch.optim.Optimizer, list, tuple)):
+            with user_code("building the optimizer"):
+                made = made(self.model)
+        found = tuple(made) if isinstance(made, (list, tuple)) else (made,)
+        for optimizer in found:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TargetError(
+                    f"build_optimizer(model) returned a {type(optimizer).__name__}, "
+                    "not a torch.optim.Optimizer"
+                )
+        return found
+
+    def _build_schedulers(self) -> tuple[Any, ...]:
+        made = self._target.scheduler
+        if made is None or not self.optimizers:
+            return ()
+        if callable(made) and not hasattr(made, "step"):
+            with user_code("building the scheduler"):
+                made = made(self.optimizers[0])
+        return tuple(made) if isinstance(made, (list, tuple)) else (made,)
+
+    def info(self) -> TargetInfo:
+        """Say what was handed over, which defaults stand in, and what the gaps disable."""
+        return TargetInfo(
+            name=self.name,
+            path=self._target.path,
+            form=self._target.form,
+            parts=tuple(self._parts()),
+        )
+
+    def _parts(self) -> Iterator[Part]:
+        count = sum(p.numel() for p in self.model.parameters() if not is_lazy(p))
+        yield self._part("model", f"{type(self.model).__name__}, {count:,} parameters")
+        yield self._loader_part("train_loader", self.train_loader, "every check but those of the model")
+        yield self._loader_part("val_loader", self.val_loader, "checks on validation data")
+        if self.train_loader is not None:
+            yield Part(name="batch", description=self._settled().description, origin="default")
+        yield self._loss_part()
+        names = ", ".join(_described_optimizer(o) for o in self.optimizers) or "none"
+        yield self._part("optimizer", names, default=self._target.optimizer is None)
+        if self.schedulers:
+            names = ", ".join(type(s).__name__ for s in self.schedulers)
+            yield self._part("scheduler", f"{names}; tiny-subset runs hold the lr constant")
+
+    def _loss_part(self) -> Part:
+        if self._target.training_step is not None:
+            return self._part("training_step", "the user's own forward and loss")
+        if self._target.loss is not None:
+            name = getattr(self._loss, "__name__", type(self._loss).__name__)
+            return self._part("loss", name)
+        return self._part("loss", f"{DefaultLoss.__doc__.splitlines()[0]}", default=True)  # type: ignore[union-attr]
+
+    def _loader_part(self, name: str, loader: Any, disables: str) -> Part:
+        if loader is None:
+            return Part(name=name, description="none", origin="absent", disables=(disables,))
+        size = getattr(loader, "batch_size", None)
+        description = type(loader).__name__ + (f", batch size {size}" if size else "")
+        return self._part(name, description)
+
+    def _part(self, name: str, description: str, *, default: bool = False) -> Part:
+        return Part(
+            name=name,
+            description=description,
+            origin="default" if default else "user",
+            location=self._target.locations.get(name),
+        )
+
+
+def _on(model: nn.Module, device: torch.device) -> nn.Module:
+    if getattr(model, "hf_device_map", None) or _quantised(model):
+        return model
+    return model.to(device)
+
+
+def _quantised(model: nn.Module) -> bool:
+    return bool(getattr(model, "is_quantized", False))
+
+
+def _all_in_eval(model: nn.Module) -> bool:
+    return not any(module.training for module in model.modules())
+
+
+def _described_optimizer(optimizer: torch.optim.Optimizer) -> str:
+    rates = sorted({float(group["lr"]) for group in optimizer.param_groups})
+    return f"{type(optimizer).__name__}, lr {', '.join(f'{rate:g}' for rate in rates)}"

@@ -1,0 +1,127 @@
+"""The record of an audit: events in, a report out. The same in and out of process.
+
+Must not import torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+from nnaudit import __version__
+from nnaudit.config import Settings
+from nnaudit.job import (
+    Answered,
+    Asking,
+    Crashed,
+    Event,
+    Finished,
+    Measuring,
+    Pictured,
+    Question,
+    Refused,
+    Started,
+)
+from nnaudit.report import (
+    Environment,
+    Overview,
+    Report,
+    Result,
+    Status,
+    TargetInfo,
+    Tool,
+    totals_of,
+)
+
+
+class RefusedError(Exception):
+    """The audit could not be done; ``exit_code`` is the one designed for the reason."""
+
+    def __init__(self, message: str, exit_code: int, detail: str = "") -> None:
+        self.exit_code = exit_code
+        self.detail = detail
+        super().__init__(message)
+
+
+@dataclass
+class Record:
+    """What children said so far, and where the present one is."""
+
+    started: Started | None = None
+    results: dict[str, Result] = field(default_factory=dict)
+    crashed: Crashed | None = None
+    overview: Overview = field(default_factory=Overview)
+    finished: bool = False
+    asking: str = ""
+    measuring: list[str] = field(default_factory=list)
+    lethal: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    output: str = ""
+
+    def take(self, event: Event) -> None:
+        """Write ``event`` down.
+
+        Raises:
+            RefusedError: the child said that the audit cannot be done.
+        """
+        match event:
+            case Started():
+                self.started = self.started or event
+            case Asking(code=code):
+                self.asking = code
+            case Measuring(probe=probe, begins=True):
+                self.measuring.append(probe)
+            case Measuring():
+                self.measuring.pop()
+            case Answered(result=result):
+                self.results[result.code] = result
+                self.steps += result.steps
+                self.asking = ""
+            case Crashed():
+                self.crashed = self.crashed or event
+            case Pictured(overview=overview):
+                self.overview = overview
+            case Refused(message=message, exit_code=code, detail=detail):
+                raise RefusedError(message, code, detail)
+            case Finished():
+                self.finished = True
+
+    def remaining(self) -> tuple[str, ...]:
+        """Return the codes of the selected checks that have no result yet."""
+        questions = self.started.questions if self.started else ()
+        return tuple(q.code for q in questions if q.code not in self.results)
+
+    def report(self, path: str, settings: Settings, *, command: str = "", seconds: float) -> Report:
+        """Return what is known by now as a report. ``seconds`` is what the whole audit took."""
+        started = self.started
+        results = _ordered(self.results, started.questions if started else ())
+        return Report(
+            tool=Tool(
+                version=__version__,
+                command=command or shlex.join(["nnaudit", path]),
+                seed=settings.seed,
+                preset=settings.preset,
+                budget=settings.budget,
+            ),
+            environment=started.environment if started else Environment(),
+            target=started.target if started else TargetInfo(name=path, path=path),
+            results=results,
+            overview=self.overview,
+            totals=totals_of(results, steps=self.steps, seconds=seconds),
+        )
+
+
+def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tuple[Result, ...]:
+    """Return the results in battery order, each failure with the failed check that explains it."""
+    rank = {question.code: i for i, question in enumerate(questions)}
+    explains = {question.code: question.consequence_of for question in questions}
+    failed = {code for code, result in results.items() if result.status is Status.FAIL}
+
+    def with_cause(result: Result) -> Result:
+        if result.status not in (Status.FAIL, Status.WARN):
+            return result
+        cause = next((c for c in explains.get(result.code, ()) if c in failed), "")
+        return result.model_copy(update={"cause": cause})
+
+    placed = sorted(results.values(), key=lambda result: rank.get(result.code, len(rank)))
+    return tuple(with_cause(result) for result in placed)

@@ -1,0 +1,291 @@
+"""What an audit says, as data: results, evidence, report.
+
+Everything that reads an audit (terminal, HTML, JSON, pytest) reads these models and nothing
+else. This module must not import torch, so that a report can be rendered without it.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """A check's answer. Only ``PASS`` counts as a pass."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    WARN = "warn"
+    NOTE = "note"
+    INCONCLUSIVE = "inconclusive"
+    SKIP = "skip"
+    ERROR = "error"
+
+
+class Kind(StrEnum):
+    """How strong a check's evidence is.
+
+    ``EXACT`` tests an invariant and may fail outright. ``STATISTICAL`` may fail only on
+    replicated evidence at alpha 1e-4. ``JUDGEMENT`` warns or notes, it never fails.
+    """
+
+    EXACT = "exact"
+    STATISTICAL = "statistical"
+    JUDGEMENT = "judgement"
+
+
+class Model(BaseModel):
+    """Base of every model here: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _float_to_json(value: float) -> float | str:
+    """JSON has no NaN or infinity: write them as the strings ``nan``, ``inf``, ``-inf``."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _float_from_json(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+Number = Annotated[
+    float,
+    BeforeValidator(_float_from_json),
+    PlainSerializer(_float_to_json, return_type=float | str, when_used="json"),
+]
+
+
+class Numbers(Model):
+    """Named quantities, printed as a short list."""
+
+    type: Literal["numbers"] = "numbers"
+    title: str
+    values: dict[str, Number | str]
+
+
+class Series(Model):
+    """One line of a :class:`Curve`."""
+
+    name: str
+    x: tuple[Number, ...]
+    y: tuple[Number, ...]
+
+
+class Curve(Model):
+    """One or more lines over a common x axis, with optional horizontal thresholds."""
+
+    type: Literal["curve"] = "curve"
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    thresholds: dict[str, Number] = Field(default_factory=dict)
+    log_x: bool = False
+    log_y: bool = False
+
+
+class Histogram(Model):
+    """Counts per bin; ``edges`` has one element more than ``counts``."""
+
+    type: Literal["histogram"] = "histogram"
+    title: str
+    x_label: str
+    edges: tuple[Number, ...]
+    counts: tuple[int, ...]
+
+
+class Image(Model):
+    """One picture: PNG bytes in base64, with a caption."""
+
+    png: str
+    caption: str
+
+
+class Images(Model):
+    """A grid of small pictures."""
+
+    type: Literal["images"] = "images"
+    title: str
+    images: tuple[Image, ...]
+
+
+class Table(Model):
+    """Rows of cells under named columns."""
+
+    type: Literal["table"] = "table"
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Number | str, ...], ...]
+
+
+class Text(Model):
+    """Verbatim text: a traceback, a program's output, decoded tokens."""
+
+    type: Literal["text"] = "text"
+    title: str
+    text: str
+
+
+Evidence = Annotated[
+    Numbers | Curve | Histogram | Images | Table | Text, Field(discriminator="type")
+]
+
+
+class Location(Model):
+    """A line of the user's source."""
+
+    file: str
+    line: int
+
+
+class Result(Model):
+    """A check's answer, complete in itself.
+
+    ``measured`` and ``threshold`` are phrases for a person ("0.98 of neighbours share a label").
+    ``cause`` is the code of a failed check of which this failure is the consequence. ``crash`` says,
+    for an ``error``, whose code it was that crashed.
+    ``steps`` counts the optimizer steps and ``seconds`` the time spent for this check alone.
+    """
+
+    code: str
+    name: str
+    family: str
+    kind: Kind
+    question: str = ""
+    status: Status
+    message: str
+    measured: str = ""
+    threshold: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    location: Location | None = None
+    module: str = ""
+    fix: str = ""
+    cause: str = ""
+    crash: Literal["", "user", "nnaudit"] = ""
+    steps: int = 0
+    seconds: Number = 0.0
+
+
+class Tool(Model):
+    """Which nnaudit wrote the report, and how it was called."""
+
+    name: str = "nnaudit"
+    version: str
+    command: str = ""
+    seed: int
+    preset: str
+    budget: Number | None = None
+
+
+class Environment(Model):
+    """The machine and the versions that matter to a number in the report."""
+
+    python: str = ""
+    torch: str = ""
+    torchvision: str = ""
+    numpy: str = ""
+    platform: str = ""
+    device: str = ""
+    device_name: str = ""
+    threads: int = 0
+
+
+class Part(Model):
+    """One piece of the target: what it is, where it came from, what its absence disables."""
+
+    name: str
+    description: str
+    origin: Literal["user", "default", "absent"]
+    location: Location | None = None
+    disables: tuple[str, ...] = ()
+
+
+class TargetInfo(Model):
+    """What was audited and how it was found."""
+
+    name: str
+    path: str = ""
+    form: str = ""
+    parts: tuple[Part, ...] = ()
+
+
+class Section(Model):
+    """A titled group of pictures in the "look at your data" part."""
+
+    title: str
+    text: str = ""
+    evidence: tuple[Evidence, ...] = ()
+
+
+class Overview(Model):
+    """Pictures that answer no question and show what the network is fed and made of."""
+
+    sections: tuple[Section, ...] = ()
+
+
+class Totals(Model):
+    """How many results have each status, and what the audit cost."""
+
+    passed: int = 0
+    fail: int = 0
+    warn: int = 0
+    note: int = 0
+    inconclusive: int = 0
+    skip: int = 0
+    error: int = 0
+    steps: int = 0
+    seconds: Number = 0.0
+
+
+class Report(Model):
+    """The whole audit of one target."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tool: Tool
+    environment: Environment
+    target: TargetInfo
+    results: tuple[Result, ...]
+    overview: Overview = Overview()
+    totals: Totals
+
+    @property
+    def failed(self) -> tuple[Result, ...]:
+        """The results with status ``fail``, in battery order."""
+        return self.with_status(Status.FAIL)
+
+    def with_status(self, *statuses: Status) -> tuple[Result, ...]:
+        """Return the results that have one of ``statuses``, in battery order."""
+        return tuple(result for result in self.results if result.status in statuses)
+
+    def result(self, code: str) -> Result:
+        """Return the result of the check ``code``.
+
+        Raises:
+            KeyError: no selected check has that code.
+        """
+        for result in self.results:
+            if result.code == code:
+                return result
+        raise KeyError(code)
+
+
+class Reports(Model):
+    """Several targets' reports in one file."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    reports: tuple[Report, ...]
+
+
+def totals_of(results: tuple[Result, ...], *, steps: int, seconds: float) -> Totals:
+    """Count ``results`` by status; ``steps`` and ``seconds`` are the whole audit's."""
+    counts = {status: 0 for status in Status}
+    for result in results:
+        counts[result.status] += 1
+    named = {status.value: n for status, n in counts.items() if status is not Status.PASS}
+    return Totals(passed=counts[Status.PASS], steps=steps, seconds=seconds, **named)

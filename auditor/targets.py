@@ -1,0 +1,288 @@
+"""What the user hands over: a :class:`Target`, and how one is found in a file."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from nnaudit.errors import TargetError, describe, is_user, user_location, user_traceback
+from nnaudit.report import Location
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "model": ("build_model", "make_model", "create_model", "get_model", "model"),
+    "train_loader": (
+        "train_loader", "build_train_loader", "make_train_loader", "get_train_loader",
+        "train_dataloader", "trainloader",
+    ),
+    "val_loader": (
+        "val_loader", "build_val_loader", "make_val_loader", "get_val_loader", "val_dataloader",
+        "valid_loader", "validation_loader", "valloader", "test_loader", "testloader",
+    ),
+    "loss": ("loss_fn", "criterion", "build_loss", "loss_function"),
+    "optimizer": (
+        "build_optimizer", "make_optimizer", "create_optimizer", "get_optimizer",
+        "configure_optimizer", "optimizer",
+    ),
+    "scheduler": ("build_scheduler", "make_scheduler", "get_scheduler", "scheduler", "lr_scheduler"),
+    "training_step": ("training_step", "train_step"),
+}  # fmt: skip
+"""The conventional names of each part in a target file; the first that is defined counts."""
+
+TARGET_MARK = "__nnaudit_target__"
+
+
+@dataclass
+class Target:
+    """A model and its training, as objects or as factories.
+
+    Factories (zero-argument callables that build the thing) are best: some checks need the run to
+    start anew, which an object that already exists does not allow.
+
+    Attributes:
+        model: an ``nn.Module`` or a factory. A factory may take ``width``, a float by which the
+            audit scales the hidden layers.
+        train_loader: an iterable of batches or a factory.
+        val_loader: likewise.
+        loss: ``loss(output, target) -> scalar tensor``. Default: chosen from the target's dtype.
+        optimizer: a factory ``optimizer(model)``, or an optimizer of ``model``'s parameters.
+            Default: AdamW with lr 1e-3. A factory may return several in a list.
+        scheduler: a factory ``scheduler(optimizer)``.
+        training_step: ``training_step(model, batch) -> loss``, in place of ``loss`` where the
+            forward pass is more than ``loss(model(x), y)``. The batch is on the model's device.
+        name: how reports call it.
+        locations: the line of the user's source where each part is defined, by part name.
+        reload: makes the same target anew from its source, where there is one.
+    """
+
+    model: nn.Module | Callable[..., nn.Module]
+    train_loader: Iterable[Any] | Callable[[], Iterable[Any]] | None = None
+    val_loader: Iterable[Any] | Callable[[], Iterable[Any]] | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    optimizer: Any = None
+    scheduler: Any = None
+    training_step: Callable[[nn.Module, Any], Tensor] | None = None
+    name: str = "model"
+    locations: dict[str, Location] = field(default_factory=dict, repr=False)
+    reload: Callable[[], Target] | None = field(default=None, repr=False)
+    path: str = ""
+    form: str = "python"
+
+    def __post_init__(self) -> None:
+        """Reject what can never work, in words.
+
+        Raises:
+            TargetError: ``model`` or a loader is of the wrong kind.
+        """
+        if not callable(self.model):
+            raise TargetError(
+                f"model is a {type(self.model).__name__}: hand over an nn.Module or a function "
+                "that builds one"
+            )
+        for part in ("loss", "training_step"):
+            value = getattr(self, part)
+            if value is not None and not callable(value):
+                raise TargetError(f"{part} is a {type(value).__name__}, not a function")
+
+
+def target(function: Callable[[], Target]) -> Callable[[], Target]:
+    """Mark ``function``, which returns a :class:`Target`, as the one to audit in its file."""
+    setattr(function, TARGET_MARK, True)
+    return function
+
+
+def load(path: Path) -> Target:
+    """Find the target that the file at ``path`` defines.
+
+    Raises:
+        TargetError: the file is missing, not Python, fails on import or defines no model.
+    """
+    tree = parse(path)
+    if not defines_target(tree):
+        raise TargetError(_nothing_found(path, tree))
+    module = _import(path)
+    marked = [v for v in vars(module).values() if getattr(v, TARGET_MARK, False)]
+    found = marked[0]() if marked else _by_names(module, tree, path)
+    if not isinstance(found, Target):
+        raise TargetError(
+            f"{path}: {marked[0].__name__}() is marked @nnaudit.target and returned a "
+            f"{type(found).__name__}: return nnaudit.Target(...)"
+        )
+    found.path, found.form = str(path), "module"
+    found.name = path.stem if found.name == "model" else found.name
+    found.reload = lambda: load(path)
+    return found
+
+
+def parse(path: Path) -> ast.Module:
+    """Return the syntax tree of the Python file at ``path``.
+
+    Raises:
+        TargetError: it is missing, a folder, not text, or not Python.
+    """
+    if path.is_dir():
+        raise TargetError(f"{path} is a folder: name the Python file in it that defines the model")
+    if not path.exists():
+        raise TargetError(f"{path}: no such file")
+    if path.suffix != ".py":
+        raise TargetError(f"{path} is not a Python file: name one that ends in .py")
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        where = f"{path}:{error.lineno}" if error.lineno else str(path)
+        raise TargetError(f"{where}: syntax error: {error.msg}") from error
+    except (ValueError, OSError) as error:
+        raise TargetError(f"{path} cannot be read as Python: {error}") from error
+
+
+def top_level(tree: ast.Module) -> dict[str, ast.stmt]:
+    """Return the names that ``tree`` binds at its top level, with the statement that does."""
+    names: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+            names[node.name] = node
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for place in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for leaf in ast.walk(place):
+                    if isinstance(leaf, ast.Name):
+                        names[leaf.id] = node
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                names[alias.asname or alias.name.partition(".")[0]] = node
+    return names
+
+
+def defines_target(tree: ast.Module) -> bool:
+    """Whether the file is in module form: a conventional name, a marked function, or a model class."""
+    names = top_level(tree)
+    return (
+        any(name in names for name in NAMES["model"])
+        or any(_is_marked(node) for node in names.values())
+        or bool(_model_classes(tree))
+    )
+
+
+def _is_marked(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and any(
+        ast.unparse(decorator).split("(")[0].split(".")[-1] == "target"
+        for decorator in node.decorator_list
+    )
+
+
+def _model_classes(tree: ast.Module) -> list[str]:
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).split(".")[-1].endswith("Module") for base in node.bases)
+    ]
+
+
+def _nothing_found(path: Path, tree: ast.Module) -> str:
+    known = ", ".join(name for name in NAMES["model"])
+    imports_torch = any(name in top_level(tree) for name in ("torch", "nn", "F"))
+    hint = "" if imports_torch else " (it does not import torch either)"
+    return (
+        f"{path} defines no model{hint}: nnaudit looks for {known} or a function marked "
+        "@nnaudit.target; `nnaudit init` writes a file to fill in"
+    )
+
+
+def _import(path: Path) -> ModuleType:
+    """Execute the file as a module of its own name, its folder first on the import path."""
+    path = path.resolve()
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    name = _module_name(path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TargetError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    # Known by its name before it runs: dataclasses and DataLoader workers look it up there.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SystemExit as error:
+        raise TargetError(
+            f"{_place(error, path)}: the file calls sys.exit({error.code!r}) when it is imported: "
+            'put that behind if __name__ == "__main__":'
+        ) from error
+    except Exception as error:
+        raise _import_failure(path, error) from error
+    return module
+
+
+def _import_failure(path: Path, error: Exception) -> TargetError:
+    failure = TargetError(f"{_place(error, path)}: importing the file failed: {describe(error)}")
+    failure.add_note(user_traceback(error))
+    return failure
+
+
+def _place(error: BaseException, path: Path) -> str:
+    where = user_location(error)
+    return f"{where.file}:{where.line}" if where else str(path)
+
+
+def _module_name(path: Path) -> str:
+    """The file's own name, unless a module that it would hide has it."""
+    taken = path.stem in sys.stdlib_module_names or (
+        path.stem in sys.modules
+        and getattr(sys.modules[path.stem], "__file__", None) != str(path)
+    )
+    return f"nnaudit_target_{path.stem}" if taken or not path.stem.isidentifier() else path.stem
+
+
+def _by_names(module: ModuleType, tree: ast.Module, path: Path) -> Target:
+    parts: dict[str, Any] = {}
+    locations: dict[str, Location] = {}
+    statements = top_level(tree)
+    for part, names in NAMES.items():
+        for name in names:
+            if name in statements and getattr(module, name, None) is not None:
+                parts[part] = getattr(module, name)
+                locations[part] = Location(file=str(path), line=statements[name].lineno)
+                break
+    if "model" not in parts:
+        parts["model"] = _only_model_class(module, tree, path)
+    return Target(**parts, locations=locations)
+
+
+def _only_model_class(module: ModuleType, tree: ast.Module, path: Path) -> type[nn.Module]:
+    """The last model class of the file that can be built without arguments."""
+    for name in reversed(_model_classes(tree)):
+        candidate = getattr(module, name)
+        if inspect.isclass(candidate) and issubclass(candidate, nn.Module):
+            required = [
+                p
+                for p in inspect.signature(candidate).parameters.values()
+                if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            ]
+            if not required:
+                return candidate
+    raise TargetError(
+        f"{path} defines model classes but none that can be built without arguments: "
+        "add a function build_model() that returns the model to audit"
+    )
+
+
+def defined_at(thing: Any) -> Location | None:
+    """Return where a user's function or class is defined; None for a library's or a builtin's."""
+    thing = inspect.unwrap(thing) if callable(thing) else thing
+    for candidate in (thing, type(thing)):
+        try:
+            file = inspect.getsourcefile(candidate)
+            line = inspect.getsourcelines(candidate)[1]
+        except (TypeError, OSError):
+            continue
+        if file and is_user(file) and not file.startswith(sysconfig.get_paths()["stdlib"]):
+            return Location(file=file, line=max(line, 1))
+    return None

@@ -1,0 +1,91 @@
+"""The child process: owns torch, the device and the user's code, and streams what it finds.
+
+Started as ``python -P -m nnaudit.worker FD JOB``: events go to the file descriptor FD, because
+stdout and stderr belong to the user's code. JOB is a :class:`nnaudit.job.Job` as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from nnaudit.job import Event, Job, Refused
+
+
+def main() -> None:
+    """Do the job given on the command line."""
+    pipe, job = int(sys.argv[1]), Job.model_validate_json(sys.argv[2])
+    emit = _writer(pipe)
+    try:
+        _work(job, emit)
+    except BaseException as error:
+        emit(_refusal(error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A DataLoader worker or a thread of the user's must not keep a finished audit alive.
+    os._exit(0)
+
+
+def _writer(pipe: int) -> Callable[[Event], None]:
+    lock = threading.Lock()
+    os.set_inheritable(pipe, False)
+
+    def emit(event: Event) -> None:
+        data = event.model_dump_json().encode() + b"\n"
+        with lock:
+            while data:
+                data = data[os.write(pipe, data) :]
+
+    return emit
+
+
+def _work(job: Job, emit: Callable[[Event], None]) -> None:
+    # Imported here, so that a torch that cannot be imported is reported like anything else.
+    from nnaudit import engine, targets
+    from nnaudit.loop.direct import DirectLoop
+    from nnaudit.loop.base import seed_everything
+
+    engine.limit_threads(job.threads)
+    device = engine.device_for(job.settings.device)
+    seed_everything(job.settings.seed)
+    target = targets.load(Path(job.path))
+    sys.argv = [job.path, *job.arguments]
+    loop = DirectLoop(target, device, job.settings.seed)
+    engine.conduct(
+        loop,
+        job.settings,
+        emit,
+        remaining=job.remaining,
+        lethal=job.lethal,
+        elapsed=job.elapsed,
+    )
+
+
+def _refusal(error: BaseException) -> Refused:
+    """Put whatever ended the audit into one sentence."""
+    from nnaudit.errors import NnauditError, UserCodeError, describe
+
+    if isinstance(error, UserCodeError):
+        place = f"{error.location.file}:{error.location.line}: " if error.location else ""
+        return Refused(
+            message=f"{place}your code raised {error}",
+            detail=error.traceback,
+            exit_code=error.exit_code,
+        )
+    if isinstance(error, NnauditError):
+        notes = "".join(getattr(error, "__notes__", []))
+        return Refused(message=str(error), detail=notes, exit_code=error.exit_code)
+    return Refused(
+        message=f"nnaudit's own fault: {describe(error)}",
+        detail="".join(traceback.format_exception(error)),
+        exit_code=3,
+    )
+
+
+if __name__ == "__main__":
+    main()
+

@@ -1,0 +1,1 @@
+"""Checks of gradients and the optimizer's reach."""

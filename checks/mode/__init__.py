@@ -1,0 +1,1 @@
+"""Checks of train and eval mode."""
