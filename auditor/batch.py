@@ -20,7 +20,7 @@ Leaf = Tensor | np.ndarray
 
 
 class NotSliceableError(TypeError):
-    """The batch is of a type whose rows cannot be taken apart (a graph batch, a packed sequence)."""
+    """The rows of the batch cannot be taken apart: a graph batch, a packed sequence."""
 
 
 def leaves(batch: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -45,7 +45,7 @@ def leaves(batch: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def tensors(batch: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield ``(path, tensor)`` for every tensor or numpy array in ``batch``, graph batches included."""
+    """Yield ``(path, tensor)`` for every tensor and array in ``batch``, a graph batch's too."""
     for path, leaf in leaves(batch):
         if isinstance(leaf, Tensor):
             yield path, leaf
@@ -59,22 +59,23 @@ def tensors(batch: Any) -> Iterator[tuple[str, Tensor]]:
 
 def map_leaves(batch: Any, function: Callable[[Any], Any]) -> Any:
     """Return ``batch`` with ``function`` applied to every leaf, containers rebuilt in kind."""
-    if isinstance(batch, Mapping):
-        mapped = {key: map_leaves(value, function) for key, value in batch.items()}
-        if type(batch) is dict:
-            return mapped
-        return _rebuilt_mapping(batch, mapped)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_leaves(value, function) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(map_leaves(value, function) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        values = {
-            field.name: map_leaves(getattr(batch, field.name), function)
-            for field in dataclasses.fields(batch)
-        }
-        return dataclasses.replace(batch, **values)
+    if _is_container(batch):
+        return _rebuild(batch, lambda value: map_leaves(value, function))
     return function(batch)
+
+
+def _rebuild(container: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a container of the same type with ``function`` applied to each of its members."""
+    if isinstance(container, Mapping):
+        mapped = {key: function(value) for key, value in container.items()}
+        return mapped if type(container) is dict else _rebuilt_mapping(container, mapped)
+    if isinstance(container, tuple) and hasattr(container, "_fields"):
+        return type(container)(*(function(value) for value in container))
+    if isinstance(container, (tuple, list)):
+        return type(container)(function(value) for value in container)
+    fields = dataclasses.fields(container)
+    values = {field.name: function(getattr(container, field.name)) for field in fields}
+    return dataclasses.replace(container, **values)
 
 
 def _rebuilt_mapping(original: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
@@ -145,24 +146,11 @@ def _take_rows(batch: Any, index: Tensor, n: int) -> Any:
     if isinstance(batch, list) and len(batch) == n and not _holds_tensors(batch):
         return [batch[i] for i in index.tolist()]
     if _is_container(batch):
-        if isinstance(batch, Mapping):
-            mapped = {key: _take_rows(value, index, n) for key, value in batch.items()}
-            return mapped if type(batch) is dict else _rebuilt_mapping(batch, mapped)
-        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-            return type(batch)(*(_take_rows(value, index, n) for value in batch))
-        if isinstance(batch, (tuple, list)):
-            return type(batch)(_take_rows(value, index, n) for value in batch)
-        values = {
-            field.name: _take_rows(getattr(batch, field.name), index, n)
-            for field in dataclasses.fields(batch)
-        }
-        return dataclasses.replace(batch, **values)
-    if isinstance(batch, Tensor):
-        return (
-            batch[index.to(batch.device)] if batch.ndim > 0 and batch.shape[0] == n else batch
-        )
-    if isinstance(batch, np.ndarray):
-        return batch[index.numpy()] if batch.ndim > 0 and batch.shape[0] == n else batch
+        return _rebuild(batch, lambda value: _take_rows(value, index, n))
+    if isinstance(batch, (Tensor, np.ndarray)):
+        if batch.ndim == 0 or batch.shape[0] != n:
+            return batch
+        return batch[index.to(batch.device) if isinstance(batch, Tensor) else index.numpy()]
     if _is_opaque(batch):
         raise NotSliceableError(f"the rows of a {type(batch).__name__} cannot be taken apart")
     return batch

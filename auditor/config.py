@@ -1,4 +1,4 @@
-"""Settings: flags win over ``NNAUDIT_*`` variables, these over ``[tool.nnaudit]``, these over defaults.
+"""Settings: flags, then ``NNAUDIT_*`` variables, then ``[tool.nnaudit]``, then defaults.
 
 Must not import torch: the command line reads settings before it starts anything.
 """
@@ -44,6 +44,17 @@ def words(value: Any) -> Any:
     return value
 
 
+def device_name(value: Any) -> Any:
+    """Return the name of a device.
+
+    Raises:
+        ValueError: it is none that torch has.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", str(value)):
+        raise ValueError("a device is auto, cpu, cuda, cuda:1, mps or xpu")
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(seconds)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words)]
 
@@ -58,7 +69,7 @@ class Settings(BaseModel):
         budget: seconds for one target, None without limit.
         check_timeout: seconds after which a check is taken to hang and its process is ended.
         seed: what every random choice derives from.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
         fail_on: the mildest status that makes the exit code 1.
         thresholds: by check code, options of the check.
     """
@@ -73,7 +84,7 @@ class Settings(BaseModel):
     budget: Duration | None = None
     check_timeout: Duration = 300.0
     seed: int = Field(default=0, ge=0, lt=2**32)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Annotated[str, BeforeValidator(device_name)] = "auto"
     fail_on: Literal["fail", "warn"] = "fail"
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
 

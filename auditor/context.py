@@ -92,7 +92,9 @@ class Audit:
             Exception: whatever the measurement raised, again for every check that asks.
         """
         if self._allowed is not None and probe not in self._allowed:
-            raise UndeclaredProbeError(f"{probe.__name__} is used without being declared in `probes`")
+            raise UndeclaredProbeError(
+                f"{probe.__name__} is used without being declared in `probes`"
+            )
         self._measure(probe)
         if probe in self._failed:
             raise self._failed[probe]
@@ -104,9 +106,12 @@ class Audit:
             return
         self.clock.check()
         try:
-            with self.asking(probe.probes), self.measuring(probe.__name__):
-                with preserved(self.loop.subjects):
-                    self._measured[probe] = probe().measure(self)
+            with (
+                self.asking(probe.probes),
+                self.measuring(probe.__name__),
+                preserved(self.loop.subjects),
+            ):
+                self._measured[probe] = probe().measure(self)
         except OutOfBudgetError:
             raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The audit itself: from a loop and settings to a stream of events. The same in and out of process."""
+"""The audit itself: from a loop and settings to a stream of events, in or out of process."""
 
 from __future__ import annotations
 
@@ -90,9 +90,11 @@ def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
             if option not in check.options:
                 known = ", ".join(check.options) or "none"
                 raise UsageError(f"thresholds.{code}: unknown option {option!r}; known: {known}")
-    return registry.select(
-        settings.select, settings.ignore, settings.extend_select, quick=settings.preset == "quick"
-    )
+    quick = settings.preset == "quick"
+    battery = registry.select(settings.select, settings.ignore, settings.extend_select, quick=quick)
+    if not battery:
+        raise UsageError("no check is left to ask: --ignore takes away all that --select names")
+    return battery
 
 
 def conduct(
@@ -112,13 +114,7 @@ def conduct(
     lethal = lethal or {}
     registry = Registry.load()
     battery = selected(registry, settings)
-    emit(
-        Started(
-            target=loop.info(),
-            environment=environment_of(loop.device),
-            questions=tuple(_question(check) for check in battery),
-        )
-    )
+    emit(started(loop, battery))
     budget = None if settings.budget is None else max(settings.budget - elapsed, 0.0)
     audit = Audit(
         loop,
@@ -139,6 +135,15 @@ def conduct(
         with audit.measuring(PICTURES), preserved(loop.subjects):
             emit(Pictured(overview=overview_of(loop)))
     emit(Finished(steps=loop.steps_taken))
+
+
+def started(loop: Loop, battery: tuple[type[Check], ...]) -> Started:
+    """Return the event that opens an audit."""
+    return Started(
+        target=loop.info(),
+        environment=environment_of(loop.device),
+        questions=tuple(_question(check) for check in battery),
+    )
 
 
 def _try_first_step(audit: Audit, emit: Callable[[Event], None], lethal: dict[str, str]) -> None:

@@ -55,7 +55,9 @@ class Convention:
             return Fed((batch,), {}, batch)
         if self.spread:
             inputs = batch[self.positions[0]]
-            args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+            args, kwargs = (
+                ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+            )
         else:
             args, kwargs = tuple(batch[i] for i in self.positions), {}
         targets = tuple(batch[i] for i in self.target_positions)
@@ -98,7 +100,9 @@ class _Signature:
             parameters = list(inspect.signature(forward).parameters.values())
         except (TypeError, ValueError):
             return cls((), 1, 1, False)
-        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        positional = [
+            p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
         spread = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         return cls(
             names=tuple(
@@ -212,7 +216,7 @@ class DefaultLoss:
     def _choose(prediction: Tensor, target: Tensor) -> tuple[str, Tensor]:
         whole = not (target.is_floating_point() or target.is_complex())
         if whole and prediction.ndim == target.ndim + 1 and prediction.shape[-1:] != (1,):
-            # (B, T, V) against (B, T): classes last; (B, C, H, W) against (B, H, W): classes second.
+            # (B, T, V) and (B, T): classes last; (B, C, H, W) and (B, H, W): classes second.
             if target.ndim >= 1 and prediction.shape[:-1] == target.shape:
                 flat = prediction.reshape(-1, prediction.shape[-1])
                 return "cross-entropy", F.cross_entropy(flat, target.reshape(-1).long())

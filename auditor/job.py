@@ -9,7 +9,6 @@ from pydantic import Field, TypeAdapter
 from nnaudit.config import Settings
 from nnaudit.report import Environment, Kind, Location, Model, Overview, Result, TargetInfo
 
-
 FIRST_STEP = "the first training step"
 """The stage in which the audit tries whether the target can be trained at all."""
 
@@ -27,6 +26,7 @@ class Job(Model):
         lethal: probes and stages during which an earlier child died, with the reason. They are not
             tried again.
         elapsed: seconds that earlier children used of the budget.
+        inspect: only say what the target is.
     """
 
     path: str
@@ -36,6 +36,7 @@ class Job(Model):
     remaining: tuple[str, ...] | None = None
     lethal: dict[str, str] = Field(default_factory=dict)
     elapsed: float = 0.0
+    inspect: bool = False
 
 
 class Question(Model):

@@ -99,7 +99,9 @@ def _inputs_pictured(fed: Fed) -> Iterator[Evidence]:
         elif tensor.ndim == 2:
             yield _as_ids(tensor, captions, f"Input{path} as ids")
         elif tensor.ndim == 3 and tensor.is_floating_point():
-            yield _as_images(tensor.unsqueeze(1), captions, f"Input{path} as pictures, a row a step")
+            yield _as_images(
+                tensor.unsqueeze(1), captions, f"Input{path} as pictures, a row a step"
+            )
 
 
 def _is_image(tensor: Tensor) -> bool:
@@ -111,7 +113,10 @@ def _captions(target: Any) -> list[str]:
     leaf = next((t for _, t in batches.tensors(target)), None)
     if leaf is None or leaf.ndim == 0 or leaf.numel() != leaf.shape[0]:
         return []
-    return [f"{value:g}" if isinstance(value, float) else str(value) for value in leaf.reshape(-1).tolist()]
+    return [
+        f"{value:g}" if isinstance(value, float) else str(value)
+        for value in leaf.reshape(-1).tolist()
+    ]
 
 
 def _as_images(tensor: Tensor, captions: list[str], title: str) -> Images:
@@ -136,7 +141,9 @@ def _png(tile: np.ndarray) -> str:
 
     step = max(1, max(tile.shape[1:]) // 128)
     pixels = np.moveaxis(tile[:, ::step, ::step], 0, -1)
-    picture = Pillow.fromarray(np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
+    picture = Pillow.fromarray(
+        np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    )
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from nnaudit import __version__
 from nnaudit.config import Settings
@@ -102,6 +103,7 @@ class Record:
                 seed=settings.seed,
                 preset=settings.preset,
                 budget=settings.budget,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
             environment=started.environment if started else Environment(),
             target=started.target if started else TargetInfo(name=path, path=path),

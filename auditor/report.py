@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 
 class Status(StrEnum):
@@ -76,6 +83,12 @@ class Series(Model):
     x: tuple[Number, ...]
     y: tuple[Number, ...]
 
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"series {self.name!r}: {len(self.x)} x and {len(self.y)} y")
+        return self
+
 
 class Curve(Model):
     """One or more lines over a common x axis, with optional horizontal thresholds."""
@@ -98,6 +111,12 @@ class Histogram(Model):
     x_label: str
     edges: tuple[Number, ...]
     counts: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _one_edge_more(self) -> Self:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError(f"{len(self.edges)} edges around {len(self.counts)} counts")
+        return self
 
 
 class Image(Model):
@@ -148,8 +167,8 @@ class Result(Model):
     """A check's answer, complete in itself.
 
     ``measured`` and ``threshold`` are phrases for a person ("0.98 of neighbours share a label").
-    ``cause`` is the code of a failed check of which this failure is the consequence. ``crash`` says,
-    for an ``error``, whose code it was that crashed.
+    ``cause`` is the code of a failed check of which this failure is the consequence. ``crash``
+    says, for an ``error``, whose code it was that crashed.
     ``steps`` counts the optimizer steps and ``seconds`` the time spent for this check alone.
     """
 
@@ -173,7 +192,7 @@ class Result(Model):
 
 
 class Tool(Model):
-    """Which nnaudit wrote the report, and how it was called."""
+    """Which nnaudit wrote the report, how it was called, and when (ISO 8601, UTC)."""
 
     name: str = "nnaudit"
     version: str
@@ -181,6 +200,7 @@ class Tool(Model):
     seed: int
     preset: str
     budget: Number | None = None
+    created: str = ""
 
 
 class Environment(Model):
@@ -284,7 +304,7 @@ class Reports(Model):
 
 def totals_of(results: tuple[Result, ...], *, steps: int, seconds: float) -> Totals:
     """Count ``results`` by status; ``steps`` and ``seconds`` are the whole audit's."""
-    counts = {status: 0 for status in Status}
+    counts = dict.fromkeys(Status, 0)
     for result in results:
         counts[result.status] += 1
     named = {status.value: n for status, n in counts.items() if status is not Status.PASS}

@@ -6,9 +6,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
-from nnaudit.context import Audit, LethalError
 from nnaudit.checks.base import Check
 from nnaudit.checks.registry import BrokenPlugin
+from nnaudit.context import Audit, LethalError
 from nnaudit.errors import OutOfBudgetError, TargetError, UserCodeError, describe
 from nnaudit.loop.base import Needs
 from nnaudit.report import Kind, Result, Status, Text

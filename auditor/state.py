@@ -558,7 +558,9 @@ def keep_tensor_hooks(tensor: Tensor) -> Undo:
 
     def undo() -> None:
         for name, hooks in saved.items():
-            if getattr(tensor, name) is not hooks:
+            now = getattr(tensor, name)
+            if now is not hooks:
+                now and now.clear()  # C++ goes on calling what is in a dictionary taken away
                 setattr(tensor, name, hooks)
             if hooks is not None:
                 _refill(hooks, contents[name])
@@ -741,11 +743,18 @@ def keep_default_dtype() -> Undo:
 def keep_default_device() -> Undo:
     """``torch.set_default_device``; not a ``with torch.device(...)`` that is being left anyway."""
 
+    place: Any = torch._GLOBAL_DEVICE_CONTEXT
+
     def read() -> Any:
-        context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+        context = getattr(place, "device_context", None)
         return None if context is None else context.device
 
-    return _switch(read, torch.set_default_device)
+    def write(saved: Any) -> None:
+        torch.set_default_device(saved)
+        if saved is None:  # PyTorch 2.8 would fail to read the None that it stored itself
+            del place.device_context
+
+    return _switch(read, write)
 
 
 def keep_determinism() -> Undo:

@@ -14,17 +14,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
 from pydantic import ValidationError
 
-from nnaudit.job import EVENT, PICTURES, Event, Job, Question
+from nnaudit.job import EVENT, PICTURES, Event, Job, Question, Started
 from nnaudit.record import Record, RefusedError
 from nnaudit.report import Report, Result, Status, Text
 
 TAIL = 4000
 """Characters of a dead child's output that its result shows."""
+
+LOADING = 120.0
+"""Seconds that importing torch and building the data may take at least, however short the timeout
+for a check is."""
 
 CHILDREN = 6
 """Children started for one target before what remains is given up."""
@@ -34,7 +39,7 @@ def audit(
     job: Job,
     *,
     command: str = "",
-    on_event: Callable[[Event, Record], None] = lambda event, record: None,
+    on_event: Callable[[Event, Record], None] | None = None,
 ) -> tuple[Report, Record]:
     """Audit one target in child processes and return the report with what led to it.
 
@@ -44,13 +49,33 @@ def audit(
     began = time.monotonic()
     record = Record()
     for _ in range(CHILDREN):
-        death = _run_child(_next_job(job, record, time.monotonic() - began), record, on_event)
+        death = _run_child(
+            _next_job(job, record, time.monotonic() - began), record, on_event or _ignore
+        )
         if record.finished:
             break
         _bury(job, record, death)
     _give_up(record)
     seconds = time.monotonic() - began
     return record.report(job.path, job.settings, command=command, seconds=seconds), record
+
+
+def inspect(job: Job) -> Started:
+    """Load one target in a child process, and return what was found without auditing it.
+
+    Raises:
+        RefusedError: the target cannot be loaded.
+    """
+    record = Record()
+    death = _run_child(job.model_copy(update={"remaining": (), "inspect": True}), record, _ignore)
+    if record.started is None:
+        _bury(job, record, death)
+    assert record.started is not None
+    return record.started
+
+
+def _ignore(event: Event, record: Record) -> None:
+    return None
 
 
 def _next_job(job: Job, record: Record, elapsed: float) -> Job:
@@ -86,12 +111,12 @@ def _run_child(job: Job, record: Record, on_event: Callable[[Event, Record], Non
             how = ""
             with os.fdopen(reading, "rb", buffering=0) as pipe:
                 try:
-                    for line in _lines(pipe, job.settings.check_timeout):
+                    for line in _lines(pipe, lambda: _patience(job, record)):
                         event = EVENT.validate_json(line)
                         record.take(event)
                         on_event(event, record)
                 except TimeoutError:
-                    how = f"hung for {job.settings.check_timeout:g} s"
+                    how = f"hung for {_patience(job, record):g} s"
                 except ValidationError:
                     how = "wrote to nnaudit's own pipe"
         finally:
@@ -100,15 +125,21 @@ def _run_child(job: Job, record: Record, on_event: Callable[[Event, Record], Non
         return Death(how or _manner(child.returncode), _read(output)[-TAIL:])
 
 
-def _lines(pipe: IO[bytes], timeout: float) -> Iterator[bytes]:
+def _patience(job: Job, record: Record) -> float:
+    """Return for how many seconds a child may be silent now."""
+    loading = not (record.asking or record.measuring)
+    return max(job.settings.check_timeout, LOADING) if loading else job.settings.check_timeout
+
+
+def _lines(pipe: IO[bytes], patience: Callable[[], float]) -> Iterator[bytes]:
     """Yield complete lines as they come.
 
     Raises:
-        TimeoutError: nothing came for ``timeout`` seconds.
+        TimeoutError: nothing came for as long as ``patience()`` said.
     """
     pending = b""
     while True:
-        if not select.select([pipe], [], [], timeout)[0]:
+        if not select.select([pipe], [], [], patience())[0]:
             raise TimeoutError
         data = os.read(pipe.fileno(), 1 << 16)
         if not data:
@@ -119,14 +150,10 @@ def _lines(pipe: IO[bytes], timeout: float) -> Iterator[bytes]:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End the child and every process it started."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(timeout=0.5)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
@@ -139,7 +166,10 @@ def _manner(code: int) -> str:
     if code >= 0:
         return f"ended the process with exit code {code}"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    why = {"SIGKILL": ", as the system does when memory runs out", "SIGSEGV": ", a segmentation fault"}
+    why = {
+        "SIGKILL": ", as the system does when memory runs out",
+        "SIGSEGV": ", a segmentation fault",
+    }
     return f"was killed by {name}{why.get(name, '')}"
 
 

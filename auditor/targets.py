@@ -33,7 +33,9 @@ NAMES: dict[str, tuple[str, ...]] = {
         "build_optimizer", "make_optimizer", "create_optimizer", "get_optimizer",
         "configure_optimizer", "optimizer",
     ),
-    "scheduler": ("build_scheduler", "make_scheduler", "get_scheduler", "scheduler", "lr_scheduler"),
+    "scheduler": (
+        "build_scheduler", "make_scheduler", "get_scheduler", "scheduler", "lr_scheduler",
+    ),
     "training_step": ("training_step", "train_step"),
 }  # fmt: skip
 """The conventional names of each part in a target file; the first that is defined counts."""
@@ -162,7 +164,7 @@ def top_level(tree: ast.Module) -> dict[str, ast.stmt]:
 
 
 def defines_target(tree: ast.Module) -> bool:
-    """Whether the file is in module form: a conventional name, a marked function, or a model class."""
+    """Whether the file is in module form: it has a conventional name, a mark or a model class."""
     names = top_level(tree)
     return (
         any(name in names for name in NAMES["model"])
@@ -235,8 +237,7 @@ def _place(error: BaseException, path: Path) -> str:
 def _module_name(path: Path) -> str:
     """The file's own name, unless a module that it would hide has it."""
     taken = path.stem in sys.stdlib_module_names or (
-        path.stem in sys.modules
-        and getattr(sys.modules[path.stem], "__file__", None) != str(path)
+        path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != str(path)
     )
     return f"nnaudit_target_{path.stem}" if taken or not path.stem.isidentifier() else path.stem
 

@@ -46,8 +46,8 @@ def _writer(pipe: int) -> Callable[[Event], None]:
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit import engine, targets
-    from nnaudit.loop.direct import DirectLoop
     from nnaudit.loop.base import seed_everything
+    from nnaudit.loop.direct import DirectLoop
 
     engine.limit_threads(job.threads)
     device = engine.device_for(job.settings.device)
@@ -55,6 +55,9 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     target = targets.load(Path(job.path))
     sys.argv = [job.path, *job.arguments]
     loop = DirectLoop(target, device, job.settings.seed)
+    if job.inspect:
+        emit(engine.started(loop, ()))
+        return
     engine.conduct(
         loop,
         job.settings,
@@ -88,4 +91,3 @@ def _refusal(error: BaseException) -> Refused:
 
 if __name__ == "__main__":
     main()
-

@@ -81,7 +81,9 @@ class Check(ABC):
             raise CheckDefinitionError(f"{cls.__name__}: {cls.name!r} is not in kebab case")
         documented = cls.documentation()
         if not documented["question"].endswith("?"):
-            raise CheckDefinitionError(f"{cls.__name__}: its docstring does not begin with a question")
+            raise CheckDefinitionError(
+                f"{cls.__name__}: its docstring does not begin with a question"
+            )
         for section in SECTIONS:
             if not documented.get(section):
                 raise CheckDefinitionError(f"{cls.__name__}: its docstring lacks '{section}:'")

@@ -61,9 +61,11 @@ class Registry:
             UsageError: a selector names nothing.
         """
         select = tuple(select)
-        wanted = self._matching(select) if select else {
-            check for check in self.checks if not (quick and check.trains)
-        }
+        wanted = (
+            self._matching(select)
+            if select
+            else {check for check in self.checks if not (quick and check.trains)}
+        )
         wanted = (wanted | self._matching(extend)) - self._matching(ignore)
         return tuple(check for check in self.checks if check in wanted)
 
@@ -89,9 +91,9 @@ class Registry:
 
     def _unknown(self, selector: str) -> UsageError:
         known = [word for c in self.checks for word in (c.code, c.family(), c.name)]
-        near = difflib.get_close_matches(selector, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-            selector.upper(), known, n=1, cutoff=0.5
-        )
+        near = difflib.get_close_matches(
+            selector, known, n=1, cutoff=0.5
+        ) or difflib.get_close_matches(selector.upper(), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "`nnaudit rule --all` lists them"
         return UsageError(f"no check has the code, family or name {selector!r}: {hint}")
 

@@ -42,7 +42,7 @@ class Step:
     Attributes:
         loss: the loss before the update, as the user's code computed it.
         lr: the learning rate of every parameter group of every optimizer.
-        seconds: from handing over the batch to the end of the optimizer's step, device synchronised.
+        seconds: from handing over the batch to the end of the step, device synchronised.
         observation: what the taps saw, when the step was taken with ``observe=True``.
     """
 

@@ -26,7 +26,8 @@ def constant_lr(loop: Loop, factor: float = 1.0) -> Iterator[None]:
     starts at zero, or a schedule of an epoch-long run, means nothing in a run of 100 steps.
     """
     planned = {
-        id(group): factor * max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+        id(group): factor
+        * max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
         for optimizer in loop.optimizers
         for group in optimizer.param_groups
     }
@@ -58,7 +59,7 @@ _DROPOUTS = frozenset(
 )  # fmt: skip
 
 _RATES = ("p", "drop_prob", "drop_rate", "dropout", "dropout_p", "attention_dropout", "rate")
-"""Attributes in which modules of dropout kind keep their rate (torch, torchvision, timm, transformers)."""
+"""Where modules of dropout kind keep their rate, in torch, torchvision, timm, transformers."""
 
 
 @contextmanager

@@ -97,11 +97,15 @@ class DirectLoop(Loop):
     def lacks(self, need: Needs) -> str:
         """Return why ``need`` is not offered, or an empty string."""
         reasons = {
-            Needs.TRAIN_LOADER: "" if self.train_loader is not None else "no train_loader is defined",
+            Needs.TRAIN_LOADER: ""
+            if self.train_loader is not None
+            else "no train_loader is defined",
             Needs.VAL_LOADER: "" if self.val_loader is not None else "no val_loader is defined",
             Needs.STEPS: self._why_no_steps(),
             Needs.TARGETS: self._why_no_targets(),
-            Needs.OPTIMIZER: "" if self._target.optimizer is not None else "no optimizer is defined",
+            Needs.OPTIMIZER: ""
+            if self._target.optimizer is not None
+            else "no optimizer is defined",
             Needs.FRESH_RUN: self._why_not_fresh(),
             Needs.WIDTH: "" if self._width_name() else "build_model takes no width argument",
         }
@@ -163,7 +167,9 @@ class DirectLoop(Loop):
             raise
 
     def _timed_step(self, batch: Any, observation: Observation | None) -> Step:
-        lrs = tuple(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
+        lrs = tuple(
+            group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups
+        )
         started = self._clock()
         loss = self._update(batch, observation)
         self._count.taken += 1
@@ -186,7 +192,7 @@ class DirectLoop(Loop):
 
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.optimizers):
             with user_code("taking the optimizer's step"):
-                self.optimizers[0].step(closure)
+                self.optimizers[0].step(closure)  # type: ignore[arg-type]
         else:
             closure()
             with user_code("taking the optimizer's step"):
@@ -303,8 +309,11 @@ class DirectLoop(Loop):
     def _build_loader(name: str, loader: Any) -> Any:
         is_loader = isinstance(loader, torch.utils.data.DataLoader)
         if callable(loader) and not is_loader and not hasattr(loader, "__iter__"):
+            factory = loader
             with user_code(f"building {name}"):
-                loader = loader()
+                loader = factory()
+            if isinstance(loader, Iterator):
+                loader = _Generated(factory)
         if loader is not None and not hasattr(loader, "__iter__"):
             raise TargetError(f"{name} is a {type(loader).__name__}, which cannot be iterated over")
         if isinstance(loader, Iterator):
@@ -360,7 +369,9 @@ class DirectLoop(Loop):
     def _parts(self) -> Iterator[Part]:
         count = sum(p.numel() for p in self.model.parameters() if not is_lazy(p))
         yield self._part("model", f"{type(self.model).__name__}, {count:,} parameters")
-        yield self._loader_part("train_loader", self.train_loader, "every check but those of the model")
+        yield self._loader_part(
+            "train_loader", self.train_loader, "every check but those of the model"
+        )
         yield self._loader_part("val_loader", self.val_loader, "checks on validation data")
         if self.train_loader is not None:
             yield Part(name="batch", description=self._settled().description, origin="default")
@@ -393,6 +404,16 @@ class DirectLoop(Loop):
             origin="default" if default else "user",
             location=self._target.locations.get(name),
         )
+
+
+class _Generated:
+    """A loader written as a generator function: every epoch calls it again."""
+
+    def __init__(self, factory: Callable[[], Iterator[Any]]) -> None:
+        self._factory = factory
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._factory()
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:

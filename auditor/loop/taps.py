@@ -9,16 +9,19 @@ checks look into and left off the hundreds that merely train.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from nnaudit import batch as batches
@@ -44,19 +47,55 @@ LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
     F.hinge_embedding_loss: "hinge_embedding",
     F.ctc_loss: "ctc",
     F.triplet_margin_loss: "triplet_margin",
+    F.margin_ranking_loss: "margin_ranking",
     F.cosine_embedding_loss: "cosine_embedding",
 }
-"""Torch's loss functions, by which every ``nn.*Loss`` module computes, and the names we give them."""
+"""Torch's loss functions, by which every ``nn.*Loss`` module computes, and our names for them."""
 
-ELEMENTWISE = frozenset({"bce", "bce_with_logits", "mse", "l1", "smooth_l1", "huber", "kl_div"})
+ELEMENTWISE = frozenset(
+    {
+        "bce", "bce_with_logits", "mse", "l1", "smooth_l1", "huber", "kl_div", "poisson_nll",
+        "soft_margin", "hinge_embedding",
+    }
+)  # fmt: skip
 """Losses that compare output and target element by element."""
 
 _VIEWS = (
-    "AliasBackward", "AsStridedBackward", "CloneBackward", "ExpandBackward", "PermuteBackward",
-    "ReshapeAliasBackward", "SelectBackward", "SliceBackward", "SqueezeBackward", "TBackward",
-    "ToCopyBackward", "TransposeBackward", "UnsafeViewBackward", "UnsqueezeBackward", "ViewBackward",
+    "AliasBackward", "AsStridedBackward", "CloneBackward", "ExpandBackward", "GatherBackward",
+    "IndexBackward", "IndexSelectBackward", "MaskedSelectBackward", "PermuteBackward",
+    "ReshapeAliasBackward", "SelectBackward", "SliceBackward", "SplitBackward",
+    "SplitWithSizesBackward", "SqueezeBackward", "TBackward", "ToCopyBackward",
+    "TransposeBackward", "UnbindBackward", "UnsafeSplitBackward", "UnsafeViewBackward",
+    "UnsqueezeBackward", "ViewBackward",
 )  # fmt: skip
 """Autograd nodes that move values about without changing them."""
+
+_JOINS = ("CatBackward", "StackBackward")
+"""Nodes that put the values of all their parents side by side."""
+
+_POINTWISE = (
+    "AcosBackward", "AddBackward", "ClampBackward", "ClampMaxBackward", "ClampMinBackward",
+    "CosBackward", "DivBackward", "MaskedFillBackward", "MulBackward", "NegBackward",
+    "PowBackward", "RsubBackward", "ScatterBackward", "SqrtBackward", "SubBackward",
+    "WhereBackward",
+)  # fmt: skip
+"""Nodes of arithmetic that authors do on finished outputs: scaling, margins, masks."""
+
+_PRODUCTS = ("MmBackward", "BmmBackward")
+"""Products without a bias: similarities of two sets of vectors among them."""
+
+_LAYERS = (
+    "AddmmBackward", "BaddbmmBackward", "BmmBackward", "ConvolutionBackward", "EmbeddingBackward",
+    "LinearBackward", "MkldnnRnnLayerBackward", "MmBackward", "MvBackward", "TrilinearBackward",
+    "CudnnRnnBackward",
+)  # fmt: skip
+"""Nodes that multiply by weights."""
+
+_LINEAGE = 64
+"""How many nodes near a loss are remembered."""
+
+_GRAPH = 200_000
+"""Larger graphs are not walked: it would take longer than the step."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +108,9 @@ class LossCall:
         value: what it returned, detached; None when it raised.
         producer: the autograd node that made the input, views looked through
             (``SoftmaxBackward0``); empty for a leaf.
+        before: the node that made what ``producer`` was applied to.
+        lineage: the nodes from which the input was made by arithmetic and one product at most,
+            nearest first: where a normalisation or a logarithm near the loss shows.
         location: the user's line that called it.
     """
 
@@ -77,6 +119,8 @@ class LossCall:
     arguments: dict[str, Any]
     value: Tensor | None
     producer: str = ""
+    before: str = ""
+    lineage: tuple[str, ...] = ()
     location: Location | None = None
 
     @property
@@ -104,6 +148,22 @@ class LossCall:
         """Call the same function on another ``prediction``, other arguments as they were."""
         return self.function(**{**self.arguments, "input": prediction, **changes})
 
+    def first_rows(self, n: int) -> LossCall:
+        """Return the call on the first ``n`` rows, in memory of its own; ``value`` stays.
+
+        Only input and target are cut, and only where they have as many rows.
+        """
+        rows = self.input.shape[0] if self.input.ndim else 0
+        cut = {
+            name: value[:n].clone()
+            for name, value in self.arguments.items()
+            if isinstance(value, Tensor)
+            and name in ("input", "target")
+            and value.ndim > 0
+            and value.shape[0] == rows
+        }
+        return replace(self, arguments={**self.arguments, **cut})
+
 
 @dataclass(frozen=True)
 class Broadcast:
@@ -129,6 +189,34 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class BatchStatistics:
+    """What one batch normalisation computed in one forward pass in train mode.
+
+    ``mean`` and ``variance`` have shape ``(C,)``; ``shape`` is the input's, ``(N, C, ...)``.
+    """
+
+    module: str
+    type: str
+    shape: tuple[int, ...]
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The autograd graph between the data and the model's output.
+
+    Attributes:
+        depth: weight layers on the shortest path from the data to the output: shortcuts around
+            layers make it small.
+        operations: the names of all its nodes, without the number at their end.
+    """
+
+    depth: int
+    operations: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Gradient:
     """The gradient of one parameter as the optimizer was about to use it.
 
@@ -151,7 +239,9 @@ class Observation:
 
     Attributes:
         output: what the root module returned, detached; None when it was not called.
-        training_flags: mode of every module (by name) while it ran; modules that never ran are absent.
+        training_flags: by module name, whether it was in train mode in any call that gradients
+            flow through; modules without such a call are absent.
+        graph: of the root module's output; of the first loss's input when that was not called.
         total_loss: the scalar the step minimised (undivided); None when the step raised before.
     """
 
@@ -159,13 +249,15 @@ class Observation:
     broadcasts: list[Broadcast] = field(default_factory=list)
     activations: list[Activation] = field(default_factory=list)
     gradients: list[Gradient] = field(default_factory=list)
+    batch_statistics: list[BatchStatistics] = field(default_factory=list)
     training_flags: dict[str, bool] = field(default_factory=dict)
+    graph: Graph | None = None
     output: Any = None
     total_loss: float | None = None
 
     @property
     def main_loss(self) -> LossCall | None:
-        """The loss call whose value is the total loss; None when it is composite or hand-written."""
+        """The loss call whose value is the total loss; None for composite and hand-written ones."""
         if self.total_loss is None:
             return None
         for call in self.loss_calls:
@@ -178,14 +270,98 @@ class Observation:
 
 def producer_of(tensor: Tensor) -> str:
     """Return the name of the autograd node that computed ``tensor``, looking through views."""
-    node = tensor.grad_fn
+    node = _maker(tensor.grad_fn)
+    return _name(node) if node is not None else ""
+
+
+def _name(node: Any) -> str:
+    return str(node.name()).removeprefix("torch::autograd::")
+
+
+def _parents(node: Any) -> list[Any]:
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def _maker(node: Any, joins: int = 2) -> Any:
+    """Return the node whose values ``node`` holds: itself, or what views and joins lead to."""
     while node is not None:
-        name = node.name().removeprefix("torch::autograd::")
+        name = _name(node)
+        if name.startswith(_JOINS) and joins:
+            makers = [_maker(parent, joins - 1) for parent in _parents(node)]
+            same = len({_name(maker) if maker is not None else "" for maker in makers}) == 1
+            return makers[0] if same else node
         if not name.startswith(_VIEWS):
-            return name
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
-        node = parents[0] if parents else None
-    return ""
+            return node
+        node = next(iter(_parents(node)), None)
+    return None
+
+
+def _provenance(tensor: Any) -> dict[str, Any]:
+    """Return ``producer``, ``before`` and ``lineage`` of a loss's input."""
+    maker = _maker(tensor.grad_fn) if isinstance(tensor, Tensor) else None
+    if maker is None:
+        return {}
+    first = next(iter(_parents(maker)), None)
+    source = _maker(first)
+    return {
+        "producer": _name(maker),
+        "before": _name(source) if source is not None else "",
+        "lineage": tuple(_lineage(maker)),
+    }
+
+
+def _lineage(maker: Any) -> Iterator[str]:
+    """Yield the names of the nodes around ``maker``, nearest first, up to the nearest layers."""
+    todo, seen = deque([(maker, 0)]), {maker}
+    while todo and len(seen) <= _LINEAGE:
+        node, products = todo.popleft()
+        name = _name(node)
+        yield name
+        products += name.startswith(_PRODUCTS)
+        if products <= 1 and name.startswith((*_VIEWS, *_JOINS, *_POINTWISE, *_PRODUCTS)):
+            for parent in _parents(node):
+                if parent not in seen:
+                    seen.add(parent)
+                    todo.append((parent, products))
+
+
+def graph_of(tensor: Tensor) -> Graph | None:
+    """Walk the autograd graph of ``tensor``; None when it has none or a very large one."""
+    order = _topological(tensor.grad_fn)
+    if not order:
+        return None
+    depths: dict[Any, float] = {}
+    for node in order:
+        name = _name(node)
+        above = [depths[parent] for parent in _parents(node)]
+        # Infinite: made of parameters alone, so no path from the data leads here.
+        depth = min(above, default=math.inf)
+        if name.startswith(_LAYERS) and any(math.isinf(each) for each in above):
+            depth = 1.0 if math.isinf(depth) else depth + 1.0
+        depths[node] = depth
+    depth = depths[order[-1]]
+    operations = frozenset(_name(node).rstrip("0123456789") for node in order)
+    return Graph(0 if math.isinf(depth) else int(depth), operations)
+
+
+def _topological(root: Any) -> list[Any]:
+    """Return the nodes under ``root``, each after its parents; empty when there are too many."""
+    order: list[Any] = []
+    seen = set()
+    todo = [(root, False)] if root is not None else []
+    while todo:
+        node, parents_done = todo.pop()
+        if parents_done:
+            order.append(node)
+            continue
+        if node in seen:
+            continue
+        if len(seen) > _GRAPH:
+            return []
+        seen.add(node)
+        todo.append((node, True))
+        todo += [(parent, False) for parent in _parents(node) if parent not in seen]
+    return order
 
 
 def caller() -> Location | None:
@@ -213,6 +389,9 @@ class Observer:
     def __enter__(self) -> Self:
         self.observation = Observation()
         with ExitStack() as stack:
+            # Compiled code shows nothing to hooks and modes: it runs as it was written.
+            if "torch._dynamo" in sys.modules:  # which importing here would take a second
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(_FunctionTap(self.observation))
             for name, module in self._model.named_modules():
                 if isinstance(module, torch.jit.ScriptModule):
@@ -263,66 +442,111 @@ class _FunctionTap(TorchFunctionMode):
     def _record_loss(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        bound = inspect.signature(func).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(func).bind(*args, **kwargs)
+        except TypeError:  # wrongly called: the function itself says it best
+            return func(*args, **kwargs)
         bound.apply_defaults()
         live = dict(bound.arguments)
+        prediction = live.get("input")
+        if self._observation.graph is None and isinstance(prediction, Tensor):
+            self._observation.graph = graph_of(prediction)
         # Recorded before the call: a target outside the classes raises inside it.
         call = LossCall(
             kind=LOSS_FUNCTIONS[func],
             function=func,
             arguments={k: v.detach() if isinstance(v, Tensor) else v for k, v in live.items()},
             value=None,
-            producer=producer_of(live["input"]) if isinstance(live.get("input"), Tensor) else "",
             location=caller(),
+            **_provenance(prediction),
         )
         position = len(self._observation.loss_calls)
         self._observation.loss_calls.append(call)
+        _refuse_what_kills_the_device(call)
         value = func(*args, **kwargs)
         if isinstance(value, Tensor):
-            self._observation.loss_calls[position] = LossCall(
-                **{**vars(call), "value": value.detach()}
-            )
+            self._observation.loss_calls[position] = replace(call, value=value.detach())
         return value
 
     def _record_broadcast(self, left: Any, right: Any) -> None:
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
             return
-        shapes = (tuple(left.shape), tuple(right.shape))
-        (column,), (flat,) = (
-            [s for s in shapes if len(s) == 2 and s[1] == 1] or [None],
-            [s for s in shapes if len(s) == 1] or [None],
+        if left.requires_grad == right.requires_grad or {left.ndim, right.ndim} != {1, 2}:
+            return
+        column, flat = (left, right) if left.ndim == 2 else (right, left)
+        if column.shape[1] != 1 or column.shape[0] != flat.shape[0] or flat.shape[0] < 2:
+            return
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            if torch.equal(column[:, 0], flat):  # all pairs of one vector, on purpose
+                return
+        self._observation.broadcasts.append(
+            Broadcast((tuple(left.shape), tuple(right.shape)), caller())
         )
-        if column and flat and column[0] == flat[0] > 1 and left.requires_grad != right.requires_grad:
-            self._observation.broadcasts.append(Broadcast(shapes, caller()))
+
+
+def _refuse_what_kills_the_device(call: LossCall) -> None:
+    """Raise on CUDA what the CPU would raise.
+
+    A device-side assertion cannot be caught and leaves the process without its device.
+
+    Raises:
+        RuntimeError: binary cross-entropy of something outside [0, 1].
+    """
+    if call.kind == "bce" and call.input.is_cuda and call.input.numel():
+        with torch._C.DisableTorchFunction():
+            low, high = torch.aminmax(call.input)
+            if not (float(low) >= 0.0 and float(high) <= 1.0):
+                raise RuntimeError("all elements of input should be between 0 and 1")
 
 
 _DIFFERENCES = frozenset(
-    {torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.subtract, Tensor.subtract}
-)
+    {
+        torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.subtract, Tensor.subtract,
+        Tensor.sub_, Tensor.__isub__,
+    }
+)  # fmt: skip
 
 
 def _forward_hook(name: str, observation: Observation) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        observation.training_flags[name] = module.training
-        if name == "":
-            observation.output = batches.map_leaves(
-                output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
-            )
-        tensor = next((t for _, t in batches.tensors(output) if t.is_floating_point()), None)
-        if tensor is None:
-            return
+        if torch.is_grad_enabled():
+            flags = observation.training_flags
+            flags[name] = flags.get(name, False) or module.training
         # Without the mode that is listening: these reductions are ours, not the user's.
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            observation.activations.append(_activation(name, module, args, kwargs, tensor))
+        with torch._C.DisableTorchFunction():
+            try:
+                _look(name, module, (args, kwargs), output, observation)
+            except (RuntimeError, NotImplementedError, TypeError):
+                # Values that cannot be read (under vmap, on the meta device) are not shown; to
+                # raise here would make the user's step fail where it does not.
+                return
 
     return hook
 
 
-def _activation(
-    name: str, module: nn.Module, args: Any, kwargs: Any, output: Tensor
-) -> Activation:
+def _look(name: str, module: nn.Module, inputs: Any, output: Any, observation: Observation) -> None:
+    """Record what one module returned."""
+    if name == "":
+        observation.output = batches.map_leaves(
+            output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
+        )
+    tensor = next((t for _, t in batches.tensors(output) if t.is_floating_point()), None)
+    if tensor is None or tensor.layout is not torch.strided:
+        return
+    if name == "" and observation.graph is None:
+        observation.graph = graph_of(tensor)
+    with torch.no_grad():
+        observation.activations.append(_activation(name, module, inputs, tensor))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            entered = next(t for _, t in batches.tensors(inputs))
+            observation.batch_statistics.append(_batch_statistics(name, module, entered))
+
+
+def _activation(name: str, module: nn.Module, inputs: Any, output: Tensor) -> Activation:
     values = output.detach()
-    std, mean = torch.std_mean(values.float(), correction=0) if values.numel() else (values.sum(),) * 2
+    std, mean = (
+        torch.std_mean(values.float(), correction=0) if values.numel() else (values.sum(),) * 2
+    )
     return Activation(
         module=name,
         type=type(module).__name__,
@@ -332,7 +556,15 @@ def _activation(
         mean=float(mean),
         std=float(std),
         finite=is_finite(values),
-        inputs_finite=all(is_finite(t) for _, t in batches.tensors((args, kwargs))),
+        inputs_finite=all(is_finite(t) for _, t in batches.tensors(inputs)),
+    )
+
+
+def _batch_statistics(name: str, module: nn.Module, entered: Tensor) -> BatchStatistics:
+    others = [d for d in range(entered.ndim) if d != 1]
+    variance, mean = torch.var_mean(entered.detach().float(), dim=others, correction=0)
+    return BatchStatistics(
+        name, type(module).__name__, tuple(entered.shape), mean.cpu(), variance.cpu()
     )
 
 
@@ -342,7 +574,9 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     values = tensor.detach()
     if values.layout is not torch.strided:
-        values = values.coalesce().values() if values.layout is torch.sparse_coo else values.to_dense()
+        values = (
+            values.coalesce().values() if values.layout is torch.sparse_coo else values.to_dense()
+        )
     return bool(torch.isfinite(values).all())
 
 
@@ -358,9 +592,13 @@ class _GradientTap:
         optimizers: tuple[torch.optim.Optimizer, ...],
         observation: Observation,
     ) -> None:
-        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._names = {id(p): name for name, p in model.named_parameters() if not is_lazy(p)}
         owned = {id(p) for optimizer in optimizers for p in _parameters_of(optimizer)}
-        self._orphans = [p for p in model.parameters() if p.requires_grad and id(p) not in owned]
+        self._orphans = [
+            p
+            for p in model.parameters()
+            if p.requires_grad and id(p) not in owned and id(p) in self._names
+        ]
         self._observation = observation
         self._before: dict[str, Tensor] = {}
 
@@ -375,14 +613,12 @@ class _GradientTap:
                 self._record(parameter, owned=True)
 
     def _record(self, parameter: Tensor, *, owned: bool) -> None:
-        gradient = parameter.grad
         self._observation.gradients.append(
             Gradient(
                 parameter=self._names[id(parameter)],
-                norm=None if gradient is None else _norm(gradient),
-                finite=gradient is None or is_finite(gradient),
                 weight_norm=_norm(parameter),
                 owned=owned,
+                **_measured(parameter.grad),
             )
         )
 
@@ -390,10 +626,17 @@ class _GradientTap:
         live = {self._names.get(id(p), ""): p for p in _parameters_of(optimizer)}
         for i, record in enumerate(self._observation.gradients):
             if record.parameter in live and record.parameter in self._before:
-                change = live[record.parameter].detach() - self._before.pop(record.parameter)
-                self._observation.gradients[i] = Gradient(
-                    **{**vars(record), "update_norm": _norm(change)}
-                )
+                parameter = live[record.parameter]
+                change = parameter.detach() - self._before.pop(record.parameter)
+                # An optimizer that calls the closure itself has its gradients only now.
+                late = _measured(parameter.grad) if record.norm is None else {}
+                self._observation.gradients[i] = replace(record, update_norm=_norm(change), **late)
+
+
+def _measured(gradient: Tensor | None) -> dict[str, Any]:
+    if gradient is None:
+        return {"norm": None, "finite": True}
+    return {"norm": _norm(gradient), "finite": is_finite(gradient)}
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -1,0 +1,403 @@
+"""The command line. Never imports torch itself: a child process does, where it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from nnaudit import __version__
+
+if TYPE_CHECKING:
+    from nnaudit.config import Settings
+    from nnaudit.record import Record
+    from nnaudit.report import Report
+
+OK, FINDINGS, USAGE, OWN_FAULT, USER_CRASH = range(5)
+"""Exit codes: clean; findings; usage or unusable target; nnaudit's fault; user's code crashed."""
+
+
+ARGUMENTS = "nnaudit.arguments"
+"""Where click's context keeps the words after ``--``, which are the user's script's."""
+
+
+class DefaultGroup(click.Group):
+    """A group in which ``nnaudit FILE`` means ``nnaudit check FILE``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``check`` first unless the first word is a command, and keep what follows ``--``."""
+        if "--" in args:
+            split = args.index("--")
+            args, ctx.meta[ARGUMENTS] = args[:split], args[split + 1 :]
+        if args and args[0] not in self.commands and args[0] not in ("--help", "--version", "-h"):
+            args = ["check", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=DefaultGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+    subcommand_metavar="TARGET | COMMAND ...",
+)
+@click.version_option(__version__, message="nnaudit %(version)s")
+def main() -> None:
+    """Audit a neural network's training program before the long run.
+
+    nnaudit TARGET takes real training steps on the real device and answers precise questions: is
+    the data shuffled, does a seed reproduce the run, is the first loss what it must be, can a tiny
+    subset be overfitted, ... TARGET is a Python file that defines build_model(), train_loader()
+    and, where it has them, loss_fn, build_optimizer, val_loader; `nnaudit init` writes one to
+    fill in.
+
+    \b
+    Exit codes: 0 clean; 1 findings; 2 usage, or a target that cannot be loaded;
+    3 nnaudit's own fault; 4 the user's code crashed or ran out of budget before a verdict.
+    """
+
+
+@main.command()
+@click.argument("targets", nargs=-1)
+@click.option(
+    "--select", multiple=True, metavar="CODES", help="Ask only these: codes, families or names."
+)
+@click.option("--ignore", multiple=True, metavar="CODES", help="Do not ask these.")
+@click.option("--extend-select", multiple=True, metavar="CODES", help="Ask these too.")
+@click.option(
+    "--preset",
+    type=click.Choice(["quick", "full"]),
+    help="quick: no training beyond a handful of steps.",
+)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="Time for one target: 60s, 2m. What does not fit is inconclusive.",
+)
+@click.option(
+    "--check-timeout", metavar="TIME", help="A check silent for so long hangs and is ended (300s)."
+)
+@click.option("--seed", type=int, help="Seed of the audit (0).")
+@click.option(
+    "--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (auto: the GPU if there is one)."
+)
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1), default=1, help="Targets audited at once (1)."
+)
+@click.option(
+    "--output-format",
+    "formats",
+    multiple=True,
+    metavar="FORMAT[:PATH]",
+    help="text, json, html; repeatable.",
+)
+@click.option(
+    "-o",
+    "--output-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report here.",
+)
+@click.option(
+    "--fail-on",
+    type=click.Choice(["fail", "warn"]),
+    help="The mildest finding that gives exit code 1 (fail).",
+)
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 even with findings.")
+@click.option("--view", is_flag=True, help="Open the HTML report in a browser.")
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Colour on the terminal.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Only the verdict and what failed.")
+@click.option("-v", "--verbose", is_flag=True, help="Everything, with the program's own output.")
+@click.pass_context
+def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> None:
+    """Audit TARGETS (the default command)."""
+    with _sentences():
+        _check(list(targets), ctx.meta.get(ARGUMENTS, []), options)
+
+
+def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> None:
+    from nnaudit import config
+    from nnaudit.output import Output
+
+    keys = (
+        "select",
+        "ignore",
+        "extend_select",
+        "preset",
+        "budget",
+        "check_timeout",
+        "seed",
+        "device",
+        "fail_on",
+    )
+    settings = config.load({key: _flat(options[key]) for key in keys})
+    paths = paths or list(settings.targets)
+    if not paths:
+        _stop("no target: name a Python file, as in `nnaudit train.py`", USAGE)
+    output = Output.parse(
+        options["formats"],
+        options["output_file"],
+        color=options["color"],
+        quiet=options["quiet"],
+        verbose=options["verbose"],
+    )
+    reports, code = _audit_all(paths, arguments, settings, options)
+    output.write(reports)
+    if reports and (page := output.page(reports)) is not None:
+        click.echo(f"The report with its pictures: {page}", err=True)
+        if options["view"]:
+            webbrowser.open(page.resolve().as_uri())
+    sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
+
+
+def _flat(value: Any) -> Any:
+    """Join what a repeatable option collected; each item may be a comma-separated list."""
+    return ",".join(value) or None if isinstance(value, tuple) else value
+
+
+def _audit_all(
+    paths: list[str], arguments: list[str], settings: Settings, options: dict[str, Any]
+) -> tuple[list[Report], int]:
+    """Audit every target; return the reports there are, in order, and the worst exit code."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    jobs = min(options["jobs"], len(paths))
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+
+    def audit_one(path: str) -> tuple[Report | None, int]:
+        return _audit_one(
+            path, arguments, settings, threads, verbose=options["verbose"], bar=jobs == 1
+        )
+
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = list(pool.map(audit_one, paths))
+    reports = [report for report, _ in outcomes if report is not None]
+    return reports, _worst([code for _, code in outcomes])
+
+
+def _worst(codes: list[int]) -> int:
+    """A target that could not be audited outweighs findings: it must not look like an answer."""
+    return max(codes, key=(OK, FINDINGS, USER_CRASH, USAGE, OWN_FAULT).index)
+
+
+def _audit_one(
+    path: str,
+    arguments: list[str],
+    settings: Settings,
+    threads: int | None,
+    *,
+    verbose: bool,
+    bar: bool,
+) -> tuple[Report | None, int]:
+    import shlex
+
+    from nnaudit import supervisor
+    from nnaudit.job import Job
+    from nnaudit.progress import Progress
+    from nnaudit.record import RefusedError
+
+    job = Job(path=path, arguments=tuple(arguments), settings=settings, threads=threads)
+    progress: Any = Progress(path) if bar else nullcontext()
+    try:
+        with progress as shown:
+            report, record = supervisor.audit(
+                job,
+                command=shlex.join(["nnaudit", *sys.argv[1:]]),
+                on_event=shown.take if shown else lambda event, record: None,
+            )
+    except RefusedError as error:
+        click.echo(f"nnaudit: {error}", err=True)
+        if error.detail and (verbose or error.exit_code in (OWN_FAULT, USER_CRASH)):
+            click.echo(error.detail.rstrip(), err=True)
+        return None, error.exit_code
+    if verbose and record.output:
+        click.echo(f"--- output of {path}\n{record.output.rstrip()}\n---", err=True)
+    return report, _exit_code(report, record, settings)
+
+
+def _exit_code(report: Report, record: Record, settings: Settings) -> int:
+    from nnaudit.report import Status
+
+    findings = {"fail": (Status.FAIL,), "warn": (Status.FAIL, Status.WARN)}[settings.fail_on]
+    crash = _crash_sentence(record)
+    if crash:
+        click.echo(f"nnaudit: {crash}", err=True)
+    if report.with_status(*findings):
+        return FINDINGS
+    crashes = {result.crash for result in report.with_status(Status.ERROR)}
+    if "nnaudit" in crashes:
+        return OWN_FAULT
+    if crashes or crash or _nothing_answered(report):
+        return USER_CRASH
+    return OK
+
+
+def _crash_sentence(record: Record) -> str:
+    """Say how the first training step failed; nothing when it did not."""
+    from nnaudit.job import FIRST_STEP
+
+    if record.crashed is not None:
+        where = record.crashed.location
+        place = f"{where.file}:{where.line}: " if where else ""
+        return f"{place}your code raised {record.crashed.message}"
+    return record.lethal.get(FIRST_STEP, "")
+
+
+def _nothing_answered(report: Report) -> bool:
+    """Whether no check came to an answer, as when the budget was too small for any."""
+    from nnaudit.report import Status
+
+    answered = report.with_status(Status.PASS, Status.NOTE, Status.WARN, Status.FAIL)
+    return bool(report.results) and not answered
+
+
+@main.command("report")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--output-format",
+    "formats",
+    multiple=True,
+    metavar="FORMAT[:PATH]",
+    help="text, json, html; repeatable.",
+)
+@click.option(
+    "-o",
+    "--output-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report here.",
+)
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
+@click.option("-q", "--quiet", is_flag=True, help="Only the verdict and what failed.")
+@click.option("-v", "--verbose", is_flag=True, help="Everything.")
+def report_command(
+    file: Path,
+    formats: tuple[str, ...],
+    output_file: Path | None,
+    color: str,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Show the saved JSON report FILE again, in any format."""
+    with _sentences():
+        from nnaudit.output import Output
+        from nnaudit.reports.load import load
+
+        output = Output.parse(formats, output_file, color=color, quiet=quiet, verbose=verbose)
+        output.write(load(file))
+
+
+@main.command()
+@click.argument("selector", required=False, metavar="CODE|NAME")
+@click.option("--all", "everything", is_flag=True, help="List all checks, a line each.")
+def rule(selector: str | None, everything: bool) -> None:
+    """Explain a check: why it is asked, how it decides, what to do."""
+    with _sentences():
+        from nnaudit.checks.registry import Registry
+
+        registry = Registry.load()
+        if everything or selector is None:
+            for known in registry.checks:
+                question = " ".join(known.documentation()["question"].split())
+                click.echo(f"{known.code}  {known.name:24}  {known.kind.value:12} {question}")
+            return
+        click.echo(_explained(registry.find(selector)))
+
+
+def _explained(found: Any) -> str:
+    sections = found.documentation()
+    head = f"{found.code} {found.name} ({found.kind.value})\n\n{sections.pop('question')}"
+    body = "\n\n".join(f"{name}:\n{_indented(text)}" for name, text in sections.items())
+    options = "".join(f"\n    {name} = {value:g}" for name, value in found.options.items())
+    table = (
+        f'\n\nOptions, under [tool.nnaudit.thresholds."{found.code}"]:{options}' if options else ""
+    )
+    return f"{head}\n\n{body}{table}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line.strip()}" if line.strip() else "" for line in text.splitlines())
+
+
+@main.command("target")
+@click.argument("file")
+@click.option("--device", default="cpu", metavar="NAME", help="Where to build it (cpu).")
+def target_command(file: str, device: str) -> None:
+    """Show what was found in FILE, how, and what each gap disables."""
+    with _sentences():
+        from nnaudit import config, supervisor
+        from nnaudit.job import Job
+        from nnaudit.record import RefusedError
+
+        settings = config.load({"device": device, "select": "DATA101"})
+        try:
+            started = supervisor.inspect(Job(path=file, settings=settings))
+        except RefusedError as error:
+            _stop(str(error), error.exit_code)
+        click.echo(
+            f"{started.target.name} ({started.target.form} form, on {started.environment.device})"
+        )
+        for part in started.target.parts:
+            where = f"  {part.location.file}:{part.location.line}" if part.location else ""
+            origin = {"user": "yours", "default": "default", "absent": "missing"}[part.origin]
+            disabled = f"; without it: no {', '.join(part.disables)}" if part.disables else ""
+            click.echo(f"  {part.name:14} {origin:8} {part.description}{where}{disabled}")
+
+
+@main.command("config")
+def config_command() -> None:
+    """Show the settings in force in this folder."""
+    with _sentences():
+        from nnaudit import config
+
+        for key, value in config.load().model_dump().items():
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            click.echo(f"{key.replace('_', '-'):14} {'' if shown is None else shown}")
+
+
+@main.command()
+@click.argument(
+    "file", default="nnaudit_target.py", type=click.Path(dir_okay=False, path_type=Path)
+)
+def init(file: Path) -> None:
+    """Write a commented target FILE to fill in (nnaudit_target.py)."""
+    from importlib.resources import files
+
+    if file.exists():
+        _stop(f"{file} exists already: name another file, as in `nnaudit init my_target.py`", USAGE)
+    try:
+        file.write_text(
+            files("nnaudit").joinpath("templates", "target.py.txt").read_text("utf-8"), "utf-8"
+        )
+    except OSError as error:
+        _stop(f"{file} cannot be written: {error.strerror}", USAGE)
+    click.echo(f"Wrote {file}. It runs as it is: `nnaudit {file}`; put your own model and data in.")
+
+
+class _sentences:  # noqa: N801
+    """Turn our own errors into one sentence on stderr and the exit code they carry."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from nnaudit.errors import NnauditError
+
+        if isinstance(error, NnauditError):
+            _stop(str(error), error.exit_code)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    click.echo(f"nnaudit: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""Taps on a whole process: what a script makes, asks its loaders for, calls and steps.
+
+Patches are put in once for all runs of a script. They report to one listener at a time, and only
+what happens in the script's own thread while it has control: the auditor's doings are not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.data import DataLoader
+
+WRAPPERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("accelerate.data_loader", ("DataLoaderShard", "DataLoaderDispatcher")),
+    ("fastai.data.load", ("DataLoader",)),
+    ("timm.data.loader", ("PrefetchLoader",)),
+    ("torch_geometric.loader.prefetch", ("PrefetchLoader",)),
+)
+"""Loader classes that are not DataLoaders or hold one, by module: the outermost one is tapped."""
+
+
+class Listener(Protocol):
+    """What a run hears of its script."""
+
+    def made(self, kind: str, thing: Any) -> None:
+        """An object of ``kind`` (module, optimizer, scheduler, scaler, loader) is being built."""
+
+    def started(self, iterator: TappedIterator) -> None:
+        """The script began to iterate over a loader."""
+
+    def requested(self, iterator: TappedIterator) -> Any:
+        """The script asks for the next batch: return it, or raise StopIteration."""
+
+    def called(self, module: nn.Module, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        """The script calls an outermost module: return what ``run`` returns."""
+
+    def propagated(self, root: torch.Tensor) -> None:
+        """The script back-propagates ``root``."""
+
+    def scaled(self, scaler: Any) -> None:
+        """The script's gradient scaler tries a step; it may skip it."""
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step."""
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped."""
+
+
+class Taps:
+    """Puts the patches in for the time of a ``with``.
+
+    Attributes:
+        listener: who is told; None while the auditor has control.
+        usage: what an argparse parser last complained about, with its usage line.
+    """
+
+    def __init__(self) -> None:
+        self.listener: Listener | None = None
+        self.usage = ""
+        self.inside = 0
+        self._thread = threading.get_ident()
+        self._stack = ExitStack()
+        self._tapped: set[type] = set()
+        self._depth = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._install(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def heard(self) -> Listener | None:
+        """Return the listener, if the caller is the script in control."""
+        return self.listener if threading.get_ident() == self._thread else None
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Silence the taps for the time of a ``with``."""
+        listener, self.listener = self.listener, None
+        try:
+            yield
+        finally:
+            self.listener = listener
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """A loader is at work: the loaders that it iterates over are its own affair."""
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    def _install(self, stack: ExitStack) -> None:
+        self._patch(stack, nn.Module, "__init__", lambda f: self._constructor("module", f))
+        self._patch(stack, nn.Module, "__setstate__", lambda f: self._constructor("module", f))
+        self._patch(stack, Optimizer, "__init__", lambda f: self._constructor("optimizer", f))
+        for cls in vars(lr_scheduler).values():
+            if isinstance(cls, type) and issubclass(cls, lr_scheduler.LRScheduler) and "__init__" in vars(cls):
+                self._patch(stack, cls, "__init__", lambda f: self._constructor("scheduler", f))
+        scaler = torch.amp.GradScaler
+        self._patch(stack, scaler, "__init__", lambda f: self._constructor("scaler", f))
+        self._patch(stack, scaler, "step", self._scaler_step)
+        self._patch(stack, DataLoader, "__init__", lambda f: self._constructor("loader", f))
+        self._tap_loader_class(DataLoader, stack)
+        self._patch(stack, torch.autograd, "backward", self._backward)
+        self._patch(stack, argparse.ArgumentParser, "error", self._parser_error)
+        for handle in (
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ):
+            stack.callback(handle.remove)
+
+    @staticmethod
+    def _patch(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        own = name in vars(owner)
+        real = getattr(owner, name)
+        setattr(owner, name, make(real))
+        stack.callback(setattr, owner, name, real) if own else stack.callback(delattr, owner, name)
+
+    def _constructor(self, kind: str, real: Any) -> Any:
+        @wraps(real)
+        def construct(thing: Any, *args: Any, **kwargs: Any) -> None:
+            listener = self.heard()
+            if listener is not None:
+                listener.made(kind, thing)
+                self._tap_known_wrappers()
+                if kind == "loader":
+                    for cls in type(thing).__mro__:
+                        if "__iter__" in vars(cls) and issubclass(cls, DataLoader):
+                            self._tap_loader_class(cls, self._stack)
+            real(thing, *args, **kwargs)
+
+        return construct
+
+    def _tap_known_wrappers(self) -> None:
+        for module, names in WRAPPERS:
+            if module in sys.modules:
+                for name in names:
+                    cls = getattr(sys.modules[module], name, None)
+                    if isinstance(cls, type):
+                        self._tap_loader_class(cls, self._stack)
+
+    def _tap_loader_class(self, cls: type, stack: ExitStack) -> None:
+        if cls not in self._tapped:
+            self._tapped.add(cls)
+            self._patch(stack, cls, "__iter__", self._iter)
+
+    def _iter(self, real: Any) -> Any:
+        @wraps(real)
+        def iterate(loader: Any) -> Any:
+            listener = self.heard()
+            if listener is None or self.inside:
+                return real(loader)
+            iterator = TappedIterator(self, loader, real)
+            listener.started(iterator)
+            return iterator
+
+        return iterate
+
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Report calls of outermost modules for the time of a ``with``.
+
+        Not by a global hook: the presence of one makes ``torch.compile`` complain.
+        """
+        real = nn.Module.__call__
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            listener = self.heard()
+            if listener is None or self._depth or self.inside:
+                return real(module, *args, **kwargs)
+            self._depth += 1
+            try:
+                return listener.called(module, lambda: real(module, *args, **kwargs), args, kwargs)
+            finally:
+                self._depth -= 1
+
+        depth, self._depth = self._depth, 0
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = real  # type: ignore[method-assign]
+            self._depth = depth
+
+    def _backward(self, real: Any) -> Any:
+        @wraps(real)
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+            listener = self.heard()
+            if listener is not None:
+                roots = (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
+                for root in roots:
+                    if isinstance(root, torch.Tensor) and root.numel() == 1:
+                        listener.propagated(root)
+            real(tensors, *args, **kwargs)
+
+        return backward
+
+    def _scaler_step(self, real: Any) -> Any:
+        @wraps(real)
+        def step(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            result = real(scaler, optimizer, *args, **kwargs)
+            listener = self.heard()
+            if listener is not None:
+                listener.scaled(scaler)
+            return result
+
+        return step
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        listener = self.heard()
+        if listener is not None:
+            listener.stepping(optimizer)
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        listener = self.heard()
+        if listener is not None:
+            listener.stepped(optimizer)
+
+    def _parser_error(self, real: Any) -> Any:
+        @wraps(real)
+        def error(parser: argparse.ArgumentParser, message: str) -> None:
+            self.usage = f"{parser.format_usage().strip()}\n{parser.prog}: error: {message}"
+            real(parser, message)
+
+        return error
+
+
+class TappedIterator:
+    """Stands between a loader's iterator and the script.
+
+    Attributes:
+        loader: whose iterator it is.
+        count: how many batches the script was given.
+        exhausted: the script was told that there are no more.
+        latest: a copy of the last batch, kept while the run finds out what is what.
+    """
+
+    def __init__(self, taps: Taps, loader: Any, start: Callable[[Any], Any]) -> None:
+        self.loader = loader
+        self.count = 0
+        self.exhausted = False
+        self.latest: Any = None
+        self._taps = taps
+        self._start = start
+        self._raw: Any = None
+
+    @property
+    def raw(self) -> Any:
+        """The loader's own iterator, begun when it is first needed."""
+        if self._raw is None:
+            with self._taps.within():
+                self._raw = self._start(self.loader)
+        return self._raw
+
+    def begin(self) -> None:
+        """Start the loader's own iterator now, where the script expects it to be started."""
+        _ = self.raw
+
+    def draw(self) -> Any:
+        """Return the loader's own next batch."""
+        with self._taps.within():
+            return next(self.raw)
+
+    def __iter__(self) -> TappedIterator:
+        return self
+
+    def __next__(self) -> Any:
+        listener = self._taps.heard()
+        if listener is None or self._taps.inside:
+            return self.draw()
+        return listener.requested(self)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.raw, name)

@@ -1,0 +1,272 @@
+"""The first few steps of the training, looked into: what most checks of a program's wiring need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.errors import TargetError, UserCodeError
+from nnaudit.feed import main_tensor
+from nnaudit.loop.base import Loop, Step
+from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.probes.base import Probe
+from nnaudit.state import preserved
+
+STEPS = 5
+"""Enough to tell a constant factor from a second loss term, and zero from not yet moved."""
+
+MOST_BYTES = 128 * 2**20
+"""Of each loss call's input, this much is kept: logits over a vocabulary are large."""
+
+
+@dataclass(frozen=True)
+class MainLoss:
+    """The one loss function behind the total loss.
+
+    Attributes:
+        calls: its call in each step.
+        factor: total loss over what the call returned (its mean, when it returned one loss per
+            element): 0.25 where four micro-batches are accumulated.
+        spelled_out: the user wrote the formula by hand; ``calls`` stand for it.
+    """
+
+    calls: tuple[LossCall, ...]
+    factor: float = 1.0
+    spelled_out: bool = False
+
+
+@dataclass(frozen=True)
+class First:
+    """What :class:`FirstSteps` saw.
+
+    Attributes:
+        batches: the batches the steps were taken on, as the loader made them.
+        targets: what the outputs were compared with, by batch; None where unknown.
+        steps: the steps that ended, each with its observation. Outputs are kept for the first
+            step only; loss inputs up to :data:`MOST_BYTES`.
+        error: what ended them early; None when nothing did.
+        partial: what was seen of the step that raised.
+    """
+
+    batches: tuple[Any, ...]
+    targets: tuple[Any, ...]
+    steps: tuple[Step, ...]
+    error: UserCodeError | None = None
+    partial: Observation | None = None
+
+    @property
+    def completed(self) -> tuple[Observation, ...]:
+        """What was seen of each step that ended."""
+        return tuple(step.observation for step in self.steps if step.observation is not None)
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What was seen of every step, of one that raised too."""
+        return (*self.completed, *((self.partial,) if self.partial is not None else ()))
+
+    def require(self) -> None:
+        """Raise what a step raised: for checks that cannot answer from what was seen until then.
+
+        Raises:
+            UserCodeError: one of the steps raised it.
+        """
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def repeats_one_batch(self) -> bool:
+        """Whether all batches hold the same values: training on the full batch."""
+        return len({batches.digest(batch) for batch in self.batches}) == 1
+
+    @property
+    def main_loss(self) -> MainLoss | None:
+        """The loss function that explains the total loss of every step; None when none does."""
+        seen = self.completed
+        if not seen:
+            return None
+        found = [_alone(series, seen) for series in _series(seen)]
+        whole = [main for main in found if main is not None]
+        if whole:
+            return min(whole, key=lambda main: abs(math.log(main.factor)))
+        return _spelled_out(seen[0], self.targets[0])
+
+
+class FirstSteps(Probe[First]):
+    """A handful of observed steps on consecutive batches of an epoch."""
+
+    def measure(self, audit: Audit) -> First:
+        """Take :data:`STEPS` steps, or as many as do not raise.
+
+        Raises:
+            TargetError: the loader is empty, or the loss is not a number.
+            OutOfBudgetError: the time is used up.
+        """
+        taken: list[Any] = []
+        targets: list[Any] = []
+        steps: list[Step] = []
+        for batch in consecutive_batches(audit.loop, STEPS):
+            audit.clock.check()
+            taken.append(batch)
+            targets.append(_target_of(audit.loop, batch))
+            try:
+                step = audit.loop.step(batch, observe=True)
+            except UserCodeError as error:
+                partial = getattr(error, "observation", None)
+                return First(tuple(taken), tuple(targets), tuple(steps), error, partial)
+            _slim(step.observation, keep_output=not steps)
+            steps.append(step)
+        return First(tuple(taken), tuple(targets), tuple(steps))
+
+
+def consecutive_batches(loop: Loop, count: int) -> list[Any]:
+    """Return ``count`` batches of one epoch, begun anew where it ends before that.
+
+    Fewer come back only from a loader that can be read once.
+
+    Raises:
+        TargetError: there is no batch at all.
+        UserCodeError: the loader raised.
+    """
+    found: list[Any] = []
+    while len(found) < count:
+        more = list(islice(loop.batches(), count - len(found)))
+        if not more:
+            break
+        found += more
+    if not found:
+        raise TargetError(
+            "train_loader yields no batch: is the dataset empty, or smaller than one batch with "
+            "drop_last=True?"
+        )
+    return found
+
+
+def initial_steps(audit: Audit, some: Iterable[Any]) -> Iterator[Step]:
+    """Yield an observed step on each batch of ``some``, all from the very same state.
+
+    Raises:
+        UserCodeError: a step raised.
+        OutOfBudgetError: the time is used up.
+    """
+    for batch in some:
+        audit.clock.check()
+        with preserved(audit.loop.subjects):
+            step = audit.loop.step(batch, observe=True)
+        _slim(step.observation, keep_output=True)
+        yield step
+
+
+def _target_of(loop: Loop, batch: Any) -> Any:
+    try:
+        return loop.feed(batch).target
+    except UserCodeError:  # a training_step takes batches that nothing else understands
+        return None
+
+
+def _slim(observation: Observation | None, *, keep_output: bool) -> None:
+    """Let go of what would fill the memory: a language model's logits take gigabytes."""
+    if observation is None:
+        return
+    observation.loss_calls[:] = [_slimmed(call) for call in observation.loss_calls]
+    large = sum(t.nbytes for _, t in batches.tensors(observation.output)) > MOST_BYTES
+    if not keep_output or large:
+        observation.output = None
+
+
+def _slimmed(call: LossCall) -> LossCall:
+    value = call.arguments.get("input")
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.nbytes <= MOST_BYTES:
+        return call
+    return call.first_rows(max(1, MOST_BYTES * value.shape[0] // value.nbytes))
+
+
+def _series(seen: tuple[Observation, ...]) -> list[tuple[LossCall, ...]]:
+    """Return the n-th loss call of every step, for each n that all steps have in common."""
+    kinds = {tuple(call.kind for call in observation.loss_calls) for observation in seen}
+    if len(kinds) != 1:
+        return []
+    return list(zip(*(observation.loss_calls for observation in seen), strict=True))
+
+
+def _alone(series: tuple[LossCall, ...], seen: tuple[Observation, ...]) -> MainLoss | None:
+    """Whether ``series`` times a constant is the total loss of all steps."""
+    ratios = []
+    for call, observation in zip(series, seen, strict=True):
+        if call.value is None or observation.total_loss is None or not call.value.numel():
+            return None
+        value = float(call.value.float().mean())
+        if not (math.isfinite(value) and math.isfinite(observation.total_loss)) or value == 0.0:
+            return None
+        ratios.append(observation.total_loss / value)
+    first = ratios[0]
+    if first <= 0.0:
+        return None
+    # One loss per element is averaged by hand, often without the masked ones: not quite the mean.
+    per_element = all(call.value is not None and call.value.numel() > 1 for call in series)
+    tolerance = 0.2 if per_element else 1e-3
+    if any(abs(ratio / first - 1.0) > tolerance for ratio in ratios):
+        return None
+    # With one or two steps a constant factor cannot be told from a second term.
+    if len(ratios) < 3 and abs(first - 1.0) > tolerance:
+        return None
+    return MainLoss(series, first)
+
+
+_FORMULAS = (
+    (F.cross_entropy, "cross_entropy"),
+    (F.binary_cross_entropy_with_logits, "bce_with_logits"),
+    (F.mse_loss, "mse"),
+    (F.l1_loss, "l1"),
+)
+
+
+def _spelled_out(seen: Observation, target: Any) -> MainLoss | None:
+    """Compare the total loss with what torch's functions make of output and target."""
+    output = main_tensor(seen.output)
+    total = seen.total_loss
+    if output is None or total is None or not isinstance(target, Tensor):
+        return None
+    target = target.to(output.device)
+    for function, kind in _FORMULAS:
+        pairs = _class_pairs(output, target) if kind == "cross_entropy" else _equal(output, target)
+        for prediction, answer in pairs:
+            try:
+                value = function(prediction, answer)
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                continue
+            if abs(float(value) - total) <= 1e-4 * abs(total):
+                call = LossCall(
+                    kind=kind,
+                    function=function,
+                    arguments={"input": prediction, "target": answer, "reduction": "mean"},
+                    value=value.detach(),
+                )
+                return MainLoss((call,), spelled_out=True)
+    return None
+
+
+def _class_pairs(output: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits (N, C) and classes (N,), with the classes last, second, or given as log p."""
+    if target.is_floating_point() or output.ndim != target.ndim + 1 or not target.numel():
+        return
+    for classes_at in {output.ndim - 1, 1}:
+        logits = output.movedim(classes_at, -1)
+        if logits.shape[:-1] == target.shape and int(target.max()) < logits.shape[-1]:
+            flat, answer = logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1).long()
+            yield flat, answer
+            if bool((flat >= 0).all()):
+                yield torch.log(flat), answer
+
+
+def _equal(output: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    if output.numel() == target.numel():
+        yield output.float(), target.reshape(output.shape).float()

@@ -1,0 +1,311 @@
+"""A tiny fixed subset, and whether the program fits it at the author's learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.batch import NotSliceableError
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.fitting import Limits, Run, Sighting, fit, sight, updates_by
+from nnaudit.loop.base import Loop
+from nnaudit.loop.control import constant_lr, without_dropout
+from nnaudit.probes.base import Probe
+from nnaudit.state import preserved
+
+ROWS = 16
+"""Rows of the tiny subset; half as many where every row has many targets (a text, a mask)."""
+
+_FEWEST = 8
+_LOOK_AHEAD = 64
+_LOOK_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A few fixed rows.
+
+    Attributes:
+        parts: the batches they make up, each a training step's.
+        whole: they are whole batches, because their rows cannot be taken apart.
+    """
+
+    parts: tuple[Any, ...]
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class TinyFit:
+    """What came of training on a tiny subset.
+
+    Attributes:
+        sighting: the program on those rows before training.
+        whole: they are whole batches, because their rows cannot be taken apart.
+        runs: the runs by the factor on the author's learning rate, in the order they were made.
+        noise: how far two losses of the same weights and rows were apart.
+        fresh_targets: the targets are drawn anew in every step.
+        shuffled_targets: and are the same ones in another order.
+    """
+
+    sighting: Sighting
+    whole: bool
+    runs: dict[float, Run]
+    noise: float = 0.0
+    fresh_targets: bool = False
+    shuffled_targets: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known how far the loss can come down, and the inputs matter to it."""
+        bounds = self.sighting.bounds
+        return bounds is not None and bounds.informative
+
+    @property
+    def best_factor(self) -> float:
+        """The factor that fitted, else the one with the lowest loss."""
+        return min(self.runs, key=lambda f: (not self.fits(self.runs[f]), self.runs[f].final))
+
+    @property
+    def best(self) -> Run:
+        """The run at :attr:`best_factor`."""
+        return self.runs[self.best_factor]
+
+    def fits(self, run: Run) -> bool:
+        """Whether ``run`` fitted the rows: to its level, or clearly down where none is known."""
+        return run.fitted or (not self.known and self.fell(run, 0.2))
+
+    def fell(self, run: Run, share: float) -> bool:
+        """Whether the loss fell by ``share`` of its first value, and by more than noise."""
+        start = self.sighting.loss if math.isfinite(self.sighting.loss) else run.initial
+        return start - run.final > max(share * abs(start), 6 * self.noise)
+
+
+class TinyFitting(Probe[TinyFit]):
+    """Trains on a tiny subset with the user's own loop at its learning rate, x 0.1 and x 10."""
+
+    def measure(self, audit: Audit) -> TinyFit:
+        """Stop at the first learning rate that fits.
+
+        Raises:
+            UserCodeError: the user's code raised on whole batches too.
+            OutOfBudgetError: the time is used up.
+        """
+        return tiny_fit(audit)
+
+
+def tiny_fit(audit: Audit, *, second: bool = False) -> TinyFit:
+    """Train on the first tiny subset, or on a ``second`` one of other rows.
+
+    Raises:
+        UserCodeError: the user's code raised on whole batches too.
+        OutOfBudgetError: the time is used up.
+    """
+    loop = audit.loop
+    with preserved(loop.subjects):
+        chosen, tiny = _sighted(audit, second=second)
+    seconds = min(10.0, max(audit.clock.remaining / 8, 0.5))
+    limits = Limits(seconds=seconds) if tiny.known else Limits(150, 300, seconds)
+    runs: dict[float, Run] = {}
+    for factor in (1.0, 10.0, 0.1):
+        if factor == 0.1 and _too_slow(runs[1.0], tiny):
+            continue
+        run = tiny_run(audit, tiny.sighting, factor, limits)
+        runs[factor] = run
+        if tiny.fits(run):
+            break
+    return dataclasses.replace(tiny, runs=runs, whole=chosen.whole)
+
+
+def _too_slow(run: Run, tiny: TinyFit) -> bool:
+    """The author's rate was on its way: a tenth of it is on the same way, slower."""
+    bounds = tiny.sighting.bounds
+    return run.falling(bounds.floor if bounds else 0.0) and not run.diverged
+
+
+def tiny_run(audit: Audit, sighting: Sighting, factor: float, limits: Limits) -> Run:
+    """Train on the rows of ``sighting`` at ``factor`` times the author's rate, then restore all.
+
+    Raises:
+        UserCodeError: the first step raised.
+        OutOfBudgetError: the time is used up.
+    """
+    label = "your learning rate" if factor == 1.0 else f"your learning rate x {factor:g}"
+    with fixed_rows(audit.loop), constant_lr(audit.loop, factor):
+        return fit(audit.loop, sighting, label=label, limits=limits, clock=audit.clock)
+
+
+def adam_run(audit: Audit, sighting: Sighting, learning_rate: float, limits: Limits) -> Run:
+    """Train on the rows of ``sighting`` with a fresh Adam for the author's optimizer.
+
+    Raises:
+        UserCodeError: the first step raised.
+        OutOfBudgetError: the time is used up.
+    """
+    label = f"Adam, learning rate {learning_rate:g}"
+    with fixed_rows(audit.loop), updates_by(audit.loop, learning_rate):
+        return fit(audit.loop, sighting, label=label, limits=limits, clock=audit.clock)
+
+
+@contextmanager
+def fixed_rows(loop: Loop) -> Iterator[None]:
+    """Dropout off, and the state put back afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(preserved(loop.subjects))
+        for model in loop.models:
+            stack.enter_context(without_dropout(model))
+        yield
+
+
+def _sighted(audit: Audit, *, second: bool) -> tuple[Subset, TinyFit]:
+    """Choose the rows and look at them; whole batches where the program refuses a few rows."""
+    loop = audit.loop
+    captured = capture(loop, _FEWEST * 2 if second else _FEWEST)
+    if all(_one_target(loop, batch) for batch in captured):
+        captured = capture(loop, _LOOK_AHEAD)
+    try:
+        chosen = choose(loop, captured, second=second)
+        return chosen, _look_twice(loop, chosen)
+    except (NotSliceableError, UserCodeError):
+        whole = captured[1:2] if second and len(captured) > 1 else captured[:1]
+        chosen = Subset(tuple(whole), whole=True)
+        return chosen, _look_twice(loop, chosen)
+
+
+def _look_twice(loop: Loop, chosen: Subset) -> TinyFit:
+    """See what the program makes of the rows, and what of it is random."""
+    with fixed_rows(loop):
+        first, again = sight(loop, chosen.parts), sight(loop, chosen.parts)
+    with fixed_rows(loop), updates_by(loop, None):
+        loop.step(chosen.parts[0])  # a step may refuse what a forward pass takes
+    noise = abs(first.loss - again.loss)
+    fresh = shuffled = False
+    for a, b in zip(first.calls, again.calls, strict=False):
+        same, permuted = _compared(a.arguments.get("target"), b.arguments.get("target"))
+        fresh, shuffled = fresh or not same, shuffled or permuted
+    if fresh:
+        unknown = "its targets are drawn anew in every step"
+        first = dataclasses.replace(first, bounds=None, unknown=unknown)
+    return TinyFit(first, chosen.whole, {}, noise, fresh, shuffled)
+
+
+def _compared(a: Any, b: Any) -> tuple[bool, bool]:
+    """Whether two targets are equal, and whether they are each other's rows in another order."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return True, False
+    if a.shape == b.shape and torch.equal(a, b):
+        return True, False
+    permuted = (
+        a.shape == b.shape
+        and a.ndim > 0
+        and sorted(batches.row_digests(a)) == sorted(batches.row_digests(b))
+    )
+    return False, permuted
+
+
+def capture(loop: Loop, most: int, *, rows: float = math.inf) -> list[Any]:
+    """Return copies of the first batches, up to ``most`` of them or to ``rows`` rows.
+
+    Raises:
+        UserCodeError: the user's loader raised.
+    """
+    found: list[Any] = []
+    started, count = time.perf_counter(), 0
+    for batch in loop.batches():
+        found.append(batches.clone(batch))
+        count += batches.size(batch)
+        slow = time.perf_counter() - started > _LOOK_SECONDS
+        if len(found) >= most or count >= rows or (slow and len(found) > 1):
+            break
+    return found
+
+
+def choose(loop: Loop, captured: list[Any], *, second: bool = False) -> Subset:
+    """Choose a few rows of differing targets; with ``second`` others than without.
+
+    Batches too small to choose from are taken whole, one after the other.
+
+    Raises:
+        NotSliceableError: the rows of a batch cannot be taken apart.
+    """
+    first = captured[0]
+    size = batches.size(first)
+    if size < _FEWEST and len(captured) > 1:
+        return _several(captured, second=second)
+    count = ROWS if _targets_per_row(loop, first) <= 32 else ROWS // 2
+    order = _spread(loop, first)
+    if _one_target(loop, first):  # sorted data: fitting it would show nothing
+        others = [batch for batch in captured if _targets_differ(loop, first, batch)]
+        if others:
+            half = slice(count // 2, count) if second else slice(0, count // 2)
+            return Subset(
+                tuple(batches.rows(b, _spread(loop, b)[half]) for b in (first, others[0]))
+            )
+    if not second:
+        return Subset((batches.rows(first, order[:count]),))
+    rest = order[count : 2 * count]
+    if len(rest) >= _FEWEST:
+        return Subset((batches.rows(first, rest),))
+    if len(captured) > 1 and batches.size(captured[1]) >= _FEWEST:
+        other = captured[1]
+        return Subset((batches.rows(other, _spread(loop, other)[:count]),))
+    return Subset((batches.rows(first, order[len(order) // 2 :]),))
+
+
+def _several(captured: list[Any], *, second: bool) -> Subset:
+    """Small batches as they are, until there are enough rows."""
+    size = max(batches.size(captured[0]), 1)
+    count = max(_FEWEST // size, 2)
+    later = captured[count : 2 * count] if second else []
+    return Subset(tuple(later or captured[:count]), whole=True)
+
+
+def target_of(loop: Loop, batch: Any) -> Tensor | None:
+    """Return the batch's target when it is one tensor."""
+    try:
+        target = loop.feed(batch).target
+    except UserCodeError:
+        return None
+    return target if isinstance(target, Tensor) else None
+
+
+def _one_target(loop: Loop, batch: Any) -> bool:
+    target = target_of(loop, batch)
+    return target is not None and target.numel() > 0 and bool((target == target.flatten()[0]).all())
+
+
+def _targets_differ(loop: Loop, one: Any, other: Any) -> bool:
+    a, b = target_of(loop, one), target_of(loop, other)
+    return a is not None and b is not None and bool((b != a.flatten()[0]).any())
+
+
+def _targets_per_row(loop: Loop, batch: Any) -> float:
+    target = target_of(loop, batch)
+    return target.numel() / max(batches.size(batch), 1) if target is not None else 0.0
+
+
+def _spread(loop: Loop, batch: Any) -> list[int]:
+    """The row numbers of ``batch``, classes taking turns where the target is one class per row."""
+    size = batches.size(batch)
+    target = target_of(loop, batch)
+    if target is None or target.numel() != size or target.shape[:1] != (size,):
+        return list(range(size))
+    flat = target.reshape(-1)
+    _, classes, counts = torch.unique(flat, return_inverse=True, return_counts=True)
+    if len(counts) > size / 2:
+        return list(range(size))
+    turns: dict[int, int] = {}
+    keys = []
+    for row, label in enumerate(classes.tolist()):
+        turns[label] = turns.get(label, -1) + 1
+        keys.append((turns[label], row))
+    return [row for _, row in sorted(keys)]

@@ -1,0 +1,385 @@
+"""FIT101: a few fixed rows must be fitted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.checks.fit.runs import curve_of, loss_words, trainable_layers
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.fitting import Limits, Run, head_of, sight, updates_by
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.probes.subsets import TinyFit, TinyFitting, adam_run, fixed_rows, tiny_fit
+from nnaudit.reference import fit_reference
+from nnaudit.report import Evidence, Kind, Numbers, Result
+
+ADAM_RATES = (1e-3, 1e-2)
+_FEWEST_PASSES = 40
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why the rows were not fitted.
+
+    ``verdict`` is ``slow`` (Adam fits), ``cut`` (no time to say), ``unclear``, ``weak`` (it
+    underfits, and that may be meant) or ``broken``.
+    """
+
+    verdict: str
+    reason: str
+    fix: str = ""
+    runs: tuple[Run, ...] = ()
+
+
+class TinySubsetOverfit(Check):
+    """Can the training fit a handful of fixed examples?
+
+    Why: a network that has thousands of parameters and cannot learn sixteen examples by heart
+    will not learn the data either. This one test sees most bugs of a training program: a detached
+    or frozen part, a wrong loss, an activation that cuts the targets off, a learning rate that
+    explodes. It takes seconds, and a long run would show the same only after hours.
+    How: 16 rows of the first batch (8 where each has many targets), classes taking turns, are
+    trained on as the network received them, dropout off, by your own loop at your learning rate
+    held constant, then x 10, then x 0.1. Fitted means: 90 % of the way from the first loss (or
+    the best constant prediction, where that is higher) to the lowest loss that the rows allow.
+    That floor follows from the targets: equal inputs with different targets, soft targets, label
+    smoothing and equal beginnings of texts keep it above zero. Quantities must close 90 % of the
+    way from the best constant (R2 of 0.9), reconstructions half. Where the loss is composite or
+    hand-written no floor is known, and a fall by 20 % beyond the loss's own noise is enough. The
+    hypothesis that the program is sound is given up only when every learning rate fails, Adam at
+    1e-3 and 1e-2 with your gradients fails, no run is still falling (2 % of the remaining loss
+    per quarter of the run), a reference network of the right kind fits the same rows in the same
+    way, and all this repeats on other rows. It then fails if less than 10 % of the way from the
+    best constant is closed, or less than half by a model with hidden layers, nothing frozen and
+    ten parameters per target; healthy programs with room to spare close 90 %. Anything between
+    is a warning.
+    Fix: train on these rows until the loss is near zero, simplifying until it works: no
+    regularisation, plain Adam at 1e-3, the reference's architecture; then put the parts back one
+    by one.
+    References: Andrej Karpathy, "A Recipe for Training Neural Networks" (2019), "overfit one
+    batch"; Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning, 2019);
+    Goodfellow, Bengio and Courville, "Deep Learning" (2016), section 11.5.
+    """
+
+    code, name, kind = "FIT101", "tiny-subset-overfit", Kind.STATISTICAL
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (TinyFitting,)
+    trains = True
+    consequence_of = (
+        "DATA101", "DATA102", "DATA103", "DATA111", "LOSS101", "LOSS102", "GRAD102", "GRAD106",
+        "MODE101", "INIT101",
+    )  # fmt: skip
+
+    def run(self, audit: Audit) -> Result:
+        """Believe a run that fits; look closely at a program that does not."""
+        tiny = audit.probe(TinyFitting)
+        if _all_inputs_equal(tiny):
+            return self._blind(audit, tiny)
+        if tiny.fits(tiny.best):
+            return self._fitted(audit, tiny)
+        return self._suspicious(audit, tiny)
+
+    def _fitted(self, audit: Audit, tiny: TinyFit) -> Result:
+        run, author = tiny.best, tiny.runs[1.0]
+        evidence = (curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.sighting),)
+        said = f"{_rows(tiny)} were fitted in {run.steps} steps: {loss_words(run, tiny.sighting)}"
+        if not tiny.known:
+            said = (
+                f"the loss on {_rows(tiny)} fell in {run.steps} steps from {tiny.sighting.loss:.4g} "
+                f"to {run.final:.4g}; how low it could go is not known, because "
+                f"{tiny.sighting.unknown or 'all targets are alike'}"
+            )
+        if run is author:
+            return self.passed(f"{_capital(said)}.", evidence=evidence)
+        remark = f" at {run.label}"
+        if author.diverged and not _scheduled(audit.loop):
+            again = tiny_fit(audit, second=True)
+            if again.runs[1.0].diverged:
+                return self.warned(
+                    f"{_capital(said)}, but only{remark}: at your own the loss went from "
+                    f"{author.initial:.4g} to {_plain(author.final)}, and on other examples too.",
+                    threshold="the loss at your learning rate does not grow",
+                    evidence=evidence,
+                    location=audit.loop.locate("optimizer"),
+                    fix=f"lower the learning rate to {_rates(audit.loop, tiny.best_factor)}",
+                )
+        return self.passed(
+            f"{_capital(said)},{remark}; at your own it reached {_plain(author.final)} "
+            f"in {author.steps} steps.",
+            evidence=evidence,
+        )
+
+    def _suspicious(self, audit: Audit, tiny: TinyFit) -> Result:
+        first = _diagnose(audit, tiny)
+        runs = (*tiny.runs.values(), *first.runs)
+        evidence: tuple[Evidence, ...] = (
+            curve_of("Loss on the fixed examples", runs, tiny.sighting),
+        )
+        best = min(runs, key=lambda run: run.final)
+        said = (
+            f"{_rows(tiny)} were not fitted in {best.steps} steps at your learning rate, x 0.1 or "
+            f"x 10: at best {loss_words(best, tiny.sighting)}"
+        )
+        details = {"evidence": evidence, "threshold": _threshold(tiny)}
+        if first.verdict in ("cut", "unclear"):
+            return self.inconclusive(f"{_capital(said)}; {first.reason}.", **details)
+        if first.verdict == "slow":
+            return self.warned(
+                f"{_capital(first.reason)}.",
+                **details,
+                location=audit.loop.locate("optimizer"),
+                fix=first.fix,
+            )
+        details |= {"location": audit.loop.locate("model"), "fix": first.fix}
+        if first.verdict == "weak":
+            return self.warned(f"{_capital(said)}; {first.reason}.", **details)
+        again = tiny_fit(audit, second=True)
+        if again.fits(again.best) or _diagnose(audit, again).verdict != "broken":
+            return self.inconclusive(
+                f"{_capital(said)}; on other examples it was otherwise.",
+                evidence=evidence,
+                threshold=_threshold(tiny),
+            )
+        details["evidence"] = (*evidence, _gradients(audit.loop, tiny))
+        return self.failed(f"{_capital(said)}; {first.reason}, and so with other rows.", **details)
+
+    def _blind(self, audit: Audit, tiny: TinyFit) -> Result:
+        again = tiny_fit(audit, second=True)
+        if not _all_inputs_equal(again):
+            return self.inconclusive(
+                f"{_capital(_rows(tiny))} enter the network all alike, others do not."
+            )
+        return self.failed(
+            f"{_capital(_rows(tiny))} enter the network all alike, with different targets, and so "
+            "do others: there is nothing to learn from.",
+            threshold="inputs differ where targets do",
+            location=audit.loop.locate("train_loader"),
+            fix="look at what the dataset and its transforms return for different indices",
+        )
+
+
+def _all_inputs_equal(tiny: TinyFit) -> bool:
+    bounds, calls = tiny.sighting.bounds, tiny.sighting.calls
+    if bounds is None or bounds.distinct > 1 or bounds.rows < 4 or not calls:
+        return False
+    rows = {digest for call in calls for digest in batches.row_digests(call.target)}
+    return len(rows) > 1
+
+
+def _diagnose(audit: Audit, tiny: TinyFit) -> Diagnosis:
+    """Find out why no run at the author's settings fitted the rows."""
+    longest = max(run.seconds for run in tiny.runs.values())
+    seconds = min(15.0, max(1.5 * longest, 5.0), max(audit.clock.remaining / 6, 0.5))
+    limits = Limits(seconds=seconds) if tiny.known else Limits(150, 300, seconds)
+    adams: list[Run] = []
+    for rate in ADAM_RATES:
+        run = adam_run(audit, tiny.sighting, rate, limits)
+        adams.append(run)
+        if tiny.fits(run):
+            return _slow(tiny, run, rate, tuple(adams))
+    runs = (*tiny.runs.values(), *adams)
+    best = min(runs, key=lambda run: run.final)
+    made = _known(audit, tiny, best, limits) if tiny.known else _unknown(audit, tiny, runs)
+    return Diagnosis(made.verdict, made.reason, made.fix, tuple(adams))
+
+
+def _slow(tiny: TinyFit, run: Run, rate: float, runs: tuple[Run, ...]) -> Diagnosis:
+    if tiny.best.cut:
+        reason = (
+            f"Adam at {rate:g} fits them in {run.steps} steps, and your optimizer was cut short"
+        )
+        return Diagnosis("cut", reason, runs=runs)
+    reason = (
+        f"the model fits {_rows(tiny)} in {run.steps} steps with Adam at learning rate {rate:g}, "
+        "but not with your optimizer at your learning rate, x 0.1 or x 10: at best the loss went "
+        f"from {tiny.sighting.loss:.4g} to {_plain(tiny.best.final)} in {tiny.best.steps} steps"
+    )
+    fix = f"optimizer = torch.optim.AdamW(model.parameters(), lr={rate:g})"
+    return Diagnosis("slow", reason, fix, runs)
+
+
+def _unknown(audit: Audit, tiny: TinyFit, runs: tuple[Run, ...]) -> Diagnosis:
+    """Without a floor only one thing is certain: a loss that does not fall at all."""
+    why = tiny.sighting.unknown or "all targets are alike"
+    unmoved = not any(tiny.fell(run, 0.01) for run in runs)
+    if not unmoved:
+        return Diagnosis("unclear", f"how low the loss could go is not known, because {why}")
+    short = any(len(run.losses) < _FEWEST_PASSES and not run.diverged for run in runs)
+    if short or len(audit.loop.optimizers) > 1 or _is_low_already(tiny):
+        return Diagnosis("unclear", "that alone shows nothing in a program of this kind")
+    fix = "make sure the loss is computed from the model's output, without detach() or no_grad()"
+    if tiny.fresh_targets and not tiny.shuffled_targets:
+        return Diagnosis("weak", f"the loss fell with no learning rate, but {why}", fix)
+    if tiny.noise > 0.1 * abs(tiny.sighting.loss):
+        return Diagnosis("weak", "the loss fell with no learning rate, nor with Adam", fix)
+    shuffled = ", and the targets are shuffled in every step" if tiny.shuffled_targets else ""
+    return Diagnosis(
+        "broken", f"with no learning rate, nor with Adam, did the loss fall by 1 %{shuffled}", fix
+    )
+
+
+def _is_low_already(tiny: TinyFit) -> bool:
+    """A loss that starts near zero, or at a bound, need not fall."""
+    return not math.isfinite(tiny.sighting.loss) or abs(tiny.sighting.loss) < 1e-3
+
+
+def _known(audit: Audit, tiny: TinyFit, best: Run, limits: Limits) -> Diagnosis:
+    bounds = tiny.sighting.bounds
+    assert bounds is not None
+    if len(best.losses) < _FEWEST_PASSES or (best.cut and best.falling(bounds.floor)):
+        return Diagnosis("cut", f"there was time for {best.steps} steps only: raise --budget")
+    if best.falling(bounds.floor):
+        return Diagnosis("unclear", "it was still falling")
+    if _depends_on_batch(audit.loop, tiny):
+        return Diagnosis("unclear", "it compares the rows of a batch with each other")
+    layers = trainable_layers(audit.loop.model)
+    reference = fit_reference(
+        tiny.sighting, limits=limits, clock=audit.clock, linear=layers < 2, seed=audit.seed
+    )
+    if reference is not None and not reference[1].fitted:
+        reason = f"{reference[0]} could not fit them either, so data or loss are the cause"
+        return Diagnosis("unclear", reason)
+    could = f", while {reference[0]} fitted them" if reference is not None else ""
+    closed = bounds.closed(best.final)
+    reason = f"{_share(closed)} of the way from the best constant{could}"
+    doubt = _doubt(audit, tiny, best, layers=layers)
+    equal = _equal_predictions(audit, tiny)
+    if equal >= 0.25 and closed < 0.9:
+        reason += f"; {100 * equal:.0f} % of the predictions are exactly equal after training"
+    hopeless = closed < 0.1
+    underfit = not doubt and (closed < 0.5 or (equal >= 0.25 and closed < 0.9))
+    fix = _fix(audit.loop, equal)
+    if reference is not None and (underfit or (hopeless and layers > 0)):
+        return Diagnosis("broken", reason, fix)
+    return Diagnosis("weak", f"{reason}{f' ({doubt})' if doubt else ''}", fix)
+
+
+def _doubt(audit: Audit, tiny: TinyFit, best: Run, *, layers: int) -> str:
+    """Return a reason why underfitting these rows may be meant; empty when there is none."""
+    bounds, call = tiny.sighting.bounds, tiny.sighting.calls[0]
+    assert bounds is not None
+    parameters = list(audit.loop.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    targets = sum(c.target.numel() for c in tiny.sighting.calls)
+    doubts = {
+        "a reconstruction through a bottleneck need not be exact": bounds.reconstruction,
+        "a model without hidden layers cannot fit everything": layers < 2,
+        f"only {trained:,} parameters are trained": trained < 10 * targets,
+        "half of the parameters are frozen": trained < 0.5 * sum(p.numel() for p in parameters),
+        "two losses of the same weights differ": tiny.noise
+        > 0.02 * (bounds.constant - bounds.floor),
+        "the loss is not of the output itself": head_of(tiny.sighting.outputs[0], call) is None,
+        "the targets follow the weights": _targets_move(audit, tiny, best),
+    }
+    return next((reason for reason, holds in doubts.items() if holds), "")
+
+
+def _targets_move(audit: Audit, tiny: TinyFit, best: Run) -> bool:
+    """Whether training changes the targets, as a target network or a teacher of itself does."""
+    with fixed_rows(audit.loop), updates_by(audit.loop, 1e-2):
+        for _ in range(3):
+            audit.loop.step(tiny.sighting.parts[0])
+        later = sight(audit.loop, tiny.sighting.parts[:1])
+    if not later.calls:
+        return True
+    before, after = tiny.sighting.calls[0].target, later.calls[0].target
+    return before.shape != after.shape or not torch.equal(before, after)
+
+
+def _depends_on_batch(loop: Loop, tiny: TinyFit) -> bool:
+    """Whether the number of classes follows the number of rows, as in contrastive learning."""
+    call, rows = tiny.sighting.calls[0], tiny.sighting.sizes[0]
+    if tiny.whole or rows < 6 or call.input.ndim < 2:
+        return False
+    try:
+        with fixed_rows(loop):
+            fewer = sight(loop, (batches.take(tiny.sighting.parts[0], rows - 2),))
+    except (UserCodeError, batches.NotSliceableError):
+        return True
+    return bool(fewer.calls) and fewer.calls[0].input.shape[1:] != call.input.shape[1:]
+
+
+def _equal_predictions(audit: Audit, tiny: TinyFit) -> float:
+    """Return the share of rows whose prediction, after training, equals the commonest exactly."""
+    with fixed_rows(audit.loop), updates_by(audit.loop, 1e-2):
+        for _ in range(_FEWEST_PASSES):
+            for part in tiny.sighting.parts:
+                audit.loop.step(part)
+        later = sight(audit.loop, tiny.sighting.parts)
+    rows = [digest for call in later.calls for digest in batches.row_digests(call.input)]
+    if not rows or not later.bounds or len(rows) != later.bounds.distinct:
+        return 0.0
+    return max(rows.count(row) for row in rows) / len(rows)
+
+
+def _fix(loop: Loop, equal: float) -> str:
+    frozen = [name for name, p in loop.model.named_parameters() if not p.requires_grad]
+    if frozen and len(frozen) > 0.5 * len(list(loop.model.parameters())):
+        return f"unfreeze what has to learn: {frozen[-1]} and {len(frozen) - 1} more are frozen"
+    if equal >= 0.25:
+        last = [m for m in loop.model.modules() if next(m.children(), None) is None]
+        ending = type(last[-1]).__name__ if last else ""
+        if last and isinstance(last[-1], (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.ReLU6)):
+            return f"remove the {ending} after the last layer: it cuts the predictions off"
+    return (
+        "train on these rows with plain Adam at 1e-3 and take parts away until the loss goes to "
+        "its floor: look for detach(), no_grad() and activations after the last layer"
+    )
+
+
+def _gradients(loop: Loop, tiny: TinyFit) -> Numbers:
+    """What the optimizer is given on the fixed rows."""
+    with fixed_rows(loop), updates_by(loop, None):
+        seen = loop.step(tiny.sighting.parts[0], observe=True).observation
+    gradients = [g for g in seen.gradients if g.owned] if seen is not None else []
+    missing = sum(g.norm is None for g in gradients)
+    zero = sum(g.norm == 0.0 for g in gradients)
+    return Numbers(
+        title="Gradients on the fixed examples",
+        values={
+            "parameters in the optimizer": len(gradients),
+            "without a gradient": missing,
+            "with a gradient of zero": zero,
+        },
+    )
+
+
+def _scheduled(loop: Loop) -> bool:
+    """Whether the rate is planned to be lower at first: its peak need not be safe at the start."""
+    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
+    return bool(loop.schedulers) or any("initial_lr" in g or "max_lr" in g for g in groups)
+
+
+def _rates(loop: Loop, factor: float) -> str:
+    rates = {float(g["lr"]) * factor for o in loop.optimizers for g in o.param_groups}
+    return ", ".join(f"{rate:.2g}" for rate in sorted(rates))
+
+
+def _threshold(tiny: TinyFit) -> str:
+    bounds = tiny.sighting.bounds
+    if bounds is None or not tiny.known:
+        return "the loss falls by 20 %"
+    return f"a loss of {bounds.level(tiny.sighting.loss):.4g} (floor {bounds.floor:.4g})"
+
+
+def _rows(tiny: TinyFit) -> str:
+    whole = " (whole batches: their rows cannot be taken apart)" if tiny.whole else ""
+    return f"{tiny.sighting.rows} fixed examples{whole}"
+
+
+def _share(closed: float) -> str:
+    return f"it closed {100 * min(max(closed, 0.0), 1.0):.0f} %"
+
+
+def _plain(loss: float) -> str:
+    return f"{loss:.4g}" if math.isfinite(loss) else "NaN or infinity"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,138 @@
+"""The report as one HTML file: no script, no request to anywhere, under 2 MB.
+
+All text is escaped by Jinja2, and hidden characters in it are made visible first, by one hook
+through which every expression of every template passes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from nnaudit.report import Curve, Evidence, Report, Result, Status
+from nnaudit.reports import charts, outline, text
+from nnaudit.reports.base import Options
+
+#: Bytes of pictures, tables and texts in one file; what is over it is left to the JSON.
+EVIDENCE_BUDGET = 1_500_000
+MAX_ROWS = 200
+
+_CELL_LIMIT = 300
+_CODE = re.compile(r"`([^`\n]+)`")
+
+
+def render(reports: Sequence[Report], options: Options) -> str:
+    """Return the reports as one page, with one section for each target."""
+    page = _environment().get_template("report.html.j2")
+    html = page.render(
+        reports=reports,
+        verdict_of_all=outline.verdict_of_all(reports),
+        anchor=_Anchors(),
+        figure=_Figures(),
+    )
+    # ASCII only: whatever encoding a console or a server puts on the file, it stays readable.
+    return html.encode("ascii", "xmlcharrefreplace").decode("ascii") + "\n"
+
+
+class _Anchors:
+    """Gives every result an id of its own: its code, where that is still free."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._given: dict[int, str] = {}
+
+    def __call__(self, result: Result) -> str:
+        if id(result) not in self._given:
+            self._given[id(result)] = self._free(result.code)
+        return self._given[id(result)]
+
+    def _free(self, code: str) -> str:
+        base = re.sub(r"[^A-Za-z0-9]+", "-", code).strip("-")[:40] or "check"
+        name, number = base, 2
+        while name in self._taken:
+            name, number = f"{base}-{number}", number + 1
+        self._taken.add(name)
+        return name
+
+
+class _Figures:
+    """Draws evidence until the file is as large as it may become. Failures come first."""
+
+    def __init__(self) -> None:
+        self._left = EVIDENCE_BUDGET
+        self._drawn = 0
+
+    def __call__(self, evidence: Evidence) -> Markup:
+        self._drawn += 1
+        template: Any = _environment().get_template("charts.svg.j2").module
+        drawn: Markup = template.figure(evidence, f"figure-{self._drawn}")
+        # Counted as it will be written: every character that is not ASCII becomes a reference.
+        size = len(drawn.encode("ascii", "xmlcharrefreplace"))
+        if size > self._left:
+            left_out: Markup = template.left_out(evidence)
+            return left_out
+        self._left -= size
+        return drawn
+
+
+def _sparkline(result: Result) -> str:
+    curve = next((e for e in result.evidence if isinstance(e, Curve)), None)
+    return charts.sparkline_path(curve, 88, 20) if curve else ""
+
+
+def _finalize(value: Any) -> Any:
+    """Make what an expression yields safe to read; markup was made by us and stays."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return text.visible(value)
+    return value
+
+
+def _prose(value: str) -> Markup:
+    """Escape a sentence and set what stands between back-ticks as code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text.visible(value)))))
+
+
+def _verbatim(value: str) -> Markup:
+    return escape(text.visible(value, text.TEXT_LIMIT))
+
+
+def _cell(value: float | str) -> str:
+    return text.visible(text.format_cell(value), _CELL_LIMIT)
+
+
+def _lines(value: str) -> int:
+    return value.rstrip("\n").count("\n") + 1
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nnaudit.reports"),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        cell=_cell,
+        lines=_lines,
+        number=text.format_number,
+        prose=_prose,
+        seconds=text.format_seconds,
+        verbatim=_verbatim,
+    )
+    environment.globals.update(
+        Status=Status,
+        charts=charts,
+        count=text.count,
+        max_rows=MAX_ROWS,
+        outline=outline,
+        sparkline=_sparkline,
+    )
+    return environment

@@ -1,0 +1,164 @@
+"""What a report says first, what belongs together, and what comes later.
+
+Every format for people (terminal, HTML) tells the story in this order and with this grouping,
+so that two formats never disagree about the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nnaudit.report import Report, Result, Status
+
+#: Worst first. A crash is never a pass, so it stands next to the failures.
+SEVERITY = (
+    Status.FAIL,
+    Status.ERROR,
+    Status.WARN,
+    Status.NOTE,
+    Status.INCONCLUSIVE,
+    Status.SKIP,
+    Status.PASS,
+)
+
+#: Statuses that ask something of the reader; the others are only accounted for.
+FINDINGS = (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE)
+
+_BROKEN = (Status.FAIL, Status.ERROR)
+
+#: A word for each status where it labels one result.
+LABELS = {
+    Status.FAIL: "Fail",
+    Status.ERROR: "Crashed",
+    Status.WARN: "Warning",
+    Status.NOTE: "Note",
+    Status.INCONCLUSIVE: "Inconclusive",
+    Status.SKIP: "Skipped",
+    Status.PASS: "Pass",
+}
+
+#: Whose code it was that crashed, as a remark to the reader.
+CRASHES = {"": "", "user": "in your code", "nnaudit": "in nnaudit itself: please report it"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A result that asks for action, with the findings that go away when it is mended."""
+
+    result: Result
+    consequences: tuple[Result, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The first sentence of a report: ``status`` picks its colour and glyph."""
+
+    status: Status
+    headline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """The results that were not judged for one and the same reason."""
+
+    text: str
+    results: tuple[Result, ...]
+
+
+def title(result: Result) -> str:
+    """Return the result's code and name, as it is called everywhere."""
+    return f"{result.code} {result.name}"
+
+
+def findings(report: Report, status: Status) -> tuple[Finding, ...]:
+    """Return the findings of ``status``, each with its consequences; those never stand alone."""
+    by_code = {result.code: result for result in report.results}
+    groups: dict[int, list[Result]] = {}
+    for result in report.with_status(*FINDINGS):
+        root = _root(result, by_code)
+        if root is not result:
+            groups.setdefault(id(root), []).append(result)
+    folded = {id(result) for group in groups.values() for result in group}
+    return tuple(
+        Finding(result, tuple(groups.get(id(result), ())))
+        for result in report.with_status(status)
+        if id(result) not in folded
+    )
+
+
+def _root(result: Result, by_code: dict[str, Result]) -> Result:
+    seen = {result.code}
+    root = result
+    while (cause := by_code.get(root.cause)) is not None and cause.status in _BROKEN:
+        if cause.code in seen:
+            return result  # a ring of causes has no first one: each stands for itself
+        seen.add(cause.code)
+        root = cause
+    return root
+
+
+def reasons(report: Report, status: Status) -> tuple[Reason, ...]:
+    """Group the results of ``status`` by their message: many lack the same part of the target."""
+    groups: dict[str, list[Result]] = {}
+    for result in report.with_status(status):
+        groups.setdefault(result.message, []).append(result)
+    return tuple(Reason(text, tuple(results)) for text, results in groups.items())
+
+
+def counts(report: Report) -> dict[Status, int]:
+    """Return how many results have each status, worst first, zeros left out."""
+    numbers = {status: len(report.with_status(status)) for status in SEVERITY}
+    return {status: number for status, number in numbers.items() if number}
+
+
+def verdict(report: Report) -> Verdict:
+    """Judge one target in one sentence. Only passes make a pass."""
+    number = counts(report)
+    total = len(report.results)
+    of_all = f"of {total} {'check' if total == 1 else 'checks'}"
+    fails, errors = number.get(Status.FAIL, 0), number.get(Status.ERROR, 0)
+    if fails:
+        crashed = f" and {errors} crashed" if errors else ""
+        return Verdict(Status.FAIL, f"{fails} {of_all} {_verb(fails, 'fail')}{crashed}")
+    if errors:
+        return Verdict(Status.ERROR, f"{errors} {of_all} crashed")
+    if warns := number.get(Status.WARN, 0):
+        return Verdict(Status.WARN, f"No check fails, {warns} {of_all} {_verb(warns, 'warn')}")
+    return _quiet_verdict(number, total, of_all)
+
+
+def _quiet_verdict(number: dict[Status, int], total: int, of_all: str) -> Verdict:
+    passed = number.get(Status.PASS, 0)
+    if not total:
+        return Verdict(Status.INCONCLUSIVE, "No check was run")
+    if not passed and Status.NOTE not in number:
+        return Verdict(Status.INCONCLUSIVE, f"No verdict: none {of_all} could be judged")
+    if passed == total:
+        return Verdict(
+            Status.PASS, "The check passes" if total == 1 else f"All {total} checks pass"
+        )
+    return Verdict(
+        Status.PASS, f"No check fails, {passed} {of_all} {_verb(passed, 'pass', 'passes')}"
+    )
+
+
+def verdict_of_all(reports: Sequence[Report]) -> Verdict:
+    """Judge several targets in one sentence; the worst one decides the status."""
+    if not reports:
+        return Verdict(Status.INCONCLUSIVE, "No target was audited")
+    verdicts = [verdict(report) for report in reports]
+    worst = min((v.status for v in verdicts), key=SEVERITY.index)
+    same = sum(v.status is worst for v in verdicts)
+    every = f"{same} of {len(reports)} targets"
+    phrases = {
+        Status.FAIL: f"{every} {_verb(same, 'fail')}",
+        Status.ERROR: f"{every} crashed",
+        Status.WARN: f"No target fails, {every} {_verb(same, 'warn')}",
+        Status.INCONCLUSIVE: f"{every} could not be judged",
+    }
+    return Verdict(worst, phrases.get(worst, f"All {len(reports)} targets pass"))
+
+
+def _verb(number: int, plural: str, singular: str = "") -> str:
+    return (singular or f"{plural}s") if number == 1 else plural

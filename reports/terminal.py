@@ -1,0 +1,417 @@
+"""The report in a terminal, for a person who has a minute to decide what to do.
+
+Glyphs and words carry the meaning, colour only repeats it. Text of the audited program is never
+interpreted: no markup, no escape codes, and no character that the stream cannot encode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text as Line
+
+from nnaudit.report import (
+    Curve,
+    Evidence,
+    Histogram,
+    Images,
+    Numbers,
+    Part,
+    Report,
+    Result,
+    Status,
+    Table,
+    Text,
+)
+from nnaudit.reports import outline
+from nnaudit.reports.base import Options, Verbosity
+from nnaudit.reports.geometry import levels
+from nnaudit.reports.outline import Finding, title
+from nnaudit.reports.text import (
+    PHRASE_LIMIT,
+    TEXT_LIMIT,
+    count,
+    format_cell,
+    format_number,
+    format_seconds,
+    one_line,
+    visible,
+)
+
+# Longer lines are hard to read, so a wide terminal keeps a margin.
+_WIDEST = 120
+_LABEL = 11
+_WIDE_LABEL = 16
+_SPARK = 24
+_ROWS = 20
+_TAIL = 6
+
+_STYLES = {
+    Status.FAIL: "bold red",
+    Status.ERROR: "bold magenta",
+    Status.WARN: "bold yellow",
+    Status.NOTE: "bold cyan",
+    Status.INCONCLUSIVE: "bold blue",
+    Status.SKIP: "dim",
+    Status.PASS: "bold green",
+}
+
+_WORDS = {
+    Status.FAIL: "FAIL",
+    Status.ERROR: "CRASHED",
+    Status.WARN: "WARNING",
+    Status.NOTE: "NOTE",
+    Status.INCONCLUSIVE: "INCONCLUSIVE",
+    Status.SKIP: "SKIPPED",
+    Status.PASS: "PASS",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Glyphs:
+    status: dict[Status, str]
+    spark: str
+    gap: str
+    arrow: str
+    dot: str
+    rule: str
+
+    def encodable(self, encoding: str) -> bool:
+        every = "".join([*self.status.values(), self.spark, self.gap, self.arrow, self.dot])
+        return _encoded(every + self.rule, encoding) == every + self.rule
+
+
+_UNICODE = _Glyphs(
+    status=dict(zip(outline.SEVERITY, "✗!▲i?–✓", strict=True)),
+    spark="▁▂▃▄▅▆▇█",
+    gap="·",
+    arrow="→",
+    dot="·",
+    rule="─",
+)
+_ASCII = _Glyphs(
+    status=dict(zip(outline.SEVERITY, "x!*i?-+", strict=True)),
+    spark="_.:-=+*#",
+    gap=" ",
+    arrow="->",
+    dot="|",
+    rule="-",
+)
+
+
+def render(reports: Sequence[Report], options: Options) -> str:
+    """Return the reports as text, one after another, then the verdict on all of them."""
+    page = _Page(options)
+    for report in reports:
+        page.report(report)
+    if len(reports) != 1:
+        page.verdict(outline.verdict_of_all(reports))
+    return page.text()
+
+
+def _encoded(text: str, encoding: str) -> str:
+    try:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:
+        return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+class _Page:
+    """Collects lines. Every string passes through :meth:`safe` on its way in."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.width = max(20, min(options.width, _WIDEST))
+        self.glyphs = _UNICODE if _UNICODE.encodable(options.encoding) else _ASCII
+        self.stream = StringIO()
+        # Everything is stated, so that the environment cannot change what a report looks like.
+        self.console = Console(
+            file=self.stream,
+            width=self.width,
+            color_system="standard" if options.color else None,
+            force_terminal=options.color,
+            no_color=not options.color,
+            force_jupyter=False,
+            legacy_windows=False,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+
+    def text(self) -> str:
+        lines = [line.rstrip() for line in self.stream.getvalue().split("\n")]
+        return "\n".join(lines).strip("\n") + "\n"
+
+    def safe(self, text: str, limit: int = PHRASE_LIMIT) -> str:
+        return _encoded(visible(text, limit), self.options.encoding)
+
+    # Building blocks ---------------------------------------------------------------------
+
+    def blank(self) -> None:
+        self.console.print()
+
+    def hang(self, head: Line | str, body: Line | str, indent: int, hanging: int) -> None:
+        """Print ``body`` beside ``head``; its further lines start at column ``hanging``."""
+        head = Line(head) if isinstance(head, str) else head
+        body = Line(self.safe(body)) if isinstance(body, str) else body
+        first = Line(" " * indent).append_text(head)
+        if first.cell_len >= hanging and head.plain:  # the head is too long to share its line
+            self.lines(head, Line(" " * indent), indent)
+            first = Line()
+        first.append(" " * (hanging - first.cell_len))
+        self.lines(body, first, hanging)
+
+    def lines(self, text: Line, first: Line, indent: int) -> None:
+        """Print ``text`` folded to the width, after ``first`` and then indented."""
+        for part in text.wrap(self.console, self.width - indent, overflow="fold") or [Line()]:
+            self.console.print(first + part, no_wrap=True, overflow="ignore", crop=False)
+            first = Line(" " * indent)
+
+    def field(self, label: str, body: Line | str, width: int = _LABEL) -> None:
+        """Print one labelled line, if there is anything to say."""
+        if body:
+            self.hang(Line(self.safe(label), style="dim"), body, 2, 2 + width)
+
+    def heading(self, text: str) -> None:
+        self.blank()
+        self.hang("", Line(self.safe(text), style="bold"), 0, 0)
+
+    # A report ----------------------------------------------------------------------------
+
+    def report(self, report: Report) -> None:
+        verbosity = self.options.verbosity
+        self.verdict(outline.verdict(report), one_line(report.target.path or report.target.name))
+        for status in outline.FINDINGS:
+            if verbosity is not Verbosity.QUIET or status in (Status.FAIL, Status.ERROR):
+                for finding in outline.findings(report, status):
+                    self.finding(finding)
+        if verbosity is Verbosity.QUIET:
+            self.blank()
+            return
+        if verbosity is Verbosity.VERBOSE:
+            self.details(report)
+        self.accounted(report)
+        self.totals(report)
+        self.blank()
+
+    def verdict(self, verdict: outline.Verdict, target: str = "") -> None:
+        style = _STYLES[verdict.status]
+        head = Line(self.glyphs.status[verdict.status], style=style)
+        sentence = Line(f"{self.safe(target)}: " if target else "", style="bold")
+        self.hang(head, sentence.append(f"{verdict.headline}.", style=style), 0, 2)
+
+    def finding(self, finding: Finding) -> None:
+        result = finding.result
+        self.blank()
+        self.result_title(result)
+        self.result_body(result)
+        for position, consequence in enumerate(finding.consequences):
+            line = f"{title(consequence)}: {one_line(consequence.message)}"
+            self.field("leads to" if position == 0 else "", line)
+        if self.options.verbosity is Verbosity.VERBOSE:
+            for consequence in finding.consequences:
+                self.blank()
+                self.result_title(consequence)
+                self.result_body(consequence)
+
+    def result_title(self, result: Result) -> None:
+        status = result.status
+        head = Line(f"{self.glyphs.status[status]} {_WORDS[status]}", style=_STYLES[status])
+        name = self.safe(one_line(title(result)))
+        self.hang(head, Line(name, style="bold"), 0, head.cell_len + 1)
+
+    def result_body(self, result: Result) -> None:
+        verbose = self.options.verbosity is Verbosity.VERBOSE
+        if verbose and result.question:
+            self.hang("", Line(self.safe(result.question), style="italic"), 2, 2)
+        self.hang("", result.message, 2, 2)
+        self.field("measured", result.measured)
+        self.field("threshold", result.threshold)
+        self.field("where", _where(result))
+        self.field("crash", outline.CRASHES[result.crash])
+        self.field("fix", Line(self.safe(result.fix), style="green"))
+        if result.cause:
+            self.field("because of", result.cause)
+        if verbose:
+            self.field("kind", f"{result.kind.value}, {_cost(result.steps, result.seconds)}")
+        for evidence in result.evidence:
+            self.evidence(evidence, result.status)
+
+    # Evidence ----------------------------------------------------------------------------
+
+    def evidence(self, evidence: Evidence, status: Status) -> None:
+        verbose = self.options.verbosity is Verbosity.VERBOSE
+        if isinstance(evidence, Curve):
+            self.curve(evidence)
+        elif isinstance(evidence, Text) and status is Status.ERROR and not verbose:
+            self.verbatim(evidence.title, evidence.text, tail=_TAIL)
+        elif verbose:
+            self.picture(evidence)
+
+    def picture(self, evidence: Histogram | Images | Numbers | Table | Text) -> None:
+        if isinstance(evidence, Histogram):
+            self.histogram(evidence)
+        elif isinstance(evidence, Images):
+            self.images(evidence)
+        elif isinstance(evidence, Numbers):
+            pairs = tuple((name, value) for name, value in evidence.values.items())
+            self.table(Table(title=evidence.title, columns=(), rows=pairs))
+        elif isinstance(evidence, Table):
+            self.table(evidence)
+        else:
+            self.verbatim(evidence.title, evidence.text, tail=None)
+
+    def curve(self, curve: Curve) -> None:
+        self.subtitle(curve.title)
+        shown = len(curve.series) if self.options.verbosity is Verbosity.VERBOSE else 3
+        rows = [
+            (self.cell(s.name), f"{self.sparkline(s.y, log=curve.log_y)}  {self.span(s.y)}")
+            for s in curve.series[:shown]
+        ]
+        if len(curve.series) > shown:
+            rows.append(("", f"and {count(len(curve.series) - shown, 'curve')} more: see -v"))
+        limits = [f"{one_line(name)} {format_number(y)}" for name, y in curve.thresholds.items()]
+        if limits:
+            rows.append(("limits" if len(limits) > 1 else "limit", self.safe(", ".join(limits))))
+        width = 6 + min(24, max(cell_len(name) for name, _ in rows)) if rows else 0
+        for name, text in rows:
+            self.hang(Line(name, style="dim"), Line(text), 4, width)
+
+    def span(self, values: Sequence[float]) -> str:
+        finite = [value for value in values if math.isfinite(value)]
+        if not finite:
+            return "no finite value"
+        ends = f"{format_number(values[0])} {self.glyphs.arrow} {format_number(values[-1])}"
+        if self.options.verbosity is not Verbosity.VERBOSE:
+            return ends
+        return f"{ends}, lowest {format_number(min(finite))}, highest {format_number(max(finite))}"
+
+    def sparkline(
+        self, values: Sequence[float], *, log: bool = False, from_zero: bool = False
+    ) -> str:
+        ramp = self.glyphs.spark
+        heights = levels(values, width=_SPARK, height=len(ramp), log=log, from_zero=from_zero)
+        return "".join(self.glyphs.gap if h is None else ramp[h] for h in heights)
+
+    def histogram(self, histogram: Histogram) -> None:
+        self.subtitle(histogram.title)
+        text = self.sparkline(histogram.counts, from_zero=True)
+        if histogram.edges:
+            low, high = (format_number(histogram.edges[end]) for end in (0, -1))
+            text += self.safe(f"  {low} to {high} {one_line(histogram.x_label)}")
+        self.hang("", Line(text), 4, 4)
+
+    def images(self, images: Images) -> None:
+        self.subtitle(images.title)
+        captions = ", ".join(one_line(image.caption) for image in images.images[:_ROWS])
+        number = count(len(images.images), "picture")
+        self.hang("", f"{number}, to be seen in the HTML report: {captions}", 4, 4)
+
+    def subtitle(self, text: str, remark: str = "") -> None:
+        self.hang("", Line(self.safe(one_line(text)) + remark, style="dim"), 2, 2)
+
+    def table(self, table: Table) -> None:
+        rows = [[self.cell(cell) for cell in row] for row in table.rows[:_ROWS]]
+        head = [self.cell(column) for column in table.columns]
+        self.subtitle(table.title)
+        every = [head, *rows] if head else rows
+        columns = max((len(row) for row in every), default=0)
+        widths = [max(cell_len(row[i]) for row in every if i < len(row)) for i in range(columns)]
+        for row in every:
+            padded = [set_cell_size(cell, width) for cell, width in zip(row, widths, strict=False)]
+            style = "bold" if row is head else ""
+            self.hang("", Line("  ".join(padded).rstrip(), style=style), 4, 4)
+        if len(table.rows) > _ROWS:
+            self.hang("", f"... {count(len(table.rows) - _ROWS, 'row')} more in the JSON", 4, 4)
+
+    def cell(self, value: float | str) -> str:
+        return self.safe(one_line(format_cell(value), limit=60))
+
+    def verbatim(self, heading: str, text: str, *, tail: int | None) -> None:
+        lines = visible(text, TEXT_LIMIT).rstrip("\n").split("\n")
+        shown = lines if tail is None else lines[-tail:]
+        cut = f" (last {len(shown)} of {len(lines)} lines)" if len(shown) < len(lines) else ""
+        self.subtitle(heading, cut)
+        for line in shown:
+            self.hang("", Line(self.safe(line, TEXT_LIMIT)), 4, 4)
+
+    # The rest ----------------------------------------------------------------------------
+
+    def details(self, report: Report) -> None:
+        """Print what only ``-v`` shows: what was judged without a finding, pictures, target."""
+        for status in (Status.INCONCLUSIVE, Status.PASS):
+            for finding in outline.findings(report, status):
+                self.finding(finding)
+        for section in report.overview.sections:
+            self.heading(one_line(section.title))
+            if section.text:
+                self.hang("", section.text, 2, 2)
+            for evidence in section.evidence:
+                self.evidence(evidence, Status.NOTE)
+        self.heading("What was audited")
+        for part in report.target.parts:
+            self.part(part)
+        self.environment(report)
+
+    def part(self, part: Part) -> None:
+        line = f"{one_line(part.description)} (from {_ORIGINS[part.origin]})"
+        if part.origin == "absent":
+            line = one_line(part.description) or "absent"
+        if part.disables:
+            line += f"; disables {', '.join(part.disables)}"
+        self.field(one_line(part.name), line, _WIDE_LABEL)
+
+    def environment(self, report: Report) -> None:
+        self.heading("Environment")
+        for name, value in report.environment.model_dump().items():
+            self.field(name.replace("_", " "), str(value) if value else "", _WIDE_LABEL)
+        self.field("command", report.tool.command, _WIDE_LABEL)
+
+    def accounted(self, report: Report) -> None:
+        """Print one line for each group of results that asks nothing of the reader."""
+        self.blank()
+        if passed := report.with_status(Status.PASS):
+            names = ", ".join(title(result) for result in passed)
+            self.group(Status.PASS, len(passed), "passed", names)
+        for status, word in ((Status.INCONCLUSIVE, "inconclusive"), (Status.SKIP, "skipped")):
+            for reason in outline.reasons(report, status):
+                names = ", ".join(title(result) for result in reason.results)
+                text = f"{names}: {one_line(reason.text)}"
+                self.group(status, len(reason.results), word, text)
+
+    def group(self, status: Status, number: int, word: str, text: str) -> None:
+        head = Line(f"{self.glyphs.status[status]} {number} {word}", style=_STYLES[status])
+        self.hang(head, text, 0, 18)
+
+    def totals(self, report: Report) -> None:
+        numbers = ", ".join(
+            f"{number} {outline.LABELS[status].lower()}"
+            for status, number in outline.counts(report).items()
+        )
+        checks = count(len(report.results), "check")
+        cost = _cost(report.totals.steps, report.totals.seconds)
+        device = f" on {one_line(report.environment.device)}" if report.environment.device else ""
+        seed = f"seed {report.tool.seed}, preset {one_line(report.tool.preset)}"
+        self.blank()
+        text = f"{checks}: {numbers or 'none'}. {cost}{device}, {seed}."
+        self.hang("", Line(self.safe(text), style="dim"), 0, 0)
+
+
+_ORIGINS = {"user": "you", "default": "nnaudit's defaults", "absent": "nowhere"}
+
+
+def _where(result: Result) -> str:
+    places: Iterable[str] = (
+        f"{one_line(result.location.file)}:{result.location.line}" if result.location else "",
+        f"module {one_line(result.module)}" if result.module else "",
+    )
+    return ", ".join(place for place in places if place)
+
+
+def _cost(steps: int, seconds: float) -> str:
+    return f"{count(steps, 'step') if steps else 'no steps'} in {format_seconds(seconds)}"

@@ -1,0 +1,77 @@
+"""Where settings come from, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnaudit import config
+from nnaudit.errors import UsageError
+
+
+def write(folder: Path, text: str) -> None:
+    (folder / "pyproject.toml").write_text(text)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = config.load(start=tmp_path, environment={})
+    assert (settings.preset, settings.seed, settings.budget) == ("full", 0, None)
+
+
+def test_flags_win_over_variables_and_these_over_the_file(tmp_path: Path) -> None:
+    write(tmp_path, '[tool.nnaudit]\nseed = 1\nbudget = "1m"\npreset = "quick"')
+    settings = config.load(
+        {"seed": 3}, start=tmp_path, environment={"NNAUDIT_SEED": "2", "NNAUDIT_BUDGET": "90s"}
+    )
+    assert (settings.seed, settings.budget, settings.preset) == (3, 90.0, "quick")
+
+
+def test_the_file_is_looked_for_upwards(tmp_path: Path) -> None:
+    write(tmp_path, "[tool.nnaudit]\nseed = 5")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert config.load(start=tmp_path / "a" / "b", environment={}).seed == 5
+
+
+def test_lists_may_be_written_with_commas(tmp_path: Path) -> None:
+    settings = config.load({"select": "DATA, FIT101"}, start=tmp_path, environment={})
+    assert settings.select == ("DATA", "FIT101")
+
+
+def test_keys_with_a_dash(tmp_path: Path) -> None:
+    write(tmp_path, '[tool.nnaudit]\nfail-on = "warn"\n[tool.nnaudit.thresholds.DATA110]\na = 2')
+    settings = config.load(start=tmp_path, environment={})
+    assert settings.fail_on == "warn"
+    assert settings.thresholds == {"DATA110": {"a": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[tool.nnaudit\n", "cannot be read"),
+        ("[tool.nnaudit]\nbudgett = 3", "did you mean budget"),
+        ('[tool.nnaudit]\nbudget = "soon"', "60s"),
+        ("[tool.nnaudit]\nbudget = 0", "longer than zero"),
+        ("[tool.nnaudit]\nseed = -1", "seed"),
+        ('[tool.nnaudit]\ndevice = "tpu"', "cuda:1"),
+        ("[tool]\nnnaudit = 3", "must be a table"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    write(tmp_path, text)
+    with pytest.raises(UsageError, match=said) as caught:
+        config.load(start=tmp_path, environment={})
+    assert "pyproject.toml" in str(caught.value)
+    assert "\n" not in str(caught.value).removesuffix("\n")
+
+
+def test_an_unknown_variable_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean seed"):
+        config.load(start=tmp_path, environment={"NNAUDIT_SEEED": "1"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("60", 60), ("90s", 90), ("2m", 120), ("1.5h", 5400), (7, 7)]
+)
+def test_durations(text: str, expected: float) -> None:
+    assert config.seconds(text) == expected

@@ -1,0 +1,84 @@
+"""The pictures of data and weights."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+import torch
+from programs import mlp, target
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.overview import overview_of
+from nnaudit.targets import Target
+
+
+def sections(**parts: object):
+    loop = DirectLoop(target(**parts), torch.device("cpu"), seed=0)
+    return overview_of(loop).sections
+
+
+def loader(*tensors: torch.Tensor) -> DataLoader:
+    return DataLoader(TensorDataset(*tensors), batch_size=8)
+
+
+def kinds(section) -> list[str]:
+    return [evidence.type for evidence in section.evidence]
+
+
+def test_a_table_shows_rows_and_targets() -> None:
+    data, weights = sections()
+    assert kinds(data) == ["table", "table"]
+    statistics, rows = data.evidence
+    assert [row[0] for row in statistics.rows] == ["input[0]", "target"]
+    assert rows.columns[-1] == "target"
+    assert kinds(weights) == ["histogram"] * 4
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_pictures_are_png_with_their_label(channels: int) -> None:
+    data, _ = sections(
+        train_loader=loader(torch.randn(8, channels, 6, 6), torch.arange(8)),
+        model=lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(8)),
+    )
+    images = data.evidence[1].images
+    assert base64.b64decode(images[0].png).startswith(b"\x89PNG")
+    assert [image.caption for image in images] == [str(i) for i in range(8)]
+
+
+def test_constant_pictures_and_weights_have_a_scale() -> None:
+    data, weights = sections(
+        train_loader=loader(torch.zeros(8, 1, 6, 6), torch.arange(8)),
+        model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 8, bias=False), nn.LayerNorm(8)),
+    )
+    assert data.evidence[1].type == "images"
+    assert all(sum(h.counts) > 0 for h in weights.evidence)
+
+
+def test_token_ids_are_text() -> None:
+    data, _ = sections(
+        train_loader=loader(torch.randint(0, 9, (8, 5)), torch.zeros(8, dtype=torch.long)),
+        model=lambda: nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)),
+    )
+    assert kinds(data) == ["table", "text"]
+    assert data.evidence[1].text.count("->") == 8
+
+
+def test_weights_that_are_not_finite_do_not_spoil_the_picture() -> None:
+    def broken() -> nn.Module:
+        model = mlp()
+        with torch.no_grad():
+            model[0].weight[0, 0] = float("nan")
+            model[3].weight.fill_(float("inf"))
+        return model
+
+    _, weights = sections(model=broken)
+    assert sum(weights.evidence[0].counts) == 127
+
+
+def test_a_model_alone_has_its_weights_shown() -> None:
+    loop = DirectLoop(Target(model=mlp()), torch.device("cpu"), seed=0)
+    (only,) = overview_of(loop).sections
+    assert "195 parameters" in only.text
