@@ -114,7 +114,7 @@ class Histogram(Model):
 
     @model_validator(mode="after")
     def _one_edge_more(self) -> Self:
-        if len(self.edges) != len(self.counts) + 1:
+        if self.edges and len(self.edges) != len(self.counts) + 1:
             raise ValueError(f"{len(self.edges)} edges around {len(self.counts)} counts")
         return self
 

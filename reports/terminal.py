@@ -370,6 +370,7 @@ class _Page:
         self.heading("Environment")
         for name, value in report.environment.model_dump().items():
             self.field(name.replace("_", " "), str(value) if value else "", _WIDE_LABEL)
+        self.field("made", report.tool.created, _WIDE_LABEL)
         self.field("command", report.tool.command, _WIDE_LABEL)
 
     def accounted(self, report: Report) -> None:
