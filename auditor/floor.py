@@ -143,12 +143,17 @@ def _identities(feds: Sequence[Fed], sizes: Sequence[int]) -> Tensor:
     known: dict[str, int] = {}
     identity: list[int] = []
     for fed, size in zip(feds, sizes, strict=True):
-        columns = [batches.row_digests(tensor) for tensor in input_tensors(fed, size)]
+        # Plus zero: there are two zeros, of different bits.
+        columns = [batches.row_digests(tensor + 0) for tensor in _plain(input_tensors(fed, size))]
         for row in range(size):
             key = "".join(c[row] for c in columns) or f"row {len(identity)}"
             short = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
             identity.append(known.setdefault(short, len(known)))
     return torch.tensor(identity, dtype=torch.long)
+
+
+def _plain(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.int() if t.dtype is torch.bool else t for t in tensors]
 
 
 def _groups(identity: Tensor, feds: Sequence[Fed], sizes: Sequence[int], call: LossCall) -> Tensor:

@@ -84,7 +84,9 @@ class Record:
                 self.overview = overview
             case Refused(message=message, exit_code=code, detail=detail):
                 raise RefusedError(message, code, detail)
-            case Finished():
+            case Finished(steps=steps):
+                # More than the results' own where a step was tried before the first question.
+                self.steps = max(self.steps, steps)
                 self.finished = True
 
     def remaining(self) -> tuple[str, ...]:

@@ -99,6 +99,7 @@ class Loop(ABC):
         models, optimizers, schedulers: all there are, ``model`` first.
         train_loader, val_loader: as the user made them; ``val_loader`` may be None.
         steps_taken: optimizer steps since the audit began, relaunched runs included.
+        handed_over_in_eval: the model was in eval mode, and the loop put it into train mode.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Loop(ABC):
     train_loader: Any
     val_loader: Any
     steps_taken: int
+    handed_over_in_eval: bool = False
 
     @property
     @abstractmethod

@@ -61,7 +61,7 @@ class DirectLoop(Loop):
         self._target = target
         self._count = count or StepCount()
         self._convention: Convention | None = None
-        self._loss: Callable[[Any, Any], Tensor] = target.loss or DefaultLoss()
+        self.loss: Callable[[Any, Any], Tensor] = target.loss or DefaultLoss()
         self.name = target.name
         self.device = device
         seed_everything(seed)
@@ -69,8 +69,8 @@ class DirectLoop(Loop):
         self.handed_over_in_eval = _all_in_eval(self.model)
         self.train_loader = self._build_loader("train_loader", target.train_loader)
         self.val_loader = self._build_loader("val_loader", target.val_loader)
-        if isinstance(self._loss, nn.Module):
-            self._loss.to(device)
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(device)
         self._materialise()
         self.optimizers = self._build_optimizers()
         self.schedulers = self._build_schedulers()
@@ -85,7 +85,7 @@ class DirectLoop(Loop):
     @property
     def subjects(self) -> Subjects:
         """Everything a step may change."""
-        loss = (self._loss,) if isinstance(self._loss, nn.Module) else ()
+        loss = (self.loss,) if isinstance(self.loss, nn.Module) else ()
         loaders = tuple(x for x in (self.train_loader, self.val_loader) if x is not None)
         return Subjects(
             models=(*self.models, *loss),
@@ -209,7 +209,7 @@ class DirectLoop(Loop):
 
     def _loss_of(self, output: Any, fed: Fed) -> Tensor:
         computed = own_loss(output) if self._target.loss is None else None
-        return computed if computed is not None else self._loss(output, fed.target)
+        return computed if computed is not None else self.loss(output, fed.target)
 
     def _checked(self, loss: Any) -> Tensor:
         source = "training_step" if self._target.training_step is not None else "loss_fn"
@@ -386,7 +386,7 @@ class DirectLoop(Loop):
         if self._target.training_step is not None:
             return self._part("training_step", "the user's own forward and loss")
         if self._target.loss is not None:
-            name = getattr(self._loss, "__name__", type(self._loss).__name__)
+            name = getattr(self.loss, "__name__", type(self.loss).__name__)
             return self._part("loss", name)
         return self._part("loss", f"{DefaultLoss.__doc__.splitlines()[0]}", default=True)  # type: ignore[union-attr]
 

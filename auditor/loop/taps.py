@@ -347,7 +347,7 @@ def graph_of(tensor: Tensor) -> Graph | None:
 def _topological(root: Any) -> list[Any]:
     """Return the nodes under ``root``, each after its parents; empty when there are too many."""
     order: list[Any] = []
-    seen = set()
+    seen: set[Any] = set()
     todo = [(root, False)] if root is not None else []
     while todo:
         node, parents_done = todo.pop()
@@ -603,8 +603,8 @@ class _GradientTap:
         self._before: dict[str, Tensor] = {}
 
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for parameter in self._orphans:
-            self._record(parameter, owned=False)
+        for orphan in self._orphans:
+            self._record(orphan, owned=False)
         self._orphans = []
         for parameter in _parameters_of(optimizer):
             name = self._names.get(id(parameter), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -30,18 +31,22 @@ MOST_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class MainLoss:
-    """The one loss function behind the total loss.
+    """A loss function behind the total loss.
 
     Attributes:
         calls: its call in each step.
+        index: which of a step's loss calls it is.
         factor: total loss over what the call returned (its mean, when it returned one loss per
             element): 0.25 where four micro-batches are accumulated.
         spelled_out: the user wrote the formula by hand; ``calls`` stand for it.
+        whole: whether there is nothing else in the total loss.
     """
 
     calls: tuple[LossCall, ...]
+    index: int = 0
     factor: float = 1.0
     spelled_out: bool = False
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,21 @@ class First:
     @property
     def main_loss(self) -> MainLoss | None:
         """The loss function that explains the total loss of every step; None when none does."""
-        seen = self.completed
-        if not seen:
-            return None
-        found = [_alone(series, seen) for series in _series(seen)]
-        whole = [main for main in found if main is not None]
-        if whole:
-            return min(whole, key=lambda main: abs(math.log(main.factor)))
-        return _spelled_out(seen[0], self.targets[0])
+        return main_loss_of(self.completed, self.targets[0]) if self.steps else None
+
+    @property
+    def supervised(self) -> tuple[MainLoss, ...]:
+        """The losses that compare with what the loader gives: the main one, else each such term."""
+        if not self.steps:
+            return ()
+        main = self.main_loss
+        if main is not None:
+            return (main,)
+        return tuple(
+            MainLoss(series, index, whole=False)
+            for index, series in enumerate(_series(self.completed))
+            if _is_given(series[0], self.batches[0])
+        )
 
 
 class FirstSteps(Probe[First]):
@@ -127,27 +139,64 @@ class FirstSteps(Probe[First]):
         return First(tuple(taken), tuple(targets), tuple(steps))
 
 
-def consecutive_batches(loop: Loop, count: int) -> list[Any]:
-    """Return ``count`` batches of one epoch, begun anew where it ends before that.
+def consecutive_batches(loop: Loop, count: int) -> Iterator[Any]:
+    """Yield ``count`` batches of one epoch, begun anew where it ends before that.
 
-    Fewer come back only from a loader that can be read once.
+    Fewer come only from a loader that can be read once.
 
     Raises:
         TargetError: there is no batch at all.
         UserCodeError: the loader raised.
     """
-    found: list[Any] = []
-    while len(found) < count:
-        more = list(islice(loop.batches(), count - len(found)))
-        if not more:
+    found = 0
+    while found < count:
+        before = found
+        for batch in islice(loop.batches(), count - found):
+            found += 1
+            yield batch
+        if found == before:
             break
-        found += more
     if not found:
         raise TargetError(
             "train_loader yields no batch: is the dataset empty, or smaller than one batch with "
             "drop_last=True?"
         )
-    return found
+
+
+def plain_losses(audit: Audit, count: int, *, seconds: float) -> list[float]:
+    """Return the losses of ``count`` steps that nobody looks into; the state is put back.
+
+    They end early at a loss that is not finite, and after ``seconds``.
+
+    Raises:
+        UserCodeError: a step raised.
+        OutOfBudgetError: the time is used up.
+    """
+    losses: list[float] = []
+    started = time.perf_counter()
+    with preserved(audit.loop.subjects):
+        for batch in consecutive_batches(audit.loop, count):
+            audit.clock.check()
+            losses.append(audit.loop.step(batch).loss)
+            if not math.isfinite(losses[-1]) or time.perf_counter() - started > seconds:
+                break
+    return losses
+
+
+def observed_steps(audit: Audit, count: int) -> list[Step]:
+    """Take the steps of :func:`plain_losses` once more, observed; the state is put back.
+
+    Raises:
+        UserCodeError: a step raised.
+        OutOfBudgetError: the time is used up.
+    """
+    steps: list[Step] = []
+    with preserved(audit.loop.subjects):
+        for batch in consecutive_batches(audit.loop, count):
+            audit.clock.check()
+            steps.append(audit.loop.step(batch, observe=True))
+            _slim(steps[-1].observation, keep_output=False)
+    return steps
 
 
 def initial_steps(audit: Audit, some: Iterable[Any]) -> Iterator[Step]:
@@ -163,6 +212,18 @@ def initial_steps(audit: Audit, some: Iterable[Any]) -> Iterator[Step]:
             step = audit.loop.step(batch, observe=True)
         _slim(step.observation, keep_output=True)
         yield step
+
+
+def main_loss_of(seen: tuple[Observation, ...], target: Any) -> MainLoss | None:
+    """Return the loss function that explains the total loss of all of ``seen``, or None.
+
+    ``target`` is what the first step's output was compared with, for losses written by hand.
+    """
+    found = [_alone(index, series, seen) for index, series in enumerate(_series(seen))]
+    whole = [main for main in found if main is not None]
+    if whole:
+        return min(whole, key=lambda main: abs(math.log(main.factor)))
+    return _spelled_out(seen[0], target)
 
 
 def _target_of(loop: Loop, batch: Any) -> Any:
@@ -197,7 +258,23 @@ def _series(seen: tuple[Observation, ...]) -> list[tuple[LossCall, ...]]:
     return list(zip(*(observation.loss_calls for observation in seen), strict=True))
 
 
-def _alone(series: tuple[LossCall, ...], seen: tuple[Observation, ...]) -> MainLoss | None:
+def _is_given(call: LossCall, batch: Any) -> bool:
+    """Whether the target of ``call`` is a tensor of ``batch``, whatever its shape and dtype."""
+    target = call.arguments.get("target")
+    if not isinstance(target, Tensor) or target.numel() < 2:
+        return False
+    flat = target.detach().cpu().double().reshape(-1)
+    return any(
+        tensor.numel() == flat.numel()
+        and torch.equal(tensor.detach().cpu().double().reshape(-1), flat)
+        for _, tensor in batches.tensors(batch)
+        if not tensor.is_complex()
+    )
+
+
+def _alone(
+    index: int, series: tuple[LossCall, ...], seen: tuple[Observation, ...]
+) -> MainLoss | None:
     """Whether ``series`` times a constant is the total loss of all steps."""
     ratios = []
     for call, observation in zip(series, seen, strict=True):
@@ -218,7 +295,7 @@ def _alone(series: tuple[LossCall, ...], seen: tuple[Observation, ...]) -> MainL
     # With one or two steps a constant factor cannot be told from a second term.
     if len(ratios) < 3 and abs(first - 1.0) > tolerance:
         return None
-    return MainLoss(series, first)
+    return MainLoss(series, index, first)
 
 
 _FORMULAS = (

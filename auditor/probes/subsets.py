@@ -37,7 +37,7 @@ class Subset:
 
     Attributes:
         parts: the batches they make up, each a training step's.
-        whole: they are whole batches, because their rows cannot be taken apart.
+        whole: they are whole batches: small ones, or such as cannot be taken apart.
     """
 
     parts: tuple[Any, ...]
@@ -50,7 +50,7 @@ class TinyFit:
 
     Attributes:
         sighting: the program on those rows before training.
-        whole: they are whole batches, because their rows cannot be taken apart.
+        whole: they are whole batches: small ones, or such as cannot be taken apart.
         runs: the runs by the factor on the author's learning rate, in the order they were made.
         noise: how far two losses of the same weights and rows were apart.
         fresh_targets: the targets are drawn anew in every step.

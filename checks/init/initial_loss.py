@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.floor import bounds
 from nnaudit.loop.base import Fed, Loop, Needs
 from nnaudit.loop.taps import LossCall, Observation
 from nnaudit.probes.first_steps import (
@@ -24,86 +20,19 @@ from nnaudit.probes.first_steps import (
     MainLoss,
     consecutive_batches,
     initial_steps,
+    main_loss_of,
 )
 from nnaudit.probes.reseeded import differing_weights
-from nnaudit.report import Evidence, Kind, Numbers, Result, Table
+from nnaudit.reference_loss import CLASSIFICATION, REGRESSION, Level, level_of
+from nnaudit.report import Evidence, Kind, Numbers, Result, Status, Table
 
-CLASSIFICATION = {
-    "cross_entropy": "cross-entropy",
-    "nll": "negative log-likelihood",
-    "bce": "binary cross-entropy",
-    "bce_with_logits": "binary cross-entropy",
-    "kl_div": "Kullback-Leibler divergence",
-}
-REGRESSION = {
-    "mse": "mean squared error",
-    "l1": "mean absolute error",
-    "smooth_l1": "smooth L1 loss",
-    "huber": "Huber loss",
-}
+_SEVERITY = (
+    Status.FAIL, Status.WARN, Status.NOTE, Status.INCONCLUSIVE, Status.PASS,
+)  # fmt: skip
+"""Of several terms the gravest answer counts."""
 
 BATCHES = 8
 """Batches that are looked at, at most, to reach the number of targets."""
-
-LARGE = 4_000_000
-"""Elements of a loss's input up to which the best constant is fitted."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One loss, averaged over all targets, and what to hold it against.
-
-    Attributes:
-        loss: of the network's outputs.
-        zero: of outputs that say nothing: zero, or equal probabilities.
-        best: of the best constant output; NaN where it could not be fitted.
-        shuffled: of the network's outputs, given to other rows' targets; NaN where unknown.
-        unit: what one nat is in this loss (class weights make it something else).
-        error: standard error of ``loss``.
-        rows: number of targets.
-        output_rms, output_std, target_rms, target_mean, target_std: in absolute units.
-    """
-
-    loss: float
-    zero: float
-    best: float
-    shuffled: float
-    unit: float
-    error: float
-    rows: int
-    output_rms: float
-    output_std: float
-    target_rms: float
-    target_mean: float
-    target_std: float
-
-    @property
-    def gross(self) -> bool:
-        """Whether the loss is more than three times what saying nothing costs."""
-        return self.loss > 3.0 * self.zero
-
-    @property
-    def high(self) -> bool:
-        """Whether the loss is more than a nat above what saying nothing costs."""
-        return self.loss > self.zero + self.unit
-
-    @property
-    def low(self) -> bool:
-        """Whether the loss is more than a nat below the best that a constant could do."""
-        return self.loss < self.best - self.unit
-
-    @property
-    def settled(self) -> bool:
-        """Whether chance could not carry the loss across a limit."""
-        limits = [self.zero + self.unit]
-        if not math.isnan(self.best):
-            limits.append(self.best - self.unit)
-        return all(abs(self.loss - limit) > 4.0 * self.error for limit in limits)
-
-    @property
-    def absurd(self) -> bool:
-        """Whether a regression's outputs are ten times as large as anything asked for."""
-        return self.output_rms > 10.0 * max(1.0, self.target_rms)
 
 
 class InitialLoss(Check):
@@ -144,43 +73,43 @@ class InitialLoss(Check):
     needs = (Needs.STEPS,)
     probes = (FirstSteps,)
     consequence_of = ("DATA101", "DATA102", "LOSS101", "LOSS102", "DATA111")
-    options = {"targets": 512, "ratio": 3.0}
+    options: ClassVar[dict[str, float]] = {"targets": 512, "ratio": 3.0}
 
     def run(self, audit: Audit) -> Result:
         """Measure the first loss against what saying nothing costs."""
         first = audit.probe(FirstSteps)
         if not first.steps:
             first.require()
-        main = first.main_loss
-        if main is None:
+        results = [self._answer(audit, first, main) for main in first.supervised]
+        if not results:
             return self.inconclusive(_why_unknown(first))
-        call = main.calls[0]
-        if call.kind not in CLASSIFICATION and call.kind not in REGRESSION:
+        return min(results, key=lambda result: _SEVERITY.index(result.status))
+
+    def _answer(self, audit: Audit, first: First, main: MainLoss) -> Result:
+        kind = main.calls[0].kind
+        if kind not in CLASSIFICATION and kind not in REGRESSION:
             return self.inconclusive(
-                f"No theory says what the {call.kind.replace('_', ' ')} loss of an untrained "
-                f"network should be; it starts at {first.steps[0].loss:.4g}."
+                f"No theory says what the {kind.replace('_', ' ')} loss of an untrained network "
+                f"should be; it starts at {first.steps[0].loss:.4g}."
             )
         if reason := _made_targets(first, main):
             return self.inconclusive(reason)
-        feds = [_fed(audit.loop, first.batches[0])]
-        level = measure([call], feds)
+        level = level_of([main.calls[0]], [_fed(audit.loop, first.batches[0])])
         if level is None or not math.isfinite(level.loss):
             return self.inconclusive(
                 f"The first loss is {first.steps[0].loss:.4g}, which cannot be held against "
                 "anything: see the checks on finite values and on targets."
             )
-        if call.kind in REGRESSION:
-            return self._regression(audit, first, main, level)
-        return self._classification(audit, first, main, level)
-
-    # --- classification ---------------------------------------------------------------------
+        judge = self._regression if kind in REGRESSION else self._classification
+        return judge(audit, first, main, level)
 
     def _classification(self, audit: Audit, first: First, main: MainLoss, level: Level) -> Result:
-        if not level.settled and level.rows < self.option(audit, "targets"):
-            level = _more(audit, main) or level
-        few = level.rows < self.option(audit, "targets") and not level.settled
-        shown = self._shown(audit, first, main, level)
-        if level.high and (not few or level.gross):
+        enough = self.option(audit, "targets")
+        if not level.settled or level.high or level.low:
+            level = _more(audit, main, level, enough)
+        few = level.rows < enough and not level.settled
+        shown = _shown(audit, first, main, level)
+        if level.high and (not few or self._gross(audit, level)):
             return self._too_high(audit, first, main, level, shown)
         if few:
             return self.inconclusive(
@@ -188,349 +117,197 @@ class InitialLoss(Check):
                 f"{level.loss:.3g} differs from the {level.zero:.3g} of uninformed outputs.",
                 **shown,
             )
-        if level.low and level.rows >= self.option(audit, "targets"):
+        if level.low:
             return self._too_low(audit, main, level, shown)
         return self.passed(
-            f"The first {CLASSIFICATION[main.calls[0].kind]} is {level.loss:.3g}, where uninformed "
-            f"outputs have {level.zero:.3g}.",
+            f"{_first(main)} is {level.loss:.3g}, where uninformed outputs have {level.zero:.3g}.",
             **shown,
         )
+
+    def _gross(self, audit: Audit, level: Level) -> bool:
+        return level.loss > self.option(audit, "ratio") * level.zero
 
     def _too_high(
         self, audit: Audit, first: First, main: MainLoss, level: Level, shown: dict[str, Any]
     ) -> Result:
         call, seen = main.calls[0], first.completed[0]
-        what = (
-            f"The first {CLASSIFICATION[call.kind]} is {level.loss:.3g}, where uninformed outputs "
-            f"have {level.zero:.3g}"
-        )
+        what = f"{_first(main)} is {level.loss:.3g}, where uninformed outputs have {level.zero:.3g}"
         if any("VectorNorm" in name or "CosineSimilarity" in name for name in call.lineage):
             return self.noted(f"{what}: the logits are cosines that the author scales.", **shown)
-        explained = _explained(level)
-        if not explained and _random(audit, self.code) is not False:
-            return self.inconclusive(
-                f"{what}, and giving the outputs to other targets brings it to "
-                f"{level.shuffled:.3g}: the outputs depend on the targets, as in a margin loss.",
-                **shown,
-            )
-        if not explained:
+        if not level.explained:
+            return self._target_dependent(audit, level, what, shown)
+        layer = _output_layer(seen, call)
+        message = (
+            f"{what}; the outputs{f' of {layer}' if layer else ''} have a standard deviation of "
+            f"{level.output_std:.3g}, too large for any targets"
+        )
+        fix = _smaller_outputs(seen, layer)
+        if self._gross(audit, level):
+            return self._replicated(audit, main, message, fix, {**shown, "module": layer})
+        return self.warned(f"{message}.", fix=fix, module=layer, **shown)
+
+    def _target_dependent(
+        self, audit: Audit, level: Level, what: str, shown: dict[str, Any]
+    ) -> Result:
+        """Answer where the same outputs would cost much less beside other targets."""
+        if _weights_follow_seed(audit) is False:
             return self.warned(
-                f"{what} and outputs given to other rows' targets {level.shuffled:.3g}: the loaded "
-                "weights answer with other classes than the targets name.",
+                f"{what} and the same outputs beside other rows' targets {level.shuffled:.3g}: the "
+                "loaded weights answer with other classes than the targets name.",
                 fix="Map the labels to the order of classes the weights were trained with, or "
                 "replace the last layer by a new one.",
                 **shown,
             )
-        layer = _output_layer(seen, call)
-        where = f" of {layer}" if layer else ""
-        reason = (
-            f"the outputs{where} have a standard deviation of {level.output_std:.3g}, which alone "
-            f"makes it {level.shuffled:.3g}: they are too large"
-        )
-        fix = _smaller_outputs(seen, layer)
-        shown = {**shown, "module": layer}
-        if not level.gross or level.loss <= self.option(audit, "ratio") * level.zero:
-            return self.warned(f"{what}; {reason}.", fix=fix, **shown)
-        return self._replicated(audit, level, f"{what}; {reason}", fix, shown)
-
-    def _too_low(self, audit: Audit, main: MainLoss, level: Level, shown: dict[str, Any]) -> Result:
-        what = (
-            f"The first {CLASSIFICATION[main.calls[0].kind]} is {level.loss:.3g}, less than the "
-            f"{level.best:.3g} of the best constant answer"
-        )
-        if _repeats_input(audit.loop, main):
-            return self.noted(f"{what}: the targets are the inputs themselves.", **shown)
-        random = _random(audit, self.code)
-        if random is None:
-            return self.inconclusive(
-                f"{what}, and nothing shows whether the weights are random or loaded.", **shown
-            )
-        if not random:
-            return self.passed(f"{what}: the weights are loaded and know the task.", **shown)
-        again = self._again(audit, low=True)
-        if not all(again):
-            return self.inconclusive(f"{what}, but not under another seed.", **shown)
-        return self.warned(
-            f"{what}, on random weights, under three seeds: the answer reaches the output without "
-            "being learned.",
-            fix="Look for the target among the inputs, and check that the loss is given logits "
-            "(cross-entropy) or log-probabilities (NLL).",
+        return self.inconclusive(
+            f"{what}, and the same outputs beside other rows' targets {level.shuffled:.3g}: the "
+            "outputs depend on the targets, as in a margin loss, whose start has no theory.",
             **shown,
         )
 
-    # --- regression -------------------------------------------------------------------------
+    def _too_low(self, audit: Audit, main: MainLoss, level: Level, shown: dict[str, Any]) -> Result:
+        what = (
+            f"{_first(main)} is {level.loss:.3g}, less than the {level.best:.3g} of the best "
+            "constant answer"
+        )
+        if _repeats_input(audit.loop, main):
+            return self.noted(f"{what}: the targets are the inputs themselves.", **shown)
+        follow = _weights_follow_seed(audit)
+        if follow is None:
+            return self.inconclusive(
+                f"{what}, and nothing shows whether the weights are random or loaded.", **shown
+            )
+        if not follow:
+            return self.passed(f"{what}: the weights are loaded and know the task.", **shown)
+        if not all(level.low for level in _again(audit, main)):
+            return self.inconclusive(f"{what}, but not under every seed.", **shown)
+        return self.warned(
+            f"{what}, on random weights, under three seeds: the answer reaches the output without "
+            "being learned.",
+            fix="Look for the target among the inputs, and give the loss what it expects: logits "
+            "to cross_entropy, log-probabilities to nll_loss.",
+            **shown,
+        )
 
     def _regression(self, audit: Audit, first: First, main: MainLoss, level: Level) -> Result:
-        call, seen = main.calls[0], first.completed[0]
-        if level.rows < self.option(audit, "targets"):
-            level = _more(audit, main) or level
-        shown = self._shown(audit, first, main, level)
-        reference = max(level.zero, 0.0 if math.isnan(level.best) else level.best)
-        what = f"The first {REGRESSION[call.kind]} is {level.loss:.3g}"
-        if level.loss > self.option(audit, "ratio") * reference and level.absurd:
-            layer = _output_layer(seen, call)
-            message = (
-                f"{what}, where outputs of zero have {level.zero:.3g}; the outputs have a root mean "
-                f"square of {level.output_rms:.3g} for targets of {level.target_rms:.3g}: they are "
-                "too large"
-            )
-            shown = {**shown, "module": layer}
-            return self._replicated(audit, level, message, _smaller_outputs(seen, layer), shown)
-        if result := self._unscaled_targets(level, reference, what, shown):
+        enough = self.option(audit, "targets")
+        result = self._regression_at(audit, first, main, level)
+        if result is not None and level.rows < enough:
+            level = _more(audit, main, level, enough)
+            result = self._regression_at(audit, first, main, level)
+        if result is not None:
             return result
-        versus = f", the best constant {level.best:.3g}" if not math.isnan(level.best) else ""
-        return self.passed(f"{what}, where outputs of zero have {level.zero:.3g}{versus}.", **shown)
+        versus = f" and the best constant {level.best:.3g}" if not math.isnan(level.best) else ""
+        return self.passed(
+            f"{_first(main)} is {level.loss:.3g}, where outputs of zero have "
+            f"{level.zero:.3g}{versus}.",
+            **_shown(audit, first, main, level),
+        )
 
-    def _unscaled_targets(
-        self, level: Level, reference: float, what: str, shown: dict[str, Any]
+    def _regression_at(
+        self, audit: Audit, first: First, main: MainLoss, level: Level
     ) -> Result | None:
-        mean, std = level.target_mean, level.target_std
-        target = f"the targets are {mean:.4g} +- {std:.3g}"
-        scale = f"y = (y - {mean:.4g}) / {std:.4g}"
-        far = level.loss > 2.0 * level.best and level.target_rms > 10.0
-        if far and abs(mean) > std:
+        """Return what there is to say against ``level``; None when there is nothing."""
+        what = f"{_first(main)} is {level.loss:.3g}"
+        shown = _shown(audit, first, main, level)
+        reference = max(level.zero, 0.0 if math.isnan(level.best) else level.best)
+        if level.loss > self.option(audit, "ratio") * reference and level.absurd:
+            layer = _output_layer(first.completed[0], main.calls[0])
+            message = (
+                f"{what}, where outputs of zero have {level.zero:.3g}; the outputs"
+                f"{f' of {layer}' if layer else ''} have a root mean square of "
+                f"{level.output_rms:.3g} for targets of {level.target_rms:.3g}"
+            )
+            fix = _smaller_outputs(first.completed[0], layer)
+            return self._replicated(audit, main, message, fix, {**shown, "module": layer})
+        targets = f"the targets are {level.target_mean:.4g} +- {level.target_std:.3g}"
+        scale = f"y = (y - {level.target_mean:.4g}) / {level.target_std or 1.0:.4g}"
+        if level.target_rms > 10.0 and level.loss > 2.0 * level.best:
             return self.warned(
-                f"{what} and the best constant's {level.best:.3g}: {target}, and the outputs start "
-                f"near {_near(level)}.",
+                f"{what}, and of the best constant output {level.best:.3g}: {targets}, and the "
+                f"outputs have a root mean square of {level.output_rms:.3g}.",
                 fix=f"Standardise the targets, {scale}, or start the output bias at their mean: "
-                f"nn.init.constant_(last_layer.bias, {mean:.4g}).",
+                f"nn.init.constant_(last_layer.bias, {level.target_mean:.4g}).",
                 **shown,
             )
-        if far or (level.target_rms > 10.0 and level.output_rms < 0.1 * level.target_rms):
+        if level.target_rms > 10.0 and level.output_rms < 0.1 * level.target_rms:
             return self.warned(
-                f"{what}: {target}, and the outputs start with a root mean square of "
+                f"{what}: {targets}, and the outputs have a root mean square of "
                 f"{level.output_rms:.3g}.",
                 fix=f"Standardise the targets: {scale}.",
                 **shown,
             )
-        if level.loss > 10.0 * reference and 0.0 < level.target_rms < 0.05:
-            return self.warned(
-                f"{what}, where outputs of zero have {level.zero:.3g}: {target}, much smaller than "
-                f"the outputs, whose root mean square is {level.output_rms:.3g}.",
+        if 0.0 < level.target_rms < 0.05 and level.loss > 10.0 * reference:
+            return self.noted(
+                f"{what}, where outputs of zero have {level.zero:.3g}: {targets}, much smaller "
+                f"than the outputs, whose root mean square is {level.output_rms:.3g}.",
                 fix=f"Standardise the targets: {scale}.",
                 **shown,
             )
         return None
 
-    # --- both -------------------------------------------------------------------------------
-
     def _replicated(
-        self, audit: Audit, level: Level, message: str, fix: str, shown: dict[str, Any]
+        self, audit: Audit, main: MainLoss, message: str, fix: str, shown: dict[str, Any]
     ) -> Result:
         """Fail when two other seeds agree, else warn."""
         if reason := audit.loop.lacks(Needs.FRESH_RUN):
             return self.warned(f"{message} (not replicated: {reason}).", fix=fix, **shown)
-        again = self._again(audit, low=False)
+        again = _again(audit, main)
         if not again:
             return self.warned(
-                f"{message} (the weights do not follow the seed, so it cannot be replicated).",
-                fix=fix,
-                **shown,
+                f"{message} (not replicated: no weight follows the seed).", fix=fix, **shown
             )
-        if not all(again):
+        if not all(self._gross(audit, level) for level in again):
             return self.warned(f"{message} (not so under every seed).", fix=fix, **shown)
         return self.failed(f"{message}, under three seeds.", fix=fix, **shown)
 
-    def _again(self, audit: Audit, *, low: bool) -> list[bool]:
-        """Whether it is the same under two other seeds; empty when these change no weight."""
-        found: list[bool] = []
-        for seed in (audit.seed + 1, audit.seed + 2):
-            audit.clock.check()
-            with audit.loop.relaunched(seed) as other:
-                if not any(differing_weights(audit.loop, other).values()):
-                    return []
-                level = _first_level(other)
-            if level is None:
-                found.append(False)
-            elif low:
-                found.append(level.low)
-            else:
-                found.append(level.loss > self.option(audit, "ratio") * level.zero)
-        return found
 
-    def _shown(self, audit: Audit, first: First, main: MainLoss, level: Level) -> dict[str, Any]:
-        call = main.calls[0]
-        limit = level.zero + level.unit if call.kind in CLASSIFICATION else 3.0 * level.zero
-        return {
-            "measured": f"{level.loss:.4g} +- {level.error:.2g} over {level.rows} targets",
-            "threshold": f"{limit:.4g}",
-            "evidence": _evidence(first, main, level),
-            "location": call.location or audit.loop.locate("loss") or audit.loop.locate("model"),
-        }
+def _again(audit: Audit, main: MainLoss) -> list[Level]:
+    """Measure the first loss under two other seeds; empty when these change no weight."""
+    found: list[Level] = []
+    for seed in (audit.seed + 1, audit.seed + 2):
+        audit.clock.check()
+        with audit.loop.relaunched(seed) as other:
+            if not any(differing_weights(audit.loop, other).values()):
+                return []
+            batch = next(consecutive_batches(other, 1))
+            seen = other.step(batch, observe=True).observation
+            call, fed = _same_call(main, other, batch, seen)
+        level = level_of([call], [fed]) if call is not None else None
+        if level is None:
+            return []
+        found.append(level)
+    return found
 
 
-def measure(calls: Sequence[LossCall], feds: Sequence[Fed | None]) -> Level | None:
-    """Hold the pooled loss of ``calls`` against outputs that know nothing; None if impossible."""
-    try:
-        parts = [_one(call) for call in calls]
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return None
-    rows = sum(part["rows"] for part in parts)
-    if not rows:
-        return None
-
-    def pooled(name: str) -> float:
-        return sum(part[name] * part["rows"] for part in parts) / rows
-
-    squares = {name: pooled(name) for name in ("output_square", "target_square")}
-    means = {name: pooled(name) for name in ("output_mean", "target_mean")}
-    variance = pooled("variance")
-    return Level(
-        loss=pooled("loss"),
-        zero=pooled("zero"),
-        best=_best_constant(calls, feds),
-        shuffled=pooled("shuffled"),
-        unit=pooled("unit"),
-        error=math.sqrt(variance / rows) if variance >= 0 else math.inf,
-        rows=rows,
-        output_rms=math.sqrt(squares["output_square"]),
-        output_std=math.sqrt(pooled("output_variance")),
-        target_rms=math.sqrt(squares["target_square"]),
-        target_mean=means["target_mean"],
-        target_std=math.sqrt(max(squares["target_square"] - means["target_mean"] ** 2, 0.0)),
-    )
-
-
-def _one(call: LossCall) -> dict[str, Any]:
-    """Measure one call; losses are means over its targets."""
-    prediction, target = call.input, call.target.float()
-    loss = _mean_loss(call, prediction)
-    zero = _mean_loss(call, _uninformed(call))
-    each = _per_row(call)
-    classes = _classes(call)
-    spread = prediction.float().var(correction=0) if prediction.numel() > 1 else torch.zeros(())
-    if call.kind in ("cross_entropy", "nll") and prediction.ndim > 1:
-        # What all classes have in common does not matter to a softmax.
-        spread = prediction.float().var(dim=1, correction=0).mean()
-    # Class weights change the unit of the loss, and so of its error.
-    scale = loss / float(each.mean()) if float(each.mean()) else 1.0
-    return {
-        "rows": each.numel(),
-        "loss": loss,
-        "zero": zero,
-        "shuffled": _shuffled(call),
-        "unit": zero / math.log(classes) if call.kind in CLASSIFICATION and classes > 1 else 1.0,
-        "variance": float(each.var(correction=0)) * scale**2 if each.numel() > 1 else math.inf,
-        "output_square": float(prediction.float().square().mean()),
-        "output_variance": float(spread),
-        "output_mean": float(prediction.float().mean()),
-        "target_square": float(target.square().mean()),
-        "target_mean": float(target.mean()),
-    }
-
-
-def _mean_loss(call: LossCall, prediction: Tensor) -> float:
-    changes = {name: None for name in ("size_average", "reduce") if name in call.arguments}
-    if call.kind == "kl_div":
-        total = call.recompute(prediction, reduction="sum", **changes)
-        return float(total) / max(prediction.numel() // _classes(call), 1)
-    return float(call.recompute(prediction, reduction="mean", **changes))
-
-
-def _per_row(call: LossCall) -> Tensor:
-    """The loss of each target: of each row for a loss that compares element by element."""
-    changes = {name: None for name in ("size_average", "reduce") if name in call.arguments}
-    each = call.recompute(call.input, reduction="none", **changes).float()
-    if call.kind in ("cross_entropy", "nll"):
-        flat = each.reshape(-1)
-        target = call.target
-        if target.is_floating_point() or target.numel() != flat.numel():
-            return flat
-        counted = target.reshape(-1) != int(call.arguments.get("ignore_index", -100))
-        return flat[counted]
-    rows = each.shape[0] if each.ndim else 1
-    return each.reshape(rows, -1).mean(dim=1)
-
-
-def _classes(call: LossCall) -> int:
-    shape = call.input.shape
-    if call.kind in ("cross_entropy", "nll"):
-        return shape[1] if len(shape) > 1 else shape[0]
-    if call.kind == "kl_div":
-        return shape[-1] if shape else 1
-    return 2
-
-
-def _uninformed(call: LossCall) -> Tensor:
-    if call.kind in ("nll", "kl_div"):
-        return torch.full_like(call.input, -math.log(max(_classes(call), 1)))
-    return torch.full_like(call.input, 0.5 if call.kind == "bce" else 0.0)
-
-
-def _shuffled(call: LossCall) -> float:
-    """The loss when every row is given another row's output."""
-    prediction = call.input
-    rows = prediction.shape[0] if prediction.ndim else 0
-    if rows < 2 or call.target.ndim == 0 or call.target.shape[0] != rows:
-        return math.nan
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
-    return _mean_loss(call, prediction[order.to(prediction.device)])
-
-
-def _best_constant(calls: Sequence[LossCall], feds: Sequence[Fed | None]) -> float:
-    if any(fed is None for fed in feds) or sum(call.input.numel() for call in calls) > LARGE:
-        return math.nan
-    averaged = [
-        dataclasses.replace(call, arguments={**call.arguments, "reduction": "mean"})
-        for call in calls
-    ]
-    sizes = [call.input.shape[0] if call.input.ndim else 1 for call in calls]
-    known = [fed for fed in feds if fed is not None]
-    found = bounds(averaged, known, sizes) if calls[0].kind != "kl_div" else None
-    return found.constant if found is not None else math.nan
-
-
-def _first_level(loop: Loop) -> Level | None:
-    """Measure the loss of a relaunched run's first step."""
-    batch = consecutive_batches(loop, 1)[0]
-    step = loop.step(batch, observe=True)
-    if step.observation is None:
-        return None
-    main = First((batch,), (_target(loop, batch),), (step,)).main_loss
-    # Of the accumulated or scaled losses one step shows too little: their call stands alone.
-    calls = step.observation.loss_calls
-    call = main.calls[0] if main is not None else calls[0] if len(calls) == 1 else None
-    return measure([call], [_fed(loop, batch)]) if call is not None else None
-
-
-def _more(audit: Audit, main: MainLoss) -> Level | None:
-    """Measure over more batches, every one from the initial state."""
-    calls: list[LossCall] = []
-    feds: list[Fed | None] = []
-    some = consecutive_batches(audit.loop, BATCHES)
-    distinct = {batches.digest(batch): batch for batch in some}
-    for batch, step in zip(
-        distinct.values(), initial_steps(audit, distinct.values()), strict=False
-    ):
-        call = _same_call(batch, step.observation, audit.loop, main)
+def _more(audit: Audit, main: MainLoss, level: Level, enough: float) -> Level:
+    """Measure over more batches, each from the initial state, to have ``enough`` targets."""
+    count = min(BATCHES, math.ceil(enough / level.rows))
+    if count == 1:
+        return level
+    some = consecutive_batches(audit.loop, count)
+    distinct = list({batches.digest(batch): batch for batch in some}.values())
+    calls, feds = [], []
+    for batch, step in zip(distinct, initial_steps(audit, distinct), strict=True):
+        call, fed = _same_call(main, audit.loop, batch, step.observation)
         if call is not None:
             calls.append(call)
-            feds.append(_fed(audit.loop, batch))
-    return measure(calls, feds) if calls else None
+            feds.append(fed)
+    return level_of(calls, feds) or level
 
 
-def _same_call(batch: Any, seen: Observation | None, loop: Loop, main: MainLoss) -> LossCall | None:
+def _same_call(
+    main: MainLoss, loop: Loop, batch: Any, seen: Observation | None
+) -> tuple[LossCall | None, Fed | None]:
     """Find in another step the call that corresponds to the main one."""
-    if seen is None:
-        return None
-    if main.spelled_out:
-        steps = First((batch,), (_target(loop, batch),), ())
-        alone = dataclasses.replace(steps, steps=(_as_step(seen),)).main_loss
-        return alone.calls[0] if alone is not None else None
-    same = [c for c in seen.loss_calls if c.kind == main.calls[0].kind]
-    lines = [c for c in same if c.location == main.calls[0].location]
-    return (lines or same or [None])[0]
-
-
-def _as_step(seen: Observation) -> Any:
-    from nnaudit.loop.base import Step
-
-    return Step(seen.total_loss or math.nan, (), 0.0, seen)
-
-
-def _target(loop: Loop, batch: Any) -> Any:
     fed = _fed(loop, batch)
-    return fed.target if fed is not None else None
+    if seen is None:
+        return None, fed
+    if main.spelled_out:
+        found = main_loss_of((seen,), fed.target if fed is not None else None)
+        return (found.calls[0] if found is not None else None), fed
+    calls = seen.loss_calls
+    same = main.index < len(calls) and calls[main.index].kind == main.calls[0].kind
+    return (calls[main.index] if same else None), fed
 
 
 def _fed(loop: Loop, batch: Any) -> Fed | None:
@@ -541,18 +318,21 @@ def _fed(loop: Loop, batch: Any) -> Fed | None:
 
 
 def _made_targets(first: First, main: MainLoss) -> str:
-    """Why the targets are the program's own making and no labels; empty when they are labels."""
+    """Say why the targets are the program's own making; empty when they are labels."""
     targets = [call.target for call in main.calls]
     ids = targets[0]
-    if not ids.is_floating_point() and ids.ndim == 1 and ids.numel() > 1:
-        counting = torch.arange(ids.numel(), device=ids.device)
-        if torch.equal(ids, counting):
-            return "The targets count the rows, as in a contrastive loss: its start has no theory."
+    if (
+        ids.ndim == 1
+        and ids.numel() > 1
+        and not ids.is_floating_point()
+        and torch.equal(ids, torch.arange(len(ids), device=ids.device, dtype=ids.dtype))
+    ):
+        return "The targets count the rows, as in a contrastive loss, whose start has no theory."
     same = len(targets) > 1 and all(torch.equal(ids, other) for other in targets[1:])
     if same and not first.repeats_one_batch:
         return (
             "Every batch has the same targets, so the program makes them itself (contrastive or "
-            "adversarial): what such a loss starts at has no theory."
+            "adversarial), and the start of such a loss has no theory."
         )
     return ""
 
@@ -560,19 +340,16 @@ def _made_targets(first: First, main: MainLoss) -> str:
 def _repeats_input(loop: Loop, main: MainLoss) -> bool:
     """Whether the network is asked for what it is given, as an autoencoder is."""
     target = main.calls[0].target
-    for batch in consecutive_batches(loop, 1):
-        fed = _fed(loop, batch)
-        for _, tensor in batches.tensors(fed.inputs if fed is not None else ()):
-            if tensor.numel() == target.numel() and torch.equal(
-                tensor.to(target.device).reshape(-1).double(), target.reshape(-1).double()
-            ):
-                return True
-    return False
+    fed = _fed(loop, next(consecutive_batches(loop, 1)))
+    return any(
+        tensor.numel() == target.numel()
+        and torch.equal(tensor.to(target.device).reshape(-1).double(), target.reshape(-1).double())
+        for _, tensor in batches.tensors(fed.inputs if fed is not None else ())
+    )
 
 
-def _random(audit: Audit, code: str) -> bool | None:
-    """Whether the weights follow the seed; None where the run cannot be started anew."""
-    del code
+def _weights_follow_seed(audit: Audit) -> bool | None:
+    """Whether another seed gives other weights; None where the run cannot be started anew."""
     if audit.loop.lacks(Needs.FRESH_RUN):
         return None
     audit.clock.check()
@@ -580,25 +357,21 @@ def _random(audit: Audit, code: str) -> bool | None:
         return any(differing_weights(audit.loop, other).values())
 
 
-def _explained(level: Level) -> bool:
-    """Whether outputs of this size, given to any targets, cost as much."""
-    if math.isnan(level.shuffled):
-        return True
-    excess = level.loss - level.zero
-    return level.loss - level.shuffled < max(level.unit, 0.3 * excess)
-
-
-def _near(level: Level) -> str:
-    return "zero" if level.output_rms < 1.0 else f"{level.output_rms:.3g}"
+def _first(main: MainLoss) -> str:
+    kind = main.calls[0].kind
+    term = "" if main.whole else " (one term of the loss)"
+    return f"The first {({**CLASSIFICATION, **REGRESSION})[kind]}{term}"
 
 
 def _why_unknown(first: First) -> str:
-    start = f"the total starts at {first.steps[0].loss:.4g}"
-    calls = first.completed[0].loss_calls
-    if not calls:
-        return f"The loss is written by hand and none that nnaudit knows; {start}."
-    kinds = ", ".join(sorted({call.kind.replace("_", " ") for call in calls}))
-    return f"The loss has several terms (among them {kinds}) and no theory of its own; {start}."
+    start = f"it starts at {first.steps[0].loss:.4g}"
+    kinds = sorted({call.kind.replace("_", " ") for call in first.completed[0].loss_calls})
+    if not kinds:
+        return f"The loss is written by hand and is none that nnaudit knows; {start}."
+    return (
+        f"The loss is not one call of a loss function (it uses {', '.join(kinds)}), and its start "
+        f"has no theory; {start}."
+    )
 
 
 def _output_layer(seen: Observation, call: LossCall) -> str:
@@ -625,21 +398,30 @@ def _smaller_outputs(seen: Observation, layer: str) -> str:
     )
 
 
+def _shown(audit: Audit, first: First, main: MainLoss, level: Level) -> dict[str, Any]:
+    call = main.calls[0]
+    limit = level.zero + level.unit if call.kind in CLASSIFICATION else 3.0 * level.zero
+    return {
+        "measured": f"{level.loss:.4g} +- {level.error:.2g} over {level.rows} targets",
+        "threshold": f"{limit:.4g}",
+        "evidence": _evidence(first, main, level),
+        "location": call.location or audit.loop.locate("loss") or audit.loop.locate("model"),
+    }
+
+
 def _evidence(first: First, main: MainLoss, level: Level) -> tuple[Evidence, ...]:
     call = main.calls[0]
     values: dict[str, float | str] = {"first loss": level.loss, "outputs of zero": level.zero}
     if not math.isnan(level.best):
         values["best constant output"] = level.best
     if call.kind in CLASSIFICATION and not math.isnan(level.shuffled):
-        values["outputs given to other rows"] = level.shuffled
+        values["outputs beside other rows' targets"] = level.shuffled
     values["standard deviation of the outputs"] = level.output_std
     if call.kind in REGRESSION:
-        values |= {
-            "mean of the targets": level.target_mean,
-            "standard deviation of the targets": level.target_std,
-        }
+        values["mean of the targets"] = level.target_mean
+        values["standard deviation of the targets"] = level.target_std
     if abs(main.factor - 1.0) > 1e-2:
-        values["factor between this and the total loss"] = main.factor
+        values["total loss over this one"] = main.factor
     scales = Table(
         title="Scale of the last layers",
         columns=("module", "type", "mean", "standard deviation"),

@@ -61,12 +61,13 @@ class Windows(Dataset):
     def __init__(self, tokens: Tensor, jitter: bool) -> None:
         self.tokens = tokens
         self.jitter = jitter
+        self.starts = range(0, len(tokens) - 2 * CONTEXT, CONTEXT)
 
     def __len__(self) -> int:
-        return len(self.tokens) // CONTEXT - 1
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> Batch:
-        start = index * CONTEXT
+        start = self.starts[index]
         if self.jitter:
             start += int(torch.randint(CONTEXT, ()))
         window = self.tokens[start : start + CONTEXT + 1]

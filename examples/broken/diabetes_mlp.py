@@ -3,7 +3,7 @@
 Broken on purpose: outputs (N, 1) broadcast against targets (N,) to (N, N) (LOSS102).
 
 The data are scikit-learn's 442 patients with ten measurements each; nothing is downloaded.
-Train it with ``python examples/broken/diabetes_mlp.py --epochs 5``,
+Train it with ``python examples/broken/diabetes_mlp.py --epochs 10``,
 audit it with ``nnaudit examples/broken/diabetes_mlp.py``.
 """
 
@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-BATCH_SIZE = 32
+BATCH_SIZE = 64
 FEATURES = 10
 
 
@@ -127,7 +127,7 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> dict
 def main() -> None:
     """Train, and print the validation metrics after every epoch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

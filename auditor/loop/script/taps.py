@@ -51,8 +51,11 @@ class Listener(Protocol):
     def propagated(self, root: torch.Tensor) -> None:
         """The script back-propagates ``root``."""
 
-    def scaled(self, scaler: Any) -> None:
-        """The script's gradient scaler tries a step; it may skip it."""
+    def scaled(self, loss: Any, result: Any) -> None:
+        """The script's gradient scaler multiplied ``loss``."""
+
+    def attempted(self) -> None:
+        """The script's gradient scaler took a step, or skipped it."""
 
     def stepping(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""
@@ -123,6 +126,7 @@ class Taps:
                 self._patch(stack, cls, "__init__", lambda f: self._constructor("scheduler", f))
         scaler = torch.amp.GradScaler
         self._patch(stack, scaler, "__init__", lambda f: self._constructor("scaler", f))
+        self._patch(stack, scaler, "scale", self._scaler_scale)
         self._patch(stack, scaler, "step", self._scaler_step)
         self._patch(stack, DataLoader, "__init__", lambda f: self._constructor("loader", f))
         self._tap_loader_class(DataLoader, stack)
@@ -220,13 +224,24 @@ class Taps:
 
         return backward
 
+    def _scaler_scale(self, real: Any) -> Any:
+        @wraps(real)
+        def scale(scaler: Any, outputs: Any) -> Any:
+            result = real(scaler, outputs)
+            listener = self.heard()
+            if listener is not None:
+                listener.scaled(outputs, result)
+            return result
+
+        return scale
+
     def _scaler_step(self, real: Any) -> Any:
         @wraps(real)
         def step(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             result = real(scaler, optimizer, *args, **kwargs)
             listener = self.heard()
             if listener is not None:
-                listener.scaled(scaler)
+                listener.attempted()
             return result
 
         return step

@@ -36,7 +36,11 @@ class RateModel(nn.Module):
     def __init__(self, hidden=32):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(10, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, 1)
+            nn.Linear(10, hidden),
+            nn.ELU(),
+            nn.Linear(hidden, hidden),
+            nn.ELU(),
+            nn.Linear(hidden, 1),
         )
 
     def forward(self, x):

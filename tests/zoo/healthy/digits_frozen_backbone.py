@@ -1,4 +1,4 @@
-"""A frozen feature extractor (principal components) under a trained head; only the head is optimized.
+"""Frozen features (principal components) under a head; the optimizer holds only the head.
 
 zoo: healthy
 """

@@ -72,8 +72,7 @@ def main():
     for epoch in range(args.epochs):
         model.train()
         for batch in loader:
-            batch = [view.to(device) for view in batch]
-            loss = training_step(model, batch)
+            loss = training_step(model, [view.to(device) for view in batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -19,7 +19,8 @@ class MoE(nn.Module):
         super().__init__()
         self.router = nn.Linear(d, EXPERTS)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, 2 * d), nn.ReLU(), nn.Linear(2 * d, d)) for _ in range(EXPERTS)
+            nn.Sequential(nn.Linear(d, 2 * d), nn.ReLU(), nn.Linear(2 * d, d))
+            for _ in range(EXPERTS)
         )
 
     def forward(self, x):

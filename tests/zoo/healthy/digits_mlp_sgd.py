@@ -34,7 +34,11 @@ def val_loader():
 
 def build_model(hidden=128):
     return nn.Sequential(
-        nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+        nn.Linear(64, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, 10),
     )
 
 
@@ -73,8 +77,8 @@ def main():
     for epoch in range(args.epochs):
         model.train()
         total = 0.0
-        for x, y in train:
-            x, y = x.to(device), y.to(device)
+        for batch in train:
+            x, y = (part.to(device) for part in batch)
             optimizer.zero_grad()
             loss = loss_fn(model(x), y)
             loss.backward()

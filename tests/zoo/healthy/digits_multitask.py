@@ -19,7 +19,9 @@ def datasets():
     ink = (ink - ink[:1400].mean()) / ink[:1400].std()
     x = (x - x[:1400].mean()) / x[:1400].std()
     y = torch.tensor(digits.target)
-    return TensorDataset(x[:1400], y[:1400], ink[:1400]), TensorDataset(x[1400:], y[1400:], ink[1400:])
+    return TensorDataset(x[:1400], y[:1400], ink[:1400]), TensorDataset(
+        x[1400:], y[1400:], ink[1400:]
+    )
 
 
 def train_loader():

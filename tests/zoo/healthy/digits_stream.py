@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 
 def records():
-    """Yield (pixels, label) in the order in which they lie on disk: a random one, fixed for ever."""
+    """Yield (row, pixels, label) in the order on disk: a random one, fixed for ever."""
     digits = load_digits()
     for i in np.random.default_rng(123).permutation(len(digits.target)):
         yield i, torch.tensor(digits.data[i] / 8 - 1, dtype=torch.float32), int(digits.target[i])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Halves(Dataset):
-    """(upper half, lower half, 1.0 if both are of the same class); pairs drawn once, from a seed."""
+    """(upper half, lower half, 1.0 if of the same class); pairs drawn once, from a seed."""
 
     def __init__(self, n, seed, train):
         digits = load_digits()

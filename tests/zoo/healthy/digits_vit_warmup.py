@@ -1,4 +1,4 @@
-"""A small vision transformer on digits in patches of 2 x 2; linear warm-up, then inverse square root.
+"""A small vision transformer on digits; linear warm-up, then inverse square root decay.
 
 zoo: healthy
 """
@@ -38,7 +38,13 @@ class ViT(nn.Module):
         self.cls = nn.Parameter(torch.zeros(1, 1, d_model))
         self.position = nn.Parameter(0.02 * torch.randn(1, 17, d_model))
         layer = nn.TransformerEncoderLayer(
-            d_model, 4, 2 * d_model, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+            d_model,
+            4,
+            2 * d_model,
+            dropout=0.1,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, 10))

@@ -78,8 +78,8 @@ def main():
     optimizer = build_optimizer(model)
     for epoch in range(args.epochs):
         model.train()
-        for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
+        for batch in loader:
+            images, labels = (part.to(device) for part in batch)
             optimizer.zero_grad()
             loss = loss_fn(model(images), labels)
             loss.backward()

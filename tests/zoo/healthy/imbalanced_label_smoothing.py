@@ -32,9 +32,7 @@ def val_loader():
 
 
 def build_model(hidden=64):
-    return nn.Sequential(
-        nn.Linear(64, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 10)
-    )
+    return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Dropout(0.1), nn.Linear(hidden, 10))
 
 
 loss_fn = nn.CrossEntropyLoss(

@@ -17,7 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 PAD = -100
-KINDS = {tokenize.NAME: 1, tokenize.NUMBER: 2, tokenize.STRING: 3, tokenize.OP: 4, tokenize.COMMENT: 5}
+KINDS = {
+    tokenize.NAME: 1,
+    tokenize.NUMBER: 2,
+    tokenize.STRING: 3,
+    tokenize.OP: 4,
+    tokenize.COMMENT: 5,
+}
 
 
 @lru_cache

@@ -61,7 +61,8 @@ def main():
         with torch.no_grad():
             x, y = next(iter(val))
             below = (y < model(x)).float().mean(0)
-        print(f"epoch {epoch} pinball {loss.item():.3f} coverage {[round(c, 2) for c in below.tolist()]}")
+        coverage = " ".join(f"{share:.2f}" for share in below)
+        print(f"epoch {epoch} pinball {loss.item():.3f} coverage {coverage}")
 
 
 if __name__ == "__main__":

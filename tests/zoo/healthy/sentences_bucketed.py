@@ -1,9 +1,10 @@
-"""Sentences of varying length in length buckets, packed into an LSTM: prose or code-like?
+"""Sentences of varying length in length buckets, packed into an LSTM: which chapter are they from?
 
 zoo: healthy
 """
 
 import argparse
+import math
 import random
 import re
 from functools import lru_cache
@@ -14,15 +15,14 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-NAMES = ("expressions", "compound", "simple")  # prose about syntax
-LABELS = {"debugger": 0, "typesmethods": 1, "specialnames": 2, "formatstrings": 3}
+LABELS = {"debugger": 0, "compound": 1, "specialnames": 2, "formatstrings": 3}
 
 
 @lru_cache
 def sentences():
     found = []
     for name, label in LABELS.items():
-        text = re.sub(r"\s+", " ", topics.get(name) or topics["typesseq"])
+        text = re.sub(r"\s+", " ", topics[name])
         for sentence in re.split(r"(?<=[.:]) ", text):
             if 20 <= len(sentence) <= 120:
                 found.append((torch.tensor([min(ord(c), 127) for c in sentence]), label))
@@ -49,7 +49,7 @@ class BucketSampler(Sampler):
         self.lengths, self.batch_size = lengths, batch_size
 
     def __len__(self):
-        return -(-len(self.lengths) // self.batch_size)
+        return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self):
         order = torch.randperm(len(self.lengths)).tolist()

@@ -17,7 +17,9 @@ WINDOW = 32
 def series(n=1600):
     rng = np.random.default_rng(0)
     t = np.arange(n)
-    values = np.sin(2 * np.pi * t / 24) + 0.5 * np.sin(2 * np.pi * t / 7 + 1) + 0.1 * rng.normal(size=n)
+    values = (
+        np.sin(2 * np.pi * t / 24) + 0.5 * np.sin(2 * np.pi * t / 7 + 1) + 0.1 * rng.normal(size=n)
+    )
     return ((values - values[:1200].mean()) / values[:1200].std()).astype(np.float32)
 
 

@@ -36,7 +36,11 @@ class Denoiser(nn.Module):
         super().__init__()
         self.level = nn.Embedding(LEVELS, 16)
         self.net = nn.Sequential(
-            nn.Linear(18, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 2)
+            nn.Linear(18, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, 2),
         )
 
     def forward(self, x, level):

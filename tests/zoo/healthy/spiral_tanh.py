@@ -33,7 +33,11 @@ class TanhNet(nn.Module):
     def __init__(self, hidden_dim=48):
         super().__init__()
         self.layers = nn.ModuleList(
-            [nn.Linear(2, hidden_dim), nn.Linear(hidden_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)]
+            [
+                nn.Linear(2, hidden_dim),
+                nn.Linear(hidden_dim, hidden_dim),
+                nn.Linear(hidden_dim, hidden_dim),
+            ]
         )
         self.out = nn.Linear(hidden_dim, 3)
         for layer in self.layers:

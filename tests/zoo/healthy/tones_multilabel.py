@@ -22,7 +22,8 @@ def make_clips(n, seed):
     clips = (gain * np.sin(2 * np.pi * FREQUENCIES[None, :, None] * t + phase)).sum(1)
     clips += 0.3 * rng.normal(size=clips.shape)
     return TensorDataset(
-        torch.tensor(clips[:, None], dtype=torch.float32), torch.tensor(present, dtype=torch.float32)
+        torch.tensor(clips[:, None], dtype=torch.float32),
+        torch.tensor(present, dtype=torch.float32),
     )
 
 

@@ -1,0 +1,333 @@
+"""Who is who in a script: told from what it made, and what it did until its first optimizer step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nnaudit import batch as batches
+from nnaudit.feed import own_loss
+from nnaudit.loop.script.baton import Call
+from nnaudit.loop.script.frames import user_frames
+from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recipe
+from nnaudit.loop.script.origins import Register
+from nnaudit.loop.taps import LossCall
+from nnaudit.report import Location
+
+KINDS = ("module", "optimizer", "scheduler", "scaler", "loader")
+
+_ROOM = 64 * 2**20
+"""Bytes of tensors that a script's own helper may hold and still be restored along."""
+
+
+class Registers:
+    """Everything a script made, by kind."""
+
+    def __init__(self) -> None:
+        self.of = {kind: Register() for kind in KINDS}
+
+    def place(self, thing: Any) -> Location | None:
+        """Return where ``thing`` was made."""
+        return next((p for r in self.of.values() if (p := r.place(thing)) is not None), None)
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Return the modules that are part of no other."""
+        alive: list[nn.Module] = [m for m in self.of["module"].alive() if _is_built(m)]
+        inner = {id(child) for module in alive for child in _descendants(module)}
+        return tuple(module for module in alive if id(module) not in inner)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing has been made yet: the script is still setting things up."""
+        return not any(len(register) for register in self.of.values())
+
+
+def _is_built(module: nn.Module) -> bool:
+    return "_modules" in vars(module)
+
+
+def _descendants(module: nn.Module) -> Iterable[nn.Module]:
+    todo = list(module._modules.values())
+    seen = set()
+    while todo:
+        child = todo.pop()
+        if child is not None and id(child) not in seen and child is not module:
+            seen.add(id(child))
+            yield child
+            todo += child._modules.values() if _is_built(child) else ()
+
+
+@dataclass
+class Propagated:
+    """One backward pass: its root's value, before a gradient scaler, and the user's line."""
+
+    value: Tensor
+    location: Location | None
+
+
+@dataclass
+class Diary:
+    """What happened between a batch request and the optimizer step that came of it."""
+
+    calls: list[Call] = field(default_factory=list)
+    counts: dict[int, int] = field(default_factory=dict)
+    propagated: list[Propagated] = field(default_factory=list)
+    loss_calls: list[LossCall] = field(default_factory=list)
+    stepped: list[Optimizer] = field(default_factory=list)
+    recent: deque[Any] = field(default_factory=lambda: deque(maxlen=4))
+    asked: list[int] = field(default_factory=list)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network inside ``torch.compile``'s, DataParallel's and accelerate's wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = getattr(module, "module", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+@dataclass
+class Cast:
+    """The parts that a script's objects play.
+
+    Attributes:
+        model: the network under audit; ``models`` are all outermost modules, ``model`` first.
+        optimizer: the one that holds the most of ``model``.
+        entry, exit: the first and the last call of ``model`` (or of a part of it) in the step;
+            the same one where the script calls ``model`` itself.
+        main_loss: the loss call that was back-propagated; None where there is none such.
+        divisor: by how much the loss was divided before it was back-propagated.
+        per_step: batches that one optimizer step takes.
+        lag: how many batches the script looks ahead.
+        recipe, loss: how a batch becomes the model's arguments and the loss; None where unknown.
+    """
+
+    model: nn.Module
+    models: tuple[nn.Module, ...]
+    optimizer: Optimizer
+    optimizers: tuple[Optimizer, ...]
+    schedulers: tuple[Any, ...]
+    scalers: tuple[Any, ...]
+    helpers: tuple[Any, ...]
+    entry: Call | None
+    exit: Call | None
+    main_loss: LossCall | None
+    divisor: int
+    per_step: int
+    lag: int
+    batch: Any
+    recipe: Recipe | None
+    loss: LossRule | None
+    backward_at: Location | None
+    loss_value: float
+
+
+def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast:
+    """Settle who is who.
+
+    ``loader`` is the id of the training loader; ``free`` says that the script draws its batches
+    without one.
+
+    Raises:
+        LookupError: no network was called before the optimizer's step.
+    """
+    owned = {id(p) for o in diary.stepped for g in o.param_groups for p in g["params"]}
+    roots = registers.modules()
+    model, calls = _main_model(diary.calls, roots, owned)
+    mine = {id(p) for p in model.parameters()}
+    optimizer = max(
+        _unique(diary.stepped),
+        key=lambda o: sum(p.numel() for g in o.param_groups for p in g["params"] if id(p) in mine),
+    )
+    entry, leave = (calls[0], calls[-1]) if calls else (None, None)
+    requests = max(diary.asked.count(loader), 1)
+    main, divisor, own, value = _main_loss(diary, leave, requests)
+    lag, batch = _used(entry)
+    if free:
+        lag, batch = 0, (_virtual(entry, main) if entry is not None else None)
+    whole = entry is not None and entry is leave
+    how = recipe(entry.args, entry.kwargs, batch) if whole and batch is not None and entry else None
+    rule = None
+    if whole and leave is not None and batch is not None:
+        rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
+    others = tuple(m for m in (unwrapped(r) for r in roots) if m is not model)
+    return Cast(
+        model=model,
+        models=(model, *others),
+        optimizer=optimizer,
+        optimizers=_unique([optimizer, *registers.of["optimizer"].alive(), *diary.stepped]),
+        schedulers=tuple(registers.of["scheduler"].alive()),
+        scalers=tuple(registers.of["scaler"].alive()),
+        helpers=helpers(),
+        entry=entry,
+        exit=leave,
+        main_loss=main,
+        divisor=divisor,
+        per_step=max(requests - lag, 1),
+        lag=lag,
+        batch=batch,
+        recipe=how,
+        loss=rule,
+        backward_at=diary.propagated[0].location if diary.propagated else None,
+        loss_value=value,
+    )
+
+
+def _unique(things: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple({id(thing): thing for thing in things}.values())
+
+
+def _main_model(
+    calls: list[Call], roots: tuple[nn.Module, ...], owned: set[int]
+) -> tuple[nn.Module, list[Call]]:
+    """The module that holds most of what the optimizers train, and its calls.
+
+    Where a script calls the parts of a network one by one, the network is the module that holds
+    them all, and the calls are those of the parts.
+    """
+
+    def weight(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if id(p) in owned)
+
+    called = [call for call in calls if weight(call.module)]
+    if not called:
+        raise LookupError
+    best = max(called, key=lambda call: weight(call.module)).module
+    for root in roots:
+        inside = {id(m) for m in root.modules()}
+        parts = [call for call in called if id(call.module) in inside]
+        if root is not best and len({id(c.module) for c in parts}) > 1 and id(best) in inside:
+            return unwrapped(root), parts
+    return unwrapped(best), [call for call in called if call.module is best]
+
+
+def _main_loss(
+    diary: Diary, leave: Call | None, requests: int
+) -> tuple[LossCall | None, int, bool, float]:
+    """The loss call that was back-propagated, its divisor, whether the model made it, its value."""
+    if not diary.propagated:
+        return None, 1, False, float("nan")
+    first = diary.propagated[0]
+    value = float(first.value)
+    divisors = sorted({1, len(diary.propagated), requests})
+    own = own_loss(leave.output) if leave is not None and leave.output is not None else None
+    if own is not None and own.numel() == 1:
+        for divisor in divisors:
+            if _close(float(own), value * divisor):
+                return None, divisor, True, value
+    for call in diary.loss_calls:
+        if call.value is not None and call.value.numel() == 1:
+            for divisor in divisors:
+                if _close(float(call.value), value * divisor):
+                    return call, divisor, False, value
+    return None, 1, False, value
+
+
+def _close(left: float, right: float) -> bool:
+    return abs(left - right) <= 1e-4 * max(abs(left), abs(right), 1e-8)
+
+
+def _used(entry: Call | None) -> tuple[int, Any]:
+    """How far the script looks ahead, and the batch that reached the model in ``entry``."""
+    if entry is None or not entry.recent:
+        return 0, None
+    for lag, batch in enumerate(entry.recent):
+        if any(find(t, batch) is not None for _, t in batches.tensors((entry.args, entry.kwargs))):
+            return lag, batch
+    return 0, entry.recent[0]
+
+
+def _virtual(entry: Call, main: LossCall | None) -> Any:
+    """Make a batch of what reached the model and the loss in a script without a loader."""
+    target = main.arguments.get("target") if main is not None else None
+    inputs = [value for value in entry.args if isinstance(value, Tensor)]
+    first = next((t for _, t in batches.tensors((entry.args, entry.kwargs))), None)
+    if isinstance(target, Tensor):
+        if any(find(target, value) is not None for value in (inputs, entry.kwargs)):
+            target = None
+        elif first is not None and target.numel() == first.numel() and target.ndim < first.ndim:
+            target = target.reshape(first.shape)
+    if not entry.kwargs:
+        return (*inputs, target) if target is not None else tuple(inputs)
+    named = {f"input{i}": value for i, value in enumerate(inputs)}
+    named.update({k: v for k, v in entry.kwargs.items() if isinstance(v, Tensor)})
+    return {**named, "target": target} if target is not None else named
+
+
+def helpers() -> tuple[Any, ...]:
+    """Return objects in the script's variables that hold tensors beside its networks: averages."""
+    found: dict[int, Any] = {}
+    for frame in user_frames():
+        variables = frame.f_globals if frame.f_code.co_name == "<module>" else frame.f_locals
+        for name, value in list(variables.items()):
+            if not name.startswith("__") and _is_helper(value):
+                found[id(value)] = value
+    return tuple(found.values())
+
+
+def _is_helper(value: Any) -> bool:
+    from torch.utils.data import DataLoader, Dataset, Sampler
+
+    known = (nn.Module, Optimizer, DataLoader, Dataset, Sampler, Tensor, type)
+    if isinstance(value, known) or callable(value) and not hasattr(value, "__dict__"):
+        return False
+    if type(value) in (dict, list):
+        return 0 < _room(value) <= _ROOM
+    module = type(value).__module__
+    if module.partition(".")[0] in ("builtins", "torch", "numpy") or not hasattr(value, "__dict__"):
+        return False
+    return 0 < _room(vars(value)) <= _ROOM
+
+
+def _room(value: Any) -> int:
+    if not isinstance(value, (dict, list)) or len(value) > 10_000:
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    total = 0
+    for item in inner:
+        if isinstance(item, Tensor):
+            total += item.numel() * item.element_size()
+        elif isinstance(item, (dict, list)) and len(item) <= 10_000:
+            leaves = item.values() if isinstance(item, dict) else item
+            total += sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))
+    return total
+
+
+VALIDATION = ("val", "dev", "eval", "test", "holdout")
+"""Parts of the names that scripts give to their validation loader, the best first."""
+
+
+def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> Any:
+    """Return the loader that the script validates with, as far as one can tell; or None.
+
+    By the name of its variable; else one that was iterated over without training.
+    """
+    others = [loader for loader in registers.of["loader"].alive() if loader is not train]
+    names: dict[int, str] = {}
+    for frame in user_frames():
+        for name, value in {**frame.f_globals, **frame.f_locals}.items():
+            names.setdefault(id(value), name.lower())
+    for word in VALIDATION:
+        for loader in others:
+            if word in names.get(id(loader), "") and "train" not in names[id(loader)]:
+                return loader
+    evaluated = [loader for loader in seen if loader is not train]
+    return evaluated[0] if evaluated else None
+
+
+def autocast_state() -> tuple[tuple[str, bool, Any], ...]:
+    """Return what the calling thread is casting to, by kind of device."""
+    return tuple(
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+    )
+

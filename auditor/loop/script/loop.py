@@ -1,0 +1,540 @@
+"""The loop of an unmodified script: the interface of every loop, on top of a run that is led."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from nnaudit import batch as batches
+from nnaudit.errors import NnauditError, TargetError, UserCodeError, user_code
+from nnaudit.feed import TARGET_NAMES, device_of
+from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step
+from nnaudit.loop.script import describing
+from nnaudit.loop.script.baton import Baton, Call, Close, Invoke, Launch, Order, Resume
+from nnaudit.loop.script.frameworks import as_left
+from nnaudit.loop.script.mapping import LossRule, Recipe, find, rest
+from nnaudit.loop.script.overlay import Overlay
+from nnaudit.loop.script.run import Run, Session
+from nnaudit.loop.script.substitute import why_not
+from nnaudit.loop.script.taps import Taps
+from nnaudit.loop.taps import LossCall, Observation, Observer
+from nnaudit.report import Location, TargetInfo
+from nnaudit.state import (
+    Snapshot,
+    Subjects,
+    keep_accelerator_rng,
+    keep_numpy_rng,
+    keep_python_rng,
+    keep_torch_rng,
+    preserved,
+)
+from nnaudit.targets import defined_at
+
+T = TypeVar("T")
+
+EPOCH = 100
+"""Batches after which an epoch of a script without a loader is held to be over."""
+
+
+class ScriptLoop(Loop):
+    """Drives a script that is paused in its training loop. Lives in the auditor's thread."""
+
+    def __init__(self, run: Run) -> None:
+        """``run`` has been taken hold of, and waits in the state before its first step."""
+        assert run.roles is not None
+        self._run = run
+        self._roles = run.roles
+        self._session = run.session
+        self.name = run.session.path.stem
+        self.model = self._roles.model
+        self.models = self._roles.models
+        self.optimizers = self._roles.optimizers
+        self.schedulers = self._roles.schedulers
+        self.device = device_of(self.model)
+        self.train_loader = _Stream(self) if run.free else run.train_loader
+        self.val_loader = run.val_loader
+        self._recipe: Recipe | None = self._roles.recipe
+        self._rule: LossRule | None = self._roles.loss
+        self._trusted = False
+        self._in_flight: list[str] = []
+
+    @property
+    def steps_taken(self) -> int:  # type: ignore[override]
+        """Optimizer steps since the audit began, relaunched runs included."""
+        return self._session.count.taken
+
+    @property
+    def subjects(self) -> Subjects:
+        """Everything a step may change."""
+        return self._run.subjects
+
+    def lacks(self, need: Needs) -> str:
+        """Return why ``need`` is not offered, or an empty string."""
+        free = why_not(self._roles) if self._run.free else ""
+        reasons = {
+            Needs.TRAIN_LOADER: free,
+            Needs.VAL_LOADER: "" if self.val_loader is not None else "no validation loader was seen",
+            Needs.STEPS: free,
+            Needs.TARGETS: "",
+            Needs.OPTIMIZER: "",
+            Needs.FRESH_RUN: "",
+            Needs.WIDTH: "a script has no width argument that nnaudit knows of",
+        }
+        if need is Needs.TARGETS:
+            return free or self._why_no_targets()
+        return reasons[need]
+
+    def _why_no_targets(self) -> str:
+        fed = self.feed(self._roles.batch)
+        tensors = [value for value in fed.inputs if isinstance(value, Tensor)]
+        alone = fed.target is None or (bool(tensors) and fed.target is tensors[0])
+        return "the batches hold inputs only" if alone else ""
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[Any]:
+        """Start one epoch of the script's training loader, beside the script's own."""
+        if self._run.free:
+            return self._drawn()
+        return self._iterate(self.train_loader, "the training loader")
+
+    def val_batches(self) -> Iterator[Any]:
+        """Start one pass over the script's validation loader."""
+        return self._iterate(self.val_loader, "the validation loader")
+
+    def _iterate(self, loader: Any, name: str) -> Iterator[Any]:
+        """Yield ``loader``'s batches, made in the script's thread, as the script would get them."""
+
+        def begin() -> Any:
+            with user_code(f"iterating over {name}"):
+                return iter(loader)
+
+        def draw() -> Any:
+            with user_code(f"reading a batch from {name}"):
+                return next(iterator, _END)
+
+        with as_left(loader):
+            iterator = self._invoke(begin)
+            while (batch := self._invoke(draw)) is not _END:
+                yield batch
+
+    def _drawn(self) -> Iterator[Any]:
+        """Yield what the script draws by itself, step after step, the steps undone."""
+        for _ in range(EPOCH):
+            before = Snapshot.take(self.subjects)
+            try:
+                order = self._command(Order(None, watch=True, observer=Observer(nn.Identity())))
+                drawn = self._redrawn(order)
+                after = [keep() for keep in _GENERATORS]
+            finally:
+                before.restore()
+            # The random numbers go on, or every batch would be the same one.
+            for undo in after:
+                undo()
+            yield drawn
+
+    def _redrawn(self, order: Order) -> Any:
+        """Return the batch that the script used in ``order``, in the form of the first."""
+        call = self._entry_of(order)
+        everything = (call.args, call.kwargs, [c.arguments.get("target") for c in order.loss_calls])
+        shape = self._roles.batch
+        names = list(shape) if isinstance(shape, dict) else list(range(len(shape)))
+        inputs = [value for value in call.args if isinstance(value, Tensor)]
+        made: dict[Any, Any] = {}
+        for name in names:
+            if isinstance(name, str) and name in call.kwargs:
+                made[name] = call.kwargs[name]
+            elif name == "target" or (isinstance(name, int) and name >= len(inputs)):
+                target = next(t for t in everything[2] if isinstance(t, Tensor))
+                made[name] = target.reshape(shape[name].shape if target.numel() == shape[name].numel() else target.shape)
+            else:
+                made[name] = inputs[int(str(name).removeprefix("input"))]
+        cpu = {name: value.detach().cpu() for name, value in made.items()}
+        return cpu if isinstance(shape, dict) else tuple(cpu.values())
+
+    def feed(self, batch: Any) -> Fed:
+        """Take ``batch`` apart as the script does: by what was learnt, else by letting it."""
+        recipe = self._trusted_recipe(batch)
+        if recipe is not None:
+            try:
+                return self._fed_by(recipe, batch)
+            except (LookupError, RuntimeError, IndexError):
+                pass
+        return self._fed_by_script(batch)
+
+    def _trusted_recipe(self, batch: Any) -> Recipe | None:
+        """What was learnt from one batch must hold for a second before it is relied on."""
+        if self._recipe is None or self._trusted or self._run.free:
+            return self._recipe
+        if batches.digest(batch) == batches.digest(self._roles.batch):
+            return self._recipe
+        try:
+            call = self._entry_of(self._shadow(batch, None))
+            args, kwargs = self._recipe.fill(batch)
+        except (LookupError, RuntimeError, NnauditError):
+            return None
+        given, made = list(batches.tensors((call.args, call.kwargs))), list(batches.tensors((args, kwargs)))
+        agrees = len(given) == len(made) and all(
+            a.shape == b.shape and torch.equal(a.cpu(), b.to(a.dtype).cpu())
+            for (_, a), (_, b) in zip(given, made, strict=True)
+        )
+        self._trusted = agrees
+        if not agrees:
+            self._recipe = self._rule = None
+        return self._recipe
+
+    def _fed_by(self, recipe: Recipe, batch: Any) -> Fed:
+        args, kwargs = recipe.fill(batch)
+        inputs = [value for _, value in batches.tensors((args, kwargs))]
+        return Fed(args, kwargs, self._target_of(batch, recipe, args, kwargs, inputs))
+
+    def _target_of(
+        self, batch: Any, recipe: Recipe, args: Any, kwargs: dict[str, Any], inputs: list[Tensor]
+    ) -> Any:
+        take = (self._rule.others or {}).get("target") if self._rule is not None else None
+        if take is not None:
+            rows = take.rows()
+            value = rows.of(batch)
+            return recipe.same_as(rows, args, kwargs, value)
+        named = _named_target(self.model, args, kwargs)
+        if named is not None:
+            return named
+        left = rest(batch, recipe.paths())
+        return left if left is not None else (inputs[0] if inputs else None)
+
+    def _fed_by_script(self, batch: Any) -> Fed:
+        order = self._shadow(batch, None)
+        call = self._entry_of(order)
+        device = next((t.device for _, t in batches.tensors(batch)), self.device)
+        args, kwargs = batches.to_device((call.args, call.kwargs), device)
+        target = _named_target(self.model, args, kwargs)
+        main = self._main_loss(order)
+        if target is None and main is not None and isinstance(main.arguments.get("target"), Tensor):
+            target = main.target.to(device)
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Tensor) and value.shape == target.shape and torch.equal(value, target):
+                    target = value
+        if target is None:
+            used = {
+                take.path
+                for _, value in batches.tensors((args, kwargs))
+                if (take := find(value, batch)) is not None
+            }
+            left = rest(batch, used) if used else _last_part(batch)
+            target = left if left is not None else args[0] if args else None
+        return Fed(args, kwargs, target)
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def step(self, batch: Any, *, observe: bool = False) -> Step:
+        """Let the script do one round of its own loop on ``batch``.
+
+        Where one optimizer step takes several batches (accumulation), all of them are ``batch``.
+        """
+        self._flush(batch)
+        order = Order(batch, observer=Observer(self.model, self.optimizers) if observe else None)
+        self._command(order)
+        self._session.count.taken += 1
+        loss = self._loss_of(order)
+        if order.observation is not None:
+            order.observation.total_loss = loss
+        return Step(loss, order.lr or self._run.rates(), order.ended - order.started, order.observation)
+
+    def _flush(self, batch: Any) -> None:
+        """Get the batches that a script looking ahead has already drawn out of the way."""
+        if not self._roles.lag:
+            return
+        digest = batches.digest(batch)
+        while len(self._in_flight) < self._roles.lag or set(self._in_flight) != {digest}:
+            with preserved(self.subjects):
+                self._command(Order(batch))
+            self._in_flight = [*self._in_flight, digest][-self._roles.lag :]
+
+    def _loss_of(self, order: Order) -> float:
+        if not order.roots:
+            return float("nan")
+        # Together, for every number read from a device costs a wait.
+        total = float(torch.stack([root.detach().float().reshape(()) for root in order.roots]).sum())
+        return total * self._roles.divisor / max(order.handed, 1)
+
+    def forward(self, batch: Any, *, train: bool = False) -> Forward:
+        """Run the model, and the loss, without gradient or update.
+
+        As the script did where that is known to be only a call of each; else by a step of the
+        script's that is undone.
+        """
+        recipe = self._trusted_recipe(batch)
+        if recipe is None or self._rule is None or self._roles.entry is None:
+            return self._forward_by_script(batch, train)
+        return self._direct(batch, recipe, self._rule, self._roles.entry, train)
+
+    def _direct(self, batch: Any, recipe: Recipe, rule: LossRule, entry: Call, train: bool) -> Forward:
+        moved = batches.to_device(batch, self.device)
+        modes = {module: module.training for module in self.model.modules()}
+        observer = Observer(nn.Identity())
+
+        def compute() -> tuple[Any, Tensor]:
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                for kind, enabled, dtype in entry.autocast:
+                    if enabled:
+                        stack.enter_context(torch.autocast(kind, dtype))
+                stack.enter_context(self._mirrored())
+                stack.enter_context(observer)
+                stack.enter_context(user_code("running the model on a batch"))
+                args, kwargs = recipe.fill(batches.clone(moved))
+                output = entry.module(*args, **kwargs)
+                return output, rule.loss(output, moved, self.device)
+
+        self._stack_of_auditor = _modes()
+        self.model.train(train)
+        try:
+            output, loss = self._invoke(compute)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return Forward(_detached(output), float(loss), tuple(observer.observation.loss_calls))
+
+    @contextmanager
+    def _mirrored(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for mode in self._stack_of_auditor:
+                stack.enter_context(mode)
+            yield
+
+    def _forward_by_script(self, batch: Any, train: bool) -> Forward:
+        order = self._shadow(batch, train)
+        calls = self._calls_of(order)
+        return Forward(calls[-1].output if calls else None, self._loss_of(order), order.loss_calls)
+
+    def _shadow(self, batch: Any, train: bool | None) -> Order:
+        """Do a step on ``batch`` and undo it: what it showed is wanted, not what it did."""
+        self._flush(batch)
+        with preserved(self.subjects):
+            if train is not None:
+                self.model.train(train)
+            order = Order(batch, observer=Observer(nn.Identity()), watch=True, train=train)
+            self._command(order)
+        return order
+
+    def _calls_of(self, order: Order) -> list[Call]:
+        mine = {id(p) for p in self.model.parameters()}
+        return [c for c in order.calls if any(id(p) in mine for p in c.module.parameters())]
+
+    def _entry_of(self, order: Order) -> Call:
+        calls = self._calls_of(order)
+        if not calls:
+            raise LookupError("the script did not call the model in this step")
+        return calls[0]
+
+    def _main_loss(self, order: Order) -> LossCall | None:
+        seen = Observation(loss_calls=list(order.loss_calls), total_loss=self._loss_of(order))
+        return seen.main_loss
+
+    # --- the script's thread ----------------------------------------------------------------------
+
+    def _command(self, order: Order) -> Order:
+        self._must_be_innermost()
+        order.modes = _modes()
+        done: Order = self._session.baton.ask(Resume(order))
+        return done
+
+    def _invoke(self, function: Callable[[], T]) -> T:
+        result: T = self._session.baton.ask(Invoke(function))
+        return result
+
+    def _must_be_innermost(self) -> None:
+        if self._session.runs[-1] is not self._run:
+            raise RuntimeError(
+                "a run that was relaunched later is still open: a script's runs lie on top of one "
+                "another, and only the last can take steps"
+            )
+
+    def relaunched(self, seed: int, *, width: float = 1.0) -> AbstractContextManager[Loop]:
+        """Execute the script anew, on top of this paused run, up to its training loop.
+
+        Runs can be stepped only in the reverse order of their opening: see
+        :meth:`_must_be_innermost`.
+        """
+        return self._relaunch(seed)
+
+    @contextmanager
+    def _relaunch(self, seed: int) -> Iterator[Loop]:
+        baton = self._session.baton
+        with preserved(self.subjects):
+            run: Run = baton.ask(Launch(Run(self._session, seed)))
+            try:
+                yield ScriptLoop(run)
+            finally:
+                baton.ask(Close())
+
+    # --- telling ----------------------------------------------------------------------------------
+
+    def info(self) -> TargetInfo:
+        """Say what was captured, and what each missing piece disables."""
+        return describing.info(self, self._run)
+
+    def locate(self, thing: Any) -> Location | None:
+        """Return the user's line that made ``thing``; parts by name, objects by themselves."""
+        run, roles = self._run, self._roles
+        if isinstance(thing, str):
+            lines: dict[str, Location | None] = {
+                "model": self._made(self.model),
+                "train_loader": run.training_at if run.free else self._made(self.train_loader),
+                "val_loader": self._made(self.val_loader),
+                "optimizer": self._made(roles.optimizer),
+                "scheduler": self._made(next(iter(self.schedulers), None)),
+                "loss": roles.main_loss.location if roles.main_loss is not None else roles.backward_at,
+                "training_step": roles.backward_at or run.training_at,
+            }
+            return lines.get(thing)
+        return self._made(thing) or defined_at(thing)
+
+    def _made(self, thing: Any) -> Location | None:
+        return None if thing is None else self._run.registers.place(thing)
+
+    @property
+    def run(self) -> Run:
+        """The run that is led."""
+        return self._run
+
+
+_END = object()
+_GENERATORS = (keep_python_rng, keep_numpy_rng, keep_torch_rng, keep_accelerator_rng)
+
+
+class _Stream:
+    """Stands for the training loader of a script that has none: iterating lets the script draw."""
+
+    def __init__(self, loop: ScriptLoop) -> None:
+        self._loop = loop
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._loop.batches()
+
+
+def _modes() -> tuple[Any, ...]:
+    """The function modes of the calling thread, which act in no other by themselves."""
+    stack = _get_current_function_mode_stack()
+    return tuple(mode for mode in stack if not isinstance(mode, DeviceContext))
+
+
+def _detached(output: Any) -> Any:
+    return batches.map_leaves(output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
+
+
+def _last_part(batch: Any) -> Any:
+    if isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return batch[-1]
+    if isinstance(batch, dict):
+        return next((batch[name] for name in TARGET_NAMES if name in batch), None)
+    return None
+
+
+def _named_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The argument that is a target by its name, where a model takes its own."""
+    import inspect
+
+    try:
+        names = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        names = []
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return next((given[n] for n in TARGET_NAMES if isinstance(given.get(n), Tensor)), None)
+
+
+def run_script(
+    path: Path, argv: list[str], device: str, seed: int, body: Callable[[ScriptLoop], T]
+) -> T:
+    """Run the script at ``path`` in the calling thread, and ``body`` on its loop in another.
+
+    Must be called in the main thread: scripts install signal handlers, which works there only.
+    ``argv`` are the script's own arguments. Returns what ``body`` returns.
+
+    Raises:
+        TargetError: there is no such script, or it never trains.
+        UserCodeError: it crashed before its first optimizer step.
+        Exception: whatever ``body`` raised.
+    """
+    path = path.absolute()
+    if not path.is_file():
+        raise TargetError(f"{path}: no such file")
+    outcome: list[tuple[Any, BaseException | None]] = []
+    threads: list[threading.Thread] = []
+    baton = Baton()
+
+    def audit(run: Run, intra: int) -> None:
+        torch.set_num_threads(intra)
+        try:
+            outcome.append((body(ScriptLoop(run)), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        baton.tell(Close())
+
+    def start(run: Run) -> None:
+        thread = threading.Thread(
+            target=audit, args=(run, torch.get_num_threads()), name="nnaudit", daemon=True
+        )
+        threads.append(thread)
+        thread.start()
+
+    with ExitStack() as stack:
+        stack.enter_context(preserved(Subjects()))
+        stack.enter_context(on_device(device))
+        taps = stack.enter_context(Taps())
+        stack.enter_context(_eagerly())
+        overlay = stack.enter_context(Overlay((Path.cwd(), path.parent)))
+        session = Session(path, argv, seed, taps, overlay, baton, start)
+        try:
+            Run(session, seed).execute()
+        except BaseException as error:
+            if threads:
+                # The auditor waits for an answer that will not come.
+                baton.answer(None, error)
+            raise
+        finally:
+            for thread in threads:
+                thread.join(timeout=10)
+    value, failure = outcome[0]
+    if failure is not None:
+        raise failure
+    result: T = value
+    return result
+
+
+@contextmanager
+def on_device(name: str) -> Iterator[None]:
+    """Hide the accelerators from a script that is to run on the CPU."""
+    import os
+
+    hidden = "CUDA_VISIBLE_DEVICES"
+    if name != "cpu" or torch.cuda.is_initialized():
+        yield
+        return
+    before = os.environ.get(hidden)
+    os.environ[hidden] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(hidden, None)
+        else:
+            os.environ[hidden] = before
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    """Run what ``torch.compile`` made as it was written: an audit is too short to compile for."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+__all__ = ["EPOCH", "ScriptLoop", "UserCodeError", "run_script"]

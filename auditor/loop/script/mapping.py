@@ -1,0 +1,252 @@
+"""How a batch reached the model in a step that was watched, so that others can be fed alike.
+
+Tensors are recognised by their content: a script may move, cast, reshape or shift what its loader
+yields before the model sees it. What was changed in any other way (normalised on the device, mixed
+up, encoded) is not recognised, and the loop finds out by letting the script do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.loop.taps import LossCall
+
+CUTS: tuple[tuple[slice, ...], ...] = (
+    (),
+    (slice(None), slice(None, -1)),
+    (slice(None), slice(1, None)),
+)
+"""Parts of a tensor that scripts take: all of it; all but the last, or the first, of a sequence."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """A recipe that makes a tensor from one of a batch's.
+
+    Attributes:
+        path: which of the batch's leaves.
+        cut: which part of it.
+        dtype: what it is cast to.
+        tail: the shape after the first dimension; None where the shape stays.
+        merged: the first dimension is merged with the second, as in ``targets.view(-1)``.
+    """
+
+    path: str
+    cut: tuple[slice, ...] = ()
+    dtype: torch.dtype | None = None
+    tail: tuple[int, ...] | None = None
+    merged: bool = False
+
+    def rows(self) -> Take:
+        """Return the recipe without the reshaping, so that rows stay rows."""
+        return replace(self, tail=None, merged=False)
+
+    def of(self, whole: Any) -> Any:
+        """Apply the recipe.
+
+        Raises:
+            LookupError: ``whole`` has no such leaf.
+        """
+        leaf = _leaf(whole, self.path)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        taken = leaf[self.cut] if self.cut else leaf
+        taken = taken if self.dtype is None else taken.to(self.dtype)
+        if self.tail is None:
+            return taken
+        return taken.reshape(-1 if self.merged else len(taken), *self.tail)
+
+
+def _leaf(whole: Any, path: str) -> Any:
+    for found, leaf in batches.leaves(whole):
+        if found == path:
+            return leaf
+    for found, tensor in batches.tensors(whole):
+        if found == path:
+            return tensor
+    raise LookupError(path)
+
+
+def find(value: Tensor, whole: Any, *, name: str = "") -> Take | None:
+    """Return how ``value`` comes from a leaf of ``whole``, or None.
+
+    ``name`` is the argument it was passed as: a leaf of the same name is preferred, for masks and
+    labels may look alike.
+    """
+    candidates = [(path, t.detach().cpu()) for path, t in batches.tensors(whole) if t.numel()]
+    candidates.sort(key=lambda item: not (name and repr(name) in item[0]))
+    goal = value.detach().cpu()
+    for cut in CUTS:
+        for path, leaf in candidates:
+            if cut and leaf.ndim < 2:
+                continue
+            take = _matching(goal, leaf[cut] if cut else leaf, Take(path, cut))
+            if take is not None:
+                return take
+    return None
+
+
+def _matching(goal: Tensor, leaf: Tensor, take: Take) -> Take | None:
+    if goal.numel() != leaf.numel() or goal.layout is not torch.strided or leaf.layout is not torch.strided:
+        return None
+    cast = leaf.to(goal.dtype) if leaf.is_complex() == goal.is_complex() else leaf
+    if cast.dtype != goal.dtype or not _same(cast.reshape(goal.shape), goal):
+        return None
+    take = replace(take, dtype=None if leaf.dtype == goal.dtype else goal.dtype)
+    if leaf.shape == goal.shape:
+        return take
+    if goal.ndim == 0 or leaf.ndim == 0:
+        return None
+    return replace(take, tail=tuple(goal.shape[1:]), merged=goal.shape[0] != leaf.shape[0])
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return bool(((left == right) | ((left != left) & (right != right))).all())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one call of a model was given, as recipes in place of tensors.
+
+    Attributes:
+        args, kwargs: the call's arguments; :class:`Take` stands where a tensor was.
+        target: likewise what the output is compared with; None where that is unknown.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Any = None
+
+    def fill(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments made from ``batch``."""
+        made: dict[Take, Any] = {}
+
+        def make(leaf: Any) -> Any:
+            if not isinstance(leaf, _Slot):
+                return leaf
+            if leaf.take not in made:
+                made[leaf.take] = leaf.take.of(batch)
+            return made[leaf.take]
+
+        return batches.map_leaves(self.args, make), batches.map_leaves(self.kwargs, make)
+
+    def same_as(self, take: Take, args: Any, kwargs: Any, value: Any) -> Any:
+        """Return the argument made by ``take``, where there is one, instead of an equal ``value``."""
+        slots = [leaf for _, leaf in batches.leaves((self.args, self.kwargs))]
+        made = [leaf for _, leaf in batches.leaves((args, kwargs))]
+        if len(slots) == len(made):
+            for slot, leaf in zip(slots, made, strict=True):
+                if isinstance(slot, _Slot) and slot.take.rows() == take:
+                    return leaf
+        return value
+
+    def paths(self) -> set[str]:
+        """Return the leaves of the batch that it uses."""
+        everything = (self.args, self.kwargs, self.target)
+        return {leaf.take.path for _, leaf in batches.leaves(everything) if isinstance(leaf, _Slot)}
+
+
+class _Slot:
+    """Where a tensor goes: no dataclass, which would be taken for a container."""
+
+    def __init__(self, take: Take) -> None:
+        self.take = take
+
+
+def recipe(args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> Recipe | None:
+    """Return how the arguments come from ``batch``; None where a tensor is not recognised."""
+    if not any(True for _ in batches.tensors((args, kwargs))):
+        return None
+    try:
+        return Recipe(
+            tuple(_slotted(value, batch, "") for value in args),
+            {name: _slotted(value, batch, name) for name, value in kwargs.items()},
+        )
+    except LookupError:
+        return None
+
+
+def _slotted(value: Any, batch: Any, name: str) -> Any:
+    def slot(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            take = find(leaf, batch, name=name)
+            if take is None:
+                raise LookupError
+            return _Slot(take)
+        if any(True for _ in batches.tensors(leaf)):
+            for path, other in batches.leaves(batch):
+                if type(other) is type(leaf) and batches.digest(other) == batches.digest(leaf):
+                    return _Slot(Take(path))
+            raise LookupError
+        return leaf
+
+    return batches.map_leaves(value, slot)
+
+
+@dataclass(frozen=True)
+class LossRule:
+    """How the main loss comes from the output and the batch.
+
+    Attributes:
+        call: the loss call it was learnt from.
+        prediction: how its input comes from the model's output.
+        others: how its other tensors come from the batch; what is absent stays as it was.
+        own: the model computes the loss itself (``output.loss``); nothing else is set then.
+    """
+
+    call: LossCall | None
+    prediction: Take | None = None
+    others: dict[str, Take] | None = None
+    own: bool = False
+
+    def loss(self, output: Any, batch: Any, device: torch.device) -> Tensor:
+        """Return the loss of ``output`` against what ``batch`` holds."""
+        if self.own:
+            own: Tensor = output["loss"] if isinstance(output, dict) else output.loss
+            return own
+        assert self.call is not None and self.prediction is not None
+        changes = {name: take.of(batch).to(device) for name, take in (self.others or {}).items()}
+        return self.call.recompute(self.prediction.of(output), **changes)
+
+
+def loss_rule(call: LossCall | None, output: Any, batch: Any) -> LossRule | None:
+    """Return how ``call`` came from ``output`` and ``batch``; None where it is not recognised."""
+    if call is None or not isinstance(call.arguments.get("input"), Tensor):
+        return None
+    prediction = find(call.arguments["input"], output)
+    if prediction is None:
+        return None
+    others: dict[str, Take] = {}
+    for name, value in call.arguments.items():
+        if name == "input" or not isinstance(value, Tensor) or value.numel() < 2:
+            continue
+        take = find(value, batch, name=name)
+        if take is not None:
+            others[name] = take
+        elif name == "target":
+            return None
+    return LossRule(call, prediction, others)
+
+
+def rest(batch: Any, used: set[str]) -> Any:
+    """Return what of ``batch`` is left when the leaves at ``used`` went into the model.
+
+    A single tensor as itself, several in a tuple, None where nothing is left.
+    """
+    left = [leaf for path, leaf in _tensor_leaves(batch) if path not in used]
+    return None if not left else left[0] if len(left) == 1 else tuple(left)
+
+
+def _tensor_leaves(batch: Any) -> Iterator[tuple[str, Any]]:
+    return ((path, tensor) for path, tensor in batches.tensors(batch))
+
+
+def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return ``batch`` with ``function`` applied to its tensors."""
+    return batches.map_leaves(batch, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)

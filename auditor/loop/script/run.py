@@ -1,0 +1,751 @@
+"""One run of a script: it is executed, watched until its first optimizer step, and then led.
+
+Control is taken when the script asks its training loader for a batch after an optimizer step; in a
+script without a loader, at the end of the last optimizer's step. From then on the loader yields
+what the auditor wants and never ends, so that the script repeats the body of its loop for as long
+as the audit lasts. Everything here happens in the script's thread.
+"""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import sys
+import time
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+
+from nnaudit import batch as batches
+from nnaudit.errors import NnauditError, TargetError, UserCodeError
+from nnaudit.loop.base import seed_everything
+from nnaudit.loop.direct import StepCount
+from nnaudit.loop.script import frameworks
+from nnaudit.loop.script.adoption import adopt
+from nnaudit.loop.script.baton import Baton, Call, Close, Invoke, Launch, Order, Resume, Unwind
+from nnaudit.loop.script.capture import (
+    Cast,
+    Diary,
+    Propagated,
+    Registers,
+    autocast_state,
+    cast,
+    helpers,
+    validation_loader,
+)
+from nnaudit.loop.script.frames import Counters, user_frames
+from nnaudit.loop.script.overlay import Overlay
+from nnaudit.loop.script.seeds import shifting
+from nnaudit.loop.script.substitute import Substitution
+from nnaudit.loop.script.taps import TappedIterator, Taps
+from nnaudit.loop.taps import Observer, caller
+from nnaudit.report import Location
+from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
+
+REVIVALS = 50
+"""How often a script that ended is run again before the audit gives up on it."""
+
+PATIENCE = 32
+"""Batches beyond the usual number, or optimizer steps without a new batch, before the way in which
+a script takes its batches is held to be another than it seemed."""
+
+
+class StuckError(NnauditError):
+    """The script was given batch after batch and took no optimizer step."""
+
+    exit_code = 4
+
+
+class EndedError(NnauditError):
+    """The script has come to its end and could not be taken up again."""
+
+    exit_code = 4
+
+
+@dataclass
+class Session:
+    """What all runs of one script share."""
+
+    path: Path
+    argv: list[str]
+    seed: int
+    taps: Taps
+    overlay: Overlay
+    baton: Baton
+    on_first: Callable[[Run], None]
+    count: StepCount = field(default_factory=StepCount)
+    runs: list[Run] = field(default_factory=list)
+
+
+@dataclass
+class _Ended:
+    """How an execution of the script came to its end by itself."""
+
+    error: BaseException | None
+
+
+@dataclass
+class _Heir:
+    """What an execution of the script that follows an ended one has to take over.
+
+    Attributes:
+        order: the step that is waiting to be taken.
+        registers, helpers, loaders: what the first execution made.
+        process: random numbers and flags as they were when it ended.
+    """
+
+    order: Order
+    registers: Registers
+    helpers: tuple[Any, ...]
+    loaders: tuple[Any, Any]
+    process: Snapshot
+
+
+class Run:
+    """One run. It is the taps' listener while its script has control.
+
+    Attributes:
+        roles: who is who, once control was taken.
+        free: the script draws its batches without a loader.
+        ends_epoch: the optimizer steps after the loader has ended, not in between.
+        training_at: the user's line at which the run is led: where it asks for a batch, or steps.
+        revivals: how often the script had to be run again because it ended.
+    """
+
+    def __init__(self, session: Session, seed: int) -> None:
+        self.session = session
+        self.seed = seed
+        self.registers = Registers()
+        self.counters = Counters()
+        self.roles: Cast | None = None
+        self.train_loader: Any = None
+        self.val_loader: Any = None
+        self.training_at: Location | None = None
+        self.revivals = 0
+        self._heir: _Heir | None = None
+        self._dead: BaseException | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what was learnt: an execution of the script begins."""
+        self.free = False
+        self.ends_epoch = False
+        self._diary = Diary()
+        self._initial: Snapshot | None = None
+        self._iterators: list[weakref.ref[TappedIterator]] = []
+        self._live: dict[int, tuple[Any, Any]] = {}
+        self._clock = 0
+        self._asked: dict[int, int] = {}
+        self._frozen: dict[int, Any] = {}
+        self._evaluated: list[Any] = []
+        self._backwards = 0
+        self._steps = 0
+        self._idle = 0
+        self._by_call = False
+        self._taken = False
+        self._closing = False
+        self._order: Order | None = None
+        self._in_step: Optimizer | None = None
+        self._last: Optimizer | None = None
+        self._scaled: deque[tuple[Any, Tensor]] = deque(maxlen=4)
+        self._watching = ExitStack()
+        self._observer: Observer | None = None
+        self._alias: dict[int, Any] = {}
+        self._aliased: list[Any] = []
+
+    # --- executing --------------------------------------------------------------------------------
+
+    def execute(self) -> None:
+        """Run the script until the auditor is done with it.
+
+        Raises:
+            UserCodeError: the script crashed before its first optimizer step.
+            TargetError: it ended without one.
+        """
+        self.session.runs.append(self)
+        try:
+            ended = self._once()
+            if ended is not None and not self._taken:
+                raise self._untrained(ended)
+            while ended is not None and self._wait_after(ended):
+                ended = self._once()
+        finally:
+            self.session.runs.remove(self)
+
+    def _once(self) -> _Ended | None:
+        """Execute the script once; return how it ended, None where it was unwound."""
+        nnaudit_runs_the_script = True  # noqa: F841 - the name at which frames.user_frames stops
+        path, taps = self.session.path, self.session.taps
+        main = types.ModuleType("__main__")
+        main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
+        with ExitStack() as stack:
+            stack.enter_context(_as_main(main, path, self.session.argv))
+            shift = (self.seed - self.session.seed) % 2**32
+            stack.enter_context(shifting(shift, lambda: self.registers.empty))
+            stack.callback(gc.collect)
+            stack.callback(setattr, taps, "listener", taps.listener)
+            self._watching_calls = stack.enter_context(ExitStack())
+            self._watching_calls.enter_context(taps.calls())
+            stack.callback(self._leave)
+            seed_everything(self.seed)
+            taps.listener = self
+            error: BaseException | None = None
+            try:
+                exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), main.__dict__)
+            except KeyboardInterrupt:
+                raise
+            except SystemExit as exit_:
+                error = exit_ if exit_.code else None
+            except BaseException as raised:
+                error = raised
+            return None if self._closing else _Ended(error)
+
+    def _untrained(self, ended: _Ended) -> Exception:
+        name, error = self.session.path.name, ended.error
+        if isinstance(error, SystemExit):
+            usage = self.session.taps.usage
+            said = f" ({usage.splitlines()[-1]})" if usage else ""
+            failure = TargetError(
+                f"{name} ended with exit code {error.code} before it trained{said}: "
+                "pass its own arguments after --"
+            )
+            if usage:
+                failure.add_note(usage)
+            return failure
+        if isinstance(error, NnauditError):
+            return error
+        if error is not None:
+            return UserCodeError(f"running {name}, before its first optimizer step", error)
+        if self._steps:
+            return TargetError(
+                f"{name} ended after {self._steps} optimizer step(s): nnaudit takes hold of a loop "
+                "when it asks for the next batch, so let it train on two batches or more"
+            )
+        return TargetError(
+            f"{name} ended without an optimizer step: pass the arguments that make it train after "
+            "--, and mind that training in child processes is not seen"
+        )
+
+    def _wait_after(self, ended: _Ended) -> bool:
+        """The script ended by itself: serve the auditor until it wants a step, or is done.
+
+        Returns whether the script is to be executed again.
+        """
+        self.session.taps.listener = None
+        if self._heir is not None:
+            # It was executed again and did not get as far as the first time.
+            self._dead = EndedError(f"{self.session.path.name} could not be taken up again after it ended")
+            order: Order | None = self._heir.order
+            self._heir, self._taken = None, True
+        else:
+            order, self._order = self._order, None
+        if order is not None and not self._settle(order, ended):
+            # It ended for want of another round of its loop: that round begins a new execution.
+            self._prepare_revival(order)
+            return True
+        while True:
+            command = self.session.baton.listen()
+            if isinstance(command, Close):
+                return False
+            if not isinstance(command, Resume):
+                self._do(command)
+            elif self._dead is not None or self.revivals >= REVIVALS:
+                command.order.error = self._dead or EndedError("the script ends again and again")
+                self._answer(command.order)
+            else:
+                self._prepare_revival(command.order)
+                return True
+
+    def _settle(self, order: Order, ended: _Ended) -> bool:
+        """Answer the one who waits for the order during which the script came to its end.
+
+        Returns False where there is no answer: the step has not been tried.
+        """
+        if self._dead is not None:
+            order.error = self._dead
+        elif ended.error is not None:
+            order.error = UserCodeError("running the training step", ended.error)
+            if order.observation is not None:
+                order.error.observation = order.observation  # type: ignore[attr-defined]
+        elif not order.attempts and self.revivals < REVIVALS:
+            return False
+        elif not order.attempts:
+            order.error = EndedError("the script ends again and again")
+        self._answer(order)
+        return True
+
+    def _prepare_revival(self, order: Order) -> None:
+        assert self.roles is not None
+        self.revivals += 1
+        order.restart()
+        loaders = (self.train_loader, self.val_loader)
+        process = Snapshot.take(Subjects())
+        self._heir = _Heir(order, self.registers, self.roles.helpers, loaders, process)
+        self.registers = Registers()
+        self._begin()
+
+    # --- what was made ----------------------------------------------------------------------------
+
+    def made(self, kind: str, thing: Any) -> None:
+        """Note what the script makes."""
+        self.registers.of[kind].add(thing)
+        frameworks.adapt(self.session.taps)
+
+    @property
+    def subjects(self) -> Subjects:
+        """Everything a step may change."""
+        roles = self.roles
+        if roles is None or self._heir is not None:
+            return Subjects(
+                models=self.registers.modules(),
+                optimizers=tuple(self.registers.of["optimizer"].alive()),
+                schedulers=tuple(self.registers.of["scheduler"].alive()),
+                scalers=tuple(self.registers.of["scaler"].alive()),
+                loaders=tuple(self.registers.of["loader"].alive()),
+                extras=(self.counters.values, *helpers()),
+            )
+        return Subjects(
+            models=roles.models,
+            optimizers=roles.optimizers,
+            schedulers=roles.schedulers,
+            scalers=roles.scalers,
+            loaders=tuple(x for x in (self.train_loader, self.val_loader) if x is not None),
+            extras=(self.counters.values, *roles.helpers),
+        )
+
+    def _keep_initial(self) -> None:
+        """Take the snapshot to which the run goes back when it is handed over."""
+        self.counters.read()
+        self._initial = Snapshot.take(self.subjects)
+        self._diary = Diary()
+
+    # --- loaders ----------------------------------------------------------------------------------
+
+    def started(self, iterator: TappedIterator) -> None:
+        """Begin the loader's own iterator, unless its batches will never be asked for."""
+        if not (self._taken and self._is_training(iterator)):
+            iterator.begin()
+        self._iterators.append(weakref.ref(iterator))
+
+    def requested(self, iterator: TappedIterator) -> Any:
+        """Give the script its next batch."""
+        if self._closing:
+            raise Unwind
+        if self._taken:
+            return self._serve(iterator)
+        self._leave()
+        self._idle = 0
+        if self._steps and torch.is_grad_enabled() and self._belongs(iterator):
+            self.train_loader = iterator.loader
+            self._take_over()
+            return self._serve(iterator)
+        return self._pass_on(iterator)
+
+    def _belongs(self, iterator: TappedIterator) -> bool:
+        """Whether ``iterator``'s loader was being read when the script first back-propagated."""
+        return any(_same_data(iterator.loader, loader) for loader, _ in self._live.values())
+
+    def _pass_on(self, iterator: TappedIterator) -> Any:
+        """Give the script the loader's own next batch, and remember it."""
+        if iterator.count == 0 and not self._backwards:
+            self._keep_initial()
+        try:
+            batch = iterator.draw()
+        except StopIteration:
+            iterator.exhausted = True
+            raise
+        iterator.count += 1
+        iterator.latest = batches.clone(batch)
+        self._clock += 1
+        self._asked[id(iterator.loader)] = self._clock
+        self._diary.recent.appendleft(iterator.latest)
+        self._diary.asked.append(id(iterator.loader))
+        if not torch.is_grad_enabled():
+            self._evaluated.append(iterator.loader)
+        self._enter(Observer(nn.Identity()), ())
+        return batch
+
+    def _live_loaders(self) -> dict[int, tuple[Any, Any]]:
+        """Loaders that the script is in the middle of reading, each with its latest batch."""
+        iterators = [i for r in self._iterators if (i := r()) is not None]
+        return {id(i.loader): (i.loader, i.latest) for i in iterators if i.count and not i.exhausted}
+
+    def _is_training(self, iterator: TappedIterator) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        loader = self._alias.get(id(iterator.loader), iterator.loader)
+        if loader is self.train_loader:
+            return True
+        training = self.roles is not None and self.roles.model.training
+        return training and _same_data(loader, self.train_loader)
+
+    def _serve(self, iterator: TappedIterator) -> Any:
+        """Give the script what the auditor wants it to have."""
+        if id(iterator.loader) in self._frozen:
+            iterator.count += 1
+            return batches.clone(self._frozen[id(iterator.loader)])
+        if not self._is_training(iterator):
+            return self._serve_aside(iterator)
+        if self._order is None or self._order.attempts:
+            self._pause()
+        order = self._order
+        assert order is not None
+        assert self.roles is not None
+        if self.ends_epoch and iterator.count:
+            iterator.exhausted = True
+            raise StopIteration
+        if order.handed >= 8 * self.roles.per_step + PATIENCE:
+            order.error = StuckError(
+                f"the script took {order.handed} batches without an optimizer step"
+            )
+            self._pause()
+            return self._serve(iterator)
+        order.handed += 1
+        iterator.count += 1
+        return batches.clone(order.batch)
+
+    @staticmethod
+    def _serve_aside(iterator: TappedIterator) -> Any:
+        """Let the script validate, on one batch: nobody reads what it finds."""
+        if iterator.count and not torch.is_grad_enabled():
+            raise StopIteration
+        batch = iterator.draw()
+        iterator.count += 1
+        return batch
+
+    # --- calls, losses, steps ---------------------------------------------------------------------
+
+    def called(self, module: nn.Module, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        """Note the call of an outermost module."""
+        order = self._order
+        if order is not None and order.train is not None:
+            module.train(order.train)
+        if not self._is_of_note(module):
+            return run()
+        call = Call(
+            module,
+            batches.clone(args),
+            batches.clone(kwargs),
+            recent=tuple(self._diary.recent),
+            autocast=autocast_state(),
+        )
+        output = run()
+        call.output = batches.map_leaves(
+            output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
+        )
+        (self._diary.calls if order is None else order.calls).append(call)
+        return output
+
+    def _is_of_note(self, module: nn.Module) -> bool:
+        if next(module.parameters(), None) is None:
+            return False
+        if self._taken:
+            return self._order is not None
+        if not torch.is_grad_enabled():
+            return False
+        if not self._by_call and not self._backwards and not self._live_loaders():
+            # The first training call of a script without a loader: nothing has changed yet.
+            self._by_call = True
+            with self.session.taps.unheard():
+                self._keep_initial()
+        counts = self._diary.counts
+        counts[id(module)] = counts.get(id(module), 0) + 1
+        return counts[id(module)] <= 2
+
+    def scaled(self, loss: Any, result: Any) -> None:
+        """Remember what a gradient scaler made of which loss."""
+        if isinstance(loss, Tensor) and isinstance(result, Tensor):
+            self._scaled.append((result, loss.detach()))
+
+    def propagated(self, root: Tensor) -> None:
+        """Note a backward pass."""
+        value = next((loss for result, loss in self._scaled if result is root), root.detach())
+        self._scaled.clear()
+        if not self._taken:
+            if not self._backwards:
+                self._live = self._live_loaders()
+            self._backwards += 1
+            noted = self._diary.propagated
+            place = caller()
+            # Within an optimizer's step (a closure) only the first pass is of the weights before it.
+            if self._in_step is None or not noted:
+                noted.append(Propagated(value, place))
+        elif self._order is not None and (self._in_step is None or not self._order.pending):
+            self._order.pending.append(value)
+
+    def stepping(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer is about to step."""
+        optimizer = self._alias.get(id(optimizer), optimizer)
+        self._in_step = optimizer
+        if self._order is not None and self.roles is not None and optimizer is self.roles.optimizer:
+            self._order.lr = self.rates()
+
+    def rates(self) -> tuple[float, ...]:
+        """Return the learning rate of every parameter group."""
+        assert self.roles is not None
+        return tuple(float(g["lr"]) for o in self.roles.optimizers for g in o.param_groups)
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer has stepped; hand over where that is the place for it."""
+        if self._closing:
+            raise Unwind
+        optimizer = self._alias.get(id(optimizer), optimizer)
+        self._in_step = None
+        if self._order is not None:
+            self._finish(self._order, optimizer)
+            if self.free and optimizer is self._last:
+                self._pause()
+        elif not self._taken:
+            self._steps += 1
+            self._idle += 1
+            self._diary.stepped.append(optimizer)
+            if not self._live or self._idle > PATIENCE:
+                self._learn_without_loader(optimizer)
+
+    def attempted(self) -> None:
+        """Note that a gradient scaler stepped, or skipped a step."""
+        if self._order is not None and not self._order.attempts and self.roles is not None:
+            self._finish(self._order, self.roles.optimizer)
+            if self.free:
+                self._pause()
+
+    def _finish(self, order: Order, optimizer: Optimizer) -> None:
+        """Write down the loss of the step that was taken, that of the main optimizer before others."""
+        assert self.roles is not None
+        order.attempts += 1
+        if optimizer is self.roles.optimizer and not order.ended:
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            order.ended = time.perf_counter()
+            order.roots = order.pending or order.roots
+        elif order.pending and not order.ended:
+            order.roots = order.pending
+        order.pending = []
+
+    def _learn_without_loader(self, optimizer: Optimizer) -> None:
+        """Take over at the end of the second round of optimizer steps: the first shows the round."""
+        stepped = self._diary.stepped
+        if self._last is None and stepped.count(optimizer) > 1:
+            self._last = list(dict.fromkeys(stepped))[-1]
+        self._leave()
+        if self._last is optimizer:
+            self.free = True
+            self._take_over()
+            return
+        if len(stepped) == 1:
+            # Losses are heard from here on, for a whole round.
+            self._diary = Diary(stepped=stepped)
+        self._enter(Observer(nn.Identity()), ())
+
+    # --- taking and giving control ----------------------------------------------------------------
+
+    def _take_over(self) -> None:
+        """Settle who is who, go back to before the first step, and wait for the first order."""
+        self.session.taps.listener = None
+        self._watching_calls.close()
+        self.training_at = _innermost_user_line()
+        self._taken = True
+        if self._heir is not None:
+            self._take_up(self._heir)
+            return
+        main = id(self.train_loader)
+        try:
+            roles = cast(self.registers, self._diary, main, free=self.free)
+        except LookupError:
+            raise TargetError(
+                f"{self.session.path.name} took an optimizer step without calling a network that "
+                "the optimizer trains: there is nothing to audit"
+            ) from None
+        self._settle_loaders()
+        self.roles = roles
+        self._go_back()
+        frameworks.make_endless()
+        if len(self.session.runs) == 1:
+            self.session.on_first(self)
+        else:
+            self.session.baton.answer(self)
+        self._set_off(self._await_order())
+
+    def _settle_loaders(self) -> None:
+        """Tell the training loader from those read along with it, and from the validation's."""
+        since = self._asked.get(id(self.train_loader), 0)
+        for key, (_, latest) in self._live.items():
+            if key != id(self.train_loader) and self._asked[key] > since and not self.free:
+                self._frozen[key] = latest
+        self.val_loader = validation_loader(self.registers, self.train_loader, self._evaluated)
+        reading = self._live_loaders()
+        self.ends_epoch = not self.free and id(self.train_loader) not in reading
+
+    def _go_back(self) -> None:
+        """Restore the state before the first step; the counters follow when the script resumes."""
+        assert self._initial is not None
+        before = dict(self.counters.values)
+        # The snapshot may be from within a cast or a no_grad block that has ended.
+        grad, casting = keep_grad_mode(), keep_autocast()
+        self._initial.restore()
+        grad(), casting()
+        self.counters.read()
+        self.counters.values.update({k: v for k, v in before.items() if k in self.counters.values})
+
+    def _take_up(self, heir: _Heir) -> None:
+        """Continue where an execution that ended left off, with its objects in place of the new."""
+        new, self.registers = self.registers, heir.registers
+        self._settle_loaders()
+        self._alias, self._aliased = adopt(heir.registers, new, heir.helpers, helpers())
+        if self.train_loader is not None:
+            self._alias[id(self.train_loader)] = heir.loaders[0]
+            self._aliased.append(self.train_loader)
+        self.train_loader, self.val_loader = heir.loaders
+        self._last = self._alias.get(id(self._last), self._last)
+        heir.process.restore()
+        self.counters.read()
+        frameworks.make_endless()
+        self._heir = None
+        self._set_off(heir.order)
+
+    def _pause(self) -> None:
+        """Tell the auditor what became of its order, and wait for the next.
+
+        Raises:
+            Unwind: the auditor is done.
+        """
+        self._leave()
+        order, self._order = self._order, None
+        self.session.taps.listener = None
+        self.counters.read()
+        if order is not None:
+            self._answer(order)
+        self._set_off(self._await_order())
+
+    def _answer(self, order: Order) -> None:
+        self.session.baton.answer(order, order.error)
+
+    def _set_off(self, order: Order) -> None:
+        """Let the script do ``order``."""
+        self.counters.write()
+        self._order = order
+        if order.watch:
+            self._watching.enter_context(self.session.taps.calls())
+        self._enter(order.observer, order.modes)
+        if self.free and order.batch is not None and self.roles is not None:
+            self._watching.enter_context(Substitution(self.roles, order.batch))
+        self._scaled.clear()
+        self._in_step = None
+        self.session.taps.listener = self
+        order.started = time.perf_counter()
+
+    def _await_order(self) -> Order:
+        """Do what the auditor says until it wants a step.
+
+        Raises:
+            Unwind: the auditor is done.
+        """
+        while True:
+            command = self.session.baton.listen()
+            if isinstance(command, Resume):
+                return command.order
+            if isinstance(command, Close):
+                self._closing = True
+                self.session.taps.listener = self
+                raise Unwind
+            self._do(command)
+
+    def _do(self, command: Invoke | Launch) -> None:
+        """Call a function, or run the script anew on top of this run, in the script's thread."""
+        baton = self.session.baton
+        try:
+            if isinstance(command, Invoke):
+                baton.answer(command.function())
+            else:
+                command.run.execute()
+                baton.answer()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            baton.answer(None, error)
+
+    # --- listening in the script's thread ---------------------------------------------------------
+
+    def _enter(self, observer: Observer | None, modes: tuple[TorchFunctionMode, ...]) -> None:
+        for mode in modes:
+            _push_mode(mode)
+            self._watching.callback(_withdraw, mode)
+        if observer is not None:
+            self._watching.enter_context(observer)
+        self._observer = observer
+
+    def _leave(self) -> None:
+        if self._observer is not None and not self._taken:
+            self._diary.loss_calls += self._observer.observation.loss_calls
+        self._observer = None
+        self._watching.close()
+
+
+def _same_data(left: Any, right: Any) -> bool:
+    data = getattr(left, "dataset", None)
+    return left is right or (data is not None and data is getattr(right, "dataset", None))
+
+
+def _withdraw(mode: TorchFunctionMode) -> None:
+    """Take ``mode`` off the stack of function modes, wherever on it it is."""
+    above = []
+    while torch._C._len_torch_function_stack():
+        top = _pop_mode()
+        if top is mode:
+            break
+        above.append(top)
+    for other in reversed(above):
+        _push_mode(other)
+
+
+def _innermost_user_line() -> Location | None:
+    frames = user_frames()
+    if not frames:
+        return None
+    return Location(file=frames[-1].f_code.co_filename, line=frames[-1].f_lineno)
+
+
+@contextmanager
+def _as_main(main: types.ModuleType, path: Path, argv: list[str]) -> Iterator[None]:
+    """Make ``main`` the main module, as ``python path argv`` would, with its own modules anew."""
+    folder = path.parent
+    saved_argv, saved_path = sys.argv, list(sys.path)
+    mine = {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name == "__main__" or _is_beside(module, folder)
+    }
+    for name in mine:
+        del sys.modules[name]
+    sys.modules["__main__"] = main
+    sys.argv = [str(path), *argv]
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.argv = saved_argv
+        sys.path[:] = saved_path
+        for name, module in list(sys.modules.items()):
+            if _is_beside(module, folder):
+                del sys.modules[name]
+        sys.modules.update(mine)
+
+
+def _is_beside(module: Any, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return (
+        isinstance(file, str)
+        and file.startswith(f"{folder}/")
+        and "site-packages" not in file
+        and not getattr(module, "__name__", "").startswith("nnaudit")
+    )

@@ -1,0 +1,151 @@
+"""DATA101: NaN and infinity in the training data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError, describe
+from nnaudit.loop.base import Needs
+from nnaudit.probes.data import Field, TrainingData
+from nnaudit.report import Kind, Result, Table
+from nnaudit.state import preserved
+
+
+class FiniteValues(Check):
+    """Are all inputs and targets finite numbers?
+
+    Why: One NaN in one batch makes the loss NaN, then the gradients, then every weight, and the run
+        is lost at that step, which may be hours away. NaN in a target is often a missing label,
+        infinity a logarithm of zero or a division by a zero deviation.
+    How: Looks for NaN and infinity in every field of the first 2,048 rows of an epoch, in all of a
+        data set that lies in memory, else in 256 rows from all over it. A program may well use NaN
+        to mark missing values, or -inf as an attention mask. So a batch with such values is put
+        through the user's own training step: if loss and gradients stay finite the program copes,
+        and that is a note. It fails when they do not and the same batch with zeros in their place
+        trains: an exact test, without a threshold. Where both fail, something else is at fault.
+    Fix: Drop or impute the rows: `x = torch.nan_to_num(x)`; mask the loss where a target is
+        missing; write `torch.log(x + eps)`, `x / std.clamp(min=eps)`.
+    References: IEEE 754 (NaN propagates through arithmetic). Sculley et al., Hidden Technical Debt
+        in Machine Learning Systems (2015).
+    """
+
+    code = "DATA101"
+    name = "finite-values"
+    kind = Kind.EXACT
+    needs = (Needs.TRAIN_LOADER,)
+    probes = (TrainingData,)
+
+    def run(self, audit: Audit) -> Result:
+        """Look at the data, and at what a bad batch does to a step."""
+        data = audit.probe(TrainingData)
+        bad = data.bad_fields
+        if not bad:
+            rows = max((each.rows for each in data.fields.values()), default=data.rows)
+            return self.passed(f"All values of the {rows:,} rows looked at are finite.")
+        table = _table(bad)
+        what = _in_words(bad)
+        if data.bad_batch is None:
+            return self.inconclusive(
+                f"There is {what}, in rows that could not be made into a batch.", evidence=(table,)
+            )
+        harm = _harm(audit, data.bad_batch)
+        if not harm:
+            return self.noted(
+                f"There is {what}, and the training step copes: its loss and gradients stay finite.",
+                evidence=(table,),
+            )
+        repaired = batches.map_leaves(data.bad_batch, _without_bad_values)
+        if _harm(audit, repaired):
+            return self.inconclusive(
+                f"There is {what}, but the training step fails ({harm}) even with zeros instead, "
+                "so it cannot be told whether the program copes.",
+                evidence=(table,),
+            )
+        return self.failed(
+            f"There is {what}: {harm}, and not with zeros instead.",
+            measured=f"{sum(each.bad for each in bad):,} values that are not finite",
+            threshold="0",
+            evidence=(table,),
+            location=audit.loop.locate("train_loader"),
+            fix="x = torch.nan_to_num(x)  # or drop these rows, or mask them in the loss",
+        )
+
+
+def _harm(audit: Audit, batch: Any) -> str:
+    """Say what a training step on ``batch`` shows that is not finite; empty when all is."""
+    loop = audit.loop
+    with preserved(loop.subjects):
+        try:
+            if loop.lacks(Needs.STEPS):
+                forward = loop.forward(batch)
+                loss = 0.0 if forward.loss is None else forward.loss
+                finite = _all_finite(forward.output)
+            else:
+                audit.require_steps()
+                step = loop.step(batch, observe=True)
+                loss = step.loss
+                seen = step.observation
+                finite = seen is None or all(gradient.finite for gradient in seen.gradients)
+        except UserCodeError as error:
+            return f"the training step raises {describe(error.original)}"
+    if not math.isfinite(loss):
+        return f"the loss becomes {loss}"
+    return "" if finite else "the gradients become NaN or infinite"
+
+
+def _all_finite(output: Any) -> bool:
+    return all(
+        bool(torch.isfinite(tensor).all())
+        for _, tensor in batches.tensors(output)
+        if tensor.is_floating_point()
+    )
+
+
+def _without_bad_values(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+        return torch.where(torch.isfinite(leaf), leaf, torch.zeros_like(leaf))
+    return leaf
+
+
+def _in_words(bad: tuple[Field, ...]) -> str:
+    parts = [f"{_kinds(each)} in {_name(each)} (first in row {_first(each)})" for each in bad[:3]]
+    return " and ".join(parts)
+
+
+def _kinds(each: Field) -> str:
+    found = [
+        f"{count:,} {name}"
+        for count, name in ((each.missing, "NaN"), (each.infinite, "infinite"))
+        if count
+    ]
+    return " and ".join(found)
+
+
+def _name(each: Field) -> str:
+    return f"batch{each.path}"
+
+
+def _first(each: Field) -> int:
+    return each.bad_rows[0] if each.bad_rows else 0
+
+
+def _table(bad: tuple[Field, ...]) -> Table:
+    rows = tuple(
+        (
+            _name(each),
+            float(each.missing),
+            float(each.infinite),
+            ", ".join(str(row) for row in each.bad_rows),
+        )
+        for each in bad
+    )
+    columns = ("field", "NaN", "infinite", "first rows")
+    return Table(title="Values that are not finite", columns=columns, rows=rows)
+
+

@@ -1,0 +1,436 @@
+"""FIT106: is the network too small for its data."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.checks.fit.runs import series_of, trainable_layers
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.fitting import Head, Limits, Run, Sighting, head_of, sight
+from nnaudit.floor import Bounds
+from nnaudit.loop.base import Needs
+from nnaudit.loop.control import without_dropout
+from nnaudit.probes.ladder import Ladder, Rung, SubsetLadder
+from nnaudit.probes.subsets import TinyFitting, fixed_rows
+from nnaudit.reference import inputs_of, reference_for, train_on
+from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
+from nnaudit.widen import widened
+
+WIDER = 4
+RATES = (1e-3, 1e-2)
+_STEPS = 400
+_ROWS = 256
+_SECONDS = 40.0
+_FEWEST_PARTS = 6
+_LARGE = 5_000_000
+_CHEAP_STEP = 0.005
+
+Predict = Callable[[Sighting, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A network that was trained on the rows.
+
+    Attributes:
+        name: for people.
+        run: its better run of two learning rates.
+        closed: the share of the way from the best constant to the floor on the training rows.
+        held_out: the same for each batch of rows it was not trained on, at its best moment.
+    """
+
+    name: str
+    run: Run
+    closed: float
+    held_out: tuple[float, ...]
+
+    @property
+    def unseen(self) -> float:
+        """The mean over the held-out batches; NaN without any."""
+        return sum(self.held_out) / len(self.held_out) if self.held_out else math.nan
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the entrants are trained on and what is held out."""
+
+    train: Sighting
+    bounds: Bounds
+    held_out: Sighting | None
+
+
+class Capacity(Check):
+    """Is the network large enough for its data?
+
+    Why: a network that is too small underfits however long it trains, and the run looks like a
+    hard task. Widening it is the cheapest cure there is, and the first lever to pull when the
+    training loss stays high; where a wider network underfits too, the cause is in the data, the
+    labels or the loss, and no size will help.
+    How: the largest rung of the ladder (FIT105) decides for most programs: at least half of the
+    way closed from the best constant to the floor with the loss still falling, or nine tenths,
+    and capacity is no worry. Else the network as it is, a wider one and, where that does not help,
+    a reference network are trained on up to 256 of the same fixed rows by the same plain loop:
+    Adam at 1e-3 and at 1e-2, 400 steps and up to as many again while the loss falls, your loss, no
+    dropout. Wider means by your own width argument where build_model has one, else the hidden
+    layers of a copy are widened automatically with fresh weights; the answer says which. Rows
+    that no network was trained on are held out, because a wider network can always learn noise by
+    heart. The hypothesis that capacity is not the limit is given up only when the network stays
+    under half of the way with its loss flat (under 10 % of the rest in the last quarter), the
+    other closes 90 %, it also closes at least 0.2 more on held-out rows with a paired t above 6
+    over six or more batches (one-sided p below 1e-3), and all this repeats with other weights
+    and with the two sets of rows exchanged (1e-6 together). A model without hidden layers, with
+    frozen parts or with random losses is meant as it is, and gets a warning at most.
+    Fix: multiply the width of the hidden layers by the factor named.
+    References: Goodfellow, Bengio and Courville, "Deep Learning" (2016), sections 5.2 and 11.3;
+    Andrej Karpathy, "A Recipe for Training Neural Networks" (2019): first a model large enough to
+    overfit; Zhang et al., "Understanding deep learning requires rethinking generalization" (ICLR
+    2017): why fitting alone proves nothing.
+    """
+
+    code, name, kind = "FIT106", "capacity", Kind.STATISTICAL
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (TinyFitting, SubsetLadder)
+    trains = True
+    consequence_of = (
+        "FIT101", "DATA101", "DATA102", "DATA103", "DATA111", "LOSS101", "LOSS102", "GRAD102",
+        "GRAD101", "GRAD106", "GRAD107", "MODE101", "INIT101",
+    )  # fmt: skip
+
+    def run(self, audit: Audit) -> Result:
+        """Believe a ladder that is climbed; compare networks where it is not."""
+        ladder = audit.probe(SubsetLadder)
+        if not ladder.rungs:
+            return self.inconclusive(f"The ladder gave no answer: {ladder.reason}.")
+        top = ladder.rungs[-1]
+        said = f"{top.rows} examples: {_percent(top.closed)} of the way from the best constant"
+        # A run on its way is believed; sooner where it is dear to look closer.
+        cheap = top.run.seconds / max(top.run.steps, 1) < _CHEAP_STEP
+        if top.fitted or (top.closed >= (0.8 if cheap else 0.5) and top.falling()):
+            going = "" if top.fitted else ", and still falling"
+            return self.passed(f"The network has room for {said} was closed{going}.")
+        if top.bounds.reconstruction:
+            return self.inconclusive(
+                f"A reconstruction through a bottleneck is meant to be inexact ({said})."
+            )
+        rows = _rows_of(audit, ladder)
+        head = head_of(rows.train.outputs[0], rows.train.calls[0]) if rows else None
+        if rows is None or head is None:
+            return self.inconclusive(
+                f"The loss is not of the output itself, so no other network can be tried ({said})."
+            )
+        return self._compare(audit, rows, head, top)
+
+    def _compare(self, audit: Audit, rows: Rows, head: Head, top: Rung) -> Result:
+        own, others = _contest(audit, rows, head, seed=audit.seed)
+        best = max(others, key=lambda entrant: entrant.closed, default=None)
+        evidence = _evidence(own, others, rows)
+        said = (
+            f"on {rows.train.rows} fixed examples the network closed {_percent(own.closed)} of the "
+            f"way from the best constant to the floor with Adam in {own.run.steps} steps"
+        )
+        if best is None:
+            return self._alone(own, rows, said, evidence)
+        versus = f"{best.name} {_percent(best.closed)}"
+        if best.closed < 0.9:
+            return self.inconclusive(
+                f"{_capital(said)}, {versus}: it is not the size but data, labels or the number "
+                "of steps.",
+                evidence=evidence,
+            )
+        gain, t = _gain(own, best)
+        unseen = (
+            f"on unseen ones {_percent(own.unseen)} and {_percent(best.unseen)}"
+            if own.held_out
+            else "and no examples are left to try them on"
+        )
+        if not gain >= 0.1 or t < 3:
+            return self.passed(
+                f"{_capital(said)}, {versus}; {unseen}: more capacity would fit these examples "
+                "better, not the task.",
+                evidence=evidence,
+            )
+        details: dict[str, Any] = {
+            "evidence": evidence,
+            "measured": f"{_percent(own.closed)} against {_percent(best.closed)}",
+            "threshold": "at least half of the way, or no other network far above it",
+            "location": audit.loop.locate("model"),
+            "fix": _fix(audit, best),
+        }
+        message = f"{_capital(said)}, {versus}; {unseen}"
+        if not _clear(own, best, rows) or _meant(audit) or not self._again(audit, rows, head, best):
+            return self.warned(f"{message}.", **details)
+        return self.failed(f"{message}; other weights and examples gave the same.", **details)
+
+    def _alone(self, own: Entrant, rows: Rows, said: str, evidence: tuple[Evidence, ...]) -> Result:
+        """Answer where nothing was compared: no need, no time, or no way."""
+        if own.closed >= 0.9:
+            return self.passed(
+                f"{_capital(said)}: it is large enough, and where it does not fit, the optimizer "
+                "is why.",
+                evidence=evidence,
+            )
+        if own.run.cut:
+            return self.inconclusive(f"Time was up when {said}.", evidence=evidence)
+        if own.run.falling(rows.bounds.floor, 0.1):
+            answer = self.passed if own.closed >= 0.5 else self.inconclusive
+            return answer(f"{_capital(said)}, and the loss is still falling.", evidence=evidence)
+        return self.inconclusive(
+            f"{_capital(said)}, and no wider network could be made to compare it with.",
+            evidence=evidence,
+        )
+
+    def _again(self, audit: Audit, rows: Rows, head: Head, best: Entrant) -> bool:
+        """Repeat with fresh weights, training on what was held out."""
+        held_out = rows.held_out
+        if held_out is None or held_out.bounds is None:
+            return False
+        swapped = Rows(held_out, held_out.bounds, rows.train)
+        own, others = _contest(audit, swapped, head, seed=audit.seed + 1)
+        same = [other for other in others if other.name == best.name]
+        return bool(same) and _clear(own, same[0], swapped)
+
+
+def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
+    """Up to 256 rows of the ladder and as many others; a third is held out where data are few."""
+    parts = (*ladder.rungs[-1].sighting.parts, *ladder.held_out)
+    size = max(batches.size(parts[0]), 1)
+    count = max(1, min(_ROWS // size, 2 * len(parts) // 3))
+    with fixed_rows(audit.loop):
+        try:
+            train = sight(audit.loop, parts[:count])
+            held_out = sight(audit.loop, parts[count : 2 * count]) if parts[count:] else None
+        except UserCodeError:
+            return None
+    if train.bounds is None or not train.bounds.informative:
+        return None
+    usable = held_out is not None and held_out.bounds is not None and held_out.bounds.informative
+    return Rows(train, train.bounds, held_out if usable else None)
+
+
+def _contest(audit: Audit, rows: Rows, head: Head, *, seed: int) -> tuple[Entrant, list[Entrant]]:
+    """Train the network as it is; where it underfits a wider one, and then the reference."""
+    own = _enter(audit, rows, "the network as it is", lambda: _copied(audit, head, seed), seed)
+    assert own is not None
+    if own.closed >= 0.9 or own.run.falling(rows.bounds.floor, 0.1) or own.run.cut:
+        return own, []
+    others: list[Entrant] = []
+    for name, make in _rivals(audit, rows, head, seed):
+        other = _enter(audit, rows, name, make, seed)
+        if other is not None:
+            others.append(other)
+            if other.closed >= 0.9:
+                break
+    return own, others
+
+
+Maker = Callable[[], tuple[nn.Module, Predict] | None]
+
+
+def _rivals(audit: Audit, rows: Rows, head: Head, seed: int) -> Iterator[tuple[str, Maker]]:
+    large = sum(p.numel() for p in audit.loop.model.parameters()) > _LARGE
+    if not large and not audit.loop.lacks(Needs.WIDTH):
+        yield f"built {WIDER} times as wide", lambda: _relaunched(audit, head, seed)
+    elif not large:
+        yield (
+            f"a copy with hidden layers widened {WIDER} times",
+            lambda: _widened(audit, rows, head, seed),
+        )
+    made = reference_for(rows.train, seed=seed)
+    if made is not None:
+        yield made.kind, lambda: (made, lambda s, part: made(inputs_of(s, part)))
+
+
+def _enter(audit: Audit, rows: Rows, name: str, make: Maker, seed: int) -> Entrant | None:
+    """Train one network at each learning rate and keep the better run."""
+    seconds = min(_SECONDS / 8, max(audit.clock.remaining / 10, 0.5))
+    best: Entrant | None = None
+    for rate in RATES:
+        made = make()
+        if made is None:
+            return None
+        network, predict = made
+        try:
+            entrant = _trained(audit, rows, name, network, predict, rate, seconds, seed)
+        except RuntimeError:  # shapes that only this network cannot deal with
+            return best
+        if best is None or entrant.closed > best.closed:
+            best = entrant
+        if best.closed >= 0.9:
+            break
+    return best
+
+
+def _trained(
+    audit: Audit,
+    rows: Rows,
+    name: str,
+    network: nn.Module,
+    predict: Predict,
+    rate: float,
+    seconds: float,
+    seed: int,
+) -> Entrant:
+    passes = max(4, math.ceil(_STEPS / len(rows.train.parts)))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    peaks: list[list[float]] = []
+    count = 0
+
+    def predicted(part: int) -> Tensor:
+        nonlocal count
+        count += 1
+        if rows.held_out is not None and count % 50 == 0:
+            peaks.append(_evaluated(network, predict, rows.held_out))
+        return predict(rows.train, part)
+
+    with without_dropout(network):
+        run = train_on(
+            parameters,
+            predicted,
+            rows.train,
+            label=name,
+            learning_rate=rate,
+            level=rows.bounds.floor + 0.1 * (rows.bounds.constant - rows.bounds.floor),
+            limits=Limits(passes, 2 * passes, seconds),
+            clock=audit.clock,
+            seed=seed,
+        )
+        if rows.held_out is not None:
+            peaks.append(_evaluated(network, predict, rows.held_out))
+    losses = [loss for loss in run.losses if math.isfinite(loss)]
+    closed = rows.bounds.closed(min(losses[-1:], default=math.inf)) if losses else -math.inf
+    return Entrant(name, run, closed, tuple(max(peaks, key=sum)) if peaks else ())
+
+
+def _evaluated(network: nn.Module, predict: Predict, held_out: Sighting) -> list[float]:
+    """Return the share closed on each held-out batch."""
+    bounds = held_out.bounds
+    assert bounds is not None
+    with torch.no_grad():
+        losses = [
+            float(call.recompute(predict(held_out, part)))
+            for part, call in enumerate(held_out.calls)
+        ]
+    return [max(bounds.closed(loss), -10.0) if math.isfinite(loss) else -10.0 for loss in losses]
+
+
+def _predicting(network: nn.Module, head: Head) -> Predict:
+    def predict(sighting: Sighting, part: int) -> Tensor:
+        fed = sighting.feds[part]
+        return head(network(*fed.args, **fed.kwargs), sighting.calls[part].input.shape)
+
+    return predict
+
+
+def _copied(audit: Audit, head: Head, seed: int) -> tuple[nn.Module, Predict]:
+    """The network as it is; for another seed than the audit's with other weights where possible."""
+    if seed != audit.seed and not audit.loop.lacks(Needs.FRESH_RUN):
+        with audit.loop.relaunched(seed) as fresh:
+            network = copy.deepcopy(fresh.model)
+    else:
+        network = copy.deepcopy(audit.loop.model)
+    return network.train(), _predicting(network, head)
+
+
+def _relaunched(audit: Audit, head: Head, seed: int) -> tuple[nn.Module, Predict] | None:
+    try:
+        with audit.loop.relaunched(seed, width=float(WIDER)) as wide:
+            network = copy.deepcopy(wide.model)
+    except UserCodeError:
+        return None
+    return network.train(), _predicting(network, head)
+
+
+def _widened(audit: Audit, rows: Rows, head: Head, seed: int) -> tuple[nn.Module, Predict] | None:
+    network = widened(audit.loop.model, rows.train.feds[0], WIDER, seed=seed)
+    return None if network is None else (network.train(), _predicting(network, head))
+
+
+def _gain(own: Entrant, other: Entrant) -> tuple[float, float]:
+    """Return how much more the other closed on held-out batches, and the paired t of that."""
+    differences = torch.tensor(other.held_out).double() - torch.tensor(own.held_out).double()
+    n = len(differences)
+    if n < 2:
+        return 0.0, 0.0
+    mean, deviation = float(differences.mean()), float(differences.std())
+    return mean, mean / max(deviation / math.sqrt(n), 1e-12)
+
+
+def _clear(own: Entrant, other: Entrant, rows: Rows) -> bool:
+    """Whether a network was far too small: the numbers of the docstring."""
+    gain, t = _gain(own, other)
+    flat = not own.run.cut and not own.run.falling(rows.bounds.floor, 0.1)
+    fits = own.closed < 0.5 and other.closed >= 0.9
+    return fits and flat and gain >= 0.2 and t > 6 and len(own.held_out) >= _FEWEST_PARTS
+
+
+def _meant(audit: Audit) -> bool:
+    """Whether the network may be small on purpose, or the loss random."""
+    parameters = list(audit.loop.model.parameters())
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    tiny = audit.probe(TinyFitting)
+    noisy = tiny.noise > 0.02 * abs(tiny.sighting.loss)
+    few = trainable_layers(audit.loop.model) < 2
+    return few or noisy or frozen > 0.5 * sum(p.numel() for p in parameters)
+
+
+def _evidence(own: Entrant, others: Sequence[Entrant], rows: Rows) -> tuple[Evidence, ...]:
+    entrants = [own, *others]
+    table = Table(
+        title="Networks trained on the same fixed examples",
+        columns=("network", "steps", "closed on these", "closed on unseen ones", "last loss"),
+        rows=tuple((e.name, e.run.steps, e.closed, e.unseen, e.run.losses[-1]) for e in entrants),
+    )
+    runs = Curve(
+        title="Loss of each network",
+        x_label="passes over the examples",
+        y_label="loss",
+        series=tuple(series_of(e.run) for e in entrants),
+        thresholds={"best constant": rows.bounds.constant, "floor": rows.bounds.floor},
+    )
+    wide = [e for e in others if "wide" in e.name]
+    if not wide:
+        return table, runs
+    losses = (own.run.losses[-1], wide[0].run.losses[-1])
+    factor = Curve(
+        title="Loss after training by width",
+        x_label="width factor",
+        y_label="loss",
+        series=(Series(name="after training", x=(1.0, float(WIDER)), y=losses),),
+        thresholds={"best constant": rows.bounds.constant, "floor": rows.bounds.floor},
+        log_x=True,
+    )
+    return table, factor, runs
+
+
+def _fix(audit: Audit, best: Entrant) -> str:
+    narrowest = _narrowest(audit.loop.model)
+    where = f": {narrowest[0]} has {narrowest[1]} outputs" if narrowest else ""
+    if "wide" in best.name:
+        return f"make the hidden layers up to {WIDER} times as wide{where}"
+    return f"use a larger network, such as {best.name}{where}"
+
+
+def _narrowest(model: nn.Module) -> tuple[str, int] | None:
+    """The hidden layer with the fewest outputs; None without hidden layers."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    layers = [(name, int(m.weight.shape[0])) for name, m in model.named_modules()
+              if isinstance(m, kinds)]  # fmt: skip
+    return min(layers[:-1], key=lambda layer: layer[1], default=None)
+
+
+def _percent(closed: float) -> str:
+    return f"{100 * min(max(closed, 0.0), 1.0):.0f} %" if not math.isnan(closed) else "unknown"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,124 @@
+"""FIT105: how many examples can be fitted."""
+
+from __future__ import annotations
+
+import math
+
+from nnaudit.checks.base import Check
+from nnaudit.checks.fit.runs import series_of, trainable_layers
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.ladder import Ladder, Rung, SubsetLadder
+from nnaudit.probes.subsets import TinyFitting
+from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
+
+FEW = 64
+"""A network that cannot fit this many examples is not limited by the data."""
+
+
+class SubsetLadderFit(Check):
+    """How many examples can the network fit in equal steps?
+
+    Why: a network that fits 16 examples and not 256 has found the limit of its capacity or of its
+    optimizer; one that fits 1024 has capacity to spare, and the next worry is overfitting. The
+    ladder tells the two apart before a long run does: first overfit, then overfit less.
+    How: 16, 64, 256 and 1024 fixed examples, as they enter the network, are trained from the same
+    initial weights for about 200 steps of 32 examples each, dropout off, at your learning rate
+    (or the factor on it at which FIT101 fitted). Each is judged by the share of the way closed
+    from the best constant prediction to the lowest loss that its targets allow: 0.9 is fitted.
+    Fewer and smaller rungs are climbed where steps are slow or the data set is small. It warns
+    when a network with hidden layers does not fit 64 examples and its loss has stopped falling
+    (by less than 2 % of the rest in the last quarter): sound networks fit that many. That is a
+    judgement: how far one gets in 200 steps depends on the task.
+    Fix: widen or deepen the network, or raise the learning rate, whichever FIT106 and FIT101 name.
+    References: Zhang, Bengio, Hardt, Recht and Vinyals, "Understanding deep learning requires
+    rethinking generalization" (ICLR 2017): networks fit training sets by heart; Josh Tobin,
+    "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning, 2019).
+    """
+
+    code, name, kind = "FIT105", "subset-ladder", Kind.JUDGEMENT
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (TinyFitting, SubsetLadder)
+    trains = True
+    consequence_of = (
+        "FIT101", "DATA101", "DATA102", "DATA103", "DATA111", "LOSS101", "LOSS102", "GRAD102",
+        "GRAD101", "GRAD106", "GRAD107", "MODE101", "INIT101",
+    )  # fmt: skip
+
+    def run(self, audit: Audit) -> Result:
+        """Say where fitting stops."""
+        ladder = audit.probe(SubsetLadder)
+        if not ladder.rungs:
+            return self.inconclusive(f"There is no ladder: {ladder.reason}.")
+        evidence = ladder_evidence(ladder)
+        cut = f" ({ladder.cut})" if ladder.cut else ""
+        limit = next((rung for rung in ladder.rungs if not rung.fitted), None)
+        climbed = ", ".join(f"{rung.rows}: {_closed(rung)}" for rung in ladder.rungs)
+        said = (
+            f"of the way from the best constant to the floor, subsets closed in {ladder.steps} "
+            f"steps {climbed}"
+        )
+        if limit is None:
+            top = ladder.rungs[-1].rows
+            return self.passed(f"All subsets up to {top} examples were fitted: {said}{cut}.",
+                               evidence=evidence)  # fmt: skip
+        where = f"Fitting stops at {limit.rows} examples"
+        if limit.falling() or limit.run.cut:
+            return self.passed(
+                f"{where}, where the loss is still falling: {said}{cut}.", evidence=evidence
+            )
+        small = limit.rows <= FEW and trainable_layers(audit.loop.model) > 1
+        if small and not limit.bounds.reconstruction and limit.closed < 0.7:
+            return self.warned(
+                f"{where}, and the loss has stopped falling: {said}{cut}.",
+                measured=f"{_closed(limit)} at {limit.rows} examples",
+                threshold="0.9 at 64 examples",
+                evidence=evidence,
+                location=audit.loop.locate("model"),
+                fix="make the hidden layers wider, or see FIT101 for the learning rate",
+            )
+        return self.noted(f"{where}: {said}{cut}.", evidence=evidence)
+
+
+def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
+    """Draw what each rung came to, how, and list it."""
+    rungs = ladder.rungs
+    rows = tuple(float(rung.rows) for rung in rungs)
+    closed = tuple(min(max(rung.closed, -1.0), 1.0) for rung in rungs)
+    return (
+        Curve(
+            title="Share fitted by size of the subset",
+            x_label="examples",
+            y_label="share of the way from the best constant to the floor",
+            series=(Series(name="after training", x=rows, y=closed),),
+            thresholds={"fitted": 0.9},
+            log_x=True,
+        ),
+        Curve(
+            title="Loss on each subset",
+            x_label="passes over the examples",
+            y_label="loss",
+            series=tuple(series_of(rung.run) for rung in rungs),
+        ),
+        Table(
+            title="The ladder",
+            columns=("examples", "steps", "first loss", "last loss", "best constant", "floor"),
+            rows=tuple(
+                (
+                    rung.rows,
+                    rung.run.steps,
+                    rung.run.initial,
+                    rung.final,
+                    rung.bounds.constant,
+                    rung.bounds.floor,
+                )
+                for rung in rungs
+            ),
+        ),
+    )
+
+
+def _closed(rung: Rung) -> str:
+    if not math.isfinite(rung.closed):
+        return "diverged"
+    return f"{100 * min(max(rung.closed, 0.0), 1.0):.0f} %"

@@ -1,0 +1,164 @@
+"""GRAD102: whether the optimizer holds the parameters that are to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.reseeded import differing_weights
+from nnaudit.report import Kind, Result, Table
+
+
+class OptimizerCoverage(Check):
+    """Does an optimizer hold every parameter that is to be trained?
+
+    Why: a parameter that gets a gradient and is in no optimizer keeps its random initial value for
+        ever. It happens when the optimizer is made before a layer is added or replaced, when it is
+        given one part of the model, or when parameter groups leave something out. Training goes
+        on, a little worse than it could.
+    How: exact: the parameters of the model that require a gradient and have one that is not zero
+        in at least one of the first steps, against the parameters of all optimizers. One
+        exception is looked for: where only later layers are optimised, and another seed gives
+        those other values and the missing ones the same, or changes nothing at all, a loaded
+        network is being used for its features. That is a warning, since the gradients are
+        computed for nothing. Missing parameters without a gradient, parameters of the optimizer
+        that the model does not have, or that do not require a gradient, and parameters in two
+        optimizers are notes.
+    Fix: make the optimizer after the model is complete, from model.parameters().
+    References: PyTorch documentation of torch.optim, "Constructing it".
+    """
+
+    code, name, kind = "GRAD102", "optimizer-coverage", Kind.EXACT
+    needs = (Needs.STEPS, Needs.OPTIMIZER)
+    probes = (FirstSteps,)
+
+    def run(self, audit: Audit) -> Result:
+        """Compare the model's parameters with the optimizers'."""
+        first = audit.probe(FirstSteps)
+        if not first.steps:
+            first.require()
+        loop = audit.loop
+        missing = _missing(first)
+        if missing:
+            return self._missed(audit, missing)
+        first.require()
+        notes = _notes(loop, first)
+        held = len({id(p) for p in _held(loop)})
+        if notes:
+            return self.noted(
+                f"The optimizers hold every parameter that gets a gradient; {'; '.join(notes)}.",
+                location=loop.locate("optimizer"),
+            )
+        return self.passed(
+            f"The optimizers hold every parameter that gets a gradient ({held} tensors)."
+        )
+
+    def _missed(self, audit: Audit, missing: list[str]) -> Result:
+        loop = audit.loop
+        sizes = {name: p.numel() for name, p in loop.model.named_parameters()}
+        count = sum(sizes.get(name, 0) for name in missing)
+        groups = _grouped(missing)
+        parts = ", ".join(groups[:3]) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
+        strangers = _strangers(loop)
+        what = (
+            f"{len(missing)} trainable tensors ({count:,} numbers) get a gradient and are in no "
+            f"optimizer: {parts}"
+        )
+        if strangers:
+            what += f"; instead it holds {strangers} tensors that the model does not have"
+        details: dict[str, Any] = {
+            "measured": f"{len(missing)} of {len(sizes)} tensors are missing",
+            "threshold": "none",
+            "evidence": (_table(missing, sizes),),
+            "location": loop.locate("optimizer") or loop.locate("model"),
+            "module": groups[0],
+        }
+        if not strangers and self._used_for_features(audit, missing):
+            return self.warned(
+                f"{what}; only later layers are trained, on features of loaded weights.",
+                fix=f"Say so: model.{groups[0]}.requires_grad_(False), and put it in eval mode; or "
+                "add its parameters to the optimizer to fine-tune them.",
+                **details,
+            )
+        return self.failed(
+            f"{what}.",
+            fix="Make the optimizer after the model is complete, with all of it: "
+            "torch.optim.AdamW(model.parameters(), lr=...).",
+            **details,
+        )
+
+    @staticmethod
+    def _used_for_features(audit: Audit, missing: list[str]) -> bool:
+        """Whether the missing ones are the loaded first part of the network."""
+        names = [name for name, p in audit.loop.model.named_parameters() if p.requires_grad]
+        absent = set(missing)
+        held = [i for i, name in enumerate(names) if name not in absent]
+        if not held or held[0] < max(i for i, name in enumerate(names) if name in absent):
+            return False
+        if audit.loop.lacks(Needs.FRESH_RUN):
+            return True
+        audit.clock.check()
+        with audit.loop.relaunched(audit.seed + 1) as other:
+            differing = differing_weights(audit.loop, other)
+        return not any(differing.get(name, False) for name in missing)
+
+
+def _missing(first: First) -> list[str]:
+    """Return the parameters that got a gradient in some step and are in no optimizer."""
+    found = (
+        gradient.parameter
+        for seen in first.observations
+        for gradient in seen.gradients
+        if not gradient.owned and gradient.norm is not None and gradient.norm != 0.0
+    )
+    return list(dict.fromkeys(found))
+
+
+def _held(loop: Loop) -> list[Tensor]:
+    return [p for o in loop.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _strangers(loop: Loop) -> int:
+    """Count the optimizers' parameters that no network and no loss of the program has."""
+    known = {id(p) for module in loop.subjects.models for p in module.parameters()}
+    return sum(id(p) not in known for p in _held(loop))
+
+
+def _notes(loop: Loop, first: First) -> list[str]:
+    held = _held(loop)
+    notes = []
+    silent = {
+        gradient.parameter
+        for seen in first.observations
+        for gradient in seen.gradients
+        if not gradient.owned
+    }
+    if silent:
+        parts = ", ".join(_grouped(sorted(silent))[:3])
+        notes.append(f"{len(silent)} tensors are in none and get no gradient ({parts})")
+    if strangers := _strangers(loop):
+        notes.append(f"they hold {strangers} tensors that the model does not have")
+    if frozen := sum(not p.requires_grad for p in held):
+        notes.append(f"they hold {frozen} frozen tensors, which never change")
+    if twice := len(held) - len({id(p) for p in held}):
+        notes.append(f"{twice} tensors are held twice")
+    return notes
+
+
+def _grouped(names: Iterable[str]) -> list[str]:
+    """Return the modules that the parameters belong to, at most two levels deep."""
+    return list(dict.fromkeys(".".join(name.split(".")[:-1][:2]) or name for name in names))
+
+
+def _table(missing: list[str], sizes: dict[str, int]) -> Table:
+    return Table(
+        title="Parameters in no optimizer",
+        columns=("parameter", "numbers"),
+        rows=tuple((name, float(sizes.get(name, 0))) for name in missing[:20]),
+    )

@@ -1,0 +1,337 @@
+"""LOSS101: whether a loss is given what it expects: logits, log-probabilities, probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.report import Kind, Numbers, Result
+
+_SQUASHING = ("Softmax", "SafeSoftmax", "Sigmoid")
+_LOGARITHMS = ("LogSoftmax", "Log", "Log2", "Log10", "Log1P", "LogSigmoid", "Logsumexp")
+_LAYERS = ("Addmm", "Mm", "Convolution", "Add", "Baddbmm")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a loss's input: a sentence, its fix, and whether it is beyond doubt."""
+
+    message: str
+    fix: str
+    certain: bool = True
+
+
+class DoubleActivation(Check):
+    """Is every loss given what it expects: logits, log-probabilities or probabilities?
+
+    Why: cross_entropy and binary_cross_entropy_with_logits apply the softmax or the sigmoid
+        themselves. Applied before as well, the loss cannot get below a floor (1.461 for ten
+        classes, when the answer is certain and right) and gradients shrink wherever the network
+        is sure. nll_loss and kl_div take log-probabilities: given logits they fall without bound,
+        given probabilities they train towards something else. No error is raised in any of these
+        cases, and the network still learns a little.
+    How: exact, on the inputs that the loss functions are really called with in the first steps.
+        Where an autograd node made the input (views looked through), its name is proof: a softmax
+        or sigmoid before cross_entropy or binary_cross_entropy_with_logits, or one right after
+        another. Otherwise the values must prove it over at least 256 rows: rows that are
+        nowhere negative and sum to 1 (to 1e-3, the rounding of a float16 softmax) are
+        probabilities; for nll_loss and kl_div, entries above 0.001 in 1 % of the places cannot be
+        log-probabilities unless arithmetic was done on them (a focal weight, an advantage);
+        binary_cross_entropy needs [0, 1]. log_softmax before cross_entropy changes nothing and
+        passes. Over the wrong dimension columns sum to 1 and rows do not. Logits that stay within
+        [0, 1] and reach both ends, without proof of a sigmoid, are a warning.
+    Fix: return logits from the model and leave the activation to the loss; apply softmax or
+        sigmoid for predictions only.
+    References: PyTorch documentation of CrossEntropyLoss, NLLLoss, KLDivLoss, BCEWithLogitsLoss.
+    """
+
+    code, name, kind = "LOSS101", "double-activation", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (FirstSteps,)
+    options: ClassVar[dict[str, float]] = {"rows": 256}
+
+    def run(self, audit: Audit) -> Result:
+        """Look at the input of each loss call of the first steps."""
+        first = audit.probe(FirstSteps)
+        series = _judged(first)
+        rows = int(self.option(audit, "rows"))
+        found = [(calls, fault) for calls in series for fault in _faults(calls, rows)]
+        found.sort(key=lambda pair: not pair[1].certain)
+        if found:
+            calls, fault = found[0]
+            module = _last_activation(first)
+            answer = self.failed if fault.certain else self.warned
+            return answer(
+                fault.message,
+                fix=fault.fix,
+                measured=_measured(calls),
+                threshold="logits, log-probabilities or probabilities, as the loss expects",
+                evidence=(_numbers(calls),),
+                location=calls[0].location or audit.loop.locate("loss"),
+                module=module,
+            )
+        first.require()
+        if not series:
+            return self.skipped("No loss function is called that expects logits or probabilities.")
+        kinds = ", ".join(sorted({calls[0].kind for calls in series}))
+        return self.passed(f"The input of {kinds} is of the kind it expects.")
+
+
+def _judged(first: First) -> list[list[LossCall]]:
+    """Return the calls of the losses that have such an expectation, by line and kind."""
+    found: dict[object, list[LossCall]] = {}
+    for observation in first.observations:
+        for n, call in enumerate(observation.loss_calls):
+            if call.kind in _RULES and isinstance(call.arguments.get("input"), Tensor):
+                if call.input.numel() == 0 or not call.input.is_floating_point():
+                    continue
+                where = (call.kind, call.location.line if call.location else n)
+                found.setdefault(where, []).append(call)
+    return list(found.values())
+
+
+def _faults(calls: list[LossCall], rows: int) -> Iterator[Fault]:
+    """Yield what is wrong with the inputs of calls from one line, nothing when all is well."""
+    nested = _nested(calls)
+    if nested:
+        yield nested
+    # Anything not finite proves nothing about what was meant.
+    readable = [call for call in calls if bool(torch.isfinite(call.input).all())]
+    if readable:
+        yield from _RULES[calls[0].kind](readable, rows)
+
+
+def _nested(calls: list[LossCall]) -> Fault | None:
+    """One squashing right after another, whatever the loss makes of it."""
+    inner, outer = _operation(calls[0].before), _operation(calls[0].producer)
+    if inner not in _SQUASHING or outer not in (*_SQUASHING, "LogSoftmax"):
+        return None
+    return Fault(
+        f"The input of {calls[0].kind} went through {_named(inner)} and then through "
+        f"{_named(outer)} as well.",
+        f"Remove the {_named(inner)}: {_named(outer)} is to be applied to logits.",
+    )
+
+
+def _cross_entropy(calls: list[LossCall], enough: int) -> Iterator[Fault]:
+    producer = _operation(calls[0].producer)
+    if all(_class_dim(call, 1) < 2 for call in calls):
+        return
+    if producer in ("Softmax", "SafeSoftmax") or _are_probabilities(calls, 1, enough):
+        over = "" if _sums_to_one(calls, 1) else " (over the wrong dimension)"
+        classes = _class_dim(calls[0], 1)
+        yield Fault(
+            f"cross_entropy is given probabilities: the outputs of a softmax{over}, which it "
+            f"applies itself, so that with {classes} classes it cannot get below "
+            f"{floor_of(classes):.4g}.",
+            "Remove the softmax before cross_entropy: it expects logits.",
+        )
+    elif producer == "Sigmoid":
+        classes = _class_dim(calls[0], 1)
+        yield Fault(
+            "cross_entropy is given the outputs of a sigmoid, between 0 and 1: with "
+            f"{classes} classes it cannot get below {floor_of(classes):.4g}.",
+            "Remove the sigmoid before cross_entropy: it expects logits.",
+        )
+    elif producer == "LogSoftmax" and _over_the_rows(calls, 1):
+        yield _wrong_dimension("cross_entropy")
+
+
+def _nll(calls: list[LossCall], enough: int) -> Iterator[Fault]:
+    if all(_class_dim(call, 1) < 2 for call in calls):
+        return
+    producer = _operation(calls[0].producer)
+    if producer in ("Softmax", "SafeSoftmax") or _are_probabilities(calls, 1, enough):
+        yield Fault(
+            "nll_loss is given probabilities, where it expects their logarithms: it can reach no "
+            "less than -1 and trains on something that is no likelihood.",
+            "Use log_softmax in place of softmax, or cross_entropy on logits.",
+        )
+    elif producer == "LogSoftmax":
+        if _over_the_rows(calls, 1):
+            yield _wrong_dimension("nll_loss")
+    elif _share_positive(calls) > 0.01 and not _has_logarithm(calls[0]):
+        yield Fault(
+            f"nll_loss is given logits: {_share_positive(calls):.0%} of its inputs are positive, "
+            "which no log-probability is, so the loss falls without bound.",
+            "Use cross_entropy, or apply log_softmax(dim=1) before nll_loss.",
+        )
+
+
+def _kl_div(calls: list[LossCall], enough: int) -> Iterator[Fault]:
+    producer = _operation(calls[0].producer)
+    if producer in ("Softmax", "SafeSoftmax") or any(
+        _are_probabilities(calls, dim, enough) for dim in (-1, 1)
+    ):
+        yield Fault(
+            "kl_div is given probabilities as its first argument, where it expects "
+            "log-probabilities.",
+            "Write F.kl_div(F.log_softmax(output, dim=-1), target).",
+        )
+    elif producer in _LAYERS and _share_positive(calls) > 0.01 and not _has_logarithm(calls[0]):
+        yield Fault(
+            f"kl_div is given logits: {_share_positive(calls):.0%} of its inputs are positive, "
+            "which no log-probability is.",
+            "Write F.kl_div(F.log_softmax(output, dim=-1), target).",
+        )
+
+
+def _bce(calls: list[LossCall], enough: int) -> Iterator[Fault]:
+    del enough
+    outside = [call for call in calls if _outside_unit(call.input)]
+    if outside:
+        low, high = (float(v) for v in torch.aminmax(outside[0].input))
+        yield Fault(
+            f"binary_cross_entropy is given values from {low:.3g} to {high:.3g}, where it expects "
+            "probabilities: it raises an error.",
+            "Use binary_cross_entropy_with_logits, or apply a sigmoid to the output.",
+        )
+
+
+def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
+    producer = _operation(calls[0].producer)
+    if producer in _SQUASHING:
+        yield Fault(
+            f"binary_cross_entropy_with_logits is given the outputs of a {_named(producer)}: it "
+            "applies a sigmoid itself, so no probability can be below 0.5 or above 0.731.",
+            f"Remove the {_named(producer)} before the loss, or use binary_cross_entropy.",
+        )
+        return
+    values = torch.cat([call.input.reshape(-1).float() for call in calls])
+    low, high = (float(v) for v in torch.aminmax(values))
+    if values.numel() >= enough and 0.0 <= low < 0.05 and 0.95 < high <= 1.0:
+        yield Fault(
+            f"binary_cross_entropy_with_logits is given values from {low:.3g} to {high:.3g} only: "
+            "they look like probabilities, where it expects logits.",
+            "Give it the output from before the last activation.",
+            certain=False,
+        )
+
+
+_RULES = {
+    "cross_entropy": _cross_entropy,
+    "nll": _nll,
+    "kl_div": _kl_div,
+    "bce": _bce,
+    "bce_with_logits": _bce_with_logits,
+}
+
+
+def floor_of(classes: int) -> float:
+    """Return the lowest cross-entropy of logits in [0, 1]: of a one-hot vector of ``classes``."""
+    return math.log(math.e + classes - 1) - 1.0
+
+
+def _operation(node: str) -> str:
+    return node.rstrip("0123456789").removesuffix("Backward")
+
+
+def _named(operation: str) -> str:
+    names = {"Softmax": "softmax", "SafeSoftmax": "softmax", "Sigmoid": "sigmoid"}
+    return names.get(operation, "log_softmax")
+
+
+def _wrong_dimension(function: str) -> Fault:
+    return Fault(
+        f"{function} is given a log_softmax over the wrong dimension: probabilities sum to 1 over "
+        "the rows of the batch, not over the classes.",
+        "Write log_softmax(dim=1): the dimension of the classes.",
+    )
+
+
+def _class_dim(call: LossCall, dim: int) -> int:
+    shape = call.input.shape
+    return shape[dim] if len(shape) > 1 else (shape[0] if shape else 0)
+
+
+def _classes_last(call: LossCall, dim: int) -> Tensor:
+    """Return the input as (rows, classes)."""
+    values = call.input.float()
+    values = values.movedim(dim, -1) if values.ndim > 1 else values.reshape(1, -1)
+    return values.reshape(-1, values.shape[-1])
+
+
+def _sums_to_one(calls: Iterable[LossCall], dim: int) -> bool:
+    return all(_rows_are_one(_classes_last(call, dim)) for call in calls)
+
+
+def _rows_are_one(rows: Tensor) -> bool:
+    return bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1.0).abs() < 1e-3).all())
+
+
+def _are_probabilities(calls: list[LossCall], dim: int, enough: int) -> bool:
+    """Whether rows that sum to 1 are no accident: enough of them, and they differ."""
+    tables = [_classes_last(call, dim) for call in calls]
+    if any(table.shape[1] < 2 for table in tables) or sum(map(len, tables)) < enough:
+        return False
+    return all(_rows_are_one(table) for table in tables)
+
+
+def _over_the_rows(calls: list[LossCall], dim: int) -> bool:
+    """Whether log-probabilities sum to 1 over the batch in place of the classes."""
+    tables = [call.input.float() for call in calls if call.input.ndim > 1 and len(call.input) > 1]
+    return bool(tables) and all(
+        _is_zero(torch.logsumexp(table, dim=0)) and not _is_zero(torch.logsumexp(table, dim=dim))
+        for table in tables
+    )
+
+
+def _is_zero(values: Tensor) -> bool:
+    return bool((values.abs() < 1e-2).all())
+
+
+def _share_positive(calls: list[LossCall]) -> float:
+    values = torch.cat([call.input.reshape(-1).float() for call in calls])
+    return float((values > 1e-3).float().mean())
+
+
+def _has_logarithm(call: LossCall) -> bool:
+    return any(_operation(node) in _LOGARITHMS for node in call.lineage)
+
+
+def _outside_unit(values: Tensor) -> bool:
+    low, high = torch.aminmax(values)
+    return float(low) < 0.0 or float(high) > 1.0
+
+
+def _last_activation(first: First) -> str:
+    """Return the name of the last module that is a softmax or a sigmoid."""
+    seen: Observation | None = next(iter(first.observations), None)
+    activations = seen.activations if seen is not None else []
+    for each in reversed(activations):
+        if each.type in ("Softmax", "LogSoftmax", "Sigmoid", "Softmax2d"):
+            return each.module
+    return ""
+
+
+def _measured(calls: list[LossCall]) -> str:
+    low, high = (float(v) for v in torch.aminmax(calls[0].input.float()))
+    made = f", made by {_operation(calls[0].producer)}" if calls[0].producer else ""
+    return f"inputs of {calls[0].kind} from {low:.3g} to {high:.3g}{made}"
+
+
+def _numbers(calls: list[LossCall]) -> Numbers:
+    values = torch.cat([call.input.reshape(-1).float() for call in calls])
+    sums = torch.cat(
+        [_classes_last(call, 1 if call.input.ndim > 1 else 0).sum(1) for call in calls]
+    )
+    return Numbers(
+        title=f"What {calls[0].kind} is given",
+        values={
+            "smallest": float(values.min()),
+            "largest": float(values.max()),
+            "smallest sum of a row": float(sums.min()),
+            "largest sum of a row": float(sums.max()),
+            "made by": _operation(calls[0].producer) or "unknown",
+        },
+    )

@@ -1,0 +1,200 @@
+"""MODE101: whether the network is in train mode while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.reseeded import differing_weights
+from nnaudit.report import Kind, Result, Table
+
+_CONTAINERS = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
+"""They read the mode only to choose a faster way to the same result."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A module that behaves differently in train and eval mode, and how it ran."""
+
+    name: str
+    type: str
+    training: bool
+    normalises: bool
+    frozen: bool
+
+
+class TrainEvalMode(Check):
+    """Is the network in train mode during training steps?
+
+    Why: after a validation pass that called model.eval() and nothing that called model.train(),
+        dropout does nothing and batch normalisation neither uses nor updates the statistics of
+        the batch: the regularisation is off, and the statistics stay what they were at the start.
+    How: exact. The mode of every module is read while it runs in the first steps, in calls that
+        gradients flow through. Those count whose forward reads the mode and whose settings make
+        it matter (a dropout of rate 0 does not), and that are not within a frozen part, where
+        eval mode is right. All in eval mode fails. Batch normalisation in eval mode while the
+        rest trains is a customary way to fine-tune, so it is a warning, as is any other mixture.
+        A network in which the mode does not matter passes. Where nnaudit writes the loop, a
+        model built in eval mode is a warning if its weights are random, else a note.
+    Fix: call model.train() at the beginning of every epoch, after validation.
+    References: PyTorch documentation, nn.Module.train, and Autograd mechanics, "Evaluation mode".
+    """
+
+    code, name, kind = "MODE101", "train-eval-mode", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (FirstSteps,)
+
+    def run(self, audit: Audit) -> Result:
+        """Read the modes of the first steps."""
+        first = audit.probe(FirstSteps)
+        modes = _modes(first, audit.loop.model)
+        trained = [mode for mode in modes if not mode.frozen]
+        asleep = [mode for mode in trained if not mode.training]
+        if asleep:
+            return self._asleep(audit, first, trained, asleep)
+        first.require()
+        if trained and audit.loop.handed_over_in_eval:
+            return self._woken(audit, trained)
+        return self._awake(modes, trained)
+
+    def _woken(self, audit: Audit, trained: list[Mode]) -> Result:
+        """Answer for a model that was built in eval mode and that nnaudit put into train mode."""
+        message = (
+            f"The model is handed over in eval mode, which matters to {len(trained)} of its "
+            "modules; nnaudit trains it in train mode"
+        )
+        fix = "Call model.train() at the beginning of every epoch."
+        location = audit.loop.locate("model")
+        # Libraries hand over loaded networks so; whoever builds one anew has no reason to.
+        if audit.loop.lacks(Needs.FRESH_RUN) or not _all_random(audit):
+            return self.noted(f"{message}, as your own loop should.", fix=fix, location=location)
+        return self.warned(
+            f"{message}, and its random weights give no reason for eval mode.",
+            fix=fix,
+            location=location,
+        )
+
+    def _awake(self, modes: list[Mode], trained: list[Mode]) -> Result:
+        if not modes:
+            return self.passed("No module that runs behaves differently in eval mode.")
+        frozen = len(modes) - len(trained)
+        rest = f"; {frozen} more belong to frozen parts" if frozen else ""
+        return self.passed(
+            f"All {len(trained)} modules for which it matters are in train mode{rest}."
+        )
+
+    def _asleep(
+        self, audit: Audit, first: First, trained: list[Mode], asleep: list[Mode]
+    ) -> Result:
+        model = audit.loop.model
+        kinds = ", ".join(sorted({mode.type for mode in asleep}))
+        names = ", ".join(mode.name or "the model itself" for mode in asleep[:3])
+        root = any(seen.training_flags.get("", True) for seen in first.observations)
+        details = {
+            "measured": f"{len(asleep)} of {len(trained)} modules in eval mode",
+            "threshold": "none",
+            "evidence": (_table(trained),),
+            "module": asleep[0].name,
+            "location": audit.loop.locate("training_step")
+            or audit.loop.locate(model)
+            or audit.loop.locate("model"),
+        }
+        only_norms = all(mode.normalises for mode in asleep)
+        if len(asleep) == len(trained) and not (root and only_norms):
+            return self.failed(
+                f"All {len(asleep)} modules for which it matters ({kinds}) are in eval mode during "
+                "training steps.",
+                fix="Call model.train() before the training steps, and model.eval() only around "
+                "validation.",
+                **details,
+            )
+        if only_norms:
+            return self.warned(
+                f"{len(asleep)} batch normalisations are in eval mode during training steps "
+                f"({names}): they use their running statistics and do not update them.",
+                fix="Call model.train(); if they are meant to be frozen, freeze their parameters "
+                "too: for p in norm.parameters(): p.requires_grad_(False).",
+                **details,
+            )
+        return self.warned(
+            f"{len(asleep)} of the {len(trained)} modules for which it matters are in eval mode "
+            f"during training steps ({names}).",
+            fix="Call model.train() before the training steps.",
+            **details,
+        )
+
+
+def _all_random(audit: Audit) -> bool:
+    """Whether another seed gives every weight another value."""
+    audit.clock.check()
+    with audit.loop.relaunched(audit.seed + 1) as other:
+        differing = differing_weights(audit.loop, other)
+    return bool(differing) and all(differing.values())
+
+
+def _modes(first: First, model: nn.Module) -> list[Mode]:
+    """Return the modules that ran and to which the mode matters; trained if so in any step."""
+    modules = dict(model.named_modules())
+    flags: dict[str, bool] = {}
+    for seen in first.observations:
+        for name, training in seen.training_flags.items():
+            flags[name] = flags.get(name, False) or training
+    return [
+        Mode(
+            name=name,
+            type=type(modules[name]).__name__,
+            training=training,
+            normalises=isinstance(modules[name], nn.modules.batchnorm._NormBase),
+            frozen=_is_frozen(name, modules),
+        )
+        for name, training in flags.items()
+        if name in modules and mode_matters(modules[name])
+    ]
+
+
+def mode_matters(module: nn.Module) -> bool:
+    """Whether ``module`` itself, its children aside, computes something else in eval mode."""
+    if isinstance(module, _CONTAINERS):
+        return False
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return float(module.dropout) > 0.0
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0.0
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.running_mean is not None
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def _is_frozen(name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether the nearest module around ``name`` that has parameters has only frozen ones."""
+    while True:
+        parameters = list(modules[name].parameters())
+        if parameters:
+            return not any(p.requires_grad for p in parameters)
+        if not name:
+            return False
+        name = name.rpartition(".")[0]
+
+
+def _table(modes: list[Mode]) -> Table:
+    rows = sorted(modes, key=lambda mode: mode.training)[:20]
+    return Table(
+        title="Modes during training steps",
+        columns=("module", "type", "mode"),
+        rows=tuple(
+            (mode.name or "(model)", mode.type, "train" if mode.training else "eval")
+            for mode in rows
+        ),
+    )
