@@ -7,7 +7,7 @@ import sys
 import webbrowser
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -15,6 +15,7 @@ from nnaudit import __version__
 
 if TYPE_CHECKING:
     from nnaudit.config import Settings
+    from nnaudit.job import Job
     from nnaudit.record import Record
     from nnaudit.report import Report
 
@@ -84,6 +85,12 @@ def main() -> None:
 @click.option("--seed", type=int, help="Seed of the audit (0).")
 @click.option(
     "--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (auto: the GPU if there is one)."
+)
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["module", "script"]),
+    help="How to take a file; told from its text if not given.",
 )
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, help="Targets audited at once (1)."
@@ -169,13 +176,20 @@ def _audit_all(
     """Audit every target; return the reports there are, in order, and the worst exit code."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from nnaudit.job import Job
+
     jobs = min(options["jobs"], len(paths))
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
     def audit_one(path: str) -> tuple[Report | None, int]:
-        return _audit_one(
-            path, arguments, settings, threads, verbose=options["verbose"], bar=jobs == 1
+        job = Job(
+            path=path,
+            arguments=tuple(arguments),
+            form=options["form"],
+            settings=settings,
+            threads=threads,
         )
+        return _audit_one(job, verbose=options["verbose"], bar=jobs == 1)
 
     with ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(audit_one, paths))
@@ -188,24 +202,14 @@ def _worst(codes: list[int]) -> int:
     return max(codes, key=(OK, FINDINGS, USER_CRASH, USAGE, OWN_FAULT).index)
 
 
-def _audit_one(
-    path: str,
-    arguments: list[str],
-    settings: Settings,
-    threads: int | None,
-    *,
-    verbose: bool,
-    bar: bool,
-) -> tuple[Report | None, int]:
+def _audit_one(job: Job, *, verbose: bool, bar: bool) -> tuple[Report | None, int]:
     import shlex
 
     from nnaudit import supervisor
-    from nnaudit.job import Job
     from nnaudit.progress import Progress
     from nnaudit.record import RefusedError
 
-    job = Job(path=path, arguments=tuple(arguments), settings=settings, threads=threads)
-    progress: Any = Progress(path) if bar else nullcontext()
+    progress: Any = Progress(job.path) if bar else nullcontext()
     try:
         with progress as shown:
             report, record = supervisor.audit(
@@ -219,8 +223,8 @@ def _audit_one(
             click.echo(error.detail.rstrip(), err=True)
         return None, error.exit_code
     if verbose and record.output:
-        click.echo(f"--- output of {path}\n{record.output.rstrip()}\n---", err=True)
-    return report, _exit_code(report, record, settings)
+        click.echo(f"--- output of {job.path}\n{record.output.rstrip()}\n---", err=True)
+    return report, _exit_code(report, record, job.settings)
 
 
 def _exit_code(report: Report, record: Record, settings: Settings) -> int:
@@ -329,16 +333,22 @@ def _indented(text: str) -> str:
 @main.command("target")
 @click.argument("file")
 @click.option("--device", default="cpu", metavar="NAME", help="Where to build it (cpu).")
-def target_command(file: str, device: str) -> None:
+@click.option("--as", "form", type=click.Choice(["module", "script"]), help="How to take the file.")
+@click.pass_context
+def target_command(
+    ctx: click.Context, /, file: str, device: str, form: Literal["module", "script"] | None
+) -> None:
     """Show what was found in FILE, how, and what each gap disables."""
     with _sentences():
         from nnaudit import config, supervisor
         from nnaudit.job import Job
         from nnaudit.record import RefusedError
 
-        settings = config.load({"device": device, "select": "DATA101"})
+        arguments = tuple(ctx.meta.get(ARGUMENTS, ()))
+        settings = config.load({"device": device})
+        job = Job(path=file, arguments=arguments, form=form, settings=settings)
         try:
-            started = supervisor.inspect(Job(path=file, settings=settings))
+            started = supervisor.inspect(job)
         except RefusedError as error:
             _stop(str(error), error.exit_code)
         click.echo(

@@ -23,7 +23,7 @@ from nnaudit import batch as batches
 from nnaudit.context import Clock
 from nnaudit.errors import UserCodeError
 from nnaudit.feed import main_tensor
-from nnaudit.floor import Bounds, bounds
+from nnaudit.floor import Bounds, bounds, placeholder
 from nnaudit.loop.base import Fed, Loop
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.taps import LossCall, Observation
@@ -50,7 +50,7 @@ class Sighting:
     parts: tuple[Any, ...]
     feds: tuple[Fed, ...]
     calls: tuple[LossCall, ...]
-    outputs: tuple[Any, ...]
+    output: Any
     sizes: tuple[int, ...]
     loss: float
     bounds: Bounds | None
@@ -69,22 +69,34 @@ def sight(loop: Loop, parts: Sequence[Any]) -> Sighting:
         UserCodeError: the user's code raised.
     """
     moved = tuple(batches.to_device(part, loop.device) for part in parts)
-    seen = [_observed(loop, part) for part in moved]
-    losses = [o.total_loss for o in seen if o.total_loss is not None]
+    losses: list[float] = []
+    mains: list[LossCall | None] = []
+    output: Any = None
+    for i, part in enumerate(moved):
+        seen = _observed(loop, part)
+        losses += [seen.total_loss] if seen.total_loss is not None else []
+        main = _main_call(seen)
+        output = output if i else seen.output
+        mains.append(_slim(main) if i and main is not None else main)
     loss = sum(losses) / len(losses) if losses else math.nan
     sizes = tuple(batches.size(part) for part in moved)
     try:
         feds = tuple(loop.feed(part) for part in moved)
     except UserCodeError:
         feds = ()
-    mains = [_main_call(o) for o in seen]
     calls = tuple(call for call in mains if call is not None)
     if len(calls) < len(moved) or len({call.kind for call in calls}) > 1:
         calls = ()
     found = bounds(calls, feds, sizes) if calls and feds and min(sizes) > 0 else None
     unknown = "" if found else _why_unknown(calls)
-    outputs = tuple(o.output for o in seen)
-    return Sighting(moved, feds, calls, outputs, sizes, loss, found, unknown)
+    return Sighting(moved, feds, calls, output, sizes, loss, found, unknown)
+
+
+def _slim(call: LossCall) -> LossCall:
+    shape = call.input.shape
+    return dataclasses.replace(
+        call, arguments={**call.arguments, "input": placeholder(call.input, shape)}
+    )
 
 
 def _observed(loop: Loop, part: Any) -> Observation:

@@ -105,7 +105,7 @@ def bounds(calls: Sequence[LossCall], feds: Sequence[Fed], sizes: Sequence[int])
         constant=max(low, high),
         kind=call.kind,
         rows=rows,
-        distinct=int(identity.unique().numel()),
+        distinct=len(torch.unique(identity)),
         reconstruction=_is_reconstruction(feds[0], sizes[0], calls[0]),
     )
 
@@ -118,17 +118,27 @@ def _is_reconstruction(fed: Fed, rows: int, call: LossCall) -> bool:
 
 
 def _joined(calls: Sequence[LossCall]) -> LossCall:
-    """One call over the rows of all ``calls``; the other arguments are the first one's."""
+    """One call over the rows of all ``calls``, its input a placeholder of the right shape.
+
+    Arguments beside input, target and weights of single elements are the first one's.
+    """
     first = calls[0]
-    if len(calls) == 1:
+    shape = first.input.shape
+    if not shape:
         return first
     arguments = dict(first.arguments)
-    shape = first.input.shape
     for name, value in first.arguments.items():
-        elementwise = isinstance(value, Tensor) and value.shape == shape and value.ndim > 0
-        if name in ("input", "target") or elementwise:
+        elementwise = isinstance(value, Tensor) and value.shape == shape
+        if name == "target" or (elementwise and name != "input"):
             arguments[name] = torch.cat([call.arguments[name] for call in calls])
+    rows = sum(call.input.shape[0] for call in calls)
+    arguments["input"] = placeholder(first.input, (rows, *shape[1:]))
     return dataclasses.replace(first, arguments=arguments)
+
+
+def placeholder(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return zeros of ``shape`` like ``tensor`` that take no memory."""
+    return tensor.new_zeros(()).expand(tuple(shape))
 
 
 def input_tensors(fed: Fed, rows: int) -> list[Tensor]:
@@ -260,7 +270,7 @@ def _best_distribution(call: LossCall, groups: Tensor | None, smoothing: float) 
         flat = flat.clamp(0, classes - 1)
         soft = torch.full((len(flat), classes), smoothing / classes, device=flat.device).double()
         soft *= weight
-        soft[torch.arange(len(flat)), flat] += (1 - smoothing) * weight[flat]
+        soft[torch.arange(len(flat), device=flat.device), flat] += (1 - smoothing) * weight[flat]
         soft *= counted.unsqueeze(1)
     keys = _keys(groups, len(soft), soft.device)
     summed = torch.zeros(int(keys.max()) + 1, classes, dtype=torch.double, device=soft.device)
@@ -305,7 +315,8 @@ def _median(values: Tensor, keys: Tensor) -> Tensor:
     order = order[torch.argsort(keys[order], stable=True)]
     counts = torch.bincount(keys)
     middle = counts.cumsum(0) - counts + (counts - 1).div(2, rounding_mode="floor").clamp_min(0)
-    return values[order][middle.clamp_max(len(values) - 1)][keys]
+    medians: Tensor = values[order][middle.clamp_max(len(values) - 1)]
+    return medians[keys]
 
 
 def _robust_centre(call: LossCall, target: Tensor, keys: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Job(Model):
     Attributes:
         path: the target file.
         arguments: what follows ``--`` on the command line.
+        form: how to take the file, None to tell from its text.
         remaining: codes still to ask, None for all that the settings select.
         lethal: probes and stages during which an earlier child died, with the reason. They are not
             tried again.
@@ -31,6 +32,7 @@ class Job(Model):
 
     path: str
     arguments: tuple[str, ...] = ()
+    form: Literal["module", "script"] | None = None
     settings: Settings
     threads: int | None = None
     remaining: tuple[str, ...] | None = None

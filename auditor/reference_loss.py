@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,9 @@ def level_of(calls: Sequence[LossCall], feds: Sequence[Fed | None]) -> Level | N
     ``feds`` are the batches they were made for; without them the best constant is not fitted.
     """
     try:
-        parts = [_Part.of(call) for call in calls]
+        with warnings.catch_warnings():  # the user's call has warned already
+            warnings.simplefilter("ignore")
+            parts = [_Part.of(call) for call in calls]
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
     rows = sum(part.rows for part in parts)

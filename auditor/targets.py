@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -109,7 +109,7 @@ def load(path: Path) -> Target:
         TargetError: the file is missing, not Python, fails on import or defines no model.
     """
     tree = parse(path)
-    if not defines_target(tree):
+    if not _defines_model(tree):
         raise TargetError(_nothing_found(path, tree))
     module = _import(path)
     marked = [v for v in vars(module).values() if getattr(v, TARGET_MARK, False)]
@@ -163,14 +163,83 @@ def top_level(tree: ast.Module) -> dict[str, ast.stmt]:
     return names
 
 
-def defines_target(tree: ast.Module) -> bool:
-    """Whether the file is in module form: it has a conventional name, a mark or a model class."""
+def form_of(path: Path) -> Literal["module", "script"]:
+    """Tell from the file's syntax tree, before anything runs, in which form the target is.
+
+    A marked function, or a model and a training loader under conventional names, make a module.
+    Any other program that does something when it is run is a script. What is left, model classes
+    or a model alone, is a module.
+
+    Raises:
+        TargetError: the file cannot be read, or is neither.
+    """
+    tree = parse(path)
+    names = top_level(tree)
+    if any(_is_marked(node) for node in names.values()):
+        return "module"
+    complete = all(any(name in names for name in NAMES[part]) for part in ("model", "train_loader"))
+    if complete and not _trains_at_top_level(tree):
+        return "module"
+    if _does_something(tree) and _imports_a_library(tree):
+        return "script"
+    if _defines_model(tree):
+        return "module"
+    raise TargetError(_nothing_found(path, tree))
+
+
+def _defines_model(tree: ast.Module) -> bool:
     names = top_level(tree)
     return (
         any(name in names for name in NAMES["model"])
         or any(_is_marked(node) for node in names.values())
         or bool(_model_classes(tree))
     )
+
+
+_TRAINS = frozenset({"backward", "fit", "fit_one_cycle", "train", "run"})
+"""Methods that a program trains by: torch's own, and the frameworks' trainers'."""
+
+
+def _trains_at_top_level(tree: ast.Module) -> bool:
+    """Whether importing the file would train, since no guard keeps its loop from running."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in _TRAINS
+        for statement in tree.body
+        if isinstance(statement, (ast.For, ast.While, ast.With, ast.Expr, ast.Try))
+        for node in ast.walk(statement)
+    )
+
+
+def _does_something(tree: ast.Module) -> bool:
+    """Whether the file runs statements of its own, behind a main guard or not."""
+    return any(
+        isinstance(node, (ast.For, ast.While, ast.With, ast.Try))
+        or (isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+        for node in tree.body
+    )
+
+
+_LIBRARIES = frozenset(
+    {"torch", "lightning", "pytorch_lightning", "transformers", "accelerate", "ignite", "skorch",
+     "fastai", "timm", "torchvision"}
+)  # fmt: skip
+
+
+def _imports_a_library(tree: ast.Module) -> bool:
+    """Whether the file, or something in it, imports torch or a framework on top of it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found = [node.module or ""]
+        else:
+            continue
+        if any(name.partition(".")[0] in _LIBRARIES for name in found):
+            return True
+    return False
 
 
 def _is_marked(node: ast.stmt) -> bool:
@@ -190,12 +259,11 @@ def _model_classes(tree: ast.Module) -> list[str]:
 
 
 def _nothing_found(path: Path, tree: ast.Module) -> str:
-    known = ", ".join(name for name in NAMES["model"])
-    imports_torch = any(name in top_level(tree) for name in ("torch", "nn", "F"))
-    hint = "" if imports_torch else " (it does not import torch either)"
+    known = ", ".join(NAMES["model"])
+    hint = "" if _imports_a_library(tree) else " (it does not import torch either)"
     return (
-        f"{path} defines no model{hint}: nnaudit looks for {known} or a function marked "
-        "@nnaudit.target; `nnaudit init` writes a file to fill in"
+        f"{path} defines no model and trains none{hint}: nnaudit takes a training script, or a "
+        f"file with {known} or a function marked @nnaudit.target; `nnaudit init` writes one"
     )
 
 

@@ -46,26 +46,32 @@ def _writer(pipe: int) -> Callable[[Event], None]:
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit import engine, targets
-    from nnaudit.loop.base import seed_everything
+    from nnaudit.loop.base import Loop, seed_everything
     from nnaudit.loop.direct import DirectLoop
+    from nnaudit.loop.script import run_script
 
     engine.limit_threads(job.threads)
-    device = engine.device_for(job.settings.device)
-    seed_everything(job.settings.seed)
-    target = targets.load(Path(job.path))
-    sys.argv = [job.path, *job.arguments]
-    loop = DirectLoop(target, device, job.settings.seed)
-    if job.inspect:
-        emit(engine.started(loop, ()))
-        return
-    engine.conduct(
-        loop,
-        job.settings,
-        emit,
-        remaining=job.remaining,
-        lethal=job.lethal,
-        elapsed=job.elapsed,
-    )
+    path, settings = Path(job.path), job.settings
+    device = engine.device_for(settings.device)
+
+    def audit(loop: Loop) -> None:
+        if job.inspect:
+            emit(engine.started(loop, ()))
+            return
+        engine.conduct(
+            loop,
+            settings,
+            emit,
+            remaining=job.remaining,
+            lethal=job.lethal,
+            elapsed=job.elapsed,
+        )
+
+    if (job.form or targets.form_of(path)) == "script":
+        run_script(path, list(job.arguments), settings.device, settings.seed, audit)
+    else:
+        seed_everything(settings.seed)
+        audit(DirectLoop(targets.load(path), device, settings.seed))
 
 
 def _refusal(error: BaseException) -> Refused:

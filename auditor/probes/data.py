@@ -86,7 +86,10 @@ class Field:
             self.high = max(self.high, float(kept.max()))
 
     def _add_whole(self, values: Tensor) -> None:
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        self.low, self.high = (
+            min(self.low, float(values.min())),
+            max(self.high, float(values.max())),
+        )
         if self.counts is None:
             return
         kinds, counts = torch.unique(values.to(torch.int64), return_counts=True)
@@ -203,9 +206,7 @@ class _Notes:
             self._add(path, tensor)
         return True
 
-    def keep_bad_batch(
-        self, access: RandomAccess, columns: tuple[tuple[str, Tensor], ...]
-    ) -> None:
+    def keep_bad_batch(self, access: RandomAccess, columns: tuple[tuple[str, Tensor], ...]) -> None:
         """Make a batch of the first bad row and its neighbours, as the loader would."""
         bad = [row for each in self.fields.values() for row in each.bad_rows]
         if bad:

@@ -371,7 +371,7 @@ class _Notes:
         if not self._sizes:
             self._next_token = is_next_token(fed)
         if everything and self.rows < COMPARED_ROWS:
-            self._items += _row_items(batch, n)
+            self._items += row_items(batch, n)
         if everything and self.rows < _KEPT_ROWS and (kept := _first_input(fed, n)) is not None:
             self._inputs.append(kept)
         self._sizes.append(n)
@@ -512,7 +512,7 @@ def _whole_numbers(values: Any) -> Tensor | None:
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def _row_items(batch: Any, rows: int) -> list[str]:
+def row_items(batch: Any, rows: int) -> list[str]:
     """Return a hash of each row of ``batch``, or one of all where rows cannot be taken apart."""
     found = [tensor for _, tensor in batches.tensors(batch)]
     columns = [t for t in found if t.ndim > 0 and t.shape[0] == rows]

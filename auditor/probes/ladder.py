@@ -27,7 +27,9 @@ PART = 32
 STEPS = 200
 """Steps of a rung; as many as the tiny subset needed where that is more, up to twice these."""
 
-_FEWEST_STEPS = 40
+_FEWEST_STEPS = {4: 100, 3: 80, 2: 30}
+"""Fewer rungs are climbed where there is no time for as many steps."""
+
 _SECONDS = 15.0
 _SLOW_STEP = 0.1
 _MOST_BYTES = 256 * 2**20
@@ -122,7 +124,7 @@ class SubsetLadder(Probe[Ladder]):
         plan = plan_for(tiny, seconds)
         if not plan.sizes:
             return Ladder(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for a ladder")
-        parts = _captured_parts(audit.loop, plan)
+        parts = _captured_parts(audit.loop, plan, tiny)
         rungs: list[Rung] = []
         for size in plan.sizes:
             chosen = take_rows(parts, size)
@@ -157,17 +159,16 @@ def plan_for(tiny: TinyFit, seconds: float) -> Plan:
     wanted = max(STEPS, min(2 * STEPS, tiny.best.steps))
     for rungs in range(len(SIZES), 1, -1):
         steps = int(min(wanted, seconds / (rungs * step)))
-        if steps >= (STEPS // 2 if rungs == len(SIZES) else _FEWEST_STEPS):
+        if steps >= _FEWEST_STEPS[rungs]:
             return Plan(SIZES[:rungs], part, steps)
     return Plan((), part, 0)
 
 
-def _captured_parts(loop: Loop, plan: Plan) -> list[Any]:
+def _captured_parts(loop: Loop, plan: Plan, tiny: TinyFit) -> list[Any]:
     """Return batches of ``plan.part`` rows, enough for the largest rung and to hold some out."""
-    wanted = plan.sizes[-1] + _HELD_OUT
-    sample = capture(loop, 1)
-    per_row = sum(t.nbytes for _, t in batches.tensors(sample)) / max(batches.size(sample[0]), 1)
-    wanted = int(min(wanted, max(_MOST_BYTES / max(per_row, 1.0), 2 * SIZES[0])))
+    per_row = sum(t.nbytes for _, t in batches.tensors(tiny.sighting.parts))
+    per_row = max(per_row / tiny.sighting.rows, 1.0)
+    wanted = int(min(plan.sizes[-1] + _HELD_OUT, max(_MOST_BYTES / per_row, 2 * SIZES[0])))
     found: list[Any] = []
     for batch in capture(loop, wanted, rows=wanted):
         size = batches.size(batch)
@@ -220,5 +221,5 @@ def _cut(plan: Plan, rungs: list[Rung]) -> str:
     if len(plan.sizes) < len(SIZES):
         return f"larger subsets than {plan.sizes[-1]} were left out to save time"
     if rungs[-1].rows < SIZES[-1]:
-        return f"there were no more than {rungs[-1].rows} examples at hand"
+        return "there were too few examples for a larger subset"
     return ""

@@ -75,10 +75,10 @@ class RandomAccess:
         """Whether torch's own random sampler draws the order."""
         return type(self.sampler) in SHUFFLING
 
-    def index_batches(self, *, seconds: float = 5.0) -> list[list[Any]]:
+    def index_batches(self, *, most: int = MOST_INDICES, seconds: float = 5.0) -> list[list[Any]]:
         """Start an epoch and return the indices of its batches, without loading anything.
 
-        Not more than :data:`MOST_INDICES`, and not for longer than ``seconds``.
+        Not many more than ``most`` indices, and not for longer than ``seconds``.
 
         Raises:
             UserCodeError: a sampler of the user's raised.
@@ -90,7 +90,7 @@ class RandomAccess:
             for entry in source:
                 found.append(list(entry) if self.loader.batch_sampler is not None else [entry])
                 count += len(found[-1])
-                if count >= MOST_INDICES or time.perf_counter() > deadline:
+                if count >= most or time.perf_counter() > deadline:
                     break
         return found
 

@@ -52,23 +52,23 @@ class FiniteValues(Check):
         what = _in_words(bad)
         if data.bad_batch is None:
             return self.inconclusive(
-                f"There is {what}, in rows that could not be made into a batch.", evidence=(table,)
+                f"{what}, in rows that could not be made into a batch.", evidence=(table,)
             )
         harm = _harm(audit, data.bad_batch)
         if not harm:
             return self.noted(
-                f"There is {what}, and the training step copes: its loss and gradients stay finite.",
+                f"{what}, and the training step copes: its loss and gradients stay finite.",
                 evidence=(table,),
             )
         repaired = batches.map_leaves(data.bad_batch, _without_bad_values)
         if _harm(audit, repaired):
             return self.inconclusive(
-                f"There is {what}, but the training step fails ({harm}) even with zeros instead, "
+                f"{what}, but the training step fails ({harm}) even with zeros instead, "
                 "so it cannot be told whether the program copes.",
                 evidence=(table,),
             )
         return self.failed(
-            f"There is {what}: {harm}, and not with zeros instead.",
+            f"{what}: {harm}, and not with zeros instead.",
             measured=f"{sum(each.bad for each in bad):,} values that are not finite",
             threshold="0",
             evidence=(table,),
@@ -114,8 +114,8 @@ def _without_bad_values(leaf: Any) -> Any:
 
 
 def _in_words(bad: tuple[Field, ...]) -> str:
-    parts = [f"{_kinds(each)} in {_name(each)} (first in row {_first(each)})" for each in bad[:3]]
-    return " and ".join(parts)
+    parts = [f"{_name(each)} holds {_kinds(each)} values (first in row {_first(each)})" for each in bad]
+    return ", ".join(parts[:3])
 
 
 def _kinds(each: Field) -> str:
@@ -128,7 +128,7 @@ def _kinds(each: Field) -> str:
 
 
 def _name(each: Field) -> str:
-    return f"batch{each.path}"
+    return f"batch{each.path}"  # reads like Python
 
 
 def _first(each: Field) -> int:

@@ -30,7 +30,7 @@ WIDER = 4
 RATES = (1e-3, 1e-2)
 _STEPS = 400
 _ROWS = 256
-_SECONDS = 40.0
+_RUN_SECONDS = 8.0
 _FEWEST_PARTS = 6
 _LARGE = 5_000_000
 _CHEAP_STEP = 0.005
@@ -122,8 +122,14 @@ class Capacity(Check):
             return self.inconclusive(
                 f"A reconstruction through a bottleneck is meant to be inexact ({said})."
             )
+        seconds = _STEPS * top.run.seconds / max(top.run.steps, 1)
+        if seconds > _RUN_SECONDS:
+            return self.inconclusive(
+                f"To compare networks would take over {_STEPS} steps or {seconds:.0f} s for each "
+                f"({said} was closed in {top.run.steps} steps): ask again on a faster device."
+            )
         rows = _rows_of(audit, ladder)
-        head = head_of(rows.train.outputs[0], rows.train.calls[0]) if rows else None
+        head = head_of(rows.train.output, rows.train.calls[0]) if rows else None
         if rows is None or head is None:
             return self.inconclusive(
                 f"The loss is not of the output itself, so no other network can be tried ({said})."
@@ -252,7 +258,7 @@ def _rivals(audit: Audit, rows: Rows, head: Head, seed: int) -> Iterator[tuple[s
 
 def _enter(audit: Audit, rows: Rows, name: str, make: Maker, seed: int) -> Entrant | None:
     """Train one network at each learning rate and keep the better run."""
-    seconds = min(_SECONDS / 8, max(audit.clock.remaining / 10, 0.5))
+    seconds = min(_RUN_SECONDS, max(audit.clock.remaining / 10, 0.5))
     best: Entrant | None = None
     for rate in RATES:
         made = make()

@@ -62,11 +62,13 @@ class SubsetLadderFit(Check):
             top = ladder.rungs[-1].rows
             return self.passed(f"All subsets up to {top} examples were fitted: {said}{cut}.",
                                evidence=evidence)  # fmt: skip
-        where = f"Fitting stops at {limit.rows} examples"
         if limit.falling() or limit.run.cut:
             return self.passed(
-                f"{where}, where the loss is still falling: {said}{cut}.", evidence=evidence
+                f"In {ladder.steps} steps the loss on {limit.rows} examples is still falling: "
+                f"{said}{cut}.",
+                evidence=evidence,
             )
+        where = f"Fitting stops at {limit.rows} examples"
         small = limit.rows <= FEW and trainable_layers(audit.loop.model) > 1
         if small and not limit.bounds.reconstruction and limit.closed < 0.7:
             return self.warned(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,7 +128,7 @@ class TinySubsetOverfit(Check):
             f"{_rows(tiny)} were not fitted at your learning rate, x 0.1, x 10, or with Adam: at "
             f"best, in {best.steps} steps, {loss_words(best, tiny.sighting)}"
         )
-        details = {"evidence": evidence, "threshold": _threshold(tiny)}
+        details: dict[str, Any] = {"evidence": evidence, "threshold": _threshold(tiny)}
         if first.verdict in ("cut", "unclear"):
             return self.inconclusive(f"{_capital(said)}; {first.reason}.", **details)
         if first.verdict == "slow":
@@ -300,7 +301,7 @@ def _doubt(audit: Audit, tiny: TinyFit, best: Run, *, layers: int) -> str:
         "half of the parameters are frozen": trained < 0.5 * sum(p.numel() for p in parameters),
         "two losses of the same weights differ": tiny.noise
         > 0.02 * (bounds.constant - bounds.floor),
-        "the loss is not of the output itself": head_of(tiny.sighting.outputs[0], call) is None,
+        "the loss is not of the output itself": head_of(tiny.sighting.output, call) is None,
         "the targets follow the weights": _targets_move(audit, tiny, best),
     }
     return next((reason for reason, holds in doubts.items() if holds), "")
@@ -338,8 +339,9 @@ def _equal_predictions(audit: Audit, tiny: TinyFit) -> float:
             for part in tiny.sighting.parts:
                 audit.loop.step(part)
         later = sight(audit.loop, tiny.sighting.parts)
-    rows = [digest for call in later.calls for digest in batches.row_digests(call.input)]
-    if not rows or not later.bounds or len(rows) != later.bounds.distinct:
+    rows = batches.row_digests(later.calls[0].input) if later.calls else []
+    bounds = later.bounds
+    if not rows or len(later.parts) > 1 or not bounds or len(rows) != bounds.distinct:
         return 0.0
     return max(rows.count(row) for row in rows) / len(rows)
 

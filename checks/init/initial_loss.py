@@ -56,10 +56,11 @@ class InitialLoss(Check):
         Giving the outputs to other rows' targets tells apart logits that are too large (the loss
         stays) and outputs that depend on the targets (it does not: a margin loss, which is left
         alone, as are cosines that the author scales and targets the program makes itself). More
-        than 1 nat below the best constant is a warning where the weights follow the seed. At
-        least 512 targets are used, or as many as put the loss 4 standard errors away from every
-        limit. For a regression loss it fails only above 3 times both references with outputs 10
-        times as large as 1 and as the targets, which no customary initialisation makes of inputs
+        than 1 nat below the best constant is a warning where it stays so with the weights of all
+        layers drawn anew. At least 512 targets are used, or as many as put the loss 4 standard
+        errors away from every limit. For a regression loss it fails only above 3 times both
+        references with outputs 10 times as large as 1 and as the targets, which no customary
+        initialisation makes of inputs
         of unit scale; targets far from zero, or large, are a warning that says how to scale them.
     Fix: scale the last layer down or back to the framework's default; normalise the inputs;
         standardise the targets, or start the output bias at their mean.
@@ -135,7 +136,7 @@ class InitialLoss(Check):
         if any("VectorNorm" in name or "CosineSimilarity" in name for name in call.lineage):
             return self.noted(f"{what}: the logits are cosines that the author scales.", **shown)
         if not level.explained:
-            return self._target_dependent(audit, level, what, shown)
+            return self._target_dependent(audit, main, what, level, shown)
         layer = _output_layer(seen, call)
         message = (
             f"{what}; the outputs{f' of {layer}' if layer else ''} have a standard deviation of "
@@ -147,20 +148,22 @@ class InitialLoss(Check):
         return self.warned(f"{message}.", fix=fix, module=layer, **shown)
 
     def _target_dependent(
-        self, audit: Audit, level: Level, what: str, shown: dict[str, Any]
+        self, audit: Audit, main: MainLoss, what: str, level: Level, shown: dict[str, Any]
     ) -> Result:
         """Answer where the same outputs would cost much less beside other targets."""
-        if _weights_follow_seed(audit) is False:
+        what = f"{what}, and the same outputs beside other rows' targets {level.shuffled:.3g}"
+        anew = _reinitialised(audit, main)
+        if anew is not None and anew.explained and not anew.high:
             return self.warned(
-                f"{what} and the same outputs beside other rows' targets {level.shuffled:.3g}: the "
-                "loaded weights answer with other classes than the targets name.",
+                f"{what}, while newly drawn weights have {anew.loss:.3g}: the weights that are "
+                "loaded answer with other classes than the targets name.",
                 fix="Map the labels to the order of classes the weights were trained with, or "
                 "replace the last layer by a new one.",
                 **shown,
             )
         return self.inconclusive(
-            f"{what}, and the same outputs beside other rows' targets {level.shuffled:.3g}: the "
-            "outputs depend on the targets, as in a margin loss, whose start has no theory.",
+            f"{what}: the outputs depend on the targets, as in a margin loss, whose start has no "
+            "theory.",
             **shown,
         )
 
@@ -171,18 +174,19 @@ class InitialLoss(Check):
         )
         if _repeats_input(audit.loop, main):
             return self.noted(f"{what}: the targets are the inputs themselves.", **shown)
-        follow = _weights_follow_seed(audit)
-        if follow is None:
+        anew = _reinitialised(audit, main)
+        if anew is None:
             return self.inconclusive(
-                f"{what}, and nothing shows whether the weights are random or loaded.", **shown
+                f"{what}, and nothing shows whether the weights are random or trained.", **shown
             )
-        if not follow:
-            return self.passed(f"{what}: the weights are loaded and know the task.", **shown)
-        if not all(level.low for level in _again(audit, main)):
-            return self.inconclusive(f"{what}, but not under every seed.", **shown)
+        if not anew.low:
+            return self.passed(
+                f"{what}: the weights are trained already (newly drawn ones have {anew.loss:.3g}).",
+                **shown,
+            )
         return self.warned(
-            f"{what}, on random weights, under three seeds: the answer reaches the output without "
-            "being learned.",
+            f"{what}, and {anew.loss:.3g} with newly drawn weights: the answer reaches the output "
+            "without being learned.",
             fix="Look for the target among the inputs, and give the loss what it expects: logits "
             "to cross_entropy, log-probabilities to nll_loss.",
             **shown,
@@ -348,13 +352,17 @@ def _repeats_input(loop: Loop, main: MainLoss) -> bool:
     )
 
 
-def _weights_follow_seed(audit: Audit) -> bool | None:
-    """Whether another seed gives other weights; None where the run cannot be started anew."""
-    if audit.loop.lacks(Needs.FRESH_RUN):
+def _reinitialised(audit: Audit, main: MainLoss) -> Level | None:
+    """Measure the first loss with the weights of all layers drawn anew; None if there is none."""
+    drawn = [m for m in audit.loop.model.modules() if hasattr(m, "reset_parameters")]
+    if not drawn:
         return None
-    audit.clock.check()
-    with audit.loop.relaunched(audit.seed + 1) as other:
-        return any(differing_weights(audit.loop, other).values())
+    for module in drawn:
+        module.reset_parameters()
+    batch = next(consecutive_batches(audit.loop, 1))
+    step = next(initial_steps(audit, [batch]))
+    call, fed = _same_call(main, audit.loop, batch, step.observation)
+    return level_of([call], [fed]) if call is not None else None
 
 
 def _first(main: MainLoss) -> str:

@@ -148,8 +148,8 @@ def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast
         _unique(diary.stepped),
         key=lambda o: sum(p.numel() for g in o.param_groups for p in g["params"] if id(p) in mine),
     )
-    entry, leave = (calls[0], calls[-1]) if calls else (None, None)
     requests = max(diary.asked.count(loader), 1)
+    entry, leave = _ends(calls, diary, requests)
     main, divisor, own, value = _main_loss(diary, leave, requests)
     lag, batch = _used(entry)
     if free:
@@ -208,6 +208,18 @@ def _main_model(
         if root is not best and len({id(c.module) for c in parts}) > 1 and id(best) in inside:
             return unwrapped(root), parts
     return unwrapped(best), [call for call in called if call.module is best]
+
+
+def _ends(calls: list[Call], diary: Diary, requests: int) -> tuple[Call | None, Call | None]:
+    """The first and the last of the ``calls`` that make one forward pass."""
+    if not calls:
+        return None, None
+    if len({id(call.module) for call in calls}) > 1:
+        return calls[0], calls[-1]
+    # Called as often as there were batches or backward passes: once for each.
+    count = diary.counts.get(id(calls[0].module), 1)
+    once = count <= max(requests, len(diary.propagated))
+    return (calls[0], calls[0]) if once else (calls[0], calls[-1])
 
 
 def _main_loss(

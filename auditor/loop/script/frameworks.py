@@ -1,23 +1,236 @@
-"""What frameworks need beyond the taps: loops of theirs that count, and would come to an end."""
+"""What frameworks need beyond the taps.
+
+Most loops end when their loader does, and so never end under an audit. Those of Lightning, ignite
+and transformers count their batches themselves: their bounds are taken off. (Where that does not
+work, in another version, the script ends and is run again: slower, but the same.) fastai has an
+optimizer class of its own, which is dressed as one of torch's.
+
+Nothing here imports a framework: it acts on what the script has imported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
+import torch
+from torch.optim import Optimizer
+
 from nnaudit.loop.script.taps import Taps
+
+FOREVER = 2**62
 
 
 def adapt(taps: Taps) -> None:
     """Put in what a framework needs as soon as the script has imported it."""
+    _adapt_transformers(taps)
+    _adapt_fastai(taps)
 
 
 def make_endless() -> None:
     """Take the bounds off the framework's loop in which the calling thread's script is paused."""
+    for owner in _owners():
+        kind = f"{type(owner).__module__}.{type(owner).__qualname__}"
+        if kind.endswith("loops.fit_loop._FitLoop"):
+            _unbind_lightning(owner)
+        elif kind == "ignite.engine.engine.Engine":
+            owner.state.epoch_length = FOREVER
+            owner.state.max_iters = None
+
+
+def validation_of_framework() -> Any:
+    """Return the validation loader of the framework in whose loop the script is, or None."""
+    for owner in _owners():
+        names = {cls.__name__ for cls in type(owner).__mro__}
+        if "Trainer" in names and getattr(owner, "eval_dataset", None) is not None:
+            try:
+                return owner.get_eval_dataloader()
+            except Exception:
+                return None
+        if "Learner" in names and len(getattr(owner, "dls", ())) > 1:
+            return owner.dls[1]
+    return None
+
+
+def _owners() -> Iterator[Any]:
+    """Yield what methods on the calling thread's stack belong to, innermost first."""
+    frame = sys._getframe(1)
+    seen: set[int] = set()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and code.co_varnames[0] == "self":
+            owner = frame.f_locals.get("self")
+            if owner is not None and id(owner) not in seen:
+                seen.add(id(owner))
+                yield owner
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+# --- Lightning ------------------------------------------------------------------------------------
+
+
+def _unbind_lightning(loop: Any) -> None:
+    loop.max_batches = float("inf")
+    loop.max_epochs = -1
+    loop.epoch_loop.max_steps = -1
+    loop.trainer.val_check_batch = float("inf")
+    fetcher = getattr(loop, "_data_fetcher", None)
+    if fetcher is not None:
+        fetcher.length = None
+        fetcher.done = False
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+
+def _adapt_transformers(taps: Taps) -> None:
+    module = sys.modules.get("transformers.trainer")
+    trainer = getattr(module, "Trainer", None)
+    if trainer is None or not hasattr(trainer, "_run_epoch"):
+        return
+
+    def make(real: Any) -> Any:
+        @wraps(real)
+        def run_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if taps.heard() is not None and "num_update_steps_per_epoch" in kwargs:
+                # Nothing that is done every so many steps is of use to an audit.
+                for name in ("max_steps", "logging_steps", "eval_steps", "save_steps"):
+                    setattr(self.state, name, FOREVER)
+                each = kwargs["steps_in_epoch"] // max(kwargs["num_update_steps_per_epoch"], 1)
+                kwargs["num_update_steps_per_epoch"] = 2**48
+                kwargs["steps_in_epoch"] = 2**48 * max(each, 1)
+            return real(self, *args, **kwargs)
+
+        return run_epoch
+
+    taps.patch_once(trainer, "_run_epoch", make)
+
+
+# --- accelerate -----------------------------------------------------------------------------------
 
 
 @contextmanager
 def as_left(loader: Any) -> Iterator[None]:
-    """Iterating over ``loader`` beside the script must not tell the script that its epoch is over."""
-    yield
+    """Iterating over ``loader`` beside the script must not tell the script that its epoch is over.
+
+    Accelerate's loaders write into a state that all share which of them is being read, and whether
+    it is at its end; gradients are accumulated accordingly.
+    """
+    state = getattr(loader, "gradient_state", None)
+    if state is None or not hasattr(state, "dataloader_references"):
+        yield
+        return
+    names = ("end_of_dataloader", "remainder")
+    references = list(state.dataloader_references)
+    before = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(loader, name, value)
+        state.dataloader_references[:] = references
+
+
+# --- fastai ---------------------------------------------------------------------------------------
+
+
+def _adapt_fastai(taps: Taps) -> None:
+    module = sys.modules.get("fastai.optimizer")
+    cls = getattr(module, "Optimizer", None)
+    if cls is None:
+        return
+
+    def construct(real: Any) -> Any:
+        @wraps(real)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            real(self, *args, **kwargs)
+            if taps.heard() is not None:
+                self.nnaudit_view = FastaiOptimizer(self)
+
+        return __init__
+
+    def step(real: Any) -> Any:
+        @wraps(real)
+        def step_(self: Any, *args: Any, **kwargs: Any) -> Any:
+            view = getattr(self, "nnaudit_view", None)
+            if view is None:
+                return real(self, *args, **kwargs)
+            return view.around(lambda: real(self, *args, **kwargs))
+
+        return step_
+
+    taps.patch_once(cls, "__init__", construct)
+    taps.patch_once(cls, "step", step)
+
+
+class FastaiOptimizer(Optimizer):
+    """A fastai optimizer, to be read and turned like one of torch's. Its step is fastai's."""
+
+    def __init__(self, inner: Any) -> None:
+        """Present ``inner``, whose parameter groups and state stay its own."""
+        parameters = [p for group in inner.param_lists for p in group]
+        super().__init__(parameters, {})
+        self.inner = inner
+        self.hypers = list(inner.hypers)
+        self.param_groups = [
+            _Group(list(ps), hyper) for ps, hyper in zip(inner.param_lists, self.hypers, strict=True)
+        ]
+        self.state = inner.state
+
+    def around(self, step: Any) -> Any:
+        """Do fastai's ``step`` with the hooks of a torch optimizer around it."""
+        from torch.optim import optimizer as torch_optimizer
+
+        before = (torch_optimizer._global_optimizer_pre_hooks, self._optimizer_step_pre_hooks)
+        after = (self._optimizer_step_post_hooks, torch_optimizer._global_optimizer_post_hooks)
+        for hooks in before:
+            for hook in list(hooks.values()):
+                hook(self, (), {})
+        with torch.no_grad():
+            result = step()
+        for hooks in after:
+            for hook in list(hooks.values()):
+                hook(self, (), {})
+        return result
+
+    def step(self, closure: Any = None) -> None:
+        """Do fastai's step."""
+        self.inner.step()
+
+    def __repr__(self) -> str:
+        names = ", ".join(getattr(cb, "__name__", str(cb)) for cb in self.inner.cbs)
+        return f"fastai Optimizer({names})"
+
+
+class _Group(MutableMapping[str, Any]):
+    """A parameter group whose hyper-parameters are fastai's, under torch's names."""
+
+    NAMES = {"weight_decay": "wd", "momentum": "mom", "alpha": "sqr_mom"}  # noqa: RUF012
+
+    def __init__(self, parameters: list[Any], hyper: dict[str, Any]) -> None:
+        self._parameters = parameters
+        self._hyper = hyper
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "params":
+            return self._parameters
+        return self._hyper[self.NAMES.get(name, name)]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "params":
+            self._parameters = value
+        else:
+            self._hyper[self.NAMES.get(name, name)] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._hyper[self.NAMES.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        inverse = {short: name for name, short in self.NAMES.items()}
+        return iter(["params", *(inverse.get(name, name) for name in self._hyper)])
+
+    def __len__(self) -> int:
+        return 1 + len(self._hyper)

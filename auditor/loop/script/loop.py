@@ -118,13 +118,12 @@ class ScriptLoop(Loop):
                 return iter(loader)
 
         def draw() -> Any:
-            with user_code(f"reading a batch from {name}"):
+            with as_left(loader), user_code(f"reading a batch from {name}"):
                 return next(iterator, _END)
 
-        with as_left(loader):
-            iterator = self._invoke(begin)
-            while (batch := self._invoke(draw)) is not _END:
-                yield batch
+        iterator = self._invoke(begin)
+        while (batch := self._invoke(draw)) is not _END:
+            yield batch
 
     def _drawn(self) -> Iterator[Any]:
         """Yield what the script draws by itself, step after step, the steps undone."""
@@ -292,7 +291,7 @@ class ScriptLoop(Loop):
                 stack.enter_context(user_code("running the model on a batch"))
                 args, kwargs = recipe.fill(batches.clone(moved))
                 output = entry.module(*args, **kwargs)
-                return output, rule.loss(output, moved, self.device)
+                return output, self._loss_at(rule, output, moved, observer.observation.loss_calls)
 
         self._stack_of_auditor = _modes()
         self.model.train(train)
@@ -302,6 +301,13 @@ class ScriptLoop(Loop):
             for module, mode in modes.items():
                 module.training = mode
         return Forward(_detached(output), float(loss), tuple(observer.observation.loss_calls))
+
+    def _loss_at(self, rule: LossRule, output: Any, batch: Any, inner: list[LossCall]) -> Tensor:
+        """The loss of ``output``; one that the model computed on the way need not be again."""
+        for call in inner:
+            if rule.call is not None and call.function is rule.call.function and call.value is not None:
+                return call.value
+        return rule.loss(output, batch, self.device)
 
     @contextmanager
     def _mirrored(self) -> Iterator[None]:

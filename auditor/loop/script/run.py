@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,8 @@ class Run:
         self._observer: Observer | None = None
         self._alias: dict[int, Any] = {}
         self._aliased: list[Any] = []
+        self._hoards: bool | None = None
+        self._slot: Any = None
 
     # --- executing --------------------------------------------------------------------------------
 
@@ -412,7 +415,24 @@ class Run:
             return self._serve(iterator)
         order.handed += 1
         iterator.count += 1
-        return batches.clone(order.batch)
+        if self._hoards is None:
+            self._hoards = any(type(holder) is cycle for holder in gc.get_referrers(iterator))
+        self._slot = batches.clone(order.batch) if not self._hoards else self._refilled(order.batch)
+        return self._slot
+
+    def _refilled(self, batch: Any) -> Any:
+        """Return ``batch`` in the memory of the one before: itertools.cycle keeps all it was given."""
+        old, new = list(batches.leaves(self._slot)), list(batches.leaves(batch))
+        same = [path for path, _ in old] == [path for path, _ in new] and all(
+            isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
+            for (_, a), (_, b) in zip(old, new, strict=True)
+        )
+        if not same:
+            return batches.clone(batch)
+        with torch.no_grad():
+            for (_, a), (_, b) in zip(old, new, strict=True):
+                a.copy_(b)
+        return self._slot
 
     @staticmethod
     def _serve_aside(iterator: TappedIterator) -> Any:
@@ -582,7 +602,10 @@ class Run:
         for key, (_, latest) in self._live.items():
             if key != id(self.train_loader) and self._asked[key] > since and not self.free:
                 self._frozen[key] = latest
-        self.val_loader = validation_loader(self.registers, self.train_loader, self._evaluated)
+        self.val_loader = (
+            validation_loader(self.registers, self.train_loader, self._evaluated)
+            or frameworks.validation_of_framework()
+        )
         reading = self._live_loaders()
         self.ends_epoch = not self.free and id(self.train_loader) not in reading
 

@@ -79,6 +79,7 @@ class Taps:
         self._thread = threading.get_ident()
         self._stack = ExitStack()
         self._tapped: set[type] = set()
+        self._patched: set[tuple[Any, str]] = set()
         self._depth = 0
 
     def __enter__(self) -> Self:
@@ -137,6 +138,12 @@ class Taps:
             register_optimizer_step_post_hook(self._after_step),
         ):
             stack.callback(handle.remove)
+
+    def patch_once(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        """Replace a framework's function by what ``make`` makes of it, until the taps are closed."""
+        if (owner, name) not in self._patched:
+            self._patched.add((owner, name))
+            self._patch(self._stack, owner, name, make)
 
     @staticmethod
     def _patch(stack: ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:

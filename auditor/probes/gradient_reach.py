@@ -1,0 +1,372 @@
+"""Which parameters gradients reach, and what becomes of the loss when the others are moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop
+from nnaudit.loop.control import constant_lr
+from nnaudit.loop.taps import Observation
+from nnaudit.probes.base import Probe
+from nnaudit.probes.first_steps import FirstSteps, consecutive_batches
+from nnaudit.probes.noise import ROUNDINGS, REPEATS, eps_of
+from nnaudit.probes.perturbation import outputs_of
+from nnaudit.state import Subjects, preserved
+
+STEPS = 10
+"""Branches that start at zero need a step per layer of zeros until gradients get through."""
+
+DIRECTIONS = 5
+"""Random directions in which a block is moved; the median counts."""
+
+MOVE = 1e-3
+"""How far, relative to the root mean square of the parameter: a smooth loss moves by less."""
+
+BLOCKS = 16
+"""Blocks that are moved, at most: one cause makes few."""
+
+_NO_GRAPH = "does not require grad"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring parameters that no gradient reaches.
+
+    Attributes:
+        name: the module that holds them all, or the parameter itself.
+        type: of that module; empty for a parameter alone.
+        parameters: their names.
+        absent: whether the gradient is None in every step, rather than exactly zero.
+        called: whether the module, or any inside it, was called in training.
+        starved: whether it was called only with no rows at all: an expert without tokens.
+        partial: whether it is part of a layer other parameters of which are reached.
+        moves_loss, moves_output: whether moving them a little does.
+    """
+
+    name: str
+    type: str
+    parameters: tuple[str, ...]
+    absent: bool
+    called: bool
+    starved: bool
+    partial: bool
+    moves_loss: bool
+    moves_output: bool
+
+
+@dataclass(frozen=True)
+class Stray:
+    """Parameters that gradients reach but that neither the model nor an optimizer knows.
+
+    Attributes:
+        owner: name of the module that keeps them in ``attribute``.
+        container: what the attribute is: ``list``, ``dict``, a ``Tensor``.
+        count: how many parameters.
+    """
+
+    owner: str
+    attribute: str
+    container: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What :class:`GradientReach` found.
+
+    Attributes:
+        parameters: how many an optimizer trains.
+        reached: how many of them got a gradient in any step.
+        steps: in how many steps that was looked for.
+        blocks: the others, by neighbourhood; parameters that the program updates itself (moving
+            averages) are left out.
+        strays: parameters outside the model.
+        severed: what the backward pass raised when the loss hangs on no parameter at all.
+    """
+
+    parameters: int
+    reached: int
+    steps: int
+    blocks: tuple[Block, ...] = ()
+    strays: tuple[Stray, ...] = ()
+    severed: UserCodeError | None = None
+
+
+@dataclass
+class _Seen:
+    """What a run of observed steps shows about each trained parameter."""
+
+    owned: set[str] = field(default_factory=set)
+    present: set[str] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
+    called: set[str] = field(default_factory=set)
+    fed: set[str] = field(default_factory=set)
+    steps: int = 0
+
+    def add(self, observation: Observation) -> None:
+        self.steps += 1
+        for gradient in observation.gradients:
+            if gradient.owned:
+                self.owned.add(gradient.parameter)
+            if gradient.norm is not None:
+                self.present.add(gradient.parameter)
+                if gradient.norm != 0.0:  # NaN is a gradient too: GRAD106 speaks of it
+                    self.reached.add(gradient.parameter)
+        for activation in observation.activations:
+            self.called.add(activation.module)
+            if 0 not in activation.shape:
+                self.fed.add(activation.module)
+
+
+class GradientReach(Probe[Reach]):
+    """Believes the first steps where all is well, and looks at :data:`STEPS` more where not."""
+
+    probes = (FirstSteps,)
+
+    def measure(self, audit: Audit) -> Reach:
+        """Find the parameters that no gradient reaches, and move them.
+
+        Raises:
+            UserCodeError: a step raised something else than a missing graph.
+            OutOfBudgetError: the time is used up.
+        """
+        loop = audit.loop
+        first = audit.probe(FirstSteps)
+        if first.error is not None and not first.steps and _NO_GRAPH in str(first.error.original):
+            return Reach(len(_trained(loop)), 0, 1, severed=first.error)
+        first.require()
+        seen = _Seen()
+        for observation in first.completed:
+            seen.add(observation)
+        strays = tuple(_strays(loop, first.batches[0]))
+        trainable = set(_trained(loop))
+        if not (seen.owned & trainable) - seen.reached:
+            return Reach(
+                len(seen.owned & trainable), len(seen.owned & trainable), seen.steps, (), strays
+            )
+        return self._longer(audit, trainable, strays)
+
+    @staticmethod
+    def _longer(audit: Audit, trainable: set[str], strays: tuple[Stray, ...]) -> Reach:
+        loop, seen = audit.loop, _Seen()
+        before = {n: p.detach().clone() for n, p in loop.model.named_parameters() if n in trainable}
+        some = consecutive_batches(loop, STEPS)
+        # At the rate the author plans for: with a warm-up from zero nothing would leave zero.
+        with constant_lr(loop):
+            for batch in some:
+                audit.clock.check()
+                step = loop.step(batch, observe=True)
+                if step.observation is not None:
+                    seen.add(step.observation)
+        owned = seen.owned & trainable
+        missing = owned - seen.reached
+        now = dict(loop.model.named_parameters())
+        # No optimizer changes what has no gradient: the program does, by a moving average.
+        by_hand = {
+            n for n in missing - seen.present
+            if n not in now or now[n].shape != before[n].shape or not torch.equal(now[n].detach(), before[n])
+        }  # fmt: skip
+        blocks = tuple(_blocks(audit, seen, missing - by_hand, owned, some[0]))
+        return Reach(len(owned), len(owned & seen.reached), seen.steps, blocks, strays)
+
+
+def _trained(loop: Loop) -> list[str]:
+    held = {id(p) for o in loop.optimizers for group in o.param_groups for p in group["params"]}
+    return [
+        n for n, p in loop.model.named_parameters()
+        if p.requires_grad and id(p) in held and not is_lazy(p) and p.numel()
+    ]  # fmt: skip
+
+
+# --- blocks --------------------------------------------------------------------------------------
+
+
+def _blocks(
+    audit: Audit, seen: _Seen, missing: set[str], owned: set[str], batch: Any
+) -> Iterator[Block]:
+    modules = dict(audit.loop.model.named_modules())
+    groups = _grouped(missing, owned, modules)
+    with _Mover(audit, batch) as mover:
+        for index, (name, parameters) in enumerate(sorted(groups.items())):
+            module = modules.get(name)
+            inside = [m for m in modules if m == name or m.startswith(f"{name}.")]
+            # A parameter alone belongs to the module that keeps it.
+            keeper = name if module is not None else name.rpartition(".")[0]
+            places = inside if module is not None else [keeper]
+            called = any(m in seen.called for m in places)
+            absent = not any(p in seen.present for p in parameters)
+            moves = mover.moves(parameters, absent=absent) if index < BLOCKS else (False, False)
+            yield Block(
+                name=name,
+                type=type(module).__name__ if module is not None else "",
+                parameters=parameters,
+                absent=absent,
+                called=called,
+                starved=called and not any(m in seen.fed for m in places),
+                partial=_is_partial(name, module, modules.get(keeper)),
+                moves_loss=moves[0],
+                moves_output=moves[1],
+            )
+
+
+def _grouped(
+    missing: set[str], owned: set[str], modules: Mapping[str, nn.Module]
+) -> dict[str, tuple[str, ...]]:
+    """Group parameters under the outermost module all of whose trained parameters are missing."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(missing):
+        parts = name.split(".")
+        home = name
+        for depth in range(len(parts) - 1, 0, -1):
+            prefix = ".".join(parts[:depth])
+            inside = {p for p in owned if p.startswith(f"{prefix}.")}
+            if prefix not in modules or not inside <= missing:
+                break
+            home = prefix
+        if owned == missing:
+            home = ""
+        groups.setdefault(home, []).append(name)
+    return {name: tuple(parameters) for name, parameters in groups.items()}
+
+
+def _is_partial(name: str, module: nn.Module | None, keeper: nn.Module | None) -> bool:
+    """Whether a parameter stands alone in a layer that does learn, where that can be normal.
+
+    An offset may cancel in what follows; an attention over one key, or a recurrence over one
+    step, leaves part of torch's own layers without use.
+    """
+    if module is not None:
+        return False
+    whole = isinstance(keeper, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention))
+    return whole or "bias" in name.rpartition(".")[2]
+
+
+class _Mover:
+    """Moves parameters a little, and looks whether loss and output move."""
+
+    def __init__(self, audit: Audit, batch: Any) -> None:
+        self._audit, self._batch = audit, batch
+        self._parameters = dict(audit.loop.model.named_parameters())
+        self._eps = eps_of(audit.loop.model)
+        self._generator = torch.Generator().manual_seed(audit.seed)
+
+    def __enter__(self) -> _Mover:
+        self._kept = preserved(Subjects(models=self._audit.loop.models))
+        self._snapshot = self._kept.__enter__()
+        self._base, again = self._forward(), self._forward()
+        self._noise = tuple(_distance(a, b) for a, b in zip(self._base, again, strict=True))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._kept.__exit__(*error)
+
+    def _forward(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return loss and output; the state and the random numbers are the same in every call."""
+        done = self._audit.loop.forward(self._batch, train=True)
+        loss = None if done.loss is None else torch.tensor([done.loss], dtype=torch.float64)
+        return loss, outputs_of(done.output)
+
+    def moves(self, names: tuple[str, ...], *, absent: bool) -> tuple[bool, bool]:
+        """Say whether moving ``names`` moves the loss (or what stands for it) and the output."""
+        votes = [[0, 0] for _ in range(2)]
+        for _ in range(DIRECTIONS):
+            self._audit.clock.check()
+            self._snapshot.restore()
+            self._shift(names)
+            try:
+                moved = self._forward()
+            except UserCodeError:
+                continue
+            for i in range(2):
+                votes[i][0] += self._differs(i, moved[i], absent)
+                votes[i][1] += 1
+        loss, output = (counted > total / 2 for counted, total in votes)
+        # A script may not tell its loss: then the output stands for it.
+        return (loss if self._base[0] is not None else output), output
+
+    def _differs(self, index: int, moved: Tensor | None, absent: bool) -> bool:
+        base = self._base[index]
+        if base is None or moved is None:
+            return False
+        distance = _distance(base, moved)
+        # What hangs on nothing cannot change a bit; what cancels changes by roundings.
+        rounding = 0.0 if absent else ROUNDINGS * max(self._eps, 2.0**-23) * float(base.abs().max())
+        return distance > max(REPEATS * self._noise[index], rounding)
+
+    def _shift(self, names: Iterable[str]) -> None:
+        with torch.no_grad():
+            for name in names:
+                parameter = self._parameters[name]
+                values = parameter.detach()
+                size = float(values.abs().float().square().mean().sqrt()) or 0.01
+                step = torch.randn(values.shape, generator=self._generator).to(values.device)
+                parameter.add_((MOVE * size * step).to(values.dtype))
+
+
+def _distance(first: Tensor | None, second: Tensor | None) -> float:
+    if first is None or second is None or first.shape != second.shape or not first.numel():
+        return 0.0
+    distance = float((first - second).abs().max())
+    return distance if distance == distance else 0.0
+
+
+# --- parameters outside the model ----------------------------------------------------------------
+
+_OWN = frozenset(vars(nn.Module()))
+"""What every module has of its own: parameters, hooks."""
+
+_DEPTH = 3
+
+
+def _strays(loop: Loop, batch: Any) -> Iterator[Stray]:
+    known = {id(p) for model in loop.models for p in model.parameters()}
+    known |= {id(p) for o in loop.optimizers for g in o.param_groups for p in g["params"]}
+    candidates = [
+        (owner, attribute, value, leaves)
+        for owner, module in loop.model.named_modules()
+        for attribute, value in vars(module).items()
+        if attribute not in _OWN
+        and (leaves := [p for p in _leaves_in(value) if id(p) not in known])
+    ]
+    if not candidates:
+        return
+    with preserved(loop.subjects):
+        for _, _, _, leaves in candidates:
+            for leaf in leaves:
+                leaf.grad = None
+        loop.step(batch)
+        reached = {
+            id(p)
+            for _, _, _, leaves in candidates
+            for p in leaves
+            if p.grad is not None and bool(p.grad.to_dense().abs().max() > 0)
+        }
+    for owner, attribute, value, leaves in candidates:
+        count = sum(id(p) in reached for p in leaves)
+        if count:
+            yield Stray(owner, attribute, type(value).__name__, count)
+
+
+def _leaves_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Yield what could be trained in a plain container: of modules that are in train mode."""
+    if isinstance(value, nn.Module):
+        # One put into eval mode by hand is a helper: a perceptual loss, a teacher.
+        if depth and value.training:
+            yield from (p for p in value.parameters() if p.requires_grad and not is_lazy(p))
+    elif isinstance(value, Tensor):
+        if value.requires_grad and value.is_leaf:
+            yield value
+    elif depth < _DEPTH and isinstance(value, Mapping):
+        for each in value.values():
+            yield from _leaves_in(each, depth + 1)
+    elif depth < _DEPTH and isinstance(value, (list, tuple, set)):
+        for each in value:
+            yield from _leaves_in(each, depth + 1)

@@ -1,0 +1,515 @@
+"""Calling the model again with other inputs: what its outputs depend on, and what they do not.
+
+The inputs are those with which the model was really called in the training, as a hook sees them,
+so they are right for any loop. A sample is perturbed by putting another real sample in its place,
+a position in a sequence by another value seen there: what comes out is as valid as what was
+there, be it pixels, token ids, lengths, masks or numbers of categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError, user_code
+from nnaudit.feed import main_tensor
+from nnaudit.loop.base import Loop, seed_everything
+from nnaudit.loop.control import constant_lr
+from nnaudit.loop.taps import LossCall
+from nnaudit.probes.base import Probe
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.state import Subjects, preserved
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of the model."""
+
+WARM_UP = 5
+"""Steps after which a branch that starts at zero has left it, one layer of zeros after another."""
+
+_TRACE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the model is called on the first batch.
+
+    Attributes:
+        batch: as the loader made it.
+        inputs: what the model is called with, in memory of its own.
+        target: what the output is compared with; None where that is not known.
+        loss_calls: torch's loss functions called on the way.
+        error: what the loss raised in eval mode; the call of the model is known nevertheless.
+    """
+
+    batch: Any
+    inputs: Inputs
+    target: Any
+    loss_calls: tuple[LossCall, ...] = ()
+    error: UserCodeError | None = None
+
+
+class ModelCall(Probe[Call | None]):
+    """The arguments of the model's first call on the first batch; None if it is never called."""
+
+    def measure(self, audit: Audit) -> Call | None:
+        """Run one forward pass, without a step.
+
+        Raises:
+            UserCodeError: the user's code raised before it called the model.
+        """
+        loop = audit.loop
+        batch = consecutive_batches(loop, 1)[0]
+        seen: list[Inputs] = []
+
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not seen:
+                seen.append((batches.clone(args), batches.clone(kwargs)))
+
+        handle = loop.model.register_forward_pre_hook(note, with_kwargs=True)
+        error, loss_calls = None, ()
+        try:
+            loss_calls = loop.forward(batch).loss_calls
+        except UserCodeError as raised:
+            if not seen:
+                raise
+            error = raised
+        finally:
+            handle.remove()
+        if not seen:
+            return None
+        return Call(batch, seen[0], _target_of(loop, batch), loss_calls, error)
+
+
+def _target_of(loop: Loop, batch: Any) -> Any:
+    try:
+        return loop.feed(batch).target
+    except UserCodeError:
+        return None
+
+
+class Replay:
+    """Calls the model again and again in eval mode, each time from the very same state.
+
+    Use as a context manager: it starts from the state it is entered in and returns to it. Random
+    numbers are the same in every call too.
+    """
+
+    def __init__(self, loop: Loop, call: Call) -> None:
+        self._loop = loop
+        self._inputs = call.inputs
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Replay:
+        with ExitStack() as stack:
+            self._snapshot = stack.enter_context(preserved(Subjects(models=self._loop.models)))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, inputs: Inputs | None = None, *, seed: int | None = None) -> Any:
+        """Return the model's output for ``inputs`` (default: the real ones), without gradients.
+
+        ``seed`` draws other random numbers than the other calls do.
+
+        Raises:
+            UserCodeError: the model raised.
+        """
+        with torch.no_grad():
+            return self._run(inputs, seed)
+
+    def _run(self, inputs: Inputs | None, seed: int | None = None) -> Any:
+        self._snapshot.restore()
+        args, kwargs = self._inputs if inputs is None else inputs
+        self._loop.model.eval()
+        if seed is not None:
+            seed_everything(seed)
+        with user_code("calling the model again in eval mode"):
+            return self._loop.model(*batches.clone(args), **batches.clone(kwargs))
+
+    def traced(self, inputs: Inputs | None = None) -> list[tuple[str, Tensor]]:
+        """Return the first floating output of each module, in order of completion.
+
+        Empty when they are too large to be kept.
+
+        Raises:
+            UserCodeError: the model raised.
+        """
+        seen: list[tuple[str, Tensor]] = []
+        self._snapshot.restore()
+        with ExitStack() as stack, torch.no_grad():
+            for name, module in self._loop.model.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    hook = _tracer(name, seen)
+                    stack.callback(module.register_forward_hook(hook).remove)
+            # Restoring would take the hooks away again.
+            self._loop.model.eval()
+            args, kwargs = self._inputs if inputs is None else inputs
+            with user_code("calling the model again in eval mode"):
+                self._loop.model(*batches.clone(args), **batches.clone(kwargs))
+        return [] if sum(t.nbytes for _, t in seen) > _TRACE_BYTES else seen
+
+    def influence(self, pick: Callable[[Any], Tensor], count: int) -> Tensor | None:
+        """Return the size of the gradient of ``pick(output)`` by sample of the inputs, shape (N,).
+
+        ``pick`` returns a scalar. Token ids take no gradient: what their embedding layers return
+        stands for them. None where no gradient can be had: nothing differentiable is in reach.
+        """
+        leaves: list[Tensor] = []
+        with torch.enable_grad(), ExitStack() as stack:
+            self._snapshot.restore()
+            for module in self._loop.model.modules():
+                if isinstance(module, nn.Embedding):
+                    stack.callback(module.register_forward_hook(_cut(leaves)).remove)
+            args, kwargs = batches.map_leaves(batches.clone(self._inputs), _leaf(leaves))
+            self._loop.model.eval()
+            try:
+                output = pick(self._loop.model(*args, **kwargs))
+                grads = torch.autograd.grad(output, leaves, allow_unused=True)
+            except Exception:  # recurrent kernels of CUDA refuse in eval mode, users' code anything
+                return None
+        found = [_by_sample(grad, count) for grad in grads if grad is not None]
+        sized = [values for values in found if values is not None]
+        return torch.stack(sized).amax(0) if sized else None
+
+
+def _tracer(name: str, seen: list[tuple[str, Tensor]]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        tensor = next((t for _, t in batches.tensors(output) if t.is_floating_point()), None)
+        if tensor is not None and tensor.layout is torch.strided:
+            seen.append((name, tensor.detach().clone()))
+
+    return hook
+
+
+def _cut(leaves: list[Tensor]) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    return hook
+
+
+def _leaf(leaves: list[Tensor]) -> Callable[[Any], Any]:
+    def make(value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        leaves.append(value.detach().requires_grad_())
+        # Users may write to their inputs in place, which a leaf does not allow.
+        return leaves[-1].clone()
+
+    return make
+
+
+def _by_sample(gradient: Tensor, count: int) -> Tensor | None:
+    for dim in (0, 1):
+        if gradient.ndim > dim and gradient.shape[dim] == count:
+            return gradient.movedim(dim, 0).reshape(count, -1).abs().amax(1).float()
+    return None
+
+
+@contextmanager
+def output_replaced(loop: Loop, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put ``change(output)`` in place of the main tensor of whatever the model returns."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        main = main_tensor(output)
+        return batches.map_leaves(output, lambda leaf: change(leaf) if leaf is main else leaf)
+
+    handle = loop.model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --- where the samples are -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Along which dimension of the model's inputs the samples lie.
+
+    ``certain`` says whether the loader proves it; otherwise rows may be time steps or nodes.
+    """
+
+    dim: int
+    count: int
+    certain: bool
+
+
+def layout_of(loop: Loop, call: Call) -> Layout | str:
+    """Return where the samples are in the inputs of ``call``, or why that is not known."""
+    tensors = [t for _, t in batches.tensors(call.inputs) if t.ndim > 0]
+    if not tensors:
+        return "the model is given no tensor with a batch dimension"
+    if any(t.layout is not torch.strided for t in tensors) or _opaque(call.inputs):
+        return "the model is given objects whose samples cannot be taken apart"
+    if any(_is_edge_list(t) for t in tensors):
+        return "the model is given a graph, whose nodes depend on each other"
+    shift = shift_of(call)
+    if shift is not None and shift.shifted:
+        dim = 1 - shift.time
+        return Layout(dim, shift.tokens.shape[dim], True)
+    loader = loop.train_loader
+    first = tensors[0]
+    collated = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+    stacked = collated and loader.collate_fn is default_collate
+    count = batches.size(call.batch)
+    if collated and not stacked and loader.batch_size:
+        count = loader.batch_size
+    dims = [dim for dim in (0, 1) if first.ndim > dim and first.shape[dim] == count]
+    if not collated:
+        return Layout(0, first.shape[0], first.ndim >= 4)
+    if not dims:
+        return "the inputs of the model have no dimension of the size of the batch"
+    return Layout(dims[0], count, stacked or len(dims) == 1)
+
+
+def _opaque(inputs: Inputs) -> bool:
+    return any(
+        hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) and not callable(leaf)
+        for _, leaf in batches.leaves(inputs)
+    )
+
+
+def _is_edge_list(tensor: Tensor) -> bool:
+    whole = not (tensor.is_floating_point() or tensor.dtype is torch.bool)
+    return whole and tensor.ndim == 2 and tensor.shape[0] == 2 and tensor.shape[1] > 2
+
+
+def samples(inputs: Inputs, layout: Layout, order: Tensor) -> Inputs:
+    """Return ``inputs`` with the samples taken in the given ``order`` (indices, shape (N,))."""
+
+    def take(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and _has_samples(leaf, layout):
+            return leaf.index_select(
+                layout.dim if leaf.ndim > layout.dim else 0, order.to(leaf.device)
+            )
+        if isinstance(leaf, list) and len(leaf) == layout.count:
+            return [leaf[i] for i in order.tolist()]
+        return leaf
+
+    changed: Inputs = batches.map_leaves(inputs, take)
+    return changed
+
+
+def _has_samples(tensor: Tensor, layout: Layout) -> bool:
+    if tensor.ndim > layout.dim:
+        return tensor.shape[layout.dim] == layout.count
+    # Beside (T, N) tokens there may be (N,) lengths.
+    return tensor.ndim == 1 and tensor.shape[0] == layout.count
+
+
+def stand_in(inputs: Inputs, layout: Layout, sample: int) -> Tensor | None:
+    """Return an order in which another, different sample stands in place of ``sample``."""
+    order = torch.arange(layout.count)
+    for step in range(1, layout.count):
+        order[sample] = (sample + step) % layout.count
+        if differ(samples(inputs, layout, order), inputs):
+            return order
+    return None
+
+
+def differ(first: Any, second: Any) -> bool:
+    """Whether two structures of equal shapes hold different values anywhere."""
+    pairs = zip(batches.tensors(first), batches.tensors(second), strict=True)
+    return any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+def outputs_of(output: Any) -> Tensor | None:
+    """Return all floating outputs as one flat tensor; None when there is none."""
+    found = [
+        t.detach().reshape(-1).double()
+        if not t.is_complex()
+        else torch.view_as_real(t).reshape(-1).double()
+        for _, t in batches.tensors(output)
+        if (t.is_floating_point() or t.is_complex()) and t.layout is torch.strided
+    ]
+    return torch.cat(found) if found else None
+
+
+def noise_floor(replay: Replay, model: nn.Module, base: Any) -> float:
+    """Return the tolerance for the floating outputs, from running the same call once more."""
+    first, second = outputs_of(base), outputs_of(replay())
+    if first is None or second is None or first.shape != second.shape:
+        return float("inf")
+    return tolerance(first, second, eps=max(eps_of(model), _coarsest(base)))
+
+
+def _coarsest(output: Any) -> float:
+    kinds = [t.dtype for _, t in batches.tensors(output) if t.is_floating_point()]
+    return max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+
+
+def warmed_up(audit: Audit) -> int:
+    """Take :data:`WARM_UP` steps at the author's own learning rate; return how many were taken.
+
+    Raises:
+        UserCodeError: a step raised.
+    """
+    some = consecutive_batches(audit.loop, WARM_UP)
+    with constant_lr(audit.loop):
+        for batch in some:
+            audit.clock.check()
+            audit.loop.step(batch)
+    return len(some)
+
+
+# --- next-token models ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How a sequence among the model's inputs is related to the target.
+
+    Attributes:
+        path: where the sequence is in the inputs, as :func:`nnaudit.batch.leaves` says it.
+        tokens: the sequence, ids (B, T) or (T, B), or numbers with more dimensions.
+        time: its dimension of time.
+        shifted: the target is the next element; otherwise it is the very same one.
+        valid: which positions have a target that counts, shape (B, T).
+    """
+
+    path: str
+    tokens: Tensor
+    time: int
+    shifted: bool
+    valid: Tensor
+
+
+LEAST = 16
+"""Positions that must have a target: fewer could match by accident."""
+
+
+def shift_of(call: Call) -> Shift | None:
+    """Return the input that the target continues or repeats; continuing counts first."""
+    targets = [c.arguments.get("target") for c in call.loss_calls]
+    targets += [t for _, t in batches.tensors(call.target)] if call.target is not None else []
+    found = [
+        shift
+        for path, tokens in batches.tensors(call.inputs)
+        for target in targets
+        if isinstance(target, Tensor)
+        and (shift := _compared(path, tokens.detach(), target.detach().to(tokens.device)))
+    ]
+    return next((s for s in found if s.shifted), next(iter(found), None))
+
+
+def _compared(path: str, tokens: Tensor, target: Tensor) -> Shift | None:
+    whole = not tokens.is_floating_point()
+    if tokens.dtype is torch.bool or tokens.is_complex() or tokens.ndim < 2:
+        return None
+    if whole and (tokens.ndim != 2 or target.is_floating_point()):
+        return None
+    if len(torch.unique(tokens)) < 4:
+        return None
+    for time in (1, 0):
+        ids = tokens.transpose(0, 1) if time == 0 else tokens
+        shift = _at(path, tokens, ids, target, time)
+        if shift is not None:
+            return shift
+    return None
+
+
+def _at(path: str, tokens: Tensor, ids: Tensor, target: Tensor, time: int) -> Shift | None:
+    rows, length = ids.shape[:2]
+    answer = _aligned(target, ids, time)
+    if answer is None or length < 2:
+        return None
+    valid = (
+        (answer >= 0)
+        if not answer.is_floating_point()
+        else torch.ones_like(answer, dtype=torch.bool)
+    )
+    if valid.ndim > 2:
+        valid = valid.flatten(2).all(2)
+    width = answer.shape[1]
+    ahead = _share(answer[:, : length - 1], ids[:, 1 : width + 1], valid[:, : length - 1])
+    same = _share(answer, ids[:, :width], valid)
+    if ahead >= 0.9 and ahead > same:
+        return Shift(path, tokens, time, True, valid)
+    if same == 1.0 and ahead < 1.0 and width == length and not ids.is_floating_point():
+        return Shift(path, tokens, time, False, valid)
+    return None
+
+
+def _aligned(target: Tensor, ids: Tensor, time: int) -> Tensor | None:
+    """Return ``target`` as (B, T, ...) or (B, T - 1, ...), or None when it has another size."""
+    rows, length, rest = ids.shape[0], ids.shape[1], ids.shape[2:]
+    inner = ids[0, 0].numel()
+    for width in (length, length - 1):
+        if width < 1 or target.numel() != rows * width * inner:
+            continue
+        if time == 1:
+            return target.reshape(rows, width, *rest)
+        return target.reshape(width, rows, *rest).transpose(0, 1)
+    return None
+
+
+def _share(answer: Tensor, ids: Tensor, valid: Tensor) -> float:
+    """The share of the valid positions that are equal; 0 when too few are valid."""
+    equal = answer == ids
+    equal = equal.flatten(2).all(2) if equal.ndim > 2 else equal
+    counted = int(valid.sum())
+    return float((equal & valid).sum()) / counted if counted >= LEAST else 0.0
+
+
+def position_changed(
+    call: Call, shift: Shift, row: int, position: int, padding: set[int]
+) -> Inputs | None:
+    """Return the inputs with another value at one position of one row; None if there is none."""
+    by_row = shift.tokens.transpose(0, 1) if shift.time == 0 else shift.tokens
+    now = by_row[row, position]
+    if shift.tokens.is_floating_point():
+        others = by_row.reshape(-1, *by_row.shape[2:])
+        new = others[(others != now).reshape(len(others), -1).any(1)]
+    else:
+        if int(now) in padding:
+            return None
+        seen = torch.unique(by_row)
+        new = seen[[int(v) not in padding and int(v) != int(now) for v in seen]]
+    if not len(new):
+        return None
+    changed = shift.tokens.clone()
+    view = changed.transpose(0, 1) if shift.time == 0 else changed
+    view[row, position] = new[len(new) // 2]
+    return _replaced(call.inputs, shift.path, changed)
+
+
+def _replaced(inputs: Inputs, path: str, value: Tensor) -> Inputs:
+    paths = iter([p for p, _ in batches.leaves(inputs)])
+    changed: Inputs = batches.map_leaves(
+        inputs, lambda leaf: value if next(paths) == path else leaf
+    )
+    return changed
+
+
+def padding_of(model: nn.Module, shift: Shift) -> set[int]:
+    """Return the ids that mean no token: declared by an embedding, or where no target counts."""
+    declared = {
+        int(m.padding_idx)
+        for m in model.modules()
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.padding_idx is not None
+    }
+    if shift.tokens.is_floating_point():
+        return set()
+    # The last id of a row in front of nothing that counts is an end or a filler.
+    by_row = shift.tokens.transpose(0, 1) if shift.time == 0 else shift.tokens
+    width = shift.valid.shape[1]
+    idle = by_row[:, :width][~shift.valid]
+    return declared | ({int(v) for v in torch.unique(idle)} if _few(idle) else set())
+
+
+def _few(ids: Tensor) -> bool:
+    return 0 < len(torch.unique(ids)) <= 4

@@ -1,0 +1,92 @@
+"""The events of the first few steps: what zeroed, made, clipped and used the gradients, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.loop.base import Step
+from nnaudit.loop.events import Event, Happening, Recorder, without_gradients
+from nnaudit.probes.base import Probe
+from nnaudit.probes.first_steps import consecutive_batches
+
+STEPS = 4
+"""Enough to see what every step does alike."""
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One step of the user's loop: what was measured and what happened in it."""
+
+    step: Step
+    events: tuple[Event, ...]
+
+    def of(self, kind: Happening) -> list[Event]:
+        """Return the events of one kind, in order."""
+        return [event for event in self.events if event.kind is kind]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What :class:`StepTrace` saw.
+
+    Attributes:
+        steps: consecutive steps, observed, on consecutive batches.
+        batches: these batches.
+    """
+
+    steps: tuple[TracedStep, ...]
+    batches: tuple[Any, ...]
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All events, in order."""
+        return tuple(event for traced in self.steps for event in traced.events)
+
+    def own_loop(self) -> bool:
+        """Whether some line of the user's, not nnaudit's, takes the optimizer's steps."""
+        steps = [event for event in self.events if event.kind is Happening.STEP]
+        return any(event.location is not None for event in steps)
+
+
+class StepTrace(Probe[Trace]):
+    """A few observed steps with all their events."""
+
+    def measure(self, audit: Audit) -> Trace:
+        """Take :data:`STEPS` steps.
+
+        Raises:
+            UserCodeError: a step raised.
+            OutOfBudgetError: the time is used up.
+        """
+        loop = audit.loop
+        traced: list[TracedStep] = []
+        taken: list[Any] = []
+        with Recorder(loop) as recorder:
+            for batch in consecutive_batches(loop, STEPS):
+                audit.clock.check()
+                taken.append(batches.clone(batch))
+                step = loop.step(batch, observe=True)
+                events = tuple(without_gradients(event) for event in recorder.take())
+                if step.observation is not None:
+                    step.observation.output = None
+                traced.append(TracedStep(step, events))
+        return Trace(tuple(traced), tuple(taken))
+
+
+def describe(events: tuple[Event, ...], optimizers: int) -> str:
+    """Write events as a list for people, one line each, runs of equal ones counted."""
+    lines: list[list[Any]] = []
+    for event in events:
+        name = event.kind.value
+        if event.which >= 0 and optimizers > 1 and event.kind is not Happening.SCHEDULE:
+            name += f" (optimizer {event.which + 1})"
+        if event.location is not None:
+            name += f"  line {event.location.line}"
+        if lines and lines[-1][0] == name:
+            lines[-1][1] += 1
+        else:
+            lines.append([name, 1])
+    return "\n".join(name + (f"  x {count}" if count > 1 else "") for name, count in lines)

@@ -1,0 +1,338 @@
+"""GRAD103: whether samples of one batch influence each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.feed import main_tensor
+from nnaudit.loop.base import Needs
+from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.probes.perturbation import Call, Layout, ModelCall, Replay, layout_of, samples, stand_in
+from nnaudit.report import Kind, Result, Table
+
+_PLACES = 3
+"""Samples that are exchanged for another one; most of those that can be must show the effect."""
+
+_POSITION = 1e-2
+"""What may change with the place in the batch, relative to the spread of the outputs."""
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What exchanging one sample did: to its own output, and at most to another's."""
+
+    sample: int
+    own: float
+    others: float
+    floor: float
+    affected: int
+
+    @property
+    def mixes(self) -> bool:
+        return self.others > self.floor
+
+
+class BatchIndependence(Check):
+    """Is each sample's output computed from that sample alone?
+
+    Why: a view or reshape where a permute was meant, a recurrent layer or an attention that takes
+        the batch for the time (batch_first), a softmax or mean over dimension 0: all of them run,
+        learn something, and give answers that depend on which samples happen to be together.
+    How: exact, in eval mode, where batch normalisation looks at one sample at a time too. A sample
+        is exchanged for another one of the batch, up to 3 times, all else being equal and random
+        numbers being the same: the outputs of the other samples must not change by more than 10
+        times what two identical calls differ by, or 64 roundings of the largest output. Null
+        hypothesis: no path from sample j to output i, so not a bit changes. Then the batch is
+        reversed: outputs must come out reversed, to 1 % of their spread (a position code added
+        along the batch shows here and not before); not asked of models that draw random numbers.
+        A failure needs the majority of exchanges and a gradient from one sample to the other's
+        output, where it can be computed: an expert's limited capacity or a top-k over the batch
+        couples samples without one, on purpose (a warning). It also needs proof that rows are
+        samples: a loader that stacks them, images, or a target that is the next token. Else rows
+        may be time steps, nodes, or members of a set (a warning). Samples are sought along
+        dimension 1 where the loader's batch size is there. No training steps; 6 forward passes.
+    Fix: permute instead of view, batch_first=True, dim=-1 or dim=1 instead of dim=0.
+    References: Karpathy, "A Recipe for Training Neural Networks", 2019 ("use backprop to chart
+        dependencies").
+    """
+
+    code, name, kind = "GRAD103", "batch-independence", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER,)
+    probes = (ModelCall,)
+
+    def run(self, audit: Audit) -> Result:
+        """Exchange samples, then reverse the batch."""
+        call = audit.probe(ModelCall)
+        if call is None:
+            return self.skipped("The model is not called as a whole.")
+        layout = layout_of(audit.loop, call)
+        if isinstance(layout, str):
+            return self.skipped(f"{layout[0].upper()}{layout[1:]}.")
+        if layout.count < 2:
+            return self.skipped("A batch holds one sample only.")
+        if reason := _by_design(audit.loop.model):
+            return self.skipped(reason)
+        try:
+            with Replay(audit.loop, call) as replay:
+                return self._judged(audit, _Trial(audit, call, layout, replay))
+        except UserCodeError as error:
+            return self.inconclusive(f"The model cannot be called again: {error}.")
+
+    def _judged(self, audit: Audit, trial: _Trial) -> Result:
+        if trial.reason:
+            return self.skipped(trial.reason)
+        effects = trial.exchanged()
+        if not effects:
+            return self.inconclusive("The samples of the first batch could not be exchanged.")
+        mixing = [effect for effect in effects if effect.mixes]
+        if mixing and len(mixing) * 2 > len(effects):
+            if trial.is_similarity():
+                return self.skipped("The outputs are similarities of all pairs of samples.")
+            return self._mixed(audit, trial, mixing)
+        moved = trial.reversed_differs()
+        if moved is not None:
+            return self._placed(audit, trial, moved)
+        largest = max(effect.others for effect in effects)
+        return self.passed(
+            f"Exchanging a sample changes no other sample's output ({len(effects)} tried).",
+            measured=f"largest change of another output {largest:.2g}",
+            threshold=f"{effects[0].floor:.2g}",
+        )
+
+    def _mixed(self, audit: Audit, trial: _Trial, mixing: list[_Effect]) -> Result:
+        first = mixing[0]
+        module = trial.first_mixing(first.sample)
+        place = f", first in the output of {module}" if module else ""
+        table = Table(
+            title="One sample exchanged for another",
+            columns=("sample", "change of its own output", "largest change of another's", "affected"),
+            rows=tuple((e.sample, e.own, e.others, e.affected) for e in mixing),
+        )
+        details: dict[str, Any] = {
+            "measured": f"another sample's output changes by {first.others:.3g}",
+            "threshold": f"{first.floor:.2g}",
+            "evidence": (table,),
+            "location": _locate(audit, module),
+            "module": module,
+        }
+        message = (
+            f"Exchanging sample {first.sample} changes the outputs of {first.affected} other "
+            f"samples by up to {first.others:.3g}{place}"
+        )
+        unexplained = [s for s in _statistics(audit.loop.model)]
+        if unexplained:
+            return self.warned(
+                f"{message}: {unexplained[0]} uses the statistics of the batch in eval mode too.",
+                fix="Keep running statistics: track_running_stats=True.",
+                **details,
+            )
+        if not trial.connected(first.sample):
+            return self.warned(
+                f"{message}, without a gradient from one to the other: samples compete for "
+                "something (a capacity, a top-k).",
+                fix="If that is not meant, decide for each sample alone.",
+                **details,
+            )
+        if not trial.layout.certain:
+            return self.warned(
+                f"{message}; that is a fault if rows are samples, and none if they are time "
+                "steps, nodes of one graph or members of one set.",
+                fix="If rows are samples: batch_first=True, permute instead of view, no dim=0.",
+                **details,
+            )
+        return self.failed(
+            f"{message}.",
+            fix="Samples lie along dimension 0: set batch_first=True, use permute where view or "
+            "reshape moves dimensions, and reduce over other dimensions than 0.",
+            **details,
+        )
+
+    def _placed(self, audit: Audit, trial: _Trial, moved: float) -> Result:
+        answer = self.failed if trial.layout.certain else self.warned
+        return answer(
+            f"Reversing the batch changes the samples' outputs by up to {moved:.3g}: they depend "
+            "on the place in the batch.",
+            fix="Look for something added along dimension 0, such as a position code made for "
+            "(time, batch, features): use pe[: x.size(1)] with batch-first data.",
+            measured=f"change {moved:.3g}",
+            threshold=f"{_POSITION:g} of the spread of the outputs",
+            location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
+        )
+
+
+class _Trial:
+    """The outputs on the first batch, and on changed ones."""
+
+    def __init__(self, audit: Audit, call: Call, layout: Layout, replay: Replay) -> None:
+        self._audit, self._call, self._replay = audit, call, replay
+        self.layout = layout
+        self.reason = ""
+        output = _chosen(replay(), layout.count)
+        if output is None:
+            self.reason = "The model's output has no dimension of the size of the batch."
+            return
+        if not bool(torch.isfinite(output).all()):
+            self.reason = "The outputs are not finite."
+        self._base = output
+        again = _chosen(replay(), layout.count)
+        same = again if again is not None and again.shape == output.shape else output
+        self._eps = eps_of(audit.loop.model)
+        self._floor = tolerance(output, same, eps=self._eps)
+
+    def exchanged(self) -> list[_Effect]:
+        """Exchange samples at the begin, in the middle and near the end of the batch."""
+        count = self.layout.count
+        effects = []
+        for sample in sorted({0, count // 2, max(count - 2, 0)})[:_PLACES]:
+            self._audit.clock.check()
+            order = stand_in(self._call.inputs, self.layout, sample)
+            output = None if order is None else self._on(order)
+            if output is not None:
+                effects.append(self._effect(sample, output))
+        return effects
+
+    def _on(self, order: Tensor) -> Tensor | None:
+        try:
+            output = self._replay(samples(self._call.inputs, self.layout, order))
+        except UserCodeError:  # packed sequences are sorted by length
+            return None
+        chosen = _chosen(output, self.layout.count)
+        return chosen if chosen is not None and chosen.shape == self._base.shape else None
+
+    def _effect(self, sample: int, output: Tensor) -> _Effect:
+        """Of the dimensions that may hold the samples, the one with the least mixing counts."""
+        found = []
+        for dim in _dims(self._base, self.layout.count):
+            change = _per_sample(output - self._base, dim)
+            change = torch.where(torch.isnan(change), torch.inf, change)
+            others = change.clone()
+            others[sample] = 0.0
+            affected = int((others > self._floor).sum())
+            own, most = float(change[sample]), float(others.max())
+            found.append(_Effect(sample, own, most, self._floor, affected))
+        return min(found, key=lambda effect: effect.others)
+
+    def reversed_differs(self) -> float | None:
+        """Return by how much outputs depend on the place in the batch, or None if they do not."""
+        order = torch.arange(self.layout.count).flip(0)
+        output = self._on(order)
+        if output is None:
+            return None
+        moved = [
+            _per_sample(output - self._base.flip(dim), dim).max()
+            for dim in _dims(self._base, self.layout.count)
+        ]
+        least = float(torch.stack(moved).min())
+        spread = float((self._base.amax() - self._base.amin()).abs())
+        # Deep networks amplify roundings, and a row's arithmetic depends a little on its place.
+        if not least > max(self._floor, _POSITION * spread, 1000 * self._eps * spread):
+            return None
+        other = _chosen(self._replay(seed=self._audit.seed + 12345), self.layout.count)
+        draws = other is None or not torch.equal(other, self._base)
+        return None if draws else least
+
+    def is_similarity(self) -> bool:
+        """Whether a smaller batch makes the second dimension of the output smaller too."""
+        count = self.layout.count
+        if self._base.ndim < 2 or self._base.shape[:2] != (count, count):
+            return False
+        fewer = torch.arange(count - 1)
+        try:
+            output = self._replay(samples(self._call.inputs, self.layout, fewer))
+        except UserCodeError:
+            return False
+        smaller = main_tensor(output)
+        return smaller is not None and smaller.shape[:2] == (count - 1, count - 1)
+
+    def connected(self, sample: int) -> bool:
+        """Whether a gradient flows from ``sample`` to another's output, as far as can be told."""
+        count = self.layout.count
+        other = count - 1 if sample != count - 1 else 0
+
+        def pick(output: Any) -> Tensor:
+            chosen = _chosen(output, count, detach=False)
+            if chosen is None:
+                raise TypeError("no output")
+            row = chosen.movedim(_dims(chosen, count)[0], 0)[other]
+            weights = torch.linspace(0.5, 1.5, row.numel(), device=row.device, dtype=row.dtype)
+            return (row.reshape(-1) * weights).sum()
+
+        found = self._replay.influence(pick, count)
+        if found is None:
+            return True
+        others = found.clone()
+        others[other] = 0.0
+        return bool(others.max() > 0.0)
+
+    def first_mixing(self, sample: int) -> str:
+        """Return the first module in whose output other samples change."""
+        order = stand_in(self._call.inputs, self.layout, sample)
+        if order is None:
+            return ""
+        before = self._replay.traced()
+        after = self._replay.traced(samples(self._call.inputs, self.layout, order))
+        for (name, a), (_, b) in zip(before, after, strict=False):
+            if a.shape != b.shape or self.layout.count not in a.shape[:2] or not name:
+                continue
+            floor = tolerance(a, a, eps=self._eps)
+            spread = [_others_change(a, b, dim, sample) for dim in _dims(a, self.layout.count)]
+            if min(spread) > floor:
+                return name
+        return ""
+
+
+def _others_change(before: Tensor, after: Tensor, dim: int, sample: int) -> float:
+    change = _per_sample(after.double() - before.double(), dim)
+    change[sample] = 0.0
+    return float(change.max())
+
+
+def _chosen(output: Any, count: int, *, detach: bool = True) -> Tensor | None:
+    """Return the floating output that has a dimension of the size of the batch."""
+    main = main_tensor(output)
+    candidates: Iterator[Tensor] = (t for _, t in batches.tensors(output))
+    for tensor in [*([main] if main is not None else []), *candidates]:
+        fits = tensor.is_floating_point() and tensor.layout is torch.strided
+        if fits and _dims(tensor, count):
+            return tensor.detach().double() if detach else tensor
+    return None
+
+
+def _dims(tensor: Tensor, count: int) -> list[int]:
+    return [dim for dim in (0, 1) if tensor.ndim > dim and tensor.shape[dim] == count]
+
+
+def _per_sample(change: Tensor, dim: int) -> Tensor:
+    return change.movedim(dim, 0).reshape(change.shape[dim], -1).abs().amax(1)
+
+
+def _by_design(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if "FakeQuant" in kind or "Observer" in kind:
+            return f"{name} measures the range of the whole batch to quantise it."
+    return ""
+
+
+def _statistics(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            yield name
+
+
+def _locate(audit: Audit, module: str) -> Any:
+    modules = dict(audit.loop.model.named_modules())
+    while module:
+        module = module.rpartition(".")[0]
+        if where := audit.loop.locate(modules[module]):
+            return where
+    return audit.loop.locate(audit.loop.model) or audit.loop.locate("model")

@@ -1,0 +1,227 @@
+"""GRAD104: whether a next-token model sees what it is to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.feed import main_tensor
+from nnaudit.loop.base import Needs
+from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.probes.perturbation import (
+    Call,
+    ModelCall,
+    Replay,
+    Shift,
+    padding_of,
+    position_changed,
+    shift_of,
+    warmed_up,
+)
+from nnaudit.report import Kind, Result, Table
+
+_ROWS = 3
+"""Rows that are looked at: one is enough to prove a leak, three make sure it is seen."""
+
+
+@dataclass(frozen=True)
+class _Reaction:
+    """How outputs of one row react to another value at ``position``: before, at and after it."""
+
+    row: int
+    position: int
+    before: float
+    at: float
+    after: float
+    floor: float
+
+
+class Causality(Check):
+    """Does a next-token model predict each token without having seen it?
+
+    Why: with a causal mask forgotten, a bidirectional layer or a convolution that is padded on
+        both sides, the token to be predicted is among the inputs. The loss falls to nearly
+        nothing and generated text is worthless. The same happens when the target is the input
+        itself, not shifted by one.
+    How: exact, and asked only where the target is the input shifted by one position (equal at
+        90 % of the positions that count, and at more than unshifted), as found in what the loss
+        is called with. In eval mode one value x_t of a row is exchanged for another one seen in
+        the batch, never a padding id, at the second, the middle and the last position of up to 3
+        rows. Outputs of the same row at positions before t that have a target must not change by
+        more than 10 times what two identical calls differ by, or 64 roundings. Null hypothesis:
+        no path from x_t to an earlier output, so not a bit changes. Where the outputs do not yet
+        depend on earlier positions (layers that start at zero) 5 training steps are taken first.
+        When the target equals the input everywhere, the same measurement tells copying (the
+        output at t depends on x_t and on nothing after it: a failure) from auto-encoders (it
+        depends on later positions) and from models that shift internally (it does not depend on
+        x_t). Prefixes without targets may see each other. No steps, or 5; up to 11 forward passes.
+    Fix: is_causal=True or a mask of torch.triu(..., diagonal=1); padding on the left only;
+        targets = ids[:, 1:], inputs = ids[:, :-1].
+    References: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.3; Karpathy, "A
+        Recipe for Training Neural Networks", 2019.
+    """
+
+    code, name, kind = "GRAD104", "causality", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER,)
+    probes = (ModelCall,)
+
+    def run(self, audit: Audit) -> Result:
+        """Exchange tokens and watch earlier outputs."""
+        call = audit.probe(ModelCall)
+        if call is None:
+            return self.skipped("The model is not called as a whole.")
+        shift = shift_of(call)
+        if shift is None:
+            return self.skipped("The target is not the input shifted by one position.")
+        try:
+            reactions = _reactions(audit, call, shift)
+            if isinstance(reactions, str):
+                return self.skipped(reactions)
+            if not _looks_back(reactions) and not _leaks(reactions):
+                if not audit.loop.lacks(Needs.STEPS):
+                    warmed_up(audit)
+                    again = _reactions(audit, call, shift)
+                    reactions = reactions if isinstance(again, str) else again
+        except UserCodeError as error:
+            return self.inconclusive(f"The model cannot be called again: {error}.")
+        if not reactions:
+            return self.inconclusive("No token of the first batch could be exchanged.")
+        return self._judged(audit, shift, reactions)
+
+    def _judged(self, audit: Audit, shift: Shift, reactions: list[_Reaction]) -> Result:
+        leaks = _leaks(reactions)
+        direct = any(r.at > r.floor for r in reactions)
+        table = Table(
+            title="Change of the outputs of a row when one of its tokens is exchanged",
+            columns=("row", "position", "outputs before it", "at it", "after it"),
+            rows=tuple((r.row, r.position, r.before, r.at, r.after) for r in reactions),
+        )
+        details: dict[str, Any] = {
+            "threshold": f"{max(r.floor for r in reactions):.2g}",
+            "evidence": (table,),
+            "location": audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
+        }
+        if not shift.shifted:
+            return self._unshifted(leaks, direct, details)
+        if leaks:
+            worst = max(leaks, key=lambda r: r.before)
+            return self.failed(
+                f"Exchanging the token at position {worst.position} changes outputs at earlier "
+                f"positions by up to {worst.before:.3g}: the model sees what it is to predict.",
+                fix="Use a causal mask: scaled_dot_product_attention(..., is_causal=True), "
+                "nn.Transformer.generate_square_subsequent_mask, convolutions padded on the left, "
+                "no bidirectional layer.",
+                measured=f"change of earlier outputs {worst.before:.3g}",
+                **details,
+            )
+        if not direct and not _looks_back(reactions):
+            return self.inconclusive("The outputs do not depend on the tokens yet.")
+        return self.passed(
+            "Exchanging a token changes no output before it.",
+            measured=f"change of earlier outputs {max(r.before for r in reactions):.2g}",
+            threshold=details["threshold"],
+        )
+
+    def _unshifted(self, leaks: list[_Reaction], direct: bool, details: dict[str, Any]) -> Result:
+        if leaks:
+            return self.skipped("The target is the input, which the model sees as a whole.")
+        if not direct:
+            return self.skipped("The model does not look at the token it predicts.")
+        return self.failed(
+            "The target is the input itself, not shifted: at each position the answer is what is "
+            "put in there, and the model looks at nothing after it.",
+            fix="inputs, targets = ids[:, :-1], ids[:, 1:]",
+            measured="target equals input at all positions",
+            **details,
+        )
+
+
+def _leaks(reactions: list[_Reaction]) -> list[_Reaction]:
+    return [r for r in reactions if r.before > r.floor]
+
+
+def _looks_back(reactions: list[_Reaction]) -> bool:
+    return any(r.after > r.floor for r in reactions)
+
+
+def _reactions(audit: Audit, call: Call, shift: Shift) -> list[_Reaction] | str:
+    with Replay(audit.loop, call) as replay:
+        base = _by_position(replay(), shift)
+        again = _by_position(replay(), shift)
+        if base is None or again is None or base.shape != again.shape:
+            return "The model's output has no position for each token."
+        if not bool(torch.isfinite(base).all()):
+            return "The outputs are not finite."
+        floor = tolerance(base, again, eps=eps_of(audit.loop.model))
+        found = []
+        padding = padding_of(audit.loop.model, shift)
+        for row, position in _places(shift):
+            audit.clock.check()
+            inputs = position_changed(call, shift, row, position, padding)
+            output = None if inputs is None else _by_position(replay(inputs), shift)
+            if output is not None and output.shape == base.shape:
+                change = (output[row] - base[row]).abs().amax(-1)
+                found.append(_reaction(change, shift, row, position, floor))
+    return found
+
+
+def _places(shift: Shift) -> list[tuple[int, int]]:
+    """Return up to three positions in each of up to three rows that have many targets."""
+    rows = torch.argsort(shift.valid.sum(1), descending=True, stable=True)[:_ROWS].tolist()
+    places = []
+    for row in rows:
+        counting = shift.valid[row].nonzero().flatten().tolist()
+        if len(counting) > 1:
+            last = min(counting[-1], shift.valid.shape[1] - 1)
+            middle = counting[len(counting) // 2]
+            places += [(row, t) for t in sorted({counting[1], middle, last})]
+    return places
+
+
+def _reaction(change: Tensor, shift: Shift, row: int, position: int, floor: float) -> _Reaction:
+    width = min(len(change), shift.valid.shape[1])
+    counts = shift.valid[row, :width].to(change.device)
+    earlier = change[: min(position, width)][counts[:position]]
+    at = float(change[position]) if position < len(change) else 0.0
+    later = change[position + 1 :]
+    return _Reaction(row, position, _largest(earlier), at, _largest(later), floor)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
+
+
+def _by_position(output: Any, shift: Shift) -> Tensor | None:
+    """Return the output as (B, T, ...) flattened to three dimensions; None if it has no T."""
+    tokens = shift.tokens.transpose(0, 1) if shift.time == 0 else shift.tokens
+    rows, length = tokens.shape[:2]
+    main = main_tensor(output)
+    for tensor in [*([main] if main is not None else []), *(t for _, t in batches.tensors(output))]:
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            continue
+        arranged = _arranged(tensor.detach(), rows, length, shift.time)
+        if arranged is not None:
+            return arranged.double()
+    return None
+
+
+def _arranged(tensor: Tensor, rows: int, length: int, time: int) -> Tensor | None:
+    if time == 0 and tensor.ndim >= 2 and tensor.shape[:2] == (length, rows):
+        return tensor.transpose(0, 1).reshape(rows, length, -1)
+    for width in (length, length - 1):
+        if tensor.ndim >= 2 and tensor.shape[:2] == (rows, width):
+            return tensor.reshape(rows, width, -1)
+        if tensor.ndim == 3 and (tensor.shape[0], tensor.shape[2]) == (rows, width):
+            return tensor.transpose(1, 2)
+        if tensor.ndim == 2 and tensor.shape[0] == rows * width:
+            if time == 0:
+                return tensor.reshape(width, rows, -1).transpose(0, 1)
+            return tensor.reshape(rows, width, -1)
+    return None

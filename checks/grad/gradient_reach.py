@@ -1,0 +1,208 @@
+"""GRAD101: whether every trained parameter gets a gradient."""
+
+from __future__ import annotations
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.gradient_reach import Block, GradientReach, Reach, Stray
+from nnaudit.report import Kind, Location, Result, Table
+
+
+class GradientsReachAll(Check):
+    """Does a gradient reach every parameter that is to be trained?
+
+    Why: a parameter without gradient stays what it was at random. The network trains around it
+        and ends somewhat worse, without a word: behind a ReLU that is never active, a softmax
+        over one element or a rounding, or in a plain Python list, which `model.parameters()` does
+        not look into.
+    How: exact. The gradients that the optimizer is given are read in the first 5 steps; where
+        one is None or exactly zero in all of them, in 10 steps more, at the author's own learning
+        rate, because a branch that starts at zero (LoRA, ReZero, adaLN-zero) gets its gradient
+        only after a step per layer of zeros. Zero means every element is exactly 0.0: an
+        embedding needs one row, a stack of experts one expert, and what cancels in theory (a key's
+        bias, a bias before a normalisation) leaves roundings. The blocks that remain are moved by
+        0.1 % in 5 random directions. Parameters a program updates itself (moving averages) are
+        no concern of gradients, nor are those without an optimizer (GRAD102). Not a failure:
+        modules that are never called and values that are never used, which is wasteful and often
+        inherited from a library (a warning); experts that were given no rows; biases, and
+        whatever moves the output and not the loss, since a ranking or a term that is weighted
+        by zero for now cancels it; part of a recurrent or attention layer (a warning).
+        Unregistered layers, in a list, dict or tuple of a module, are found by their own
+        gradient after a step, which no optimizer will use. Null hypothesis: none; threshold 0.
+    Fix: register layers with nn.ModuleList or nn.ModuleDict; give dead units a chance (lower
+        learning rate, LeakyReLU, no ReLU on the output); remove what is not used.
+    References: PyTorch documentation of nn.ModuleList and Tensor.grad; Lu et al., "Dying ReLU and
+        Initialization", 2019.
+    """
+
+    code, name, kind = "GRAD101", "gradient-reach", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (GradientReach,)
+    consequence_of = ("GRAD107", "STEP102")
+
+    def run(self, audit: Audit) -> Result:
+        """Judge the blocks that no gradient reached."""
+        reach = audit.probe(GradientReach)
+        if reach.strays:
+            return self._unregistered(audit, reach.strays)
+        blocks = [block for block in reach.blocks if not (block.starved or _cancels(block))]
+        dead = [block for block in blocks if _is_dead(block)]
+        measured = f"{reach.reached} of {reach.parameters} parameters get a gradient"
+        if reach.severed is not None or (blocks and not reach.reached):
+            return self._nothing(audit, reach, measured)
+        if dead:
+            return self.failed(
+                f"No gradient in {reach.steps} steps for {_listed(dead)}: {_cause(dead[0])}.",
+                fix=_fix(dead[0]),
+                measured=measured,
+                threshold="every trained parameter in at least one step",
+                evidence=(_table(dead),),
+                location=_location(audit, dead[0].name),
+                module=dead[0].name,
+            )
+        if blocks:
+            return self.warned(
+                f"No gradient in {reach.steps} steps for {_listed(blocks)}: "
+                f"{_harmless(blocks[0])}.",
+                fix="Remove what is not used, or exclude it from the optimizer.",
+                measured=measured,
+                threshold="every trained parameter in at least one step",
+                evidence=(_table(blocks),),
+                location=_location(audit, blocks[0].name),
+                module=blocks[0].name,
+            )
+        if not reach.parameters:
+            return self.skipped("No optimizer trains a parameter of the model.")
+        return self.passed(
+            f"All parameters that can get a gradient do, within {reach.steps} steps.",
+            measured=measured,
+        )
+
+    def _unregistered(self, audit: Audit, strays: tuple[Stray, ...]) -> Result:
+        first = strays[0]
+        place = f"{first.owner}.{first.attribute}".lstrip(".")
+        count = sum(stray.count for stray in strays)
+        what = "it is" if first.container in ("Tensor", "Parameter") else f"a {first.container} is"
+        return self.failed(
+            f"{count} parameter tensors in {place} get a gradient and are never updated: {what} "
+            "not registered with the model, so model.parameters() does not know them.",
+            fix=_registration(first),
+            measured=f"{count} unregistered parameter tensors with a gradient",
+            threshold="0",
+            evidence=(
+                Table(
+                    title="Parameters outside the model",
+                    columns=("where", "kept in", "tensors"),
+                    rows=tuple(
+                        (f"{s.owner}.{s.attribute}".lstrip("."), s.container, s.count)
+                        for s in strays
+                    ),
+                ),
+            ),
+            location=_location(audit, first.owner),
+            module=first.owner,
+        )
+
+    def _nothing(self, audit: Audit, reach: Reach, measured: str) -> Result:
+        why = (
+            "the loss hangs on no parameter"
+            if reach.severed is not None
+            else f"all gradients are None or exactly zero in {reach.steps} steps"
+        )
+        return self.failed(
+            f"No trained parameter gets a gradient: {why}.",
+            fix="Compute the loss from the model's output with torch functions, without detach, "
+            "item, numpy or no_grad; call optimizer.step() right after loss.backward().",
+            measured=measured,
+            threshold="every trained parameter in at least one step",
+            location=(reach.severed.location if reach.severed is not None else None)
+            or audit.loop.locate("loss"),
+        )
+
+
+def _cancels(block: Block) -> bool:
+    """Whether the loss does not depend on the block by construction."""
+    if block.absent or block.moves_loss:
+        return False
+    return block.moves_output or (block.partial and not block.type and _is_bias(block))
+
+
+def _is_bias(block: Block) -> bool:
+    return all("bias" in name.rpartition(".")[2] for name in block.parameters)
+
+
+def _is_dead(block: Block) -> bool:
+    if block.moves_loss:
+        return True
+    # Without a graph and without effect: not used. In the graph and always zero: dead.
+    return not block.absent and not block.partial
+
+
+def _cause(block: Block) -> str:
+    if block.moves_loss and block.absent:
+        return "they change the loss, but the graph is cut between them and the loss"
+    if block.moves_loss:
+        return (
+            "they change the loss, but what follows has no slope (rounding, sign, argmax, a clamp)"
+        )
+    return (
+        "the gradient is exactly zero, so what follows is dead: a ReLU that is never active, a "
+        "saturated or constant function, a softmax over one element, a factor of zero"
+    )
+
+
+def _fix(block: Block) -> str:
+    if block.moves_loss:
+        return "Keep the graph whole: no detach, no_grad, .data, .item() or numpy on the way."
+    return (
+        "Look at what the module's output goes through: drop the ReLU there or use LeakyReLU, "
+        "normalise the inputs, lower the learning rate, check the dim of the softmax."
+    )
+
+
+def _harmless(block: Block) -> str:
+    if block.partial:
+        return "what they do does not change the loss (sequences of one element?)"
+    if not block.called and block.type:
+        return "it is never called in training"
+    return "what they compute is not used by the loss"
+
+
+def _listed(blocks: list[Block]) -> str:
+    names = [block.name or "the whole model" for block in blocks]
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _location(audit: Audit, name: str) -> Location | None:
+    modules = dict(audit.loop.model.named_modules())
+    # The nearest module of the user's own that holds it.
+    while name not in modules or (name and audit.loop.locate(modules[name]) is None):
+        name = name.rpartition(".")[0]
+    return audit.loop.locate(modules[name]) or audit.loop.locate("model")
+
+
+def _registration(stray: Stray) -> str:
+    if stray.container in ("Tensor", "Parameter"):
+        return f"self.{stray.attribute} = nn.Parameter(...)"
+    kind = "nn.ModuleDict" if "dict" in stray.container.lower() else "nn.ModuleList"
+    return f"self.{stray.attribute} = {kind}(self.{stray.attribute})"
+
+
+def _table(blocks: list[Block]) -> Table:
+    return Table(
+        title="Without gradient",
+        columns=("block", "type", "tensors", "gradient", "called", "moving it moves the loss"),
+        rows=tuple(
+            (
+                block.name or "(model)",
+                block.type or "parameter",
+                len(block.parameters),
+                "None" if block.absent else "exactly zero",
+                "yes" if block.called else "no",
+                "yes" if block.moves_loss else "no",
+            )
+            for block in blocks
+        ),
+    )

@@ -1,0 +1,176 @@
+"""GRAD108: whether the output depends on the input at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Needs
+from nnaudit.probes.perturbation import (
+    Call,
+    Inputs,
+    ModelCall,
+    Replay,
+    differ,
+    noise_floor,
+    outputs_of,
+    warmed_up,
+)
+from nnaudit.report import Kind, Numbers, Result
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Largest change of any output, against what two identical calls differ by."""
+
+    largest: float
+    floor: float
+    repeated: float
+
+    @property
+    def visible(self) -> bool:
+        return self.largest > self.floor
+
+    @property
+    def none(self) -> bool:
+        return self.largest <= self.repeated
+
+
+class InputUse(Check):
+    """Does the output change with the input?
+
+    Why: an output that is the same for every input can only learn the average answer. It comes
+        from units that all died, a product with zero, an input overwritten or not passed on.
+    How: exact. The model is called in eval mode with the inputs of the first batch, then with the
+        same inputs given to other rows, then with inputs drawn at random on their scale, all from
+        the same state with the same random numbers. A change beyond 10 times what two identical
+        calls differ by and beyond 64 roundings counts. Where there is none, 5 training steps are
+        taken, because an output layer may start at zero, and it is looked at again. Null
+        hypothesis: the output is constant, so that not a bit of it changes. A change that is there but
+        within rounding is a warning: the input is nearly lost on the way. No step where the
+        output changes at once, 5 otherwise.
+    Fix: follow the input through forward(): a ReLU on the output whose units are all off, a
+        variable that is overwritten, a factor of zero.
+    References: Lu et al., "Dying ReLU and Initialization", 2019.
+    """
+
+    code, name, kind = "GRAD108", "input-use", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER,)
+    probes = (ModelCall,)
+
+    def run(self, audit: Audit) -> Result:
+        """Change the inputs, before and after a few steps."""
+        call = audit.probe(ModelCall)
+        if call is None:
+            return self.skipped("The model is not called as a whole.")
+        try:
+            change = _change(audit, call)
+        except UserCodeError as error:
+            return self.inconclusive(f"The model cannot be called again: {error}.")
+        if isinstance(change, str):
+            return self.inconclusive(change)
+        if change.visible:
+            return self._fine(change)
+        if audit.loop.lacks(Needs.STEPS):
+            taken, after = 0, change
+        else:
+            taken = warmed_up(audit)
+            again = _change(audit, call)
+            if isinstance(again, str):
+                return self.inconclusive(again)
+            after = again
+        if after.visible:
+            return self._fine(after)
+        return self._lost(audit, after, taken)
+
+    def _fine(self, change: _Change) -> Result:
+        return self.passed(
+            "The output changes with the input.",
+            measured=f"largest change {change.largest:.3g}",
+            threshold=f"more than {change.floor:.3g}",
+        )
+
+    def _lost(self, audit: Audit, change: _Change, taken: int) -> Result:
+        details: dict[str, Any] = {
+            "measured": f"largest change {change.largest:.3g} after {taken} steps",
+            "threshold": f"more than {change.floor:.3g}",
+            "evidence": (
+                Numbers(
+                    title="Change of the output with other inputs",
+                    values={"largest change": change.largest, "rounding": change.floor},
+                ),
+            ),
+            "location": audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
+        }
+        if change.none:
+            return self.failed(
+                "The output is the same whatever the input is, at the start and after "
+                f"{taken} steps.",
+                fix="Follow the input through forward(): dead units, a factor of zero, or a "
+                "variable that is overwritten.",
+                **details,
+            )
+        return self.warned(
+            f"The output changes with the input by {change.largest:.2g} only, no more than "
+            "rounding: the input is nearly lost on the way.",
+            fix="Add normalisation layers or shortcuts, and check the scale of the initial weights.",
+            **details,
+        )
+
+
+def _change(audit: Audit, call: Call) -> _Change | str:
+    with Replay(audit.loop, call) as replay:
+        output = replay()
+        base = outputs_of(output)
+        if base is None or not base.numel():
+            return "The model returns no floating point numbers in eval mode."
+        if not bool(torch.isfinite(base).all()):
+            return "The outputs are not finite."
+        floor = noise_floor(replay, audit.loop.model, output)
+        repeated = outputs_of(replay())
+        differs = 0.0 if repeated is None else 10.0 * float((repeated - base).abs().max())
+        largest, tried = 0.0, False
+        for inputs in _others(call.inputs, audit.seed):
+            if not differ(inputs, call.inputs):
+                continue
+            try:
+                moved = outputs_of(replay(inputs))
+            except UserCodeError:  # not every model takes random numbers
+                continue
+            if moved is None:
+                continue
+            tried = True
+            if moved.shape != base.shape:
+                return _Change(float("inf"), floor, differs)
+            distance = float((moved - base).abs().max())
+            largest = max(largest, float("inf") if distance != distance else distance)
+            if largest > floor:
+                break
+    return _Change(largest, floor, differs) if tried else "No other inputs could be tried."
+
+
+def _others(inputs: Inputs, seed: int) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def rolled(leaf: Any) -> Any:
+        return leaf.roll(1, 0) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.numel():
+            return leaf
+        if not leaf.is_floating_point():
+            flat = leaf.reshape(-1)
+            return flat[torch.randperm(len(flat), generator=generator).to(leaf.device)].view_as(leaf)
+        values = leaf.float()
+        size = float(values.std(correction=0)) or float(values.abs().max()) or 1.0
+        noise = torch.randn(leaf.shape, generator=generator).to(leaf.device)
+        return (values + size * noise).to(leaf.dtype)
+
+    return [batches.map_leaves(inputs, rolled), batches.map_leaves(inputs, drawn)]

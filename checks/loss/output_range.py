@@ -1,0 +1,159 @@
+"""LOSS105: whether the targets can be reached by the last activation."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import Observation
+from nnaudit.probes.first_steps import First, FirstSteps, MainLoss
+from nnaudit.report import Histogram, Kind, Result
+
+RANGES: dict[str, tuple[float, float]] = {
+    "Relu": (0.0, math.inf),
+    "Sigmoid": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+    "Softplus": (0.0, math.inf),
+    "Softmax": (0.0, 1.0),
+    "Exp": (0.0, math.inf),
+    "Elu": (-1.0, math.inf),
+    "Gelu": (-0.17, math.inf),
+    "Silu": (-0.279, math.inf),
+}
+"""What an activation can output, by its autograd node; ELU, GELU and SiLU by their minimum."""
+
+_MODULES = {
+    "ReLU": "Relu", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus",
+    "Softmax": "Softmax",
+}  # fmt: skip
+
+_REGRESSION = ("mse", "l1", "smooth_l1", "huber")
+
+_BATCHES = 64
+
+
+class OutputRange(Check):
+    """Can the network's last activation output every target?
+
+    Why: a ReLU on the output of a regression cannot give a negative number, a sigmoid nothing
+        above 1. Targets outside cost what they cost, no training helps, and a unit that is pushed
+        against the end of its range stops learning.
+    How: exact. What made the input of a regression loss (squared, absolute, Huber) is read from
+        autograd, with views looked through; where the loss is written by hand, from the last
+        module. Only an activation right before the loss counts: scaled and shifted afterwards it
+        has another range. Then the targets are counted that lie outside, by more than a thousandth
+        of their spread. Over 1 % of at least 512 is a failure: fewer may be errors in the data.
+        Where the data has fewer targets than 512, at least 64 and 10 % of them are asked for:
+        every one of them is out of reach for certain, and only how much it matters is uncertain.
+    Fix: remove the activation from the last layer, or scale the targets into its range.
+    References: Goodfellow, Bengio and Courville, "Deep Learning", 2016, section 6.2.2.
+    """
+
+    code, name, kind = "LOSS105", "output-range", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (FirstSteps,)
+    options: ClassVar[dict[str, float]] = {"targets": 512, "share": 0.01}
+
+    def run(self, audit: Audit) -> Result:
+        """Compare the targets with the range of what made the loss's input."""
+        first = audit.probe(FirstSteps)
+        main = first.main_loss
+        if main is None or main.calls[0].kind not in _REGRESSION:
+            return self.skipped("The loss is not a squared, absolute or Huber error alone.")
+        activation = _activation(first, main)
+        if activation not in RANGES:
+            return self.skipped("No activation of limited range stands right before the loss.")
+        low, high = RANGES[activation]
+        enough = int(self.option(audit, "targets"))
+        targets = _targets(audit, first, main, enough)
+        values = targets[torch.isfinite(targets)]
+        if not values.numel():
+            return self.inconclusive("No target is finite.")
+        spread = float(values.amax() - values.amin())
+        slack = 1e-3 * spread
+        outside = (values < low - slack) | (values > high + slack)
+        share, count = float(outside.float().mean()), values.numel()
+        span = f"[{low:g}, {high:g}]" if math.isfinite(high) else f"{low:g} and above"
+        details = {
+            "measured": f"{share:.1%} of {count} targets outside",
+            "threshold": f"{self.option(audit, 'share'):.0%} outside {span}",
+        }
+        limit = self.option(audit, "share") if count >= enough else 0.1
+        if share <= self.option(audit, "share"):
+            if count >= enough:
+                return self.passed(f"The targets lie where {activation.lower()} can reach.", **details)
+            return self.inconclusive(f"Only {count} targets: all within reach so far.", **details)
+        if share <= limit or count < 64:
+            return self.inconclusive(f"Only {count} targets, some of them out of reach.", **details)
+        return self.failed(
+            f"{share:.1%} of {count} targets cannot be reached: they go from "
+            f"{float(values.min()):.3g} to {float(values.max()):.3g}, and the output of "
+            f"{activation.lower()} is {span}.",
+            fix=f"Remove the {activation.lower()} from the last layer, or scale the targets into "
+            f"{span}.",
+            evidence=(_histogram(values),),
+            location=main.calls[0].location
+            or audit.loop.locate(audit.loop.model)
+            or audit.loop.locate("model"),
+            **details,
+        )
+
+
+def _activation(first: First, main: MainLoss) -> str:
+    if not main.spelled_out:
+        names = {call.producer.rstrip("0123456789").removesuffix("Backward") for call in main.calls}
+        return names.pop() if len(names) == 1 else ""
+    return _last_module(first.completed[0])
+
+
+def _last_module(seen: Observation) -> str:
+    """Return the activation whose output is the root module's, by shape and statistics."""
+    root = next((a for a in reversed(seen.activations) if a.module == ""), None)
+    leaf = next((a for a in reversed(seen.activations) if a.is_leaf), None)
+    if root is None or leaf is None:
+        return ""
+    same = (root.mean, root.std) == (leaf.mean, leaf.std)
+    return _MODULES.get(leaf.type, "") if same else ""
+
+
+def _targets(audit: Audit, first: First, main: MainLoss, enough: int) -> Tensor:
+    """Return at least ``enough`` targets, flat, where the data has as many."""
+    found = [call.target.float().cpu().reshape(-1) for call in main.calls]
+    if first.repeats_one_batch:
+        return found[0]
+    # More than the steps used only where the batch's target is the very one the loss is given.
+    known = first.targets[0]
+    given = (
+        isinstance(known, Tensor)
+        and known.numel() == found[0].numel()
+        and torch.equal(known.float().cpu().reshape(-1), found[0])
+    )
+    if sum(len(values) for values in found) < enough and given:
+        try:
+            more = [audit.loop.feed(b).target for b in islice(audit.loop.batches(), _BATCHES)]
+        except UserCodeError:
+            more = []
+        tensors = [t.float().cpu().reshape(-1) for t in more if isinstance(t, Tensor)]
+        if sum(map(len, tensors)) > sum(map(len, found)):
+            found = tensors
+    return torch.cat(found)
+
+
+def _histogram(values: Tensor) -> Histogram:
+    low, high = float(values.min()), float(values.max())
+    counts = torch.histc(values, bins=30, min=low, max=high)
+    edges = torch.linspace(low, high, 31)
+    return Histogram(
+        title="Targets",
+        x_label="target",
+        edges=tuple(edges.tolist()),
+        counts=tuple(int(c) for c in counts),
+    )

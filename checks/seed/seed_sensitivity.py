@@ -1,0 +1,124 @@
+"""SEED102: whether another seed makes another run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.runs import Run, Runs, SeededRuns
+from nnaudit.probes.seeding import Seeding
+from nnaudit.report import Kind, Result, Table
+
+
+class SeedSensitivity(Check):
+    """Does another seed make another run?
+
+    Why: Five runs under five seeds show how much of a result is luck. If the seed is reset inside,
+        in `build_model()` or in `__getitem__`, all five are the same run, their spread is zero, and
+        every batch may be augmented with the same numbers.
+    How: Starts the training under a second seed and compares the weights that hold more than one
+        number throughout, and the first batches. It warns when all such weights are the same and a
+        function of the user's seeded a global generator while the model was built, and when a
+        global generator is seeded again and again while batches are read or steps are taken. A
+        program that seeds itself at the top, as scripts do, weights that are the same although
+        nobody seeds (loaded ones, or a start that is not random), and a loader with a generator of
+        its own are noted: they may be meant. There is no threshold: equality is exact.
+    Fix: Seed once, at the very start, with a number that can be chosen:
+        `torch.manual_seed(args.seed)`; for numbers that must not change, a generator of their own:
+        `generator=torch.Generator().manual_seed(0)`.
+    References: Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks (2021).
+        PyTorch, "Reproducibility" (notes/randomness).
+    """
+
+    code = "SEED102"
+    name = "seed-sensitivity"
+    kind = Kind.JUDGEMENT
+    needs = (Needs.TRAIN_LOADER, Needs.FRESH_RUN)
+    probes = (SeededRuns,)
+
+    def run(self, audit: Audit) -> Result:
+        """Compare a run under another seed with the first."""
+        runs = audit.probe(SeededRuns)
+        other = runs.other
+        if other is None:
+            return self.skipped("Runs cannot be started anew.")
+        repeated = _seeded_again_and_again(other)
+        if repeated is not None:
+            return self._warned(
+                repeated,
+                f"{repeated.function}() is called while {_doing(repeated)}, {_where(repeated)}, so "
+                "whatever is drawn afterwards (order, dropout, noise) follows it and not the seed.",
+            )
+        drawn = runs.first.initial.varying
+        changed = set(runs.first.initial.differing(other.initial)) & drawn
+        if drawn and not changed:
+            return self._same_weights(runs, other)
+        if runs.first.batches == other.batches and len(set(other.batches)) > 1:
+            return self.noted(
+                f"Seeds {runs.seed} and {runs.seed + 1} give different weights and the same "
+                "batches: the data set's order is fixed or has a seed of its own."
+            )
+        weights = f"{len(changed)} of {len(drawn)} weight tensors" if drawn else "the weights"
+        return self.passed(
+            f"Seeds {runs.seed} and {runs.seed + 1} give different runs: {weights} and the "
+            "batches differ."
+            if changed
+            else f"Seeds {runs.seed} and {runs.seed + 1} give different batches; no weight starts "
+            "from random numbers."
+        )
+
+    def _same_weights(self, runs: Runs, other: Run) -> Result:
+        while_building = [each for each in other.seedings if each.during == "building"]
+        inner = [each for each in while_building if not each.is_the_run_s_own]
+        start = f"Seeds {runs.seed} and {runs.seed + 1} give the same initial weights"
+        if inner:
+            return self._warned(
+                inner[-1], f"{start}: {inner[-1].function}() resets the seed {_where(inner[-1])}."
+            )
+        if while_building:
+            own = while_building[-1]
+            return self.noted(
+                f"{start}: the program seeds itself ({own.function}() {_where(own)}); give the "
+                "seed as an argument to be able to vary it.",
+                location=own.location,
+            )
+        return self.noted(
+            f"{start} although nothing seeds a generator: they are loaded, or not random."
+        )
+
+    def _warned(self, seeding: Seeding, message: str) -> Result:
+        rows = (
+            (
+                seeding.function,
+                f"{seeding.location.file}:{seeding.location.line}",
+                " < ".join(seeding.within[:4]),
+            ),
+        )
+        return self.warned(
+            message,
+            evidence=(Table(title="Seeding", columns=("call", "line", "within"), rows=rows),),
+            location=seeding.location,
+            fix="rng = torch.Generator().manual_seed(seed)  # of its own; leave the global one alone",
+        )
+
+
+def _seeded_again_and_again(run: Run) -> Seeding | None:
+    """Return the call that seeded most often during the training; None for a single one."""
+    during = [each for each in run.seedings if each.during != "building"]
+    often = Counter((each.function, each.location.file, each.location.line) for each in during)
+    for each in during:
+        if often[each.function, each.location.file, each.location.line] > 2:
+            return each
+    return None
+
+
+def _doing(seeding: Seeding) -> str:
+    return "a batch is read" if seeding.during == "reading" else "a step is taken"
+
+
+def _where(seeding: Seeding) -> str:
+    function = seeding.within[0] if seeding.within else "<module>"
+    inside = "at the top level" if function == "<module>" else f"inside {function}()"
+    return f"{inside} (line {seeding.location.line})"

@@ -1,0 +1,239 @@
+"""SEED101: two runs under one seed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Needs
+from nnaudit.probes.runs import Run, Runs, SeededRuns
+from nnaudit.probes.seeding import Unseeded
+from nnaudit.report import Evidence, Kind, Result, Table, Text
+from nnaudit.state import preserved
+
+_FIX = {
+    "initialisation": "torch.manual_seed(seed)  # and draw weights with torch only",
+    "order": "DataLoader(..., generator=torch.Generator().manual_seed(seed))",
+    "augmentation": "rng = np.random.default_rng(torch.initial_seed() % 2**32)",
+    "data set": "np.random.default_rng(seed)  # a split or noise must come from the seed",
+    "data": "random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)",
+    "step": "torch.randn_like(x)  # noise from torch's generator, not from another",
+}
+"""The line to write, by where the runs part."""
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where two runs under one seed first differ."""
+
+    where: str
+    message: str
+    measured: str = ""
+
+
+class SeededRun(Check):
+    """Do two runs under the same seed do the same?
+
+    Why: A run that cannot be repeated cannot be debugged, and a comparison of two variants measures
+        their luck. The usual reasons are a generator without a seed, `default_rng()`, a seed from
+        the clock, and worker processes that seed themselves.
+    How: Starts the training twice under one seed, in one process, from building the model to its
+        first six steps, and compares bit by bit: weights and buffers, the batches, the losses, the
+        weights at the end. Where they differ first is named: the initialisation, the data set, the
+        order, the augmentation, the step. There is no threshold but one: if weights and batches
+        agree and the losses part by less than 1e-4 of their size (1e-2 on a GPU), that is the
+        rounding of parallel sums, and a note; on a GPU it names the operators that PyTorch knows to
+        be nondeterministic. What a new process changes cannot be seen: the order of a set of
+        strings follows PYTHONHASHSEED, that of a folder's files the file system.
+    Fix: `random.seed(s); np.random.seed(s); torch.manual_seed(s)` first of all, and pass a seed to
+        every generator: `np.random.default_rng(seed)`. In workers, derive it from
+        `torch.initial_seed()`. Against rounding: `torch.use_deterministic_algorithms(True)`.
+    References: PyTorch, "Reproducibility" (notes/randomness). Pham et al., Problems and
+        Opportunities in Training Deep Learning Software Systems: An Analysis of Variance (2020).
+    """
+
+    code = "SEED101"
+    name = "seeded-run"
+    kind = Kind.EXACT
+    needs = (Needs.TRAIN_LOADER,)
+    probes = (SeededRuns,)
+    consequence_of = ("GRAD106",)
+
+    def run(self, audit: Audit) -> Result:
+        """Compare the two runs from the start and name the first difference."""
+        runs = audit.probe(SeededRuns)
+        table = _table(runs)
+        parting = parting_of(runs, on_gpu=audit.loop.device.type != "cpu")
+        what = "Replayed twice" if runs.replayed else f"Started twice under seed {runs.seed}"
+        if parting is None:
+            return self._same(runs, what, table)
+        evidence: tuple[Evidence, ...] = (table,)
+        if parting.where == "arithmetic":
+            named = _nondeterministic_operators(audit)
+            if named:
+                evidence += (Text(title="Nondeterministic operators", text="\n".join(named)),)
+            return self.noted(f"{what}, {parting.message}.", evidence=evidence)
+        suspect = _suspect(runs, parting)
+        if runs.unseeded:
+            evidence += (_suspects(runs.unseeded),)
+        part = "model" if parting.where in ("initialisation", "step") else "train_loader"
+        return self.failed(
+            f"{what}, {parting.message}.",
+            measured=parting.measured,
+            threshold="bit for bit the same",
+            evidence=evidence,
+            location=suspect.location if suspect is not None else audit.loop.locate(part),
+            fix=_FIX[parting.where],
+        )
+
+    def _same(self, runs: Runs, what: str, table: Table) -> Result:
+        first = runs.first
+        said = f"{len(first.batches)} batches"
+        if first.losses:
+            said += f", {len(first.losses)} losses and the weights after them"
+        if runs.replayed:
+            return self.passed(
+                f"{what} from the same random state, the training has the same {said}; building "
+                "the model anew was not possible.",
+                evidence=(table,),
+            )
+        return self.passed(
+            f"{what}, the training has the same initial weights, {said}.", evidence=(table,)
+        )
+
+
+def parting_of(runs: Runs, *, on_gpu: bool = False) -> Parting | None:
+    """Return where the two runs under one seed first differ; None when they are the same."""
+    first, again = runs.first, runs.again
+    differing = first.initial.differing(again.initial)
+    if differing:
+        named = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
+        return Parting(
+            "initialisation",
+            f"the initial weights differ in {len(differing)} of {len(first.initial.digests)} "
+            f"tensors ({named})",
+            f"{len(differing)} tensors differ",
+        )
+    if first.batches != again.batches:
+        return _parting_of_data(first, again)
+    return _parting_of_steps(first, again, on_gpu=on_gpu)
+
+
+def _parting_of_data(first: Run, again: Run) -> Parting:
+    pairs = zip(first.batches, again.batches, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+    measured = f"batch {place + 1} is the first to differ"
+    nth = f"batch {place + 1} differs"
+    a, b = first.items, again.items
+    if a is not None and b is not None and a[0] == a[1] and b[0] == b[1] and a[0] != b[0]:
+        return Parting("data set", f"the data set holds other values: {nth}", measured)
+    same_indices = first.indices is not None and first.indices == again.indices
+    if first.rows == again.rows or (first.indices is not None and not same_indices):
+        return Parting("order", f"the samples come in another order: {nth}", measured)
+    same_targets = first.targets == again.targets and len(set(first.targets)) > 1
+    if same_indices or same_targets:
+        return Parting(
+            "augmentation",
+            f"the same samples come in the same order with other values: {nth}",
+            measured,
+        )
+    return Parting("data", f"other batches are drawn: {nth}", measured)
+
+
+def _parting_of_steps(first: Run, again: Run, *, on_gpu: bool) -> Parting | None:
+    tolerance = 1e-2 if on_gpu else 1e-4
+    for place, (a, b) in enumerate(zip(first.losses, again.losses, strict=False)):
+        if a == b or (math.isnan(a) and math.isnan(b)):
+            continue
+        apart = _relative(a, b, first.losses)
+        # What rounding parts at one step, the next one may enlarge.
+        if not apart < (tolerance if place == 0 else 10 * tolerance):
+            return Parting(
+                "step",
+                f"weights and batches are the same, yet the loss of step {place + 1} is {a:.6g} in "
+                f"one run and {b:.6g} in the other: the step draws numbers that no seed reaches",
+                f"{a:.6g} and {b:.6g}",
+            )
+        return Parting(
+            "arithmetic",
+            f"the losses part at step {place + 1} by {apart:.1e} of their size, as the rounding of "
+            "parallel sums does",
+        )
+    differing = first.final.differing(again.final)
+    if not differing or len(first.losses) != len(again.losses):
+        return None
+    apart = first.final.distance(again.final)
+    if math.isnan(apart) and _holds_nan(first):
+        return None
+    return Parting(
+        "arithmetic",
+        f"the losses are the same and {len(differing)} tensors of the final weights part by up to "
+        f"{apart:.1e} of their size",
+    )
+
+
+def _relative(a: float, b: float, losses: tuple[float, ...]) -> float:
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    floor = 1e-3 * abs(losses[0]) if math.isfinite(losses[0]) else 0.0
+    return abs(a - b) / max(abs(a), abs(b), floor, 1e-12)
+
+
+def _holds_nan(run: Run) -> bool:
+    return any(not bool(torch.isfinite(value).all()) for value in run.final.values.values())
+
+
+def _nondeterministic_operators(audit: Audit) -> list[str]:
+    """Return PyTorch's own warnings about the operators of one step; empty on a CPU."""
+    loop = audit.loop
+    if loop.device.type == "cpu" or loop.lacks(Needs.STEPS):
+        return []
+    with preserved(loop.subjects), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            for batch in loop.batches():
+                loop.step(batch)
+                break
+        except UserCodeError:
+            return []
+    said = [str(each.message) for each in caught]
+    return sorted({text.splitlines()[0] for text in said if "determinis" in text})
+
+
+def _suspect(runs: Runs, parting: Parting) -> Unseeded | None:
+    """The line to point at, where only one is suspicious."""
+    if parting.where == "order" or len(runs.unseeded) != 1:
+        return None
+    return runs.unseeded[0]
+
+
+def _suspects(unseeded: tuple[Unseeded, ...]) -> Table:
+    rows = tuple((f"{each.location.file}:{each.location.line}", each.text) for each in unseeded)
+    return Table(title="Lines that no seed determines", columns=("line", "source"), rows=rows)
+
+
+def _table(runs: Runs) -> Table:
+    first, again = runs.first, runs.again
+    steps = [
+        (f"loss of step {i + 1}", f"{a:.8g}", f"{b:.8g}", "yes" if repr(a) == repr(b) else "no")
+        for i, (a, b) in enumerate(zip(first.losses, again.losses, strict=False))
+    ]
+    data = [
+        (f"batch {i + 1}", a[:12], b[:12], "yes" if a == b else "no")
+        for i, (a, b) in enumerate(zip(first.batches, again.batches, strict=False))
+    ]
+    starts = _compared("initial weights", len(first.initial.differing(again.initial)))
+    ends = _compared("final weights", len(first.final.differing(again.final)))
+    rows = (starts, *data, *steps, ends)
+    return Table(title="Two runs under one seed", columns=("", "first", "again", "same"), rows=rows)
+
+
+def _compared(what: str, differing: int) -> tuple[str, str, str, str]:
+    return what, "", f"{differing} tensors differ" if differing else "", "no" if differing else "yes"

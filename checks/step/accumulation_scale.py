@@ -1,0 +1,178 @@
+"""STEP103: whether gradients accumulated over several batches are averaged."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.control import without_dropout
+from nnaudit.loop.events import Event, Happening
+from nnaudit.loop.taps import LossCall
+from nnaudit.probes.step_trace import StepTrace, TracedStep
+from nnaudit.report import Kind, Location, Numbers, Result
+
+_ADAPTIVE = (
+    "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "SparseAdam",
+    "Adafactor", "Rprop", "Lion", "AdamW8bit", "Adam8bit",
+)  # fmt: skip
+
+_TOO_LARGE = 1.5
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """One optimizer step made of several batches.
+
+    Attributes:
+        count: how many backward passes it took.
+        scale: the sum of what was back-propagated over the mean of the losses: 1 where divided.
+        location: the line of the backward.
+    """
+
+    count: int
+    scale: float
+    location: Location | None
+
+
+class AccumulationScale(Check):
+    """Is a gradient accumulated over several batches their mean, not their sum?
+
+    Why: k micro-batches stand for one batch k times as large only if each loss is divided by k.
+        Otherwise the gradient is k times too large: with SGD that multiplies the learning rate
+        by k, with clipping it changes what is clipped, and whoever changes k changes both.
+    How: exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
+        passes from the same line, each of the mean-reduced loss of one line, and each on the
+        whole of the batch that the loop was given, which here is the same batch k times, so that
+        without dropout the k losses must be equal. What was back-propagated, a gradient scaler's factor taken out, is divided by those losses and
+        summed over the k passes: 1 if divided by k, k if not. It fails where the sum is at least
+        1.5 and the optimizer's step grows with its gradient or the gradient is clipped; an
+        adaptive optimizer without clipping does not feel it, which is a note. Several different
+        losses, sums, and losses per token are not judged.
+    Fix: (loss / accumulation_steps).backward()
+    References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
+    """
+
+    code, name, kind = "STEP103", "accumulation-scale", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (StepTrace,)
+
+    def run(self, audit: Audit) -> Result:
+        """Compare what was back-propagated with the losses."""
+        trace = audit.probe(StepTrace)
+        several = [step for step in trace.steps if _most_backwards(step) > 1]
+        if len(several) < len(trace.steps):
+            return self.skipped("Every optimizer step follows one backward pass.")
+        found = [
+            _accumulation(audit.loop, step, batch)
+            for step, batch in zip(trace.steps, trace.batches, strict=True)
+        ]
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            return self.inconclusive(
+                "A step has several backward passes, and that they are of the same mean-reduced "
+                "loss over several batches could not be shown."
+            )
+        if known[0].scale >= _TOO_LARGE and not _repeats(audit.loop, trace.batches[0]):
+            return self.inconclusive(
+                "The backward passes of a step differ in what they are given: these may be several "
+                "views of one batch rather than several batches."
+            )
+        return self._judge(audit, known, clipped=any(step.of(Happening.CLIP) for step in several))
+
+    def _judge(self, audit: Audit, found: list[Accumulation], *, clipped: bool) -> Result:
+        scale, count = min(each.scale for each in found), found[0].count
+        numbers = Numbers(
+            title="Accumulation",
+            values={"backward passes per step": count, "gradient, times the mean": scale},
+        )
+        if scale < _TOO_LARGE:
+            return self.passed(
+                f"The gradients of {count} backward passes add up to {scale:.3g} times their mean.",
+                evidence=(numbers,),
+            )
+        said = (
+            f"Each step adds up the gradients of {count} batches without dividing: they are "
+            f"{scale:.3g} times the gradient of one batch of that size"
+        )
+        names = {type(optimizer).__name__ for optimizer in audit.loop.optimizers}
+        details = {
+            "measured": f"{scale:.3g} times the mean gradient",
+            "threshold": "1.5 times",
+            "evidence": (numbers,),
+            "location": found[0].location or audit.loop.locate("training_step"),
+        }
+        if names <= set(_ADAPTIVE) and not clipped:
+            return self.noted(
+                f"{said}; {', '.join(sorted(names))} divides by the gradient's size and does not "
+                "feel it.",
+                **details,
+            )
+        return self.failed(f"{said}.", fix=f"(loss / {count}).backward()", **details)
+
+
+def _repeats(loop: Loop, batch: object) -> bool:
+    """Whether all passes of a step compute the same loss of the same rows."""
+    with ExitStack() as stack:
+        for model in loop.models:
+            stack.enter_context(without_dropout(model))
+        seen = loop.step(batch, observe=True).observation
+    values = [float(c.value) for c in seen.loss_calls if c.value is not None] if seen else []
+    return bool(values) and all(math.isclose(v, values[0], rel_tol=1e-4) for v in values)
+
+
+def _most_backwards(step: TracedStep) -> int:
+    return len([event for event in step.of(Happening.BACKWARD) if event.within < 0])
+
+
+def _accumulation(loop: Loop, step: TracedStep, batch: object) -> Accumulation | None:
+    """Return what the step accumulates; None where it is not surely accumulation."""
+    passes = step.of(Happening.BACKWARD)
+    seen = step.step.observation
+    if seen is None or len(step.of(Happening.STEP)) != 1 or len(loop.optimizers) != 1:
+        return None
+    calls = seen.loss_calls
+    if len(calls) != len(passes) or not _are_one_loop(passes, calls):
+        return None
+    if not all(_is_whole(loop, batch, call) for call in calls):
+        return None
+    ratios = []
+    for event, call in zip(passes, calls, strict=True):
+        value = float(call.value) if call.value is not None and call.value.numel() == 1 else 0.0
+        if event.root is None or value == 0.0 or not math.isfinite(value):
+            return None
+        ratios.append(event.root / event.scale / value)
+    if max(ratios) > 1.05 * min(ratios):
+        return None
+    return Accumulation(len(passes), sum(ratios), passes[0].location)
+
+
+def _are_one_loop(passes: list[Event], calls: list[LossCall]) -> bool:
+    """Whether all passes come from one line, with losses of one line that are means."""
+    lines = {event.location for event in passes}
+    losses = {(call.kind, call.location) for call in calls}
+    means = all(call.reduction == "mean" for call in calls)
+    return len(lines) == 1 and len(losses) == 1 and means
+
+
+def _is_whole(loop: Loop, batch: object, call: LossCall) -> bool:
+    """Whether the loss is of every row of the batch, and of its very targets."""
+    try:
+        target = loop.feed(batch).target
+    except UserCodeError:
+        return False
+    given = call.arguments.get("target")
+    if not isinstance(target, Tensor) or not isinstance(given, Tensor):
+        return False
+    if target.numel() != given.numel() or call.input.shape[:1] != given.shape[:1]:
+        return False
+    flat, other = target.detach().cpu().flatten(), given.detach().cpu().flatten()
+    return bool(torch.equal(flat.to(other.dtype), other)) and batches.size(batch) > 0

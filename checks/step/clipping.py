@@ -1,0 +1,196 @@
+"""STEP104: whether gradient clipping holds at the step, and leaves something to step with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.events import Clip, Event, Happening, Recorder, without_gradients
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.step_trace import StepTrace, Trace, describe
+from nnaudit.report import Curve, Kind, Location, Result, Series, Text
+
+_MORE_STEPS = 16
+_ADAPTIVE = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "SparseAdam")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A clip that came before a step: what it met, what it should leave, what the step used."""
+
+    clip: Clip
+    used: float
+    step: Event
+    scaled: float
+    unscaled_after: bool
+
+
+class Clipping(Check):
+    """Does the gradient that the optimizer uses keep to the clip, and is the clip in proportion?
+
+    Why: clipping protects a run from rare large gradients. Done before a gradient scaler's
+        unscale_ it clips numbers that are thousands of times too large, and what is left after
+        unscaling is next to nothing; done before the last backward it bounds only a part. A limit
+        far below every gradient is no protection but another learning rate.
+    How: exact. Every call of clip_grad_norm_ and clip_grad_value_ between backward and step is
+        noted, with its limit; right before the optimizer's step the same norm of the same
+        gradients is computed again. It fails when that is more than 5 % over the limit (norms in
+        bfloat16 err by 1 %) in two steps or more, or when the clip was applied to gradients that
+        a gradient scaler had still multiplied. A clip that met more than 100 times its limit in
+        every one of 20 steps is a warning, and a note for adaptive optimizers, whose steps do not
+        grow with the gradient. What comes after the step is STEP107's.
+    Fix: scaler.unscale_(optimizer); clip_grad_norm_(model.parameters(), 1.0); scaler.step(optimizer)
+    References: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural
+        networks" (2013); PyTorch documentation, "Automatic Mixed Precision examples".
+    """
+
+    code, name, kind = "STEP104", "clipping", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (StepTrace,)
+    options: ClassVar[dict[str, float]] = {"excess": 1.05, "binding": 100.0}
+
+    def run(self, audit: Audit) -> Result:
+        """Compare each clip's limit with what the step used."""
+        trace = audit.probe(StepTrace)
+        bounds = _bounds(trace.events)
+        if not bounds:
+            return self._unclipped(trace)
+        hidden = [bound for bound in bounds if bound.unscaled_after and bound.scaled > 1.0]
+        if hidden:
+            return self._still_scaled(audit, trace, hidden[0])
+        excess = self.option(audit, "excess")
+        over = [b for b in bounds if b.used > excess * b.clip.limit and math.isfinite(b.used)]
+        if len(over) > 1:
+            return self._exceeded(audit, trace, over)
+        return self._proportion(audit, bounds)
+
+    def _unclipped(self, trace: Trace) -> Result:
+        if any(event.kind is Happening.CLIP for event in trace.events):
+            return self.skipped("Gradients are clipped, but not between backward and step.")
+        return self.skipped("Gradients are not clipped.")
+
+    def _still_scaled(self, audit: Audit, trace: Trace, bound: Bound) -> Result:
+        return self.failed(
+            f"Gradients are clipped to {bound.clip.limit:g} while they are still multiplied by the "
+            f"gradient scaler's {bound.scaled:g}: the step uses a norm of {bound.used:.2g}.",
+            measured=f"a norm of {bound.used:.3g} at the step",
+            threshold=f"at most {bound.clip.limit:g}, of gradients that are not scaled",
+            evidence=(_order(audit.loop, trace),),
+            location=_line_of(trace) or audit.loop.locate("training_step"),
+            fix="scaler.unscale_(optimizer) before clip_grad_norm_",
+        )
+
+    def _exceeded(self, audit: Audit, trace: Trace, over: list[Bound]) -> Result:
+        worst = max(over, key=lambda bound: bound.used / max(bound.clip.limit, 1e-30))
+        return self.failed(
+            f"Gradients are clipped to {worst.clip.limit:g}, and the optimizer steps with "
+            f"{worst.used:.3g}: something adds to them after the clip.",
+            measured=f"{_what(worst.clip)} {worst.used:.3g} at the step",
+            threshold=f"at most {worst.clip.limit:g}",
+            evidence=(_order(audit.loop, trace),),
+            location=_line_of(trace) or audit.loop.locate("training_step"),
+            fix="clip right before optimizer.step(), after the last backward()",
+        )
+
+    def _proportion(self, audit: Audit, bounds: list[Bound]) -> Result:
+        binding = self.option(audit, "binding")
+        if min(map(_ratio, bounds)) > binding:
+            bounds = [*bounds, *_more_bounds(audit)]
+        met = sorted(map(_ratio, bounds))
+        limit = bounds[0].clip.limit
+        curve = Curve(
+            title="Gradients that the clip met",
+            x_label="step",
+            y_label=_what(bounds[0].clip),
+            series=(
+                Series(
+                    name="before clipping",
+                    x=tuple(range(len(bounds))),
+                    y=tuple(bound.clip.before for bound in bounds),
+                ),
+            ),
+            thresholds={"limit": limit},
+            log_y=True,
+        )
+        median = met[len(met) // 2]
+        if met[0] <= binding:
+            return self.passed(
+                f"The gradient at the step keeps to the clip of {limit:g}; before it, the median "
+                f"is {median:.2g} times the limit.",
+                evidence=(curve,),
+            )
+        said = (
+            f"The clip of {limit:g} cuts every gradient of {len(bounds)} steps by more than "
+            f"{binding:g} (by {median:.3g} in the middle)"
+        )
+        names = {type(optimizer).__name__ for optimizer in audit.loop.optimizers}
+        if names <= set(_ADAPTIVE):
+            who = ", ".join(sorted(names))
+            return self.noted(
+                f"{said}; {who} hardly feels it, as its steps do not grow with the gradient.",
+                evidence=(curve,),
+            )
+        typical = sorted(bound.clip.before for bound in bounds)[len(bounds) // 2]
+        return self.warned(
+            f"{said}: it acts as a learning rate {median:.3g} times as small.",
+            measured=f"gradients {median:.3g} times the limit",
+            threshold=f"{binding:g} times",
+            evidence=(curve,),
+            location=next((b.step.location for b in bounds if b.step.location), None),
+            fix=f"clip_grad_norm_(model.parameters(), {_rounded(typical)}), about what is typical",
+        )
+
+
+def _bounds(events: tuple[Event, ...]) -> list[Bound]:
+    """Return every clip that a step was to keep to."""
+    found: list[Bound] = []
+    scales: dict[int, tuple[float, bool]] = {}
+    unscaled: set[int] = set()
+    for event in events:
+        if event.kind is Happening.UNSCALE:
+            unscaled.add(event.which)
+        elif event.kind is Happening.CLIP:
+            scales[event.which] = (event.scale, event.which in unscaled)
+        elif event.kind is Happening.STEP:
+            scale, before = scales.get(event.which, (1.0, True))
+            after = not before and event.which in unscaled
+            found += [Bound(clip, used, event, scale, after) for clip, used in event.clipped]
+            unscaled.discard(event.which)
+            scales.pop(event.which, None)
+    return found
+
+
+def _more_bounds(audit: Audit) -> list[Bound]:
+    events: list[Event] = []
+    with Recorder(audit.loop) as recorder:
+        for batch in consecutive_batches(audit.loop, _MORE_STEPS):
+            audit.clock.check()
+            audit.loop.step(batch)
+            events += [without_gradients(event) for event in recorder.take()]
+    return _bounds(tuple(events))
+
+
+def _ratio(bound: Bound) -> float:
+    return bound.clip.before / max(bound.clip.limit, 1e-30)
+
+
+def _what(clip: Clip) -> str:
+    return "largest gradient element" if clip.norm_type is None else "gradient norm"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.1g}" if value < 1.0 else f"{float(f'{value:.1g}'):g}"
+
+
+def _line_of(trace: Trace) -> Location | None:
+    clips = [event for event in trace.events if event.kind is Happening.CLIP]
+    return next((event.location for event in clips if event.location is not None), None)
+
+
+def _order(loop: Loop, trace: Trace) -> Text:
+    text = describe(trace.steps[-1].events, len(loop.optimizers))
+    return Text(title="What happens in a step, in order", text=text)

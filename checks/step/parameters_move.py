@@ -1,0 +1,149 @@
+"""STEP101: whether the weights change when the optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import Gradient
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.movement import Movement, movements
+from nnaudit.report import Kind, Result, Table
+
+MORE_STEPS = 20
+"""Before a verdict: an optimizer may act on every k-th call only, a warm-up may begin at zero."""
+
+
+class ParametersMove(Check):
+    """Do the weights change when the optimizer steps?
+
+    Why: an optimizer that holds copies of the parameters, or the parameters of a model that was
+        replaced, steps into nothing: gradients are right, the schedule runs, and the network
+        stays what it was. So do weights that are set back after every step.
+    How: exact: parameters with a gradient other than zero that no step changed by a single bit.
+        Where the first steps show some, 20 more are taken, because an optimizer may act on every
+        k-th call only and a warm-up may begin at zero. It fails when parameters of the optimizer
+        have not moved by then, or when nothing of the whole model has; where only some are
+        missing from the optimizer, GRAD102 says so. What a step changed and the program's own
+        code then set back is a constraint, unless it is all of the weights. A learning rate of
+        zero is a warning, and so are updates below 10 units in the last place of the parameter's
+        own precision (bfloat16, or a tiny rate). Steps that a gradient scaler skips do not count.
+    Fix: give the optimizer the parameters themselves: torch.optim.AdamW(model.parameters()).
+    References: PyTorch documentation of torch.optim, "Constructing it".
+    """
+
+    code, name, kind = "STEP101", "parameters-move", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (FirstSteps,)
+    consequence_of = ("GRAD102",)
+
+    def run(self, audit: Audit) -> Result:
+        """Believe weights that moved; give those that did not more steps."""
+        first = audit.probe(FirstSteps)
+        if not first.steps:
+            first.require()
+        suspects, moved = _suspects(first)
+        if not suspects and moved and not _set_back(first):
+            return self.passed(f"All {moved} parameters with a gradient change when stepped.")
+        seen = [each for each in movements(audit, MORE_STEPS) if each.gradient > 0.0]
+        if not seen:
+            return self.inconclusive("No parameter had a gradient when an optimizer stepped.")
+        return self._judge(audit, seen)
+
+    def _judge(self, audit: Audit, seen: list[Movement]) -> Result:
+        owned = [each for each in seen if each.owned]
+        if not any(each.moved for each in seen):
+            return self._none_moved(audit, seen, owned)
+        still = [each for each in owned if not each.moved and not each.stepped]
+        if not still:
+            return self.passed(
+                f"All {len(owned)} parameters of the optimizer with a gradient change when stepped."
+            )
+        broken = [each for each in still if each.lr > 0.0 and each.visible]
+        if broken:
+            return self.failed(
+                f"{len(broken)} of {len(owned)} parameters with a gradient and a learning rate are "
+                f"bit for bit the same after {MORE_STEPS} steps ({broken[0].parameter} first).",
+                measured=f"{len(broken)} of {len(owned)} parameters do not change",
+                fix="step the optimizer that holds them, and let it update them in place",
+                **_details(audit, broken),
+            )
+        return self._excused(audit, still, len(owned))
+
+    def _none_moved(self, audit: Audit, seen: list[Movement], owned: list[Movement]) -> Result:
+        if owned and not any(each.stepped for each in owned):
+            if not any(each.lr > 0.0 and each.visible for each in owned):
+                return self._excused(audit, owned, len(owned))
+            why = "the optimizer holds them, and does not change them"
+        elif owned:
+            why = "the optimizer's steps change them, and they are set back afterwards"
+        else:
+            why = "none of them is in an optimizer, which holds copies, or another model's"
+        return self.failed(
+            f"None of the {len(seen)} parameters with a gradient has changed by a single bit after "
+            f"{MORE_STEPS} steps: {why}.",
+            measured="no parameter changes",
+            fix="optimizer = torch.optim.AdamW(model.parameters(), lr=...), made of this model",
+            **_details(audit, seen),
+        )
+
+    def _excused(self, audit: Audit, still: list[Movement], of: int) -> Result:
+        stopped = [each for each in still if each.lr == 0.0]
+        if stopped:
+            return self.warned(
+                f"{len(stopped)} of {of} parameters with a gradient do not change in {MORE_STEPS} "
+                f"steps, because their learning rate is 0 ({stopped[0].parameter} first).",
+                measured=f"{len(stopped)} parameters with learning rate 0",
+                fix="give the group a learning rate, or freeze it: p.requires_grad_(False)",
+                **_details(audit, stopped),
+            )
+        precision = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in still}))
+        return self.warned(
+            f"{len(still)} of {of} parameters do not change in {MORE_STEPS} steps: the updates are "
+            f"smaller than the rounding of {precision} ({still[0].parameter} first).",
+            measured=f"{len(still)} parameters whose updates are rounded away",
+            fix="raise the learning rate, or keep the weights in float32",
+            **_details(audit, still),
+        )
+
+
+def _suspects(first: First) -> tuple[set[str], int]:
+    """Return the parameters of the optimizer that had a gradient and never moved; count the rest."""
+    seen = [g for observation in first.completed for g in observation.gradients]
+    driven = {g.parameter for g in seen if g.norm and g.finite and g.owned}
+    moved = {g.parameter for g in seen if _stepped(g)}
+    return driven - moved, len(driven & moved)
+
+
+def _stepped(gradient: Gradient) -> bool:
+    return gradient.update_norm is not None and gradient.update_norm != 0.0
+
+
+def _set_back(first: First) -> bool:
+    """Whether every parameter begins each step with the norm it had at the step before."""
+    norms: dict[str, set[float]] = {}
+    for observation in first.completed:
+        for g in observation.gradients:
+            norms.setdefault(g.parameter, set()).add(g.weight_norm)
+    several = len(first.completed) > 1
+    return several and all(len(values) == 1 for values in norms.values())
+
+
+def _details(audit: Audit, some: list[Movement]) -> dict[str, Any]:
+    rows = tuple(
+        (m.parameter, m.gradient, m.lr, "yes" if m.owned else "no") for m in some[:20]
+    )
+    table = Table(
+        title="Parameters that do not change",
+        columns=("parameter", "gradient norm", "learning rate", "in an optimizer"),
+        rows=rows,
+    )
+    loop = audit.loop
+    return {
+        "evidence": (table,),
+        "location": loop.locate("optimizer") or loop.locate("model"),
+        "module": some[0].parameter.rpartition(".")[0],
+        "threshold": "every parameter with a gradient changes",
+    }

@@ -1,0 +1,224 @@
+"""STEP107: whether the parts of a training step come in an order that makes sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.events import Event, Happening, Recorder, parameters_of
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.step_trace import StepTrace, Trace, describe
+from nnaudit.report import Kind, Location, Result, Text
+
+_MORE_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Disorder:
+    """Something that comes at the wrong time; ``certain`` when nothing else can be meant."""
+
+    message: str
+    fix: str
+    location: Location | None
+    certain: bool = True
+
+
+class StepOrder(Check):
+    """Do backward, clip, optimizer and scheduler come in the right order, each as often as it should?
+
+    Why: a clip after optimizer.step() clips what has been used; a second optimizer.step() repeats
+        the update with an old gradient; a scheduler that steps before the optimizer skips the
+        first value of its plan; gradients that are made and never used cost time for nothing. No
+        error is raised.
+    How: exact, from the order of events in the first steps. It fails when in every step looked at
+        (a) gradients are clipped after the optimizers that hold them have stepped and no backward
+        made new ones since; (b) one optimizer steps twice with a gradient other than zero and no
+        backward in between (an optimizer that computes its gradient itself, in a closure, and one
+        that wraps another are no such case); or (c) a scheduler, not told the epoch, steps in the
+        first step before the optimizer ever did, which PyTorch counts as skipping a value. Where
+        the first step was not seen, a scheduler ahead of the optimizer's own count of steps
+        fails. An optimizer that holds gradients after every one of 24 steps and never steps is a
+        warning, as it may be meant for later.
+    Fix: zero_grad(), backward(), clip, optimizer.step(), scheduler.step(), in this order.
+    References: PyTorch documentation of torch.optim, "How to adjust learning rate".
+    """
+
+    code, name, kind = "STEP107", "step-order", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (StepTrace,)
+
+    def run(self, audit: Audit) -> Result:
+        """Look for each disorder in turn, the certain ones first."""
+        loop, trace = audit.loop, audit.probe(StepTrace)
+        found = [
+            disorder
+            for disorder in (
+                _clip_after_step(trace),
+                _twice(trace),
+                _schedule_ahead(loop, trace),
+                _never_stepped(audit, trace),
+            )
+            if disorder is not None
+        ]
+        found.sort(key=lambda disorder: not disorder.certain)
+        order = Text(
+            title="What happens in a step, in order",
+            text=describe(trace.steps[-1].events, len(loop.optimizers)),
+        )
+        if found:
+            worst = found[0]
+            answer = self.failed if worst.certain else self.warned
+            return answer(
+                worst.message,
+                fix=worst.fix,
+                measured=f"seen in {len(trace.steps)} steps",
+                threshold="backward, clip, optimizer.step, scheduler.step",
+                evidence=(order,),
+                location=worst.location or loop.locate("training_step"),
+            )
+        steps = sum(event.kind is Happening.STEP for event in trace.events)
+        return self.passed(
+            f"Backward, clip, optimizer and scheduler come in order in {steps} optimizer steps.",
+            evidence=(order,),
+        )
+
+
+def _clip_after_step(trace: Trace) -> Disorder | None:
+    """Find clips whose gradients have been used and not been made anew, in every step."""
+    used, misplaced, steps = False, 0, 0
+    where: Location | None = None
+    for event in trace.events:
+        if event.kind is Happening.BACKWARD:
+            used = False
+        elif event.kind is Happening.STEP and not event.closure:
+            used, steps = True, steps + 1
+        elif event.kind is Happening.ATTEMPT:
+            used = True
+        elif event.kind is Happening.CLIP and used and _concerns_the_used(trace, event):
+            misplaced, where = misplaced + 1, where or event.location
+    if misplaced < len(trace.steps) or steps < 2:
+        return None
+    return Disorder(
+        f"Gradients are clipped after optimizer.step() in all {len(trace.steps)} steps looked at: "
+        "the step used them unclipped.",
+        "move the clip between loss.backward() and optimizer.step()",
+        where,
+    )
+
+
+def _concerns_the_used(trace: Trace, clip: Event) -> bool:
+    """Whether the optimizers that step after ``clip``, before a backward, have no part in it."""
+    events = trace.events
+    for event in events[events.index(clip) + 1 :]:
+        if event.kind is Happening.BACKWARD:
+            return True
+        if event.kind is Happening.STEP:
+            return False  # another optimizer uses what is clipped here
+    return True
+
+
+def _twice(trace: Trace) -> Disorder | None:
+    """Find an optimizer that steps again with the gradient it has used, in every step."""
+    repeats = 0
+    where: Location | None = None
+    for traced in trace.steps:
+        fresh: dict[int, bool] = {}
+        for event in traced.events:
+            if event.kind is Happening.BACKWARD:
+                fresh = {}
+            elif event.kind is Happening.STEP and not event.closure:
+                if fresh.get(event.which) is False and (event.norms[event.which] or 0.0) > 0.0:
+                    repeats, where = repeats + 1, where or event.location
+                fresh[event.which] = False
+    if repeats < len(trace.steps):
+        return None
+    return Disorder(
+        f"optimizer.step() is called again with a gradient that was used already, in all "
+        f"{len(trace.steps)} steps looked at.",
+        "call optimizer.step() once after each backward()",
+        where,
+    )
+
+
+def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:
+    """Find a scheduler that is ahead of its optimizer."""
+    certain: bool | None = None
+    where: Location | None = None
+    stepped: set[int] = set()
+    for event in trace.steps[0].events:
+        if event.kind in (Happening.STEP, Happening.ATTEMPT):
+            stepped.add(event.which)
+        elif event.kind is Happening.SCHEDULE and not event.explicit:
+            optimizer = _scheduled(loop, event.which)
+            if optimizer in stepped or optimizer < 0:
+                continue
+            certain, where = event.ahead or _counts_ahead(loop, event.which, optimizer), event.location
+            break
+    if not certain:
+        return None
+    return Disorder(
+        "scheduler.step() comes before the optimizer's first step, so that the first learning "
+        "rate of the schedule is never used.",
+        "call scheduler.step() after optimizer.step()",
+        where,
+    )
+
+
+def _scheduled(loop: Loop, scheduler: int) -> int:
+    """Return the number of the optimizer that a scheduler drives; -1 when it is none of ours."""
+    driven = getattr(loop.schedulers[scheduler], "optimizer", None)
+    return next((i for i, optimizer in enumerate(loop.optimizers) if optimizer is driven), -1)
+
+
+def _counts_ahead(loop: Loop, scheduler: int, which: int) -> bool:
+    """Whether the scheduler has stepped as often as the optimizer, which is about to step."""
+    epoch = getattr(loop.schedulers[scheduler], "last_epoch", None)
+    counts = {
+        int(state["step"])
+        for parameter in parameters_of(loop.optimizers[which])
+        for state in (loop.optimizers[which].state.get(parameter, {}),)
+        if isinstance(state.get("step"), (int, float, torch.Tensor))
+    }
+    # Both are as they were before the steps looked at: equal counts are right for one that steps
+    # after the optimizer, and wrong for one that is about to step first.
+    return isinstance(epoch, int) and epoch > 0 and bool(counts) and epoch == max(counts) > 0
+
+
+def _never_stepped(audit: Audit, trace: Trace) -> Disorder | None:
+    """Find an optimizer that is given gradients and never steps."""
+    suspects = _idle(audit.loop, trace.events)
+    if not suspects:
+        return None
+    with Recorder(audit.loop) as recorder:
+        for batch in consecutive_batches(audit.loop, _MORE_STEPS):
+            audit.clock.check()
+            audit.loop.step(batch)
+    suspects &= _idle(audit.loop, recorder.events)
+    if not suspects:
+        return None
+    which = min(suspects)
+    name = type(audit.loop.optimizers[which]).__name__
+    return Disorder(
+        f"Optimizer {which + 1} ({name}) is given gradients in every backward and never steps in "
+        f"{len(trace.steps) + _MORE_STEPS} rounds of the loop.",
+        "step it, or take its parameters out of the graph: requires_grad_(False)",
+        None,
+        certain=False,
+    )
+
+
+def _idle(loop: Loop, events: Iterable[Event]) -> set[int]:
+    """Return the optimizers that every backward gave gradients and that never stepped."""
+    events = list(events)
+    backwards = [event for event in events if event.kind is Happening.BACKWARD]
+    busy = {e.which for e in events if e.kind in (Happening.STEP, Happening.ATTEMPT)}
+    return {
+        which
+        for which in range(len(loop.optimizers))
+        if which not in busy and backwards and all((b.norms[which] or 0.0) > 0.0 for b in backwards)
+    }

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nnaudit.checks.loss.double_activation import DoubleActivation, floor_of
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+CLASSES = 5
+
+
+def net(last: nn.Module | None = None, outputs: int = CLASSES) -> Callable[[], nn.Module]:
+    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, outputs)]
+    return lambda: nn.Sequential(*layers, *([last] if last is not None else []))
+
+
+def loader(y: Tensor | None = None, rows: int = 640, batch: int = 64) -> DataLoader:
+    x = torch.randn(rows, 8, generator=torch.Generator().manual_seed(0))
+    y = x[:, :CLASSES].argmax(1) if y is None else y
+    return DataLoader(TensorDataset(x, y), batch_size=batch, shuffle=True)
+
+
+def audited(
+    model: Callable[[], nn.Module],
+    loss: Callable[..., Tensor],
+    train: DataLoader | None = None,
+    **parts: Any,
+) -> Result:
+    target = Target(model, train_loader=loader() if train is None else train, loss=loss, **parts)
+    return run_check(DoubleActivation, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def one_hot(y: Tensor) -> Tensor:
+    return F.one_hot(y, CLASSES).float()
+
+
+class Opaque(torch.autograd.Function):
+    """A softmax that autograd knows by another name."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.softmax(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+FAULTS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
+    "softmax before cross_entropy": (net(nn.Softmax(1)), F.cross_entropy),
+    "softmax in the loss": (net(), lambda out, y: F.cross_entropy(out.softmax(1), y)),
+    "softmax over the batch": (net(nn.Softmax(0)), F.cross_entropy),
+    "softmax autograd cannot see": (net(), lambda out, y: F.cross_entropy(Opaque.apply(out), y)),
+    "mean of two softmaxes": (
+        net(),
+        lambda out, y: F.cross_entropy((out.softmax(1) + (2 * out).softmax(1)) / 2, y),
+    ),
+    "sigmoid before cross_entropy": (net(nn.Sigmoid()), F.cross_entropy),
+    "log_softmax over the batch": (net(nn.LogSoftmax(0)), F.cross_entropy),
+    "softmax, then log_softmax": (
+        net(nn.Softmax(1)),
+        lambda out, y: F.nll_loss(out.log_softmax(1), y),
+    ),
+    "logits to nll_loss": (net(), F.nll_loss),
+    "probabilities to nll_loss": (net(nn.Softmax(1)), F.nll_loss),
+    "log_softmax over the batch to nll_loss": (net(nn.LogSoftmax(0)), F.nll_loss),
+    "sigmoid before bce_with_logits": (
+        net(nn.Sigmoid()),
+        lambda out, y: F.binary_cross_entropy_with_logits(out, one_hot(y)),
+    ),
+    "softmax before bce_with_logits": (
+        net(nn.Softmax(1)),
+        lambda out, y: F.binary_cross_entropy_with_logits(out, one_hot(y)),
+    ),
+    "two sigmoids": (
+        net(nn.Sigmoid()),
+        lambda out, y: F.binary_cross_entropy(out.sigmoid(), one_hot(y)),
+    ),
+    "logits to bce": (net(), lambda out, y: F.binary_cross_entropy(out, one_hot(y))),
+    "tanh to bce": (net(nn.Tanh()), lambda out, y: F.binary_cross_entropy(out, one_hot(y))),
+    "probabilities to kl_div": (
+        net(nn.Softmax(1)),
+        lambda out, y: F.kl_div(out, one_hot(y), reduction="batchmean"),
+    ),
+    "logits to kl_div": (
+        net(),
+        lambda out, y: F.kl_div(out, one_hot(y), reduction="batchmean"),
+    ),
+    "one of two terms": (
+        net(),
+        lambda out, y: F.cross_entropy(out, y) + F.cross_entropy(out.softmax(1), y),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_it_fails(name: str) -> None:
+    model, loss = FAULTS[name]
+    result = audited(model, loss)
+    assert result.status is Status.FAIL, result.message
+    assert result.fix
+    assert result.location is not None
+
+
+HEALTHY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
+    "logits": (net(), F.cross_entropy),
+    "smoothed and weighted": (
+        net(),
+        nn.CrossEntropyLoss(weight=torch.arange(1.0, 6.0), label_smoothing=0.1),
+    ),
+    "log_softmax before cross_entropy": (net(nn.LogSoftmax(1)), F.cross_entropy),
+    "log of softmax before cross_entropy": (
+        net(),
+        lambda out, y: F.cross_entropy((out.softmax(1) + 1e-9).log(), y),
+    ),
+    "log_softmax and nll_loss": (net(nn.LogSoftmax(1)), F.nll_loss),
+    "log of softmax and nll_loss": (
+        net(nn.Softmax(1)),
+        lambda out, y: F.nll_loss((out + 1e-8).log(), y),
+    ),
+    "focal weight inside nll_loss": (
+        net(nn.LogSoftmax(1)),
+        lambda out, y: F.nll_loss((1 - out.exp()) ** 2 * out, y),
+    ),
+    "policy gradient": (
+        net(nn.LogSoftmax(1)),
+        lambda out, y: F.nll_loss(out * torch.linspace(-1, 1, len(out))[:, None], y),
+    ),
+    "logits after relu": (net(nn.ReLU()), F.cross_entropy),
+    "bounded logits": (net(nn.Tanh()), F.cross_entropy),
+    "scaled sigmoid as logits": (net(nn.Sigmoid()), lambda out, y: F.cross_entropy(9 * out, y)),
+    "sigmoid and bce": (
+        net(nn.Sigmoid()),
+        lambda out, y: F.binary_cross_entropy(out, one_hot(y)),
+    ),
+    "logits and bce_with_logits": (
+        net(),
+        lambda out, y: F.binary_cross_entropy_with_logits(out, one_hot(y)),
+    ),
+    "squared error of probabilities": (
+        net(nn.Softmax(1)),
+        lambda out, y: F.mse_loss(out, one_hot(y)),
+    ),
+    "distillation": (
+        net(),
+        lambda out, y: F.kl_div(
+            F.log_softmax(out / 4, 1), F.softmax(out.detach() / 4, 1), reduction="batchmean"
+        )
+        + F.cross_entropy(out, y),
+    ),
+    "soft labels": (net(), lambda out, y: F.cross_entropy(out, one_hot(y) * 0.9 + 0.02)),
+    "a gate beside the logits": (
+        net(),
+        lambda out, y: F.binary_cross_entropy_with_logits(
+            torch.cat([out[:, :1].sigmoid(), out[:, 1:]], 1)[:, 1:], one_hot(y)[:, 1:]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_it_passes(name: str) -> None:
+    model, loss = HEALTHY[name]
+    result = audited(model, loss)
+    expected = Status.SKIP if name == "squared error of probabilities" else Status.PASS
+    assert result.status is expected, result.message
+
+
+class TestMessages:
+    def test_the_floor_is_computed_for_the_number_of_classes(self) -> None:
+        assert floor_of(10) == pytest.approx(1.461, abs=1e-3)
+        result = audited(net(nn.Softmax(1)), F.cross_entropy)
+        assert f"{floor_of(CLASSES):.4g}" in result.message
+        assert result.module == "3"
+
+    def test_the_wrong_dimension_is_named(self) -> None:
+        assert "dimension" in audited(net(nn.Softmax(0)), F.cross_entropy).message
+
+
+class TestPower:
+    def test_two_rows_are_enough_where_autograd_is_witness(self) -> None:
+        data = loader(rows=4, batch=2)
+        assert audited(net(nn.Softmax(1)), F.cross_entropy, data).status is Status.FAIL
+
+    def test_few_rows_without_a_witness_prove_nothing(self) -> None:
+        data = loader(rows=20, batch=4)
+        result = audited(net(), lambda out, y: F.cross_entropy(Opaque.apply(out), y), data)
+        assert result.status is Status.PASS
+
+    def test_logits_that_look_like_probabilities_are_a_warning(self) -> None:
+        result = audited(
+            net(),
+            lambda out, y: F.binary_cross_entropy_with_logits(
+                (torch.rand_like(out) + 0 * out).clamp(0, 1), one_hot(y)
+            ),
+        )
+        assert result.status is Status.WARN
+
+    def test_a_network_whose_logits_all_start_near_a_half_passes(self) -> None:
+        def build() -> nn.Module:
+            model = net(outputs=CLASSES)()
+            nn.init.zeros_(model[2].weight)
+            nn.init.constant_(model[2].bias, 0.5)
+            return model
+
+        result = audited(build, lambda out, y: F.binary_cross_entropy_with_logits(out, one_hot(y)))
+        assert result.status is Status.PASS
+
+
+class TestShapes:
+    def test_images_and_tokens(self) -> None:
+        class Dense(nn.Module):
+            def __init__(self, last: nn.Module) -> None:
+                super().__init__()
+                self.conv, self.last = nn.Conv2d(1, 3, 3, padding=1), last
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.last(self.conv(x))
+
+        x = torch.randn(16, 1, 8, 8)
+        data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=4)
+        healthy = audited(lambda: Dense(nn.Identity()), F.cross_entropy, data)
+        assert healthy.status is Status.PASS
+        faulty = audited(lambda: Dense(nn.Softmax(1)), F.cross_entropy, data)
+        assert faulty.status is Status.FAIL
+        wrong = audited(lambda: Dense(nn.Softmax(2)), F.cross_entropy, data)
+        assert "dimension" in wrong.message
+
+    def test_no_such_loss_is_a_skip(self) -> None:
+        result = audited(net(outputs=1), F.mse_loss, loader(torch.randn(640, 1)))
+        assert result.status is Status.SKIP
+
+    def test_a_crash_for_another_reason_is_an_error(self) -> None:
+        def loss(out: Tensor, y: Tensor) -> Tensor:
+            raise KeyError("label")
+
+        assert audited(net(), loss).status is Status.ERROR
