@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, TypeVar
 
 from nnaudit.errors import NnauditError, OutOfBudgetError
@@ -81,7 +82,7 @@ class Audit:
         self._lethal = dict(lethal or {})
         self._on_measure = on_measure
         self._measured: dict[type[Probe[Any]], Any] = {}
-        self._failed: dict[type[Probe[Any]], Exception] = {}
+        self._failed: dict[type[Probe[Any]], tuple[Exception, TracebackType | None]] = {}
         self._allowed: tuple[type[Probe[Any]], ...] | None = None
 
     def probe(self, probe: type[Probe[T]]) -> T:
@@ -97,7 +98,9 @@ class Audit:
             )
         self._measure(probe)
         if probe in self._failed:
-            raise self._failed[probe]
+            error, trace = self._failed[probe]
+            # Raising it again must not lengthen its traceback.
+            raise error.with_traceback(trace)
         measured: T = self._measured[probe]
         return measured
 
@@ -115,7 +118,7 @@ class Audit:
         except OutOfBudgetError:
             raise
         except Exception as error:
-            self._failed[probe] = error
+            self._failed[probe] = error, error.__traceback__
 
     def require_steps(self) -> None:
         """Raise when training steps are known to kill the process.

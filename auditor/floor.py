@@ -224,7 +224,8 @@ def _keys(groups: Tensor | None, elements: int, device: torch.device) -> Tensor:
     if groups.shape[1] not in (1, width):
         groups = groups[:, :1]
     wide = groups.expand(rows, width) * width + torch.arange(width)
-    return torch.unique(wide.reshape(-1), return_inverse=True)[1].to(device)
+    dense: Tensor = torch.unique(wide.reshape(-1), return_inverse=True)[1]
+    return dense.to(device)
 
 
 def _best_class(call: LossCall, groups: Tensor | None) -> float | None:
@@ -315,8 +316,8 @@ def _median(values: Tensor, keys: Tensor) -> Tensor:
     order = order[torch.argsort(keys[order], stable=True)]
     counts = torch.bincount(keys)
     middle = counts.cumsum(0) - counts + (counts - 1).div(2, rounding_mode="floor").clamp_min(0)
-    medians: Tensor = values[order][middle.clamp_max(len(values) - 1)]
-    return medians[keys]
+    found: Tensor = values[order][middle.clamp_max(len(values) - 1)]
+    return torch.index_select(found, 0, keys)
 
 
 def _robust_centre(call: LossCall, target: Tensor, keys: Tensor) -> Tensor:

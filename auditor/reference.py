@@ -159,26 +159,37 @@ def _build(
     shape, per_row = call.input.shape, call.input.numel() // rows
     finish = _finish(call)
     flat = _flat_assembly(shape, finish)
-    if linear:
-        return Reference("a linear model", _Flat(parts, (), per_row), flat)
     floating = [i for i, t in enumerate(tensors) if t.is_floating_point()]
     ids = [i for i, t in enumerate(tensors) if _is_token_ids(t)]
+    if linear:
+        return Reference("a linear model", _Flat(parts, (), per_row), flat)
     if ids and not floating:
         most = 1 + max(int(part[ids[0]].max()) for part in parts)
         return _token_reference(ids[0], most, tensors[ids[0]], shape, rows, finish)
-    main = tensors[floating[0]] if floating else tensors[0]
-    if floating and main.ndim == 4 and len(shape) == 4 and shape[2:] == main.shape[2:]:
-        pixels = _Pixels(floating[0], parts, shape[1])
-        return Reference("a small fully convolutional network", pixels, lambda y, n: finish(y))
-    if floating and main.ndim == 4:
-        images = _Images(floating[0], parts, per_row)
-        return Reference("a small convolutional network", images, flat)
-    if floating and main.ndim == 3 and per_row <= main[0].numel():
-        series = _Series(floating[0], parts, per_row)
-        return Reference("a small one-dimensional convolutional network", series, flat)
+    if floating and tensors[floating[0]].ndim in (3, 4):
+        return _convolutional(floating[0], parts, shape, per_row, finish)
     if sum(t[0].numel() for t in tensors) > _MOST_FEATURES:
         return None
     return Reference("a perceptron with two hidden layers", _Flat(parts, (256, 256), per_row), flat)
+
+
+def _convolutional(
+    where: int,
+    parts: list[list[Tensor]],
+    shape: torch.Size,
+    per_row: int,
+    finish: Callable[[Tensor], Tensor],
+) -> Reference:
+    """For images and series."""
+    main = parts[0][where]
+    flat = _flat_assembly(shape, finish)
+    if main.ndim == 3:
+        series = _Series(where, parts, per_row)
+        return Reference("a small one-dimensional convolutional network", series, flat)
+    if len(shape) == 4 and shape[2:] == main.shape[2:]:
+        pixels = _Pixels(where, parts, shape[1])
+        return Reference("a small fully convolutional network", pixels, lambda y, n: finish(y))
+    return Reference("a small convolutional network", _Images(where, parts, per_row), flat)
 
 
 def _is_token_ids(tensor: Tensor) -> bool:

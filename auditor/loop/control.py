@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,31 +18,43 @@ from torch.overrides import TorchFunctionMode
 from nnaudit.loop.base import Loop
 
 
+@dataclass
+class Rate:
+    """What the author's learning rate is multiplied by from the next step on."""
+
+    factor: float
+
+
 @contextmanager
-def constant_lr(loop: Loop, factor: float = 1.0) -> Iterator[None]:
+def constant_lr(loop: Loop, factor: float = 1.0) -> Iterator[Rate]:
     """Hold the learning rate at ``factor`` times the author's own for the time of a ``with``.
 
     The author's rate is the highest that the plan is known to reach: the group's ``max_lr``
     (OneCycle) or ``initial_lr`` (set by every scheduler), else its ``lr`` now. A warm-up that
     starts at zero, or a schedule of an epoch-long run, means nothing in a run of 100 steps.
+    What is yielded changes the factor on the way.
     """
+    rate = Rate(factor)
     planned = {
-        id(group): factor
-        * max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+        id(group): planned_lr(group)
         for optimizer in loop.optimizers
         for group in optimizer.param_groups
     }
 
     def hold(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for group in optimizer.param_groups:
-            rate = planned.get(id(group))
-            if rate is not None:
-                _set_lr(group, rate)
+            if id(group) in planned:
+                _set_lr(group, rate.factor * planned[id(group)])
 
     with ExitStack() as stack:
         for optimizer in loop.optimizers:
             stack.callback(optimizer.register_step_pre_hook(hold).remove)
-        yield
+        yield rate
+
+
+def planned_lr(group: dict[str, Any]) -> float:
+    """Return the highest learning rate that a parameter group is known to reach."""
+    return max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
 
 
 def _set_lr(group: dict[str, Any], rate: float) -> None:

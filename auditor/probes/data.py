@@ -160,8 +160,8 @@ class _Notes:
 
     def read(self, audit: Audit, source: Iterator[Any], rows: int, seconds: float) -> bool:
         """Look through what ``source`` yields within the limits; whether that was all."""
-        started, count, most = time.perf_counter(), 0, self.rows + rows
-        for batch in source:
+        started, most = time.perf_counter(), self.rows + rows
+        for count, batch in enumerate(source):
             if count and (
                 self.rows >= most
                 or count >= MOST_BATCHES
@@ -170,7 +170,6 @@ class _Notes:
                 return False
             audit.clock.check()
             self._add_batch(batch)
-            count += 1
         return True
 
     def _add_batch(self, batch: Any) -> None:
@@ -211,7 +210,7 @@ class _Notes:
         bad = [row for each in self.fields.values() for row in each.bad_rows]
         if bad:
             last = len(columns[0][1])
-            start = max(0, min(min(bad), last - self._usual))
+            start = max(0, min(*bad, last - self._usual))
             self.bad_batch = access.fetch(range(start, min(start + self._usual, last)))
 
     def look_further(self, audit: Audit, access: RandomAccess) -> None:

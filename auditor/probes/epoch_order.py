@@ -365,7 +365,7 @@ class _Notes:
         return sum(self._sizes)
 
     def add(self, batch: Any, everything: bool) -> None:
-        fed = self._loop.feed(batch)
+        fed = taken_apart(self._loop, batch)
         targets = row_targets(fed, batches.size(fed.inputs))
         n = batches.size(fed.inputs) if targets is None else len(targets)
         if not self._sizes:
@@ -394,6 +394,14 @@ class _Notes:
             continues=len(self._joints) > 2 and all(self._joints),
             ended=ended,
         )
+
+
+def taken_apart(loop: Loop, batch: Any) -> Fed:
+    """Take ``batch`` apart; as a whole, where only the user's own step understands it."""
+    try:
+        return loop.feed(batch)
+    except UserCodeError:
+        return Fed((batch,), {}, None)
 
 
 # --- targets ------------------------------------------------------------------------------------
@@ -431,17 +439,17 @@ def _one_per_row(tensor: Tensor) -> NDArray[Any] | None:
         values = values.flatten()
     if values.ndim == 1:
         return np.asarray(values)
-    if values.ndim != 2 or values.shape[0] == 0:
-        return None
-    zeros_and_ones = bool(((values == 0) | (values == 1)).all())
+    return _one_of_columns(values) if values.ndim == 2 and len(values) else None
+
+
+def _one_of_columns(values: Tensor) -> NDArray[Any] | None:
     sums = values.sum(1)
     if bool((values >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
         return np.asarray(values.argmax(1))
-    if zeros_and_ones:
+    if bool(((values == 0) | (values == 1)).all()):
         return np.asarray(values.to(torch.int8))
-    if values.is_floating_point() and values.shape[1] <= 8:
-        return np.asarray(values[:, 0])
-    return None
+    few = values.is_floating_point() and values.shape[1] <= 8
+    return np.asarray(values[:, 0]) if few else None
 
 
 def _as_one_value(values: NDArray[Any]) -> tuple[NDArray[Any], bool]:

@@ -158,7 +158,7 @@ class GradientReach(Probe[Reach]):
     def _longer(audit: Audit, trainable: set[str], strays: tuple[Stray, ...]) -> Reach:
         loop, seen = audit.loop, _Seen()
         before = {n: p.detach().clone() for n, p in loop.model.named_parameters() if n in trainable}
-        some = consecutive_batches(loop, STEPS)
+        some = list(consecutive_batches(loop, STEPS))
         # At the rate the author plans for: with a warm-up from zero nothing would leave zero.
         with constant_lr(loop):
             for batch in some:

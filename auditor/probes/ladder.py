@@ -166,8 +166,8 @@ def plan_for(tiny: TinyFit, seconds: float) -> Plan:
 
 def _captured_parts(loop: Loop, plan: Plan, tiny: TinyFit) -> list[Any]:
     """Return batches of ``plan.part`` rows, enough for the largest rung and to hold some out."""
-    per_row = sum(t.nbytes for _, t in batches.tensors(tiny.sighting.parts))
-    per_row = max(per_row / tiny.sighting.rows, 1.0)
+    size = sum(t.nbytes for _, t in batches.tensors(tiny.sighting.parts))
+    per_row = max(size / tiny.sighting.rows, 1.0)
     wanted = int(min(plan.sizes[-1] + _HELD_OUT, max(_MOST_BYTES / per_row, 2 * SIZES[0])))
     found: list[Any] = []
     for batch in capture(loop, wanted, rows=wanted):

@@ -67,7 +67,7 @@ class ModelCall(Probe[Call | None]):
             UserCodeError: the user's code raised before it called the model.
         """
         loop = audit.loop
-        batch = consecutive_batches(loop, 1)[0]
+        batch = next(consecutive_batches(loop, 1))
         seen: list[Inputs] = []
 
         def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -358,7 +358,7 @@ def warmed_up(audit: Audit) -> int:
     Raises:
         UserCodeError: a step raised.
     """
-    some = consecutive_batches(audit.loop, WARM_UP)
+    some = list(consecutive_batches(audit.loop, WARM_UP))
     with constant_lr(audit.loop):
         for batch in some:
             audit.clock.check()

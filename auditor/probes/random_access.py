@@ -28,7 +28,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from nnaudit.errors import user_code
 
-MOST_INDICES = 2**18
+MOST_INDICES = 2**16
 """An epoch is followed this far."""
 
 SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)

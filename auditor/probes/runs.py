@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 from collections import Counter
@@ -22,10 +23,11 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, is_user
 from nnaudit.loop.base import Loop, Needs, seed_everything
 from nnaudit.probes.base import Probe
-from nnaudit.probes.epoch_order import row_items
+from nnaudit.probes.epoch_order import row_items, taken_apart
 from nnaudit.probes.random_access import RandomAccess
 from nnaudit.probes.seeding import (
     Seeding,
+    SeedWatch,
     Unseeded,
     source_files,
     unseeded_lines,
@@ -33,9 +35,18 @@ from nnaudit.probes.seeding import (
 )
 from nnaudit.state import preserved
 
-STEPS = 6
+STEPS = 4
 ITEMS = 4
 _KEPT_BYTES = 256 * 2**20
+_STATEFUL = (
+    torch.Generator,
+    np.random.Generator,
+    np.random.RandomState,
+    random.Random,
+    Dataset,
+    Sampler,
+    DataLoader,
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ class Runs:
 
 
 class SeededRuns(Probe[Runs]):
-    """Three short runs, each from building the model to :data:`STEPS` steps."""
+    """Three short runs from building the model, :data:`STEPS` batches long; the last only reads."""
 
     def measure(self, audit: Audit) -> Runs:
         """Start the runs one after the other.
@@ -162,27 +173,27 @@ class SeededRuns(Probe[Runs]):
             # A seed taken from the clock in whole seconds is the same twice within one.
             time.sleep(1.1)
         again = _relaunch(audit, seed)
-        other = _relaunch(audit, seed + 1)
+        other = _relaunch(audit, seed + 1, steps=False)
         return Runs(first, again, other, False, unseeded, seed)
 
 
-def _relaunch(audit: Audit, seed: int) -> Run:
+def _relaunch(audit: Audit, seed: int, *, steps: bool = True) -> Run:
     audit.clock.check()
     loop = audit.loop
     with _everything_preserved(loop), watching_seeds() as watch, loop.relaunched(seed) as fresh:
         initial = Weights.of(fresh)
         watch.phase = "reading"
-        run = _follow(audit, fresh, initial, watch.__setattr__)
+        run = _follow(audit, fresh, initial, watch, steps=steps)
     return replace(run, seedings=tuple(watch.seen))
 
 
 def _replay(audit: Audit, seed: int) -> Run:
     with _everything_preserved(audit.loop):
         seed_everything(seed)
-        return _follow(audit, audit.loop, Weights.of(audit.loop), lambda name, phase: None)
+        return _follow(audit, audit.loop, Weights.of(audit.loop), SeedWatch(), steps=True)
 
 
-def _follow(audit: Audit, loop: Loop, initial: Weights, note: Any) -> Run:
+def _follow(audit: Audit, loop: Loop, initial: Weights, watch: SeedWatch, *, steps: bool) -> Run:
     """Take the first steps of ``loop``, noting down what it is fed and what it computes."""
     access = RandomAccess.of(loop.train_loader)
     indices = _first_indices(loop, access)
@@ -192,21 +203,21 @@ def _follow(audit: Audit, loop: Loop, initial: Weights, note: Any) -> Run:
     targets: list[str] = []
     rows: Counter[str] = Counter()
     losses: list[float] = []
-    steps = not loop.lacks(Needs.STEPS)
+    steps = steps and not loop.lacks(Needs.STEPS)
     for batch in islice(loop.batches(), STEPS):
         audit.clock.check()
-        fed = loop.feed(batch)
+        fed = taken_apart(loop, batch)
         whole.append(batches.digest(batch))
         inputs.append(batches.digest(fed.inputs))
         targets.append(batches.digest((fed.target,)))
         rows.update(row_items(batch, batches.size(fed.inputs)))
         if steps:
-            note("phase", "stepping")
+            watch.phase = "stepping"
             try:
                 losses.append(loop.step(batch).loss)
             except UserCodeError:
                 steps = False  # another check's business
-            note("phase", "reading")
+            watch.phase = "reading"
     return Run(
         initial=initial,
         final=Weights.of(loop),
@@ -259,8 +270,6 @@ def _held_by_modules() -> list[Any]:
         if not file or not is_user(file):
             continue
         for value in list(vars(module).values()):
-            if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState)) or (
-                isinstance(value, (Dataset, Sampler, DataLoader))
-            ):
+            if isinstance(value, _STATEFUL):
                 found[id(value)] = value
     return list(found.values())

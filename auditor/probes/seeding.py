@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -125,7 +126,19 @@ _SEEDERS: tuple[tuple[Any, str], ...] = (
     (np.random, "seed"),
     (random, "seed"),
 )
+_RESTORERS: tuple[tuple[Any, str], ...] = (
+    (torch, "set_rng_state"),
+    (torch.random, "set_rng_state"),
+    (np.random, "set_state"),
+    (random, "setstate"),
+)
 _ENTRY_POINTS = frozenset({"<module>", "main", "run", "cli", "launch"})
+_SEEDING_HELPER = re.compile(
+    r"_?(\w+_)?seeds?(_(everything|all|rngs?|random|torch|global))?$"
+    r"|(set|fix|init|setup)?seed(everything|all)?$",
+    re.IGNORECASE,
+)
+"""Names of functions whose business it is to seed: ``set_seed``, ``seedEverything``."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +161,7 @@ class Seeding:
     def is_the_run_s_own(self) -> bool:
         """Whether the program seeds itself as programs do: once, from the top."""
         return self.during == "building" and all(
-            name in _ENTRY_POINTS or "seed" in name.lower() for name in self.within
+            name in _ENTRY_POINTS or _SEEDING_HELPER.match(name) for name in self.within
         )
 
 
@@ -162,12 +175,19 @@ class SeedWatch:
 
 @contextmanager
 def watching_seeds() -> Iterator[SeedWatch]:
-    """Note down who seeds the global generators for the time of a ``with``."""
+    """Note down who seeds the global generators for the time of a ``with``.
+
+    Seeding that the user's code undoes afterwards (``fork_rng``) does no harm and is forgotten.
+    """
     watch = SeedWatch()
     with ExitStack() as stack:
         for owner, name in _SEEDERS:
             original = getattr(owner, name)
             setattr(owner, name, _watched(original, f"{_short(owner)}.{name}", watch))
+            stack.callback(setattr, owner, name, original)
+        for owner, name in _RESTORERS:
+            original = getattr(owner, name)
+            setattr(owner, name, _forgiving(original, _short(owner), watch))
             stack.callback(setattr, owner, name, original)
         yield watch
 
@@ -187,6 +207,19 @@ def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Calla
         return original(*args, **kwargs)
 
     return seed
+
+
+def _forgiving(original: Callable[..., Any], family: str, watch: SeedWatch) -> Callable[..., Any]:
+    def restore(*args: Any, **kwargs: Any) -> Any:
+        if _user_frames(sys._getframe(1)):
+            watch.seen[:] = [
+                each
+                for each in watch.seen
+                if each.during != watch.phase or not each.function.startswith(f"{family}.")
+            ]
+        return original(*args, **kwargs)
+
+    return restore
 
 
 def _user_frames(frame: FrameType | None) -> list[FrameType]:

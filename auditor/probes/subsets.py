@@ -18,6 +18,7 @@ from nnaudit.batch import NotSliceableError
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.fitting import Limits, Run, Sighting, fit, sight, updates_by
+from nnaudit.floor import CLASSIFICATION
 from nnaudit.loop.base import Loop
 from nnaudit.loop.control import constant_lr, without_dropout
 from nnaudit.probes.base import Probe
@@ -195,7 +196,25 @@ def _look_twice(loop: Loop, chosen: Subset) -> TinyFit:
     if fresh:
         unknown = "its targets are drawn anew in every step"
         first = dataclasses.replace(first, bounds=None, unknown=unknown)
+    elif _compares_rows(loop, chosen, first):
+        unknown = "it compares the rows of a batch with each other"
+        first = dataclasses.replace(first, bounds=None, unknown=unknown)
     return TinyFit(first, chosen.whole, {}, noise, fresh, shuffled)
+
+
+def _compares_rows(loop: Loop, chosen: Subset, seen: Sighting) -> bool:
+    """Whether there are as many classes as rows, and fewer with fewer: contrastive learning."""
+    if not seen.calls or seen.calls[0].input.ndim < 2 or seen.sizes[0] < 4:
+        return False
+    rows, classes = seen.calls[0].input.shape[:2]
+    if classes not in (rows, rows - 1) or seen.calls[0].kind not in CLASSIFICATION:
+        return False
+    try:
+        with fixed_rows(loop):
+            fewer = sight(loop, (batches.take(chosen.parts[0], seen.sizes[0] - 2),))
+    except (UserCodeError, NotSliceableError):
+        return True
+    return not fewer.calls or fewer.calls[0].input.shape[1] != classes
 
 
 def _compared(a: Any, b: Any) -> tuple[bool, bool]:

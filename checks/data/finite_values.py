@@ -114,8 +114,10 @@ def _without_bad_values(leaf: Any) -> Any:
 
 
 def _in_words(bad: tuple[Field, ...]) -> str:
-    parts = [f"{_name(each)} holds {_kinds(each)} values (first in row {_first(each)})" for each in bad]
-    return ", ".join(parts[:3])
+    return ", ".join(
+        f"{_name(each)} holds {_kinds(each)} values (first in row {_first(each)})"
+        for each in bad[:3]
+    )
 
 
 def _kinds(each: Field) -> str:
@@ -147,5 +149,3 @@ def _table(bad: tuple[Field, ...]) -> Table:
     )
     columns = ("field", "NaN", "infinite", "first rows")
     return Table(title="Values that are not finite", columns=columns, rows=rows)
-
-

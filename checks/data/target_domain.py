@@ -18,6 +18,7 @@ from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Needs
 from nnaudit.loop.taps import LossCall, Observation
 from nnaudit.probes.data import Contents, Field, TrainingData
+from nnaudit.probes.epoch_order import taken_apart
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Location, Result, Status, Table
 from nnaudit.state import preserved
@@ -151,13 +152,13 @@ class TargetDomain(Check):
         if (handwritten := _wrong_index(first)) is not None:
             return self._wrong(handwritten)
         first.require()
-        if (violation := _elsewhere(audit, first, data)) is not None:
-            return self._wrong(violation)
+        if (elsewhere := _elsewhere(audit, first, data)) is not None:
+            return self._wrong(elsewhere)
         if (odd := _odd_probabilities(first)) is not None:
             return self.warned(
                 f"{odd[0]}, so they are no class probabilities.",
                 location=odd[1].location,
-                fix="F.binary_cross_entropy_with_logits(output, target)  # if there are several labels",
+                fix="F.binary_cross_entropy_with_logits(output, target)  # for several labels",
             )
         return self._sound(first, data)
 
@@ -211,19 +212,20 @@ def domain_of(call: LossCall) -> Domain | None:
     target, source = _tensors_of(call)
     if target is None or source is None:
         return None
-    whole = not (target.is_floating_point() or target.is_complex())
-    if call.kind in CLASSES and whole:
-        ignored = call.arguments.get("ignore_index", -100) if call.kind != "multi_margin" else None
-        return _class_domain(source.shape[1 if source.ndim > 1 else 0], ignored)
-    if call.kind == "ctc":
-        return _class_domain(source.shape[-1], None, blank=int(call.arguments.get("blank", 0)))
-    if call.kind in PROBABILITIES:
-        return _between("numbers from 0 to 1", 0.0, 1.0, grave=NOISE)
-    if call.kind in SIGNS:
-        return Domain("-1 and 1", -1.0, 1.0, lambda t: (t != 1) & (t != -1))
-    if call.kind == "poisson_nll" or (call.kind == "kl_div" and not call.arguments.get("log_target")):
-        return _between("numbers from 0 up", 0.0, float("inf"))
-    return None
+    arguments = call.arguments
+    domain = None
+    if call.kind in CLASSES and not (target.is_floating_point() or target.is_complex()):
+        ignored = arguments.get("ignore_index", -100) if call.kind != "multi_margin" else None
+        domain = _class_domain(source.shape[1 if source.ndim > 1 else 0], ignored)
+    elif call.kind == "ctc":
+        domain = _class_domain(source.shape[-1], None, blank=int(arguments.get("blank", 0)))
+    elif call.kind in PROBABILITIES:
+        domain = _between("numbers from 0 to 1", 0.0, 1.0, grave=NOISE)
+    elif call.kind in SIGNS:
+        domain = Domain("-1 and 1", -1.0, 1.0, lambda t: (t != 1) & (t != -1))
+    elif call.kind == "poisson_nll" or (call.kind == "kl_div" and not arguments["log_target"]):
+        domain = _between("numbers from 0 up", 0.0, float("inf"))
+    return domain
 
 
 def _tensors_of(call: LossCall) -> tuple[Tensor | None, Tensor | None]:
@@ -325,7 +327,8 @@ def _left_out(audit: Audit, violation: Violation, batch: Any) -> bool:
         return False
 
     def inside(leaf: Tensor) -> Tensor:
-        return leaf.clamp(domain.low, domain.high)
+        # Between the two signs there is nothing: go to one of them.
+        return torch.ones_like(leaf) if domain.low == -1 else leaf.clamp(domain.low, domain.high)
 
     def beyond(leaf: Tensor) -> Tensor:
         return torch.where(leaf < domain.low, leaf - 1, leaf + 1)
@@ -342,7 +345,7 @@ def _only_targets(
     audit: Audit, batch: Any, domain: Domain, change: Callable[[Tensor], Tensor]
 ) -> Any:
     """Return ``batch`` with its wrong targets changed; None where the target is an input too."""
-    fed = audit.loop.feed(batch)
+    fed = taken_apart(audit.loop, batch)
     own = {id(leaf) for _, leaf in batches.leaves((fed.target,))}
     own -= {id(leaf) for _, leaf in batches.leaves(fed.inputs)}
     if not own:

@@ -69,6 +69,9 @@ class SubsetLadderFit(Check):
                 evidence=evidence,
             )
         where = f"Fitting stops at {limit.rows} examples"
+        tiny = audit.probe(TinyFitting)
+        if not tiny.fits(tiny.best):
+            return self.noted(f"{where}, as FIT101 found: {said}{cut}.", evidence=evidence)
         small = limit.rows <= FEW and trainable_layers(audit.loop.model) > 1
         if small and not limit.bounds.reconstruction and limit.closed < 0.7:
             return self.warned(

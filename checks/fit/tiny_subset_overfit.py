@@ -13,7 +13,6 @@ from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.runs import curve_of, loss_words, trainable_layers
 from nnaudit.context import Audit
-from nnaudit.errors import UserCodeError
 from nnaudit.fitting import Limits, Run, head_of, sight, updates_by
 from nnaudit.floor import REGRESSION
 from nnaudit.loop.base import Loop, Needs
@@ -263,8 +262,6 @@ def _known(audit: Audit, tiny: TinyFit, best: Run, limits: Limits) -> Diagnosis:
     crept = len(best.losses) >= limits.most and bounds.kind not in REGRESSION
     if best.falling(bounds.floor, 0.1 if crept else 0.02):
         return Diagnosis("unclear", "it was still falling")
-    if _depends_on_batch(audit.loop, tiny):
-        return Diagnosis("unclear", "it compares the rows of a batch with each other")
     layers = trainable_layers(audit.loop.model)
     reference = fit_reference(
         tiny.sighting, limits=limits, clock=audit.clock, linear=layers < 2, seed=audit.seed
@@ -317,19 +314,6 @@ def _targets_move(audit: Audit, tiny: TinyFit, best: Run) -> bool:
         return True
     before, after = tiny.sighting.calls[0].target, later.calls[0].target
     return before.shape != after.shape or not torch.equal(before, after)
-
-
-def _depends_on_batch(loop: Loop, tiny: TinyFit) -> bool:
-    """Whether the number of classes follows the number of rows, as in contrastive learning."""
-    call, rows = tiny.sighting.calls[0], tiny.sighting.sizes[0]
-    if tiny.whole or rows < 6 or call.input.ndim < 2:
-        return False
-    try:
-        with fixed_rows(loop):
-            fewer = sight(loop, (batches.take(tiny.sighting.parts[0], rows - 2),))
-    except (UserCodeError, batches.NotSliceableError):
-        return True
-    return bool(fewer.calls) and fewer.calls[0].input.shape[1:] != call.input.shape[1:]
 
 
 def _equal_predictions(audit: Audit, tiny: TinyFit) -> float:

@@ -16,7 +16,15 @@ from nnaudit.errors import UserCodeError
 from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Needs
 from nnaudit.probes.noise import eps_of, tolerance
-from nnaudit.probes.perturbation import Call, Layout, ModelCall, Replay, layout_of, samples, stand_in
+from nnaudit.probes.perturbation import (
+    Call,
+    Layout,
+    ModelCall,
+    Replay,
+    layout_of,
+    samples,
+    stand_in,
+)
 from nnaudit.report import Kind, Result, Table
 
 _PLACES = 3
@@ -114,7 +122,12 @@ class BatchIndependence(Check):
         place = f", first in the output of {module}" if module else ""
         table = Table(
             title="One sample exchanged for another",
-            columns=("sample", "change of its own output", "largest change of another's", "affected"),
+            columns=(
+                "sample",
+                "change of its own output",
+                "largest change of another's",
+                "affected",
+            ),
             rows=tuple((e.sample, e.own, e.others, e.affected) for e in mixing),
         )
         details: dict[str, Any] = {

@@ -74,7 +74,9 @@ class GradientScale(Check):
             title="Gradient by layer (norm over the square root of the size)",
             x_label="layer, first to last",
             y_label="gradient",
-            series=(Series(name="median", x=tuple(map(float, range(len(layers)))), y=tuple(values)),),
+            series=(
+                Series(name="median", x=tuple(map(float, range(len(layers)))), y=tuple(values)),
+            ),
             log_y=True,
         )
         details = {
@@ -110,7 +112,9 @@ class GradientScale(Check):
 def _order(seen: Observation, model: nn.Module, sizes: dict[str, int]) -> list[str]:
     """Return the weights by the order in which their modules finished, embeddings left out."""
     tables = {
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))
+        f"{name}.weight"
+        for name, m in model.named_modules()
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag))
     }
     rank: dict[str, int] = {}
     for position, activation in enumerate(seen.activations):

@@ -167,7 +167,9 @@ def _others(inputs: Inputs, seed: int) -> list[Inputs]:
             return leaf
         if not leaf.is_floating_point():
             flat = leaf.reshape(-1)
-            return flat[torch.randperm(len(flat), generator=generator).to(leaf.device)].view_as(leaf)
+            return flat[torch.randperm(len(flat), generator=generator).to(leaf.device)].view_as(
+                leaf
+            )
         values = leaf.float()
         size = float(values.std(correction=0)) or float(values.abs().max()) or 1.0
         noise = torch.randn(leaf.shape, generator=generator).to(leaf.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -358,7 +358,7 @@ def _reinitialised(audit: Audit, main: MainLoss) -> Level | None:
     if not drawn:
         return None
     for module in drawn:
-        module.reset_parameters()
+        cast(Any, module).reset_parameters()
     batch = next(consecutive_batches(audit.loop, 1))
     step = next(initial_steps(audit, [batch]))
     call, fed = _same_call(main, audit.loop, batch, step.observation)

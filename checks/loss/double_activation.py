@@ -80,23 +80,23 @@ class DoubleActivation(Check):
                 location=calls[0].location or audit.loop.locate("loss"),
                 module=module,
             )
-        first.require()
         if not series:
+            first.require()
             return self.skipped("No loss function is called that expects logits or probabilities.")
         kinds = ", ".join(sorted({calls[0].kind for calls in series}))
         return self.passed(f"The input of {kinds} is of the kind it expects.")
 
 
 def _judged(first: First) -> list[list[LossCall]]:
-    """Return the calls of the losses that have such an expectation, by line and kind."""
+    """Return the calls of the losses that have such an expectation, by line and origin."""
     found: dict[object, list[LossCall]] = {}
     for observation in first.observations:
-        for n, call in enumerate(observation.loss_calls):
+        for call in observation.loss_calls:
             if call.kind in _RULES and isinstance(call.arguments.get("input"), Tensor):
                 if call.input.numel() == 0 or not call.input.is_floating_point():
                     continue
-                where = (call.kind, call.location.line if call.location else n)
-                found.setdefault(where, []).append(call)
+                line = call.location.line if call.location else 0
+                found.setdefault((call.kind, line, call.producer, call.before), []).append(call)
     return list(found.values())
 
 

@@ -51,7 +51,8 @@ class LossReduction(Check):
         details = {"measured": f"{ratio:.4g} times the loss", "evidence": (numbers,)}
         if abs(ratio - 1.0) < _CLOSE:
             return self.passed(
-                "The loss is a mean over the batch: doubling the batch leaves it as it is.", **details
+                "The loss is a mean over the batch: doubling the batch leaves it as it is.",
+                **details,
             )
         if abs(ratio - 2.0) < 2 * _CLOSE:
             return self._sum(audit, size, f"doubling the batch makes it {ratio:.2f} times", first)

@@ -89,7 +89,9 @@ class OutputRange(Check):
         limit = self.option(audit, "share") if count >= enough else 0.1
         if share <= self.option(audit, "share"):
             if count >= enough:
-                return self.passed(f"The targets lie where {activation.lower()} can reach.", **details)
+                return self.passed(
+                    f"The targets lie where {activation.lower()} can reach.", **details
+                )
             return self.inconclusive(f"Only {count} targets: all within reach so far.", **details)
         if share <= limit or count < 64:
             return self.inconclusive(f"Only {count} targets, some of them out of reach.", **details)

@@ -63,7 +63,8 @@ class TrainEvalMode(Check):
         asleep = [mode for mode in trained if not mode.training]
         if asleep:
             return self._asleep(audit, first, trained, asleep)
-        first.require()
+        if not any("" in seen.training_flags for seen in first.observations):
+            first.require()  # it broke off before the model had run
         if trained and audit.loop.handed_over_in_eval:
             return self._woken(audit, trained)
         return self._awake(modes, trained)

@@ -44,7 +44,7 @@ class SeedSensitivity(Check):
         other = runs.other
         if other is None:
             return self.skipped("Runs cannot be started anew.")
-        repeated = _seeded_again_and_again(other)
+        repeated = _seeded_again_and_again(runs.first)
         if repeated is not None:
             return self._warned(
                 repeated,
@@ -100,7 +100,7 @@ class SeedSensitivity(Check):
             message,
             evidence=(Table(title="Seeding", columns=("call", "line", "within"), rows=rows),),
             location=seeding.location,
-            fix="rng = torch.Generator().manual_seed(seed)  # of its own; leave the global one alone",
+            fix="rng = torch.Generator().manual_seed(seed)  # not the global one",
         )
 
 

@@ -44,7 +44,7 @@ class SeededRun(Check):
         their luck. The usual reasons are a generator without a seed, `default_rng()`, a seed from
         the clock, and worker processes that seed themselves.
     How: Starts the training twice under one seed, in one process, from building the model to its
-        first six steps, and compares bit by bit: weights and buffers, the batches, the losses, the
+        first four steps, and compares bit by bit: weights and buffers, the batches, the losses, the
         weights at the end. Where they differ first is named: the initialisation, the data set, the
         order, the augmentation, the step. There is no threshold but one: if weights and batches
         agree and the losses part by less than 1e-4 of their size (1e-2 on a GPU), that is the
@@ -94,9 +94,9 @@ class SeededRun(Check):
 
     def _same(self, runs: Runs, what: str, table: Table) -> Result:
         first = runs.first
-        said = f"{len(first.batches)} batches"
+        said = "batches" if len(first.batches) > 1 else "batch"
         if first.losses:
-            said += f", {len(first.losses)} losses and the weights after them"
+            said += " and losses, and the same weights after them"
         if runs.replayed:
             return self.passed(
                 f"{what} from the same random state, the training has the same {said}; building "
@@ -236,4 +236,9 @@ def _table(runs: Runs) -> Table:
 
 
 def _compared(what: str, differing: int) -> tuple[str, str, str, str]:
-    return what, "", f"{differing} tensors differ" if differing else "", "no" if differing else "yes"
+    return (
+        what,
+        "",
+        f"{differing} tensors differ" if differing else "",
+        "no" if differing else "yes",
+    )

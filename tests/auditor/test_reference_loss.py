@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from nnaudit.loop.base import Fed
 from nnaudit.loop.taps import LOSS_FUNCTIONS, LossCall
 from nnaudit.reference_loss import Level, level_of
-from torch import Tensor
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(600, 4, generator=G)
 
 
-def level(function: Callable[..., Tensor], prediction: Tensor, target: Tensor, **more: Any) -> Level:
+def level(
+    function: Callable[..., Tensor], prediction: Tensor, target: Tensor, **more: Any
+) -> Level:
     arguments = {"input": prediction, "target": target, "reduction": "mean", **more}
     call = LossCall(LOSS_FUNCTIONS[function], function, arguments, function(**arguments))
     found = level_of([call], [Fed((X[: len(prediction)],), {}, target)])

@@ -24,7 +24,8 @@ class Call:
     Attributes:
         module: as it was called, wrappers and all.
         output: what it returned, detached; None when it raised.
-        recent: the batches that the script had been given by then, the newest first.
+        recent: the batches that the script had been given by then, each after the id of its
+            loader, the newest first.
         autocast: of each kind of device, whether and to what the call was cast.
     """
 
@@ -32,7 +33,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
-    recent: tuple[Any, ...] = ()
+    recent: tuple[tuple[int, Any], ...] = ()
     autocast: tuple[tuple[str, bool, Any], ...] = ()
 
 

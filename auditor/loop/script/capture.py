@@ -78,9 +78,10 @@ class Diary:
     calls: list[Call] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)
     propagated: list[Propagated] = field(default_factory=list)
+    backwards: int = 0
     loss_calls: list[LossCall] = field(default_factory=list)
     stepped: list[Optimizer] = field(default_factory=list)
-    recent: deque[Any] = field(default_factory=lambda: deque(maxlen=4))
+    recent: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=8))
     asked: list[int] = field(default_factory=list)
 
 
@@ -140,9 +141,9 @@ def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast
     Raises:
         LookupError: no network was called before the optimizer's step.
     """
-    owned = {id(p) for o in diary.stepped for g in o.param_groups for p in g["params"]}
+    owned = [{id(p) for g in o.param_groups for p in g["params"]} for o in _unique(diary.stepped)]
     roots = registers.modules()
-    model, calls = _main_model(diary.calls, roots, owned)
+    model, calls = _main_model(diary.calls, roots, max(owned, key=len))
     mine = {id(p) for p in model.parameters()}
     optimizer = max(
         _unique(diary.stepped),
@@ -151,7 +152,7 @@ def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast
     requests = max(diary.asked.count(loader), 1)
     entry, leave = _ends(calls, diary, requests)
     main, divisor, own, value = _main_loss(diary, leave, requests)
-    lag, batch = _used(entry)
+    lag, batch = _used(entry, loader)
     if free:
         lag, batch = 0, (_virtual(entry, main) if entry is not None else None)
     whole = entry is not None and entry is leave
@@ -159,7 +160,8 @@ def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast
     rule = None
     if whole and leave is not None and batch is not None:
         rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
-    others = tuple(m for m in (unwrapped(r) for r in roots) if m is not model)
+    inside = {id(m) for m in model.modules()}
+    others = tuple(m for r in roots if id(m := unwrapped(r)) not in inside)
     return Cast(
         model=model,
         models=(model, *others),
@@ -186,10 +188,14 @@ def _unique(things: Iterable[Any]) -> tuple[Any, ...]:
     return tuple({id(thing): thing for thing in things}.values())
 
 
+class Ensemble(nn.Module):
+    """The networks that a script calls one by one, as one: for its parts, not to be called."""
+
+
 def _main_model(
     calls: list[Call], roots: tuple[nn.Module, ...], owned: set[int]
 ) -> tuple[nn.Module, list[Call]]:
-    """The module that holds most of what the optimizers train, and its calls.
+    """The module that holds what the main optimizer trains, and its calls.
 
     Where a script calls the parts of a network one by one, the network is the module that holds
     them all, and the calls are those of the parts.
@@ -202,12 +208,33 @@ def _main_model(
     if not called:
         raise LookupError
     best = max(called, key=lambda call: weight(call.module)).module
+    parts = _unique(call.module for call in called)
+    if len(parts) == 1 or weight(best) == sum(p.numel() for p in _parameters(parts) if id(p) in owned):
+        return unwrapped(best), [call for call in called if call.module is best]
     for root in roots:
         inside = {id(m) for m in root.modules()}
-        parts = [call for call in called if id(call.module) in inside]
-        if root is not best and len({id(c.module) for c in parts}) > 1 and id(best) in inside:
-            return unwrapped(root), parts
-    return unwrapped(best), [call for call in called if call.module is best]
+        if all(id(part) in inside for part in parts):
+            return unwrapped(root), called
+    whole = Ensemble()
+    names = _names()
+    for i, part in enumerate(parts):
+        name = names.get(id(part), f"{type(part).__name__.lower()}{i}")
+        whole.add_module(name if name not in whole._modules else f"{name}{i}", unwrapped(part))
+    return whole, called
+
+
+def _parameters(modules: Iterable[nn.Module]) -> tuple[Tensor, ...]:
+    return _unique(p for module in modules for p in module.parameters())
+
+
+def _names() -> dict[int, str]:
+    """The names of the script's variables by the id of what they hold."""
+    names: dict[int, str] = {}
+    for frame in user_frames():
+        for name, value in {**frame.f_globals, **frame.f_locals}.items():
+            if isinstance(value, nn.Module) and name.isidentifier():
+                names.setdefault(id(value), name)
+    return names
 
 
 def _ends(calls: list[Call], diary: Diary, requests: int) -> tuple[Call | None, Call | None]:
@@ -215,11 +242,21 @@ def _ends(calls: list[Call], diary: Diary, requests: int) -> tuple[Call | None, 
     if not calls:
         return None, None
     if len({id(call.module) for call in calls}) > 1:
-        return calls[0], calls[-1]
+        return calls[0], _compared(calls, diary.loss_calls) or calls[-1]
     # Called as often as there were batches or backward passes: once for each.
     count = diary.counts.get(id(calls[0].module), 1)
-    once = count <= max(requests, len(diary.propagated))
+    once = count <= max(requests, diary.backwards)
     return (calls[0], calls[0]) if once else (calls[0], calls[-1])
+
+
+def _compared(calls: list[Call], losses: list[LossCall]) -> Call | None:
+    """The call whose output goes into a loss function."""
+    for loss in losses:
+        prediction = loss.arguments.get("input")
+        for call in reversed(calls):
+            if isinstance(prediction, Tensor) and find(prediction, call.output) is not None:
+                return call
+    return None
 
 
 def _main_loss(
@@ -248,14 +285,15 @@ def _close(left: float, right: float) -> bool:
     return abs(left - right) <= 1e-4 * max(abs(left), abs(right), 1e-8)
 
 
-def _used(entry: Call | None) -> tuple[int, Any]:
+def _used(entry: Call | None, loader: int) -> tuple[int, Any]:
     """How far the script looks ahead, and the batch that reached the model in ``entry``."""
-    if entry is None or not entry.recent:
+    recent = [batch for key, batch in entry.recent if key == loader] if entry is not None else []
+    if entry is None or not recent:
         return 0, None
-    for lag, batch in enumerate(entry.recent):
+    for lag, batch in enumerate(recent):
         if any(find(t, batch) is not None for _, t in batches.tensors((entry.args, entry.kwargs))):
             return lag, batch
-    return 0, entry.recent[0]
+    return 0, recent[0]
 
 
 def _virtual(entry: Call, main: LossCall | None) -> Any:

@@ -65,6 +65,7 @@ class ScriptLoop(Loop):
         self._rule: LossRule | None = self._roles.loss
         self._trusted = False
         self._in_flight: list[str] = []
+        self._execution = 0
 
     @property
     def steps_taken(self) -> int:  # type: ignore[override]
@@ -239,12 +240,18 @@ class ScriptLoop(Loop):
         Where one optimizer step takes several batches (accumulation), all of them are ``batch``.
         """
         self._flush(batch)
-        order = Order(batch, observer=Observer(self.model, self.optimizers) if observe else None)
+        order = Order(batch)
+        if observe:
+            order.observer = Observer(self.model, self.optimizers)
+            order.watch = self._roles.entry is not self._roles.exit
         self._command(order)
         self._session.count.taken += 1
         loss = self._loss_of(order)
         if order.observation is not None:
             order.observation.total_loss = loss
+            if order.calls and order.observation.output is None:
+                leave = self._exit_of(order)
+                order.observation.output = leave.output if leave is not None else None
         return Step(loss, order.lr or self._run.rates(), order.ended - order.started, order.observation)
 
     def _flush(self, batch: Any) -> None:
@@ -252,6 +259,8 @@ class ScriptLoop(Loop):
         if not self._roles.lag:
             return
         digest = batches.digest(batch)
+        if self._execution != self._run.revivals:
+            self._execution, self._in_flight = self._run.revivals, []
         while len(self._in_flight) < self._roles.lag or set(self._in_flight) != {digest}:
             with preserved(self.subjects):
                 self._command(Order(batch))
@@ -260,9 +269,11 @@ class ScriptLoop(Loop):
     def _loss_of(self, order: Order) -> float:
         if not order.roots:
             return float("nan")
+        # Of several batches all alike, the first is the one that nothing has gone before.
+        each = max(len(order.roots) // max(order.handed, 1), 1)
+        roots = [root.detach().float().reshape(()) for root in order.roots[:each]]
         # Together, for every number read from a device costs a wait.
-        total = float(torch.stack([root.detach().float().reshape(()) for root in order.roots]).sum())
-        return total * self._roles.divisor / max(order.handed, 1)
+        return float(torch.stack(roots).sum()) * self._roles.divisor
 
     def forward(self, batch: Any, *, train: bool = False) -> Forward:
         """Run the model, and the loss, without gradient or update.
@@ -318,8 +329,8 @@ class ScriptLoop(Loop):
 
     def _forward_by_script(self, batch: Any, train: bool) -> Forward:
         order = self._shadow(batch, train)
-        calls = self._calls_of(order)
-        return Forward(calls[-1].output if calls else None, self._loss_of(order), order.loss_calls)
+        call = self._exit_of(order)
+        return Forward(call.output if call is not None else None, self._loss_of(order), order.loss_calls)
 
     def _shadow(self, batch: Any, train: bool | None) -> Order:
         """Do a step on ``batch`` and undo it: what it showed is wanted, not what it did."""
@@ -340,6 +351,13 @@ class ScriptLoop(Loop):
         if not calls:
             raise LookupError("the script did not call the model in this step")
         return calls[0]
+
+    def _exit_of(self, order: Order) -> Call | None:
+        """The last call of the module whose output the script compares with the target."""
+        calls = self._calls_of(order)
+        leave = self._roles.exit
+        of_it = [c for c in calls if leave is not None and self._run.is_same(c.module, leave.module)]
+        return (of_it or calls or [None])[-1]
 
     def _main_loss(self, order: Order) -> LossCall | None:
         seen = Observation(loss_calls=list(order.loss_calls), total_loss=self._loss_of(order))
@@ -405,7 +423,9 @@ class ScriptLoop(Loop):
         return self._made(thing) or defined_at(thing)
 
     def _made(self, thing: Any) -> Location | None:
-        return None if thing is None else self._run.registers.place(thing)
+        place = self._run.registers.place
+        within = getattr(thing, "base_dataloader", None)
+        return None if thing is None else place(within) or place(thing)
 
     @property
     def run(self) -> Run:

@@ -46,15 +46,15 @@ from nnaudit.loop.script.capture import (
 )
 from nnaudit.loop.script.frames import Counters, user_frames
 from nnaudit.loop.script.overlay import Overlay
-from nnaudit.loop.script.seeds import shifting
+from nnaudit.loop.script.seeds import quiet_imports, shifting
 from nnaudit.loop.script.substitute import Substitution
 from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
 from nnaudit.report import Location
 from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
 
-REVIVALS = 50
-"""How often a script that ended is run again before the audit gives up on it."""
+FRUITLESS = 3
+"""How often in a row a script that ended is run again and ends without another optimizer step."""
 
 PATIENCE = 32
 """Batches beyond the usual number, or optimizer steps without a new batch, before the way in which
@@ -133,6 +133,7 @@ class Run:
         self.val_loader: Any = None
         self.training_at: Location | None = None
         self.revivals = 0
+        self._fruitless = 0
         self._heir: _Heir | None = None
         self._dead: BaseException | None = None
         self._begin()
@@ -144,7 +145,7 @@ class Run:
         self._diary = Diary()
         self._initial: Snapshot | None = None
         self._iterators: list[weakref.ref[TappedIterator]] = []
-        self._live: dict[int, tuple[Any, Any]] = {}
+        self._live: dict[int, TappedIterator] = {}
         self._clock = 0
         self._asked: dict[int, int] = {}
         self._frozen: dict[int, Any] = {}
@@ -157,6 +158,7 @@ class Run:
         self._closing = False
         self._order: Order | None = None
         self._in_step: Optimizer | None = None
+        self._passes = 0
         self._last: Optimizer | None = None
         self._scaled: deque[tuple[Any, Tensor]] = deque(maxlen=4)
         self._watching = ExitStack()
@@ -193,6 +195,7 @@ class Run:
         main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
         with ExitStack() as stack:
             stack.enter_context(_as_main(main, path, self.session.argv))
+            stack.enter_context(quiet_imports(path.parent))
             shift = (self.seed - self.session.seed) % 2**32
             stack.enter_context(shifting(shift, lambda: self.registers.empty))
             stack.callback(gc.collect)
@@ -262,7 +265,7 @@ class Run:
                 return False
             if not isinstance(command, Resume):
                 self._do(command)
-            elif self._dead is not None or self.revivals >= REVIVALS:
+            elif self._dead is not None or self._fruitless >= FRUITLESS:
                 command.order.error = self._dead or EndedError("the script ends again and again")
                 self._answer(command.order)
             else:
@@ -280,7 +283,7 @@ class Run:
             order.error = UserCodeError("running the training step", ended.error)
             if order.observation is not None:
                 order.error.observation = order.observation  # type: ignore[attr-defined]
-        elif not order.attempts and self.revivals < REVIVALS:
+        elif not order.attempts and self._fruitless < FRUITLESS:
             return False
         elif not order.attempts:
             order.error = EndedError("the script ends again and again")
@@ -290,6 +293,7 @@ class Run:
     def _prepare_revival(self, order: Order) -> None:
         assert self.roles is not None
         self.revivals += 1
+        self._fruitless += 1
         order.restart()
         loaders = (self.train_loader, self.val_loader)
         process = Snapshot.take(Subjects())
@@ -330,7 +334,11 @@ class Run:
         """Take the snapshot to which the run goes back when it is handed over."""
         self.counters.read()
         self._initial = Snapshot.take(self.subjects)
-        self._diary = Diary()
+        # Several loaders may be read along with one another: what they gave already counts.
+        reading = {id(iterator) for iterator in self._being_read().values()}
+        old, self._diary = self._diary, Diary()
+        self._diary.recent.extend(entry for entry in old.recent if entry[0] in reading)
+        self._diary.asked += [key for key in old.asked if key in reading]
 
     # --- loaders ----------------------------------------------------------------------------------
 
@@ -338,6 +346,7 @@ class Run:
         """Begin the loader's own iterator, unless its batches will never be asked for."""
         if not (self._taken and self._is_training(iterator)):
             iterator.begin()
+        self.registers.of["loader"].add(iterator.loader)
         self._iterators.append(weakref.ref(iterator))
 
     def requested(self, iterator: TappedIterator) -> Any:
@@ -356,7 +365,7 @@ class Run:
 
     def _belongs(self, iterator: TappedIterator) -> bool:
         """Whether ``iterator``'s loader was being read when the script first back-propagated."""
-        return any(_same_data(iterator.loader, loader) for loader, _ in self._live.values())
+        return any(_same_data(iterator.loader, live.loader) for live in self._live.values())
 
     def _pass_on(self, iterator: TappedIterator) -> Any:
         """Give the script the loader's own next batch, and remember it."""
@@ -370,18 +379,20 @@ class Run:
         iterator.count += 1
         iterator.latest = batches.clone(batch)
         self._clock += 1
-        self._asked[id(iterator.loader)] = self._clock
-        self._diary.recent.appendleft(iterator.latest)
-        self._diary.asked.append(id(iterator.loader))
+        self._asked[id(iterator)] = self._clock
+        self._diary.recent.appendleft((id(iterator), iterator.latest))
+        self._diary.asked.append(id(iterator))
         if not torch.is_grad_enabled():
             self._evaluated.append(iterator.loader)
         self._enter(Observer(nn.Identity()), ())
         return batch
 
-    def _live_loaders(self) -> dict[int, tuple[Any, Any]]:
-        """Loaders that the script is in the middle of reading, each with its latest batch."""
+    def _being_read(self) -> dict[int, TappedIterator]:
+        """Return, for each loader that the script is in the middle of, how it is reading it."""
         iterators = [i for r in self._iterators if (i := r()) is not None]
-        return {id(i.loader): (i.loader, i.latest) for i in iterators if i.count and not i.exhausted}
+        reading = [i for i in iterators if i.count and not i.exhausted]
+        reading.sort(key=lambda i: self._asked.get(id(i), 0))
+        return {id(i.loader): i for i in reading}
 
     def _is_training(self, iterator: TappedIterator) -> bool:
         if not torch.is_grad_enabled():
@@ -473,7 +484,7 @@ class Run:
             return self._order is not None
         if not torch.is_grad_enabled():
             return False
-        if not self._by_call and not self._backwards and not self._live_loaders():
+        if not self._by_call and not self._backwards and not self._being_read():
             # The first training call of a script without a loader: nothing has changed yet.
             self._by_call = True
             with self.session.taps.unheard():
@@ -493,22 +504,29 @@ class Run:
         self._scaled.clear()
         if not self._taken:
             if not self._backwards:
-                self._live = self._live_loaders()
+                self._live = self._being_read()
             self._backwards += 1
-            noted = self._diary.propagated
-            place = caller()
-            # Within an optimizer's step (a closure) only the first pass is of the weights before it.
-            if self._in_step is None or not noted:
-                noted.append(Propagated(value, place))
-        elif self._order is not None and (self._in_step is None or not self._order.pending):
+            self._diary.backwards += 1
+        # Within an optimizer's step (a closure) only the first pass is of the weights before it.
+        self._passes += 1
+        if self._in_step is not None and self._passes > 1:
+            return
+        if not self._taken:
+            self._diary.propagated.append(Propagated(value, caller()))
+        elif self._order is not None:
             self._order.pending.append(value)
 
     def stepping(self, optimizer: Optimizer) -> None:
         """Note that an optimizer is about to step."""
         optimizer = self._alias.get(id(optimizer), optimizer)
         self._in_step = optimizer
+        self._passes = 0
         if self._order is not None and self.roles is not None and optimizer is self.roles.optimizer:
             self._order.lr = self.rates()
+
+    def is_same(self, module: nn.Module, other: nn.Module) -> bool:
+        """Whether the two are one, or one has taken the other's place in a later execution."""
+        return self._alias.get(id(module), module) is other
 
     def rates(self) -> tuple[float, ...]:
         """Return the learning rate of every parameter group."""
@@ -543,6 +561,7 @@ class Run:
         """Write down the loss of the step that was taken, that of the main optimizer before others."""
         assert self.roles is not None
         order.attempts += 1
+        self._fruitless = 0
         if optimizer is self.roles.optimizer and not order.ended:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
@@ -578,9 +597,9 @@ class Run:
         if self._heir is not None:
             self._take_up(self._heir)
             return
-        main = id(self.train_loader)
+        main = self._reader()
         try:
-            roles = cast(self.registers, self._diary, main, free=self.free)
+            roles = cast(self.registers, self._diary, id(main), free=self.free)
         except LookupError:
             raise TargetError(
                 f"{self.session.path.name} took an optimizer step without calling a network that "
@@ -596,17 +615,23 @@ class Run:
             self.session.baton.answer(self)
         self._set_off(self._await_order())
 
+    def _reader(self) -> TappedIterator | None:
+        """Return the iterator that fed the first step, of the loader that is asked for the next."""
+        readers = [i for i in self._live.values() if _same_data(i.loader, self.train_loader)]
+        return readers[-1] if readers else None
+
     def _settle_loaders(self) -> None:
         """Tell the training loader from those read along with it, and from the validation's."""
-        since = self._asked.get(id(self.train_loader), 0)
-        for key, (_, latest) in self._live.items():
-            if key != id(self.train_loader) and self._asked[key] > since and not self.free:
-                self._frozen[key] = latest
+        main = self._reader()
+        since = self._asked.get(id(main), 0)
+        for key, iterator in self._live.items():
+            if iterator is not main and self._asked[id(iterator)] > since and not self.free:
+                self._frozen[key] = iterator.latest
         self.val_loader = (
             validation_loader(self.registers, self.train_loader, self._evaluated)
             or frameworks.validation_of_framework()
         )
-        reading = self._live_loaders()
+        reading = self._being_read()
         self.ends_epoch = not self.free and id(self.train_loader) not in reading
 
     def _go_back(self) -> None:

@@ -10,20 +10,59 @@ value that is computed. A literal number in the user's own code after that point
 
 from __future__ import annotations
 
+import builtins
 import linecache
 import random
 import re
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from nnaudit.loop.script.origins import is_users
+from nnaudit.state import keep_numpy_rng, keep_python_rng, keep_torch_rng
 
 _LITERAL = re.compile(r"seed\w*\s*\(\s*(?:\w+\s*=\s*)?-?[\d_]+\s*\)")
+
+@contextmanager
+def quiet_imports(folder: Path) -> Iterator[None]:
+    """Keep libraries from drawing random numbers when they are imported, for the time of a ``with``.
+
+    Some do, once: a second execution of the script would find other random numbers than the first.
+    Modules in ``folder`` are the user's own, and may well seed on purpose.
+    """
+    real = builtins.__import__
+    busy = False
+
+    def import_(name: str, globals_: Any = None, locals_: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        nonlocal busy
+        top = name.partition(".")[0]
+        ours = busy or level or name in sys.modules or _is_beside(folder, top)
+        if ours:
+            return real(name, globals_, locals_, fromlist, level)
+        busy = True
+        undos = [keep_python_rng(), keep_numpy_rng(), keep_torch_rng()]
+        try:
+            return real(name, globals_, locals_, fromlist, level)
+        finally:
+            for undo in undos:
+                undo()
+            busy = False
+
+    builtins.__import__ = import_
+    try:
+        yield
+    finally:
+        builtins.__import__ = real
+
+
+def _is_beside(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.py").exists() or (folder / name).is_dir()
+
 
 SEEDERS: tuple[tuple[Any, str], ...] = (
     (random, "seed"),

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from nnaudit.loop.taps import Observer, graph_of, producer_of
 from torch import Tensor, nn
+
+from nnaudit.loop.taps import Observer, graph_of, producer_of
 
 torch.manual_seed(0)
 X = torch.randn(8, 4)
@@ -194,9 +195,7 @@ class TestActivations:
         inside = model[0](x)
         assert found.shape == (6, 2, 3, 3)
         torch.testing.assert_close(found.mean, inside.mean(dim=(0, 2, 3)).detach())
-        torch.testing.assert_close(
-            found.variance, inside.var(dim=(0, 2, 3), correction=0).detach()
-        )
+        torch.testing.assert_close(found.variance, inside.var(dim=(0, 2, 3), correction=0).detach())
 
 
 class TestModes:

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
 from nnaudit.context import Audit
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.direct import DirectLoop
@@ -20,8 +23,6 @@ from nnaudit.probes.first_steps import (
     plain_losses,
 )
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 
 def classes(rows: int = 64, size: int = 8) -> DataLoader:
@@ -74,7 +75,7 @@ class TestTheSteps:
 
     def test_what_raises_is_kept_with_what_was_seen(self) -> None:
         first = first_of(
-            lambda output, y: F.binary_cross_entropy(output, y),
+            F.binary_cross_entropy,
             train_loader=lambda: DataLoader(
                 TensorDataset(torch.randn(32, 4), torch.ones(32, 3)), batch_size=8
             ),
@@ -184,12 +185,15 @@ class TestRuns:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     def test_observed_steps_repeat_the_plain_ones_bit_for_bit(self) -> None:
-        audit = audit_of(model=lambda: nn.Sequential(nn.Linear(4, 9), nn.Dropout(), nn.Linear(9, 3)))
+        audit = audit_of(
+            model=lambda: nn.Sequential(nn.Linear(4, 9), nn.Dropout(), nn.Linear(9, 3))
+        )
         plain = plain_losses(audit, 12, seconds=60)
         assert [step.loss for step in observed_steps(audit, 12)] == plain
 
     def test_plain_losses_end_at_the_first_that_is_not_finite(self) -> None:
         audit = audit_of(
-            loss=lambda out, y: F.cross_entropy(out, y) * float("inf"), model=lambda: nn.Linear(4, 3)
+            loss=lambda out, y: F.cross_entropy(out, y) * float("inf"),
+            model=lambda: nn.Linear(4, 3),
         )
         assert len(plain_losses(audit, 12, seconds=60)) == 1

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.reseeded import differing_weights
 from nnaudit.targets import Target
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 LOADED = torch.nn.Linear(4, 5).state_dict()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.init.initial_loss import InitialLoss
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Numbers, Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 DIM, CLASSES = 16, 10
 
@@ -305,7 +307,9 @@ class TestRegression:
                 nn.init.kaiming_normal_(layer.weight)
             return model
 
-        assert audited(he, loss=F.mse_loss, train=loader(torch.randn(1024, 1))).status is Status.PASS
+        assert (
+            audited(he, loss=F.mse_loss, train=loader(torch.randn(1024, 1))).status is Status.PASS
+        )
 
     def test_tiny_targets_are_a_note(self) -> None:
         y = 0.001 * torch.randn(1024, 1, generator=torch.Generator().manual_seed(0))
@@ -349,7 +353,7 @@ def test_default_initialisations_raise_no_alarm() -> None:
                 def build(hidden: tuple[int, ...] = hidden, classes: int = classes) -> nn.Module:
                     sizes = (DIM, *hidden)
                     layers: list[nn.Module] = []
-                    for a, b in zip(sizes, sizes[1:], strict=False):
+                    for a, b in itertools.pairwise(sizes):
                         layers += [nn.Linear(a, b), nn.ReLU()]
                     return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 

@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.loss.double_activation import DoubleActivation, floor_of
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 CLASSES = 5
 
@@ -152,10 +153,12 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     ),
     "distillation": (
         net(),
-        lambda out, y: F.kl_div(
-            F.log_softmax(out / 4, 1), F.softmax(out.detach() / 4, 1), reduction="batchmean"
-        )
-        + F.cross_entropy(out, y),
+        lambda out, y: (
+            F.kl_div(
+                F.log_softmax(out / 4, 1), F.softmax(out.detach() / 4, 1), reduction="batchmean"
+            )
+            + F.cross_entropy(out, y)
+        ),
     ),
     "soft labels": (net(), lambda out, y: F.cross_entropy(out, one_hot(y) * 0.9 + 0.02)),
     "a gate beside the logits": (

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.loss.loss_broadcast import LossBroadcast
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 # torch warns of it too; who reads a log of ten thousand lines does not see it.
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")
@@ -31,9 +32,7 @@ def audited(
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     data = DataLoader(TensorDataset(x, x[:, 0].clone() if y is None else y), batch_size=batch)
     parts = {"model": lambda: nn.Linear(4, outputs), "train_loader": data, "loss": loss, **parts}
-    return run_check(
-        LossBroadcast, Audit(DirectLoop(Target(**parts), torch.device("cpu"), seed=0))
-    )
+    return run_check(LossBroadcast, Audit(DirectLoop(Target(**parts), torch.device("cpu"), seed=0)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""The learning rates that each scheduler will give, found by stepping it without training."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnaudit.context import Audit
+from nnaudit.errors import describe
+from nnaudit.loop.base import Loop
+from nnaudit.probes.base import Probe
+
+LENGTH = 2_000
+"""Values looked at: the steps of a short run, or the epochs of any."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One scheduler's learning rates.
+
+    Attributes:
+        number: which of the loop's schedulers it is.
+        scheduler: its class.
+        arguments: its settings, by name.
+        rates: the highest group's rate before each step of the scheduler, the present one first.
+        ended: what the scheduler raised at the end of ``rates``; empty when it went on.
+        unknown: why there are no rates: it needs a metric, or an argument.
+    """
+
+    number: int
+    scheduler: str
+    arguments: dict[str, float]
+    rates: tuple[float, ...]
+    ended: str = ""
+    unknown: str = ""
+
+    @property
+    def peak(self) -> float:
+        """The highest finite rate."""
+        return max((rate for rate in self.rates if math.isfinite(rate)), default=0.0)
+
+    def dead_after(self, share: float) -> int | None:
+        """Return from where on every rate is below ``share`` of the peak; None if it never is."""
+        alive = [i for i, rate in enumerate(self.rates) if not rate < share * self.peak]
+        end = (alive[-1] + 1) if alive else 0
+        return end if end < len(self.rates) else None
+
+
+class LearningRatePlan(Probe[tuple[Plan, ...]]):
+    """Steps every scheduler :data:`LENGTH` times, by itself."""
+
+    def measure(self, audit: Audit) -> tuple[Plan, ...]:
+        """Simulate the outermost schedulers; the runner puts them back.
+
+        Raises:
+            OutOfBudgetError: the time is used up.
+        """
+        schedulers = audit.loop.schedulers
+        inner = {id(part) for each in schedulers for part in getattr(each, "_schedulers", ())}
+        plans = []
+        for number, scheduler in enumerate(schedulers):
+            if id(scheduler) not in inner:
+                audit.clock.check()
+                plans.append(_plan(number, scheduler, audit.loop))
+        return tuple(plans)
+
+
+def _plan(number: int, scheduler: Any, loop: Loop) -> Plan:
+    name = type(scheduler).__name__
+    settings = {
+        key: float(value)
+        for key, value in vars(scheduler).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and key[0] != "_"
+    }
+    optimizer = getattr(scheduler, "optimizer", None)
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) or optimizer is None:
+        return Plan(number, name, settings, (), unknown="it follows a metric")
+    rates, ended = [_rate(optimizer)], ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the optimizer did not step
+        for _ in range(LENGTH):
+            try:
+                scheduler.step()
+            except Exception as error:
+                ended = describe(error)
+                break
+            rates.append(_rate(optimizer))
+    if ended.startswith("TypeError") and len(rates) == 1:
+        return Plan(number, name, settings, (), unknown="its step takes arguments")
+    return Plan(number, name, settings, tuple(rates), ended)
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    bad = [rate for rate in rates if not math.isfinite(rate) or rate < 0.0]
+    return bad[0] if bad else max(rates, default=0.0)
+
+
+def thinned(values: Iterable[float], most: int = 200) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return positions and values of at most ``most`` of ``values``, first and last included."""
+    everything = list(values)
+    every = max(1, math.ceil(len(everything) / most))
+    kept = sorted({*range(0, len(everything), every), len(everything) - 1})
+    return tuple(float(i) for i in kept), tuple(everything[i] for i in kept)

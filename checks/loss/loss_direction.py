@@ -1,0 +1,397 @@
+"""LOSS104: whether the loss falls when the output gets better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.feed import main_tensor
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.perturbation import output_replaced
+from nnaudit.report import Curve, Kind, Numbers, Result, Series
+from nnaudit.state import preserved
+
+_TOWARD = (0.3, 0.9)
+"""How much of the way to the ideal output is gone."""
+
+_GROUPS = 8
+"""Parts of the batch that must agree, each moved alone."""
+
+_ASYMMETRIC = ("bce", "bce_with_logits", "kl_div", "poisson_nll")
+"""Losses that mean something else with input and target exchanged."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One reading of output and target: ``moved(t)`` is better for t > 0 and worse for t < 0.
+
+    ``swapped(k)`` is a confident answer that is off by k classes; None for quantities.
+    """
+
+    name: str
+    moved: Callable[[float], Tensor]
+    swapped: Callable[[int], Tensor] | None = None
+    classes: int = 0
+
+
+class LossDirection(Check):
+    """Does the loss fall when the output moves toward the target?
+
+    Why: a missing minus in front of a log-likelihood, "dice" returned in place of "1 - dice", or
+        input and target exchanged make the optimizer work for the wrong answer. The curve falls.
+    How: exact. Where the total loss is a torch loss function times a constant in all of the first
+        steps, the sign of the constant says it, if the function's target is the data's. An
+        asymmetric function (binary cross-entropy, KL, Poisson) whose input is the data's target,
+        made by no layer, has its arguments exchanged. Every other loss is tried out: the model's
+        output is replaced, before the loss sees it, by one that is better and one that is worse.
+        What "better" is follows from shapes and dtypes: more of the right class in logits,
+        probabilities or log-probabilities; nearer to the target for a quantity. If any reading
+        makes the loss fall, it passes. A failure needs all readings to agree that better is worse
+        and worse is better, at every distance and in each of 8 parts of the batch alone (weights
+        of either sign, as of rewards, do not do that), and the right classes to cost more than
+        any other labelling (a loss may renumber them), or the worse quantity to get ever cheaper
+        (a loss may standardise the target). Otherwise there is no answer: embeddings, margins,
+        targets in several parts. No steps beyond the first 5; 3 to 40 forward passes.
+    Fix: loss = -log_probability, loss = 1 - dice; input first, target second.
+    References: PyTorch documentation of BCELoss and KLDivLoss; Karpathy, "A Recipe for Training
+        Neural Networks", 2019.
+    """
+
+    code, name, kind = "LOSS104", "loss-direction", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (FirstSteps,)
+
+    def run(self, audit: Audit) -> Result:
+        """Read the sign of known losses, and try out the others."""
+        first = audit.probe(FirstSteps)
+        first.require()
+        if exchanged := _exchanged(first):
+            return self._exchanged_arguments(exchanged)
+        signed = _signed(first)
+        if signed is not None:
+            call, factor = signed
+            if factor > 0:
+                return self.passed(
+                    f"The total loss is {call.kind} of the output, with a positive sign.",
+                    measured=f"{factor:.3g} times {call.kind}",
+                )
+            if _is_data(call.target, first):
+                return self._negative(audit, call, factor)
+        return self._tried(audit, first)
+
+    def _exchanged_arguments(self, call: LossCall) -> Result:
+        return self.failed(
+            f"The arguments of {call.kind} are exchanged: its input is the batch's target, its "
+            "target is what the model computed.",
+            fix=f"Write the output first and the target second: F.{_function(call)}(output, target).",
+            measured="input = target of the batch",
+            threshold="input = output of the model",
+            location=call.location,
+        )
+
+    def _negative(self, audit: Audit, call: LossCall, factor: float) -> Result:
+        return self.failed(
+            f"The total loss is {factor:.3g} times {call.kind}: training drives the output away "
+            "from the target.",
+            fix="Remove the minus sign in front of the loss.",
+            measured=f"{factor:.3g} times {call.kind}",
+            threshold="a positive factor",
+            evidence=(Numbers(title="Total loss", values={f"factor of {call.kind}": factor}),),
+            location=call.location or audit.loop.locate("loss"),
+        )
+
+    def _tried(self, audit: Audit, first: First) -> Result:
+        trial = _Trial(audit, first)
+        if trial.reason:
+            return self.inconclusive(trial.reason)
+        ways = list(trial.ways())
+        if not ways:
+            return self.inconclusive("How output and target are to be compared is not known.")
+        for way in ways:
+            if trial.falls(way):
+                return self.passed(
+                    f"The loss falls when the output is made better (read as {way.name}).",
+                    measured=f"{trial.base:.4g} to {trial.loss(way.moved(_TOWARD[-1])):.4g}",
+                )
+        wrong = [way for way in ways if trial.is_reversed(way)]
+        if len(wrong) < len(ways) or not all(trial.confirmed(way) for way in wrong):
+            return self.inconclusive(
+                "The loss does not simply follow the output: no direction shows."
+            )
+        return self._reversed(audit, trial, wrong[0])
+
+    def _reversed(self, audit: Audit, trial: _Trial, way: Way) -> Result:
+        places = (-0.9, -0.3, 0.0, 0.3, 0.9)
+        losses = [trial.loss(way.moved(t)) if t else trial.base for t in places]
+        chart = Curve(
+            title="Loss of outputs moved toward the target (right) and away from it (left)",
+            x_label="moved by",
+            y_label="loss",
+            series=(Series(name="loss", x=places, y=tuple(losses)),),
+        )
+        return self.failed(
+            f"The loss rises from {losses[2]:.4g} to {losses[4]:.4g} when the output is moved "
+            f"toward the target and falls to {losses[0]:.4g} when it is moved away.",
+            fix="Turn the sign of the loss: return -log_probability.mean(), or 1 - score.",
+            measured=f"{losses[0]:.4g}, {losses[2]:.4g}, {losses[4]:.4g}",
+            threshold="falling",
+            evidence=(chart,),
+            location=audit.loop.locate("loss")
+            or audit.loop.locate("training_step")
+            or audit.loop.locate("model"),
+        )
+
+
+def _function(call: LossCall) -> str:
+    return str(getattr(call.function, "__name__", call.kind))
+
+
+def _signed(first: First) -> tuple[LossCall, float] | None:
+    """Return the loss call that the total loss is a constant multiple of, and the constant."""
+    counts = {len(seen.loss_calls) for seen in first.completed}
+    if len(counts) != 1 or len(first.completed) < 3:
+        return None
+    for n in range(counts.pop()):
+        ratios = []
+        for seen in first.completed:
+            value = seen.loss_calls[n].value
+            mean = float(value.float().mean()) if value is not None and value.numel() else 0.0
+            ratios.append((seen.total_loss or math.nan) / mean if mean else math.nan)
+        if all(abs(r / ratios[0] - 1.0) < 1e-3 for r in ratios) and _vary(first, n):
+            return first.completed[0].loss_calls[n], ratios[0]
+    return None
+
+
+def _vary(first: First, n: int) -> bool:
+    """Whether the calls had different values: a constant ratio then means something."""
+    values = {
+        float(v.float().mean())
+        for seen in first.completed
+        if (v := seen.loss_calls[n].value) is not None
+    }
+    return len(values) > 1
+
+
+def _exchanged(first: First) -> LossCall | None:
+    for call in (c for seen in first.completed[:1] for c in seen.loss_calls):
+        given, other = call.arguments.get("input"), call.arguments.get("target")
+        if call.kind not in _ASYMMETRIC or call.producer:
+            continue
+        if isinstance(given, Tensor) and isinstance(other, Tensor) and other.is_floating_point():
+            if _is_data(given, first) and not _is_data(other, first) and _is_output(other, first):
+                return call
+    return None
+
+
+def _is_data(tensor: Tensor, first: First) -> bool:
+    return any(_same(tensor, t) for _, t in batches.tensors(first.targets[0])) or any(
+        _same(tensor, t) for _, t in batches.tensors(first.batches[0])
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.numel() != b.numel() or a.is_complex() or b.is_complex():
+        return False
+    return torch.equal(a.detach().cpu().double().reshape(-1), b.detach().cpu().double().reshape(-1))
+
+
+def _is_output(tensor: Tensor, first: First) -> bool:
+    """Whether ``tensor`` follows the model's output, elements in the same order of size."""
+    output = main_tensor(first.completed[0].output)
+    if output is None or output.numel() != tensor.numel() or tensor.numel() < 2:
+        return False
+    order = output.detach().cpu().double().reshape(-1).argsort()
+    sorted_by = tensor.detach().cpu().double().reshape(-1)[order]
+    rows = bool((sorted_by.diff() >= 0).all())
+    # A softmax keeps the order within rows only.
+    flat = output.reshape(output.shape[0], -1), tensor.reshape(output.shape[0], -1)
+    within = torch.equal(flat[0].argmax(1), flat[1].argmax(1)) and flat[0].shape[1] > 1
+    return rows or within
+
+
+class _Trial:
+    """The user's own loss, on outputs put in place of the model's."""
+
+    def __init__(self, audit: Audit, first: First) -> None:
+        self._audit, self._batch = audit, first.batches[0]
+        self.reason, self.base = "", math.nan
+        loop = audit.loop
+        try:
+            done = loop.forward(self._batch)
+        except UserCodeError as error:
+            self.reason = f"The loss cannot be computed in eval mode: {error}."
+            return
+        output = main_tensor(done.output)
+        if done.loss is None or output is None:
+            self.reason = "The loss of a changed output cannot be computed here."
+            return
+        self.base, self.output = done.loss, output.detach()
+        target = _target_of(done.loss_calls, first.targets[0], self.output)
+        if target is None:
+            self.reason = "There is no single target to compare the output with."
+            return
+        self.target = target.detach().to(self.output.device)
+        if not (math.isfinite(self.base) and bool(torch.isfinite(self.output).all())):
+            self.reason = "Loss or outputs are not finite."
+        elif (
+            self.loss(self.output + 1.0 + self.output.abs())
+            == self.loss(self.output * 0.0)
+            == self.base
+        ):
+            self.reason = "The loss is not computed from what the model returns."
+
+    def loss(self, output: Tensor) -> float:
+        """Return the loss of ``output``; NaN when the user's code refuses it."""
+        self._audit.clock.check()
+        loop = self._audit.loop
+        try:
+            with preserved(loop.subjects), output_replaced(loop, lambda _: output):
+                value = loop.forward(self._batch).loss
+        except UserCodeError:
+            return math.nan
+        return math.nan if value is None else value
+
+    def ways(self) -> Iterator[Way]:
+        """Yield every reading of output and target that their shapes and values allow."""
+        output, target = self.output, self.target
+        whole = not target.is_floating_point()
+        if whole and output.ndim == target.ndim + 1:
+            for dim in sorted({1, output.ndim - 1}):
+                if output.movedim(dim, -1).shape[:-1] == target.shape:
+                    yield from _class_ways(output, target, dim)
+        if output.numel() == target.numel():
+            answer = target.reshape(output.shape).to(output.dtype)
+            yield from _element_ways(output, answer)
+
+    def falls(self, way: Way) -> bool:
+        """Whether better outputs cost less."""
+        return all(self.loss(way.moved(t)) < self.base for t in _TOWARD)
+
+    def is_reversed(self, way: Way) -> bool:
+        """Whether better outputs cost more and worse ones less, the further the more."""
+        better = [self.loss(way.moved(t)) for t in _TOWARD]
+        worse = [self.loss(way.moved(-t)) for t in _TOWARD]
+        return self.base < better[0] < better[1] and self.base > worse[0] > worse[1]
+
+    def confirmed(self, way: Way) -> bool:
+        """Whether each part of the batch says the same, and nothing else can be meant."""
+        size = self.output.shape[0]
+        for part in torch.arange(size).chunk(min(_GROUPS, size)):
+            better, worse = (self._only(part, way.moved(t)) for t in (0.9, -0.9))
+            if not (self.loss(better) > self.base > self.loss(worse)):
+                return False
+        if way.swapped is None:
+            far = [self.loss(way.moved(-t)) for t in (1.0, 10.0, 100.0)]
+            return self.base > far[0] > far[1] > far[2]
+        if way.classes < 3:
+            return True
+        right, *others = (self.loss(way.swapped(k)) for k in range(min(way.classes, 6)))
+        return right - max(others) > 0.1 * (right - min(others))
+
+    def _only(self, rows: Tensor, moved: Tensor) -> Tensor:
+        mixed = self.output.clone()
+        mixed[rows] = moved[rows]
+        return mixed
+
+
+def _target_of(calls: tuple[LossCall, ...], given: Any, output: Tensor) -> Tensor | None:
+    """Return what the loss compares the output with: a loss call's target, else the batch's."""
+    for call in calls:
+        prediction, target = call.arguments.get("input"), call.arguments.get("target")
+        if isinstance(prediction, Tensor) and isinstance(target, Tensor):
+            if prediction.shape == output.shape:
+                return target
+    if isinstance(given, Tensor) and not given.is_complex():
+        return given
+    return None
+
+
+def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[Way]:
+    last = output.movedim(dim, -1)
+    classes = last.shape[-1]
+    valid = (target >= 0) & (target < classes)
+    # Negative and very large ids are ignored on purpose; many of them, and ids mean something else.
+    if classes < 2 or float(valid.float().mean()) < 0.5 or bool((target >= classes).any()):
+        return
+    safe = target.long().clamp(0, classes - 1)
+    right = torch.nn.functional.one_hot(safe, classes).to(output.dtype) * valid.unsqueeze(-1)
+    wrong = (1.0 - right) * valid.unsqueeze(-1) / (classes - 1)
+    flat = last.reshape(-1, classes).double()
+
+    def answer(k: int) -> Tensor:
+        return torch.nn.functional.one_hot((safe + k) % classes, classes).to(output.dtype)
+
+    def back(values: Tensor) -> Tensor:
+        return values.movedim(-1, dim)
+
+    def mixed(t: float) -> Tensor:
+        return (1 - abs(t)) * last + abs(t) * (right if t > 0 else wrong)
+
+    if bool((flat >= 0).all()) and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
+        yield Way(
+            "probabilities",
+            lambda t: back(mixed(t)),
+            lambda k: back(0.98 * answer(k) + 0.02 / classes),
+            classes,
+        )
+    elif bool((torch.logsumexp(flat, 1).abs() < 1e-2).all()):
+
+        def logarithms(t: float) -> Tensor:
+            p = last.exp()
+            return back(
+                ((1 - abs(t)) * p + abs(t) * (right if t > 0 else wrong)).clamp(min=1e-6).log()
+            )
+
+        yield Way(
+            "log-probabilities",
+            logarithms,
+            lambda k: back((0.98 * answer(k) + 0.02 / classes).log()),
+            classes,
+        )
+    else:
+        size = 5.0 + float(last.std(correction=0))
+        yield Way(
+            "logits",
+            lambda t: back(last + size * t * (right - wrong)),
+            lambda k: back(size * answer(k)),
+            classes,
+        )
+
+
+def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
+    binary = bool(((answer == 0) | (answer == 1)).all())
+    signs = bool(((answer == -1) | (answer == 1)).all())
+    if binary or signs:
+        side = 2 * answer - 1 if binary else answer
+        size = 3.0 + float(output.std(correction=0))
+        unit = bool((output >= 0).all()) and bool((output <= 1).all())
+        if unit and binary:
+
+            def mixed(t: float) -> Tensor:
+                return (1 - abs(t)) * output + abs(t) * (answer if t > 0 else 1 - answer)
+
+            yield Way(
+                "probabilities",
+                mixed,
+                lambda k: 0.98 * (answer if k == 0 else 1 - answer) + 0.01,
+                2,
+            )
+            return
+        yield Way(
+            "logits",
+            lambda t: output + size * t * side,
+            lambda k: size * (side if k == 0 else -side),
+            2,
+        )
+    yield Way("quantities", lambda t: output + t * (answer - output))

@@ -1,0 +1,126 @@
+"""MODE102: whether the network in eval mode gives the same answer twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.evaluation import distance, evaluate, rounding
+from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.randomness import Draw, RandomnessTap
+from nnaudit.report import Kind, Numbers, Result, Table
+from nnaudit.state import preserved
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Differences of outputs in eval mode from one state, against their size.
+
+    ``noise`` is with the same random numbers, ``spread`` with others.
+    """
+
+    noise: float
+    spread: float
+    tolerance: float
+    draws: tuple[Draw, ...]
+
+
+class EvalDeterminism(Check):
+    """Does the network in eval mode give the same output for the same input?
+
+    Why: F.dropout drops by default, in eval mode too, and so does the dropout_p of
+        scaled_dot_product_attention: where the model's mode is not handed on, validation is
+        measured with half of the network missing, and predictions change from call to call.
+    How: exact. One batch is run three times from the same state in eval mode: twice with the same
+        random numbers, which measures what the device's arithmetic alone does, and once with
+        others. The output must not differ by more than ten times the first difference, or 64
+        units of rounding. Where it does, every use of random numbers in the forward pass is
+        listed. A dropout called from the user's own code and switched on fails, unless the line
+        itself says training=True. Other randomness, a dropout module kept in train mode among it,
+        may be meant (sampling, Monte Carlo dropout) and is a warning.
+    Fix: F.dropout(x, p, training=self.training)
+    References: PyTorch documentation of torch.nn.functional.dropout and
+        scaled_dot_product_attention; Gal and Ghahramani, "Dropout as a Bayesian Approximation"
+        (2016), for dropout that is meant to stay on.
+    """
+
+    code, name, kind = "MODE102", "eval-determinism", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER,)
+
+    def run(self, audit: Audit) -> Result:
+        """Run one batch three times."""
+        batch = batches.clone(next(iter(consecutive_batches(audit.loop, 1))))
+        try:
+            repeats = _repeat(audit.loop, batch, audit.seed)
+        except UserCodeError as error:
+            return self.inconclusive(f"The model could not be run on a batch by itself: {error}.")
+        numbers = Numbers(
+            title="Differences of the output, against its size",
+            values={
+                "same random numbers": repeats.noise,
+                "other random numbers": repeats.spread,
+                "tolerance": repeats.tolerance,
+            },
+        )
+        if repeats.spread <= repeats.tolerance:
+            return self.passed("Outputs in eval mode do not depend on chance.", evidence=(numbers,))
+        return self._differ(audit, repeats, numbers)
+
+    def _differ(self, audit: Audit, repeats: Repeats, numbers: Numbers) -> Result:
+        said = (
+            f"Two outputs of one input in eval mode differ by {100 * repeats.spread:.2g} % of their "
+            f"size (by {100 * repeats.noise:.2g} % with the same random numbers)"
+        )
+        details: dict[str, Any] = {
+            "measured": f"{100 * repeats.spread:.2g} % apart",
+            "threshold": f"{100 * repeats.tolerance:.2g} %",
+            "evidence": (numbers, _table(repeats.draws)),
+        }
+        forgotten = [d for d in repeats.draws if d.dropout and not (d.by_module or d.declared)]
+        if forgotten:
+            what = forgotten[0].function
+            off = "dropout_p=self.p if self.training else 0.0"
+            return self.failed(
+                f"{said}: {what} is switched on, whatever the model's mode.",
+                location=forgotten[0].location,
+                fix=f"{what}(..., {off if 'attention' in what else 'training=self.training'})",
+                **details,
+            )
+        where = next((draw.location for draw in repeats.draws if draw.location), None)
+        names = ", ".join(dict.fromkeys(draw.function for draw in repeats.draws))
+        why = f"it draws random numbers ({names})" if names else "where from was not seen"
+        return self.warned(
+            f"{said}: {why}.",
+            location=where or audit.loop.locate("model"),
+            fix="where it is not meant: draw only if self.training, and return the mean otherwise",
+            **details,
+        )
+
+
+def _repeat(loop: Loop, batch: Any, seed: int) -> Repeats:
+    outputs, tap = [], RandomnessTap()
+    for number in (seed, seed, seed + 1):
+        with preserved(loop.subjects), tap:
+            tap.draws.clear()
+            seed_everything(number)
+            outputs.append(evaluate(loop, batch))
+    noise = distance(outputs[0], outputs[1])
+    spread = distance(outputs[0], outputs[2])
+    return Repeats(noise, spread, max(10 * noise, rounding(outputs[0])), tuple(tap.draws))
+
+
+def _table(draws: tuple[Draw, ...]) -> Table:
+    lines = dict.fromkeys(
+        (d.function, f"{d.location.file}:{d.location.line}" if d.location else "", d.by_module)
+        for d in draws
+    )
+    return Table(
+        title="Random numbers drawn in eval mode",
+        columns=("function", "line", "by a module of torch"),
+        rows=tuple((f, where, "yes" if module else "no") for f, where, module in lines)[:20],
+    )

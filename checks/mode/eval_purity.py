@@ -1,0 +1,154 @@
+"""MODE103: whether validation leaves the network as it was."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.evaluation import evaluate
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.movement import same
+from nnaudit.report import Kind, Result, Table
+
+BATCHES = 3
+_STATISTICS = ("running_mean", "running_var", "running_std", "running_avg", "moving_average")
+
+
+class EvalPurity(Check):
+    """Does a pass over validation data leave parameters and buffers as they were?
+
+    Why: what validation changes, validation data have trained: running statistics that take in
+        the validation set, a codebook or an average that goes on moving. The score is then
+        measured on data that were used, and a run with more frequent validation ends elsewhere.
+    How: exact. In eval mode and without gradients the model is run on three batches of the
+        validation loader (of the training loader where there is none); parameters and buffers
+        are compared bit for bit before and after. A changed parameter fails, and so does a
+        changed statistic of a normalisation: a buffer of torch's normalisation layers, or one
+        called running_mean, running_var and the like. Other buffers (counters, caches of
+        positions, hidden states, memories) may be meant to change and are a warning only where
+        they keep shape and number type; a buffer that takes a new shape is a cache.
+    Fix: if self.training: ... around every update of a buffer in forward
+    References: PyTorch documentation of nn.Module.register_buffer and nn.BatchNorm2d.
+    """
+
+    code, name, kind = "MODE103", "eval-purity", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER,)
+    consequence_of = ("MODE101",)
+
+    def run(self, audit: Audit) -> Result:
+        """Run some batches and compare."""
+        loop = audit.loop
+        validated = not loop.lacks(Needs.VAL_LOADER)
+        source = loop.val_batches() if validated else consecutive_batches(loop, BATCHES)
+        some = [batches.clone(batch) for batch in islice(source, BATCHES)]
+        if not some:
+            return self.inconclusive("The validation loader yields no batch.")
+        before = {name: value.detach().clone() for name, value in _state(loop).items()}
+        try:
+            for batch in some:
+                audit.clock.check()
+                evaluate(loop, batch)
+        except UserCodeError as error:
+            return self.inconclusive(f"The model could not be run on a batch by itself: {error}.")
+        after = _state(loop)
+        changed = [n for n, old in before.items() if n not in after or not same(after[n], old)]
+        whose = "validation" if validated else "training"
+        if not changed:
+            return self.passed(
+                f"{len(some)} {whose} batches in eval mode leave all {len(before)} parameters and "
+                "buffers as they were."
+            )
+        return self._changed(audit, changed, before, after)
+
+    def _changed(
+        self, audit: Audit, changed: list[str], before: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> Result:
+        model = audit.loop.model
+        parameters = {name for name, _ in model.named_parameters()}
+        details: dict[str, Any] = {
+            "threshold": "nothing changes",
+            "evidence": (_table(changed, before, after),),
+        }
+        weights = [name for name in changed if name in parameters]
+        if weights:
+            return self.failed(
+                f"A forward pass in eval mode changes {len(weights)} parameters ({weights[0]}).",
+                measured=f"{len(weights)} parameters changed",
+                fix="change parameters in training only: if self.training: ...",
+                **_at(audit, weights[0]),
+                **details,
+            )
+        modules = dict(model.named_modules())
+        statistics = [name for name in changed if _is_statistic(name, modules)]
+        if statistics:
+            return self.failed(
+                f"A forward pass in eval mode changes {len(statistics)} running statistics "
+                f"({statistics[0]}): validation data become part of the model.",
+                measured=f"{len(statistics)} statistics changed",
+                fix="update them only if self.training, and let model.eval() reach the module",
+                **_at(audit, statistics[0]),
+                **details,
+            )
+        others = [n for n in changed if n in after and _keeps_form(before[n], after[n])]
+        if not others:
+            return self.passed(
+                f"Eval mode changes only {len(changed)} caches ({changed[0]}), which take a new shape."
+            )
+        return self.warned(
+            f"A forward pass in eval mode changes {len(others)} buffers ({others[0]}).",
+            measured=f"{len(others)} buffers changed",
+            fix="if it is not a cache or a state that is meant to go on: if self.training: ...",
+            **_at(audit, others[0]),
+            **details,
+        )
+
+
+def _state(loop: Loop) -> dict[str, Tensor]:
+    named = [*loop.model.named_parameters(), *loop.model.named_buffers()]
+    return {name: value for name, value in named if value.layout is torch.strided}
+
+
+def _is_statistic(name: str, modules: dict[str, nn.Module]) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    module = modules.get(owner)
+    return isinstance(module, nn.modules.batchnorm._NormBase) or any(s in leaf for s in _STATISTICS)
+
+
+def _keeps_form(old: Tensor, new: Tensor) -> bool:
+    return old.shape == new.shape and old.dtype == new.dtype
+
+
+def _at(audit: Audit, name: str) -> dict[str, Any]:
+    owner = name.rpartition(".")[0]
+    module = dict(audit.loop.model.named_modules()).get(owner)
+    found = audit.loop.locate(module) if module is not None else None
+    return {"module": owner, "location": found or audit.loop.locate("model")}
+
+
+def _largest(new: Tensor, old: Tensor) -> float:
+    wide = torch.complex128
+    return float((new.to(wide) - old.to(wide)).abs().max()) if new.numel() else 0.0
+
+
+def _table(changed: list[str], before: dict[str, Tensor], after: dict[str, Tensor]) -> Table:
+    rows = []
+    for name in changed[:20]:
+        old, new = before[name], after.get(name)
+        if new is None or new.shape != old.shape:
+            gap = "new shape" if new is not None else "removed"
+        else:
+            gap = f"{_largest(new, old):.3g}"
+        rows.append((name, "x".join(map(str, old.shape)), gap))
+    return Table(
+        title="Changed by a forward pass in eval mode",
+        columns=("name", "shape", "largest change"),
+        rows=tuple(rows),
+    )

@@ -1,0 +1,168 @@
+"""MODE106: whether what is frozen stays frozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import user_code
+from nnaudit.loop.base import Needs
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.movement import same
+from nnaudit.report import Kind, Result, Table
+
+_STEPS = 3
+
+
+class FrozenSet(Check):
+    """Does what is frozen stay frozen, and what is trained stay trained?
+
+    Why: a train() that sets requires_grad, or an eval() that clears it, changes what is trained
+        at the first validation. A backbone whose weights are frozen still changes when its batch
+        normalisation is in train mode: the running statistics follow the new data, and the
+        features are no longer those that were loaded.
+    How: exact. requires_grad of every parameter is read, model.eval() and model.train() are
+        called as around a validation, and it is read again: any difference fails. Then three
+        steps are taken. A parameter that does not require a gradient, that an optimizer holds and
+        changes all the same (by weight decay, momentum or a gradient left from before), fails;
+        one that no optimizer holds may be an average of others, and is not judged. Running
+        statistics that move under a normalisation whose own parameters are frozen, and do not
+        move, are a warning: it may be meant, to adapt to new data.
+    Fix: keep frozen normalisation in eval mode: def train(self, mode=True): super().train(mode);
+        self.backbone.eval(); return self
+    References: PyTorch documentation, Autograd mechanics, "Locally disabling gradient
+        computation"; torchvision.ops.FrozenBatchNorm2d.
+    """
+
+    code, name, kind = "MODE106", "frozen-set", Kind.EXACT
+    needs = (Needs.STEPS,)
+
+    def run(self, audit: Audit) -> Result:
+        """Switch modes as around a validation, then take a few steps."""
+        flipped = _flipped(audit.loop.model)
+        if flipped:
+            return self._flips(audit, flipped)
+        return self._steps(audit)
+
+    def _flips(self, audit: Audit, flipped: dict[str, bool]) -> Result:
+        name = next(iter(flipped))
+        thawed = sum(flipped.values())
+        what = "frozen parameters are trained" if thawed else "trained parameters are frozen"
+        count = thawed or len(flipped)
+        return self.failed(
+            f"After model.eval() and model.train(), as around a validation, {count} {what} "
+            f"({name} first).",
+            measured=f"requires_grad of {len(flipped)} parameters changes",
+            threshold="none changes",
+            evidence=(
+                Table(
+                    title="Parameters whose requires_grad changes",
+                    columns=("parameter", "before", "after"),
+                    rows=tuple((n, str(not v), str(v)) for n, v in list(flipped.items())[:20]),
+                ),
+            ),
+            module=name.rpartition(".")[0],
+            location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
+            fix="set requires_grad once, before the optimizer is made, and not in train() or eval()",
+        )
+
+    def _steps(self, audit: Audit) -> Result:
+        loop = audit.loop
+        frozen = {n: p for n, p in loop.model.named_parameters() if not p.requires_grad}
+        norms = _frozen_norms(loop.model)
+        if not frozen and not norms:
+            return self.passed("Nothing is frozen, and validation changes nothing about that.")
+        weights = {name: p.detach().clone() for name, p in frozen.items()}
+        buffers = {name: _statistics(norm) for name, norm in norms.items()}
+        for batch in consecutive_batches(loop, _STEPS):
+            audit.clock.check()
+            loop.step(batch)
+        moved = {name for name, p in frozen.items() if not same(p, weights[name])}
+        held = {id(p) for o in loop.optimizers for group in o.param_groups for p in group["params"]}
+        stepped = [name for name in frozen if name in moved and id(frozen[name]) in held]
+        if stepped and not any(frozen[name].requires_grad for name in stepped):
+            return self._moved(audit, stepped, len(frozen))
+        drifted = [
+            name
+            for name, norm in norms.items()
+            if not any(_inside(parameter, name) for parameter in moved)
+            and any(
+                not same(a, b) for a, b in zip(buffers[name], _statistics(norm), strict=True)
+            )
+        ]
+        if drifted:
+            return self._drifted(audit, drifted, len(frozen))
+        return self.passed(f"All {len(frozen)} frozen parameters and their statistics stay put.")
+
+    def _moved(self, audit: Audit, stepped: list[str], frozen: int) -> Result:
+        return self.failed(
+            f"{len(stepped)} of {frozen} frozen parameters change in {_STEPS} steps, because the "
+            f"optimizer holds them ({stepped[0]} first).",
+            measured=f"{len(stepped)} frozen parameters change",
+            threshold="none",
+            module=stepped[0].rpartition(".")[0],
+            location=audit.loop.locate("optimizer"),
+            fix="AdamW([p for p in model.parameters() if p.requires_grad], lr=...)",
+        )
+
+    def _drifted(self, audit: Audit, drifted: list[str], frozen: int) -> Result:
+        modules = dict(audit.loop.model.named_modules())
+        rows: tuple[tuple[str, str], ...] = tuple(
+            (name, type(modules[name]).__name__) for name in drifted[:20]
+        )
+        details: dict[str, Any] = {
+            "evidence": (
+                Table(title="Statistics that move", columns=("module", "type"), rows=rows),
+            )
+        }
+        return self.warned(
+            f"The running statistics of {len(drifted)} frozen normalisations move in {_STEPS} "
+            f"steps ({drifted[0]} first): they are in train mode.",
+            measured=f"{len(drifted)} normalisations drift, {frozen} parameters are frozen",
+            threshold="none",
+            module=drifted[0],
+            location=audit.loop.locate(modules[drifted[0].partition(".")[0]])
+            or audit.loop.locate("model"),
+            fix="def train(self, mode=True): super().train(mode); self.backbone.eval(); return self",
+            **details,
+        )
+
+
+def _flipped(model: nn.Module) -> dict[str, bool]:
+    """Return what requires_grad becomes, for parameters where it changes over a validation."""
+    with user_code("switching between train and eval mode"):
+        model.train()
+        before = {name: p.requires_grad for name, p in model.named_parameters()}
+        model.eval()
+        model.train()
+    after = dict(model.named_parameters())
+    return {
+        name: after[name].requires_grad
+        for name, flag in before.items()
+        if name in after and after[name].requires_grad != flag
+    }
+
+
+def _frozen_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._NormBase]:
+    """Return normalisations with running statistics whose own parameters are all frozen."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            own = list(module.parameters(recurse=False))
+            if own and not any(p.requires_grad for p in own):
+                found[name] = module
+    return found
+
+
+def _statistics(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, ...]:
+    values = (norm.running_mean, norm.running_var)
+    return tuple(value.detach().clone() for value in values if value is not None)
+
+
+def _inside(parameter: str, module: str) -> bool:
+    return parameter.startswith(f"{module}.") if module else True
+
+

@@ -1,0 +1,179 @@
+"""STEP109: whether the learning rate lies where the loss falls."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import ClassVar
+
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.control import planned_lr
+from nnaudit.probes.lr_range import Ramp, constant_run, range_test
+from nnaudit.report import Curve, Kind, Result, Series
+from nnaudit.state import preserved
+
+_RUN = 60
+_OWN_PACE = ("Adafactor", "Prodigy", "DAdaptAdam", "DAdaptSGD", "DAdaptLion", "Rprop", "LBFGS")
+
+
+class LearningRate(Check):
+    """Does the learning rate lie where the loss falls?
+
+    Why: the learning rate is the one setting that most often makes the difference between a
+        network that learns and one that does not. Too high, the loss rises or jumps about; thirty
+        times too low, a run takes a month instead of a day, and looks like one that has converged.
+    How: the range test: up to 96 real steps while the rate grows from a ten-thousandth to ten
+        thousand times yours (the state is put back). The suggested rate is a tenth of the one
+        with the lowest smoothed loss. A ramp alone deceives, since the weights change under it,
+        so a suspicion is tried out: 60 steps from the initial state on the same batches, at your
+        rate and at the suggested one. Too high: yours ends above its beginning, by more than the
+        losses scatter, and the suggested one, at least three times lower, ends below. Too low:
+        the suggested one is more than 30 times yours, takes a fifth off the loss beyond its
+        scatter, and yours less than a tenth of that. Off by a factor of three is nobody's
+        business. Where a warm-up is planned, a rate that is too high from the first step on
+        proves nothing. Optimizers that set their own pace are left out.
+    Fix: take the suggested learning rate, then try three times more and less.
+    References: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017).
+    """
+
+    code, name, kind = "STEP109", "learning-rate", Kind.JUDGEMENT
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    trains = True
+    consequence_of = ("STEP101", "STEP102", "GRAD106", "LOSS101")
+    options: ClassVar[dict[str, float]] = {"low": 30.0, "high": 3.0}
+
+    def run(self, audit: Audit) -> Result:
+        """Look at the ramp; try a suspicion out."""
+        loop = audit.loop
+        names = {type(optimizer).__name__ for optimizer in loop.optimizers}
+        if names & set(_OWN_PACE):
+            return self.skipped(f"{', '.join(sorted(names))} sets the size of its steps itself.")
+        if len(loop.optimizers) != 1:
+            return self.skipped("Several optimizers share the work: their rates depend on each other.")
+        lr = max(planned_lr(group) for group in loop.optimizers[0].param_groups)
+        if lr <= 0.0:
+            return self.skipped("The learning rate is 0.")
+        with preserved(loop.subjects):
+            ramp = range_test(audit)
+        if ramp.best <= 0.0 or (ramp.cut and ramp.factors[-1] < 10.0):
+            return self.inconclusive("There was no time for a ramp that passes your learning rate.")
+        low, high = self.option(audit, "low"), self.option(audit, "high")
+        if ramp.fell < 0.02:
+            return self._flat(ramp, lr)
+        if ramp.best >= low:
+            return self._too_low(audit, ramp, lr)
+        if ramp.best <= 1.0 / high and (ramp.diverged <= 10.0 or ramp.best <= 0.03):
+            return self._too_high(audit, ramp, lr)
+        return self._fine(ramp, lr)
+
+    def _flat(self, ramp: Ramp, lr: float) -> Result:
+        return self.inconclusive(
+            "The loss fell at no learning rate of the ramp: a hundred steps are too few to say.",
+            evidence=(_curve(ramp, lr),),
+        )
+
+    def _fine(self, ramp: Ramp, lr: float) -> Result:
+        return self.passed(
+            f"A learning rate of {lr:.2g} is within the useful range; the range test suggests "
+            f"about {lr * ramp.best:.1g}.",
+            evidence=(_curve(ramp, lr),),
+        )
+
+    def _tried(self, ramp: Ramp, lr: float) -> Result:
+        return self.passed(
+            f"A learning rate of {lr:.2g} was not shown to be far off in {_RUN} steps from the start.",
+            evidence=(_curve(ramp, lr),),
+        )
+
+    def _too_low(self, audit: Audit, ramp: Ramp, lr: float) -> Result:
+        yours, other = constant_run(audit, 1.0, _RUN), constant_run(audit, ramp.best, _RUN)
+        start, scatter = _start(yours, other)
+        gain, gained = start - _end(other), start - _end(yours)
+        worth = math.isfinite(gain) and gain > max(0.2 * abs(start), 3 * scatter)
+        if not worth or gained >= 0.1 * gain:
+            return self._tried(ramp, lr)
+        return self.warned(
+            f"The learning rate of {lr:.2g} is about {ramp.best:.0f} times below the useful one: in "
+            f"{_RUN} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and to "
+            f"{_end(other):.4g} at {lr * ramp.best:.1g}.",
+            measured=f"learning rate {lr:.2g}",
+            threshold=f"not more than {self.option(audit, 'low'):g} times below the useful one",
+            evidence=(_curve(ramp, lr), _runs(lr, ramp.best, yours, other)),
+            location=audit.loop.locate("optimizer"),
+            fix=f"lr={lr * ramp.best:.0e}",
+        )
+
+    def _too_high(self, audit: Audit, ramp: Ramp, lr: float) -> Result:
+        if _warms_up(audit.loop):
+            return self._tried(ramp, lr)
+        yours, other = constant_run(audit, 1.0, _RUN), constant_run(audit, ramp.best, _RUN)
+        start, scatter = _start(yours, other)
+        rises = not _end(yours) <= start + max(2 * scatter, 0.05 * abs(start))
+        falls = _end(other) < start - max(scatter, 0.02 * abs(start))
+        if not (rises and falls):
+            return self._tried(ramp, lr)
+        ended = f"{_end(yours):.4g}" if math.isfinite(_end(yours)) else "NaN or infinity"
+        return self.warned(
+            f"The learning rate of {lr:.2g} lies where training diverges: in {len(yours)} steps the "
+            f"loss goes from {start:.4g} to {ended}, and down to {_end(other):.4g} at "
+            f"{lr * ramp.best:.1g}.",
+            measured=f"learning rate {lr:.2g}",
+            threshold="a loss that falls",
+            evidence=(_curve(ramp, lr), _runs(lr, ramp.best, yours, other)),
+            location=audit.loop.locate("optimizer"),
+            fix=f"lr={lr * ramp.best:.0e}",
+        )
+
+
+def _warms_up(loop: Loop) -> bool:
+    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
+    return any(float(group["lr"]) < 0.99 * planned_lr(group) for group in groups)
+
+
+def _start(yours: list[float], other: list[float]) -> tuple[float, float]:
+    """Return the loss at the start and the scatter of a run's losses from one to the next.
+
+    Both runs begin alike; the calmer of the two shows how far batches differ by themselves.
+    """
+    scatters = []
+    for run in (yours, other):
+        tail = [loss for loss in run[len(run) // 3 :] if math.isfinite(loss)]
+        steps = [abs(b - a) for a, b in zip(tail, tail[1:], strict=False)]
+        scatters += [statistics.median(steps)] if steps else []
+    return statistics.mean(yours[:1] + other[:2]), min(scatters, default=0.0)
+
+
+def _end(run: list[float]) -> float:
+    return statistics.median(run[-10:]) if math.isfinite(run[-1]) else math.inf
+
+
+def _curve(ramp: Ramp, lr: float) -> Curve:
+    rates = tuple(lr * factor for factor in ramp.factors)
+    low, high = min(ramp.smoothed), max(ramp.smoothed)
+    return Curve(
+        title="Learning rate range test",
+        x_label="learning rate",
+        y_label="loss",
+        series=(
+            Series(name="loss", x=rates, y=ramp.losses),
+            Series(name="smoothed", x=rates, y=ramp.smoothed),
+            Series(name="yours", x=(lr, lr), y=(low, high)),
+            Series(name="suggested", x=(lr * ramp.best,) * 2, y=(low, high)),
+        ),
+        log_x=True,
+    )
+
+
+def _runs(lr: float, factor: float, yours: list[float], other: list[float]) -> Curve:
+    return Curve(
+        title="The two rates tried out",
+        x_label="step",
+        y_label="loss",
+        series=tuple(
+            Series(name=f"lr {rate:.1g}", x=tuple(map(float, range(len(run)))), y=tuple(run))
+            for rate, run in ((lr, yours), (lr * factor, other))
+        ),
+    )

@@ -1,0 +1,163 @@
+"""STEP106: whether mixed precision loses gradients, steps, or its purpose."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.loop.events import Happening, Recorder
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.precision import LOW, Precision, PrecisionUse, underflow
+from nnaudit.probes.step_trace import StepTrace
+from nnaudit.report import Kind, Numbers, Result
+
+_SETTLE, _WATCH = 20, 40
+"""A gradient scaler begins too high and finds its factor by skipping steps: within about 20."""
+
+
+class MixedPrecision(Check):
+    """Does training in low precision keep its gradients and its steps?
+
+    Why: float16 has no numbers between 0 and 6e-8: small gradients become zero unless the loss
+        is multiplied first, which is the gradient scaler's work. A scaler that goes on meeting
+        infinities leaves out step after step. An autocast region around the wrong lines changes
+        nothing and costs nothing, so nobody notices.
+    How: the dtype of every layer's output that gradients flow through is read in one step.
+        (a) float16 with no gradient scaler: the step is repeated with the loss multiplied by
+        2^10; gradient elements that are zero without and not with it were lost. The null
+        hypothesis, that nothing is lost, gives exactly 0; more than 5 % on two different batches
+        fails, less is a warning. (b) With a scaler, steps are counted: it starts at 2^16, which
+        20 halvings bring to 1/16, so the first 20 are its own affair. Of the next 40 a healthy
+        run skips about 1 in 2,000; more than 20 % has a probability below 1e-20 then. It fails
+        when 40 further steps on new batches agree. (c) Autocast entered, and every layer that it
+        would run in low precision (linear, convolution, recurrent, attention) still in float32:
+        a warning.
+    Fix: torch.autocast(device_type, dtype=torch.bfloat16), which needs no scaler; or a GradScaler
+    References: Micikevicius et al., "Mixed Precision Training" (2018); PyTorch documentation,
+        "Automatic Mixed Precision examples".
+    """
+
+    code, name, kind = "STEP106", "mixed-precision", Kind.STATISTICAL
+    needs = (Needs.STEPS,)
+    probes = (PrecisionUse, StepTrace)
+    trains = True
+    consequence_of = ("GRAD106",)
+    options: ClassVar[dict[str, float]] = {"lost": 0.05, "skipped": 0.2}
+
+    def run(self, audit: Audit) -> Result:
+        """Ask the three questions, as far as they apply."""
+        used, trace = audit.probe(PrecisionUse), audit.probe(StepTrace)
+        attempts = [event for event in trace.events if event.kind is Happening.ATTEMPT]
+        scaled = bool(attempts) or any(event.scale != 1.0 for event in trace.events)
+        if (used.half or used.half_parameters) and not scaled:
+            return self._unscaled(audit, used)
+        if used.autocasts and used.layers and not any(d in LOW for d in used.layers.values()):
+            return self._covers_nothing(audit, used)
+        if attempts:
+            return self._skipping(audit)
+        if used.autocasts or any(dtype in LOW for dtype in used.layers.values()):
+            names = ", ".join(sorted(_named(d) for d in {*used.layers.values(), *used.autocasts}))
+            return self.passed(f"Layers compute in {names}, which needs no gradient scaler.")
+        return self.skipped("Training is in full precision.")
+
+    def _unscaled(self, audit: Audit, used: Precision) -> Result:
+        limit = self.option(audit, "lost")
+        shares: list[float] = []
+        for batch in consecutive_batches(audit.loop, 2):
+            audit.clock.check()
+            share = underflow(audit, batch)
+            shares += [share] if share is not None else []
+            if share is not None and share <= limit:
+                break
+        where = f"{len(used.half)} modules" if used.half else f"{used.half_parameters} parameters"
+        said = f"Gradients flow through {where} in float16, and the loss is not scaled"
+        details: dict[str, Any] = {
+            "threshold": f"{100 * limit:.0f} % on two batches",
+            "location": audit.loop.locate("training_step") or audit.loop.locate("model"),
+            "module": used.half[0] if used.half else "",
+            "fix": "use dtype=torch.bfloat16; or scaler = torch.amp.GradScaler(), then "
+            "scaler.scale(loss).backward(); scaler.step(optimizer); scaler.update()",
+        }
+        if len(shares) > 1 and min(shares) > limit:
+            return self.failed(
+                f"{said}: {100 * min(shares):.1f} % of the gradient's elements become zero because "
+                "they are too small for it.",
+                measured=f"{100 * min(shares):.1f} % of the gradient is lost",
+                evidence=(_lost(shares),),
+                **details,
+            )
+        if not shares:
+            return self.warned(f"{said}.", **details)
+        return self.warned(
+            f"{said}; at the start {100 * min(shares):.2g} % of the gradient is lost, and gradients "
+            "shrink as training goes on.",
+            measured=f"{100 * min(shares):.2g} % of the gradient is lost",
+            evidence=(_lost(shares),),
+            **details,
+        )
+
+    def _covers_nothing(self, audit: Audit, used: Precision) -> Result:
+        dtypes = ", ".join(sorted(map(_named, used.autocasts)))
+        return self.warned(
+            f"An autocast region to {dtypes} is entered, and none of {len(used.layers)} layers "
+            "that it could speed up computes within it.",
+            measured="0 layers in low precision",
+            threshold="the model's forward within autocast",
+            location=audit.loop.locate("training_step"),
+            fix="with torch.autocast(device_type): output = model(x); loss = loss_fn(output, y)",
+        )
+
+    def _skipping(self, audit: Audit) -> Result:
+        limit = self.option(audit, "skipped")
+        with Recorder(audit.loop) as recorder:
+            _walk(audit, _SETTLE)
+            recorder.take()
+            counts = []
+            for _ in range(2):
+                _walk(audit, _WATCH)
+                tried = [e for e in recorder.take() if e.kind is Happening.ATTEMPT]
+                counts.append((sum(event.skipped for event in tried), max(len(tried), 1)))
+                if counts[-1][0] <= limit * counts[-1][1]:
+                    break
+        skipped, tried_all = (sum(part) for part in zip(*counts, strict=True))
+        numbers = Numbers(
+            title="Steps of the gradient scaler",
+            values={"tried": tried_all, "skipped": skipped, "left out before": _SETTLE},
+        )
+        if len(counts) == 2 and all(s > limit * n for s, n in counts):
+            return self.failed(
+                f"The gradient scaler skipped {skipped} of {tried_all} steps, not counting the "
+                f"first {_SETTLE}: gradients overflow whatever its factor.",
+                measured=f"{100 * skipped / tried_all:.0f} % of steps skipped",
+                threshold=f"{100 * limit:.0f} %",
+                evidence=(numbers,),
+                location=audit.loop.locate("training_step"),
+                fix="compute what overflows (norms, exponentials, the loss) in float32, or use "
+                "bfloat16",
+            )
+        return self.passed(
+            f"The gradient scaler skipped {skipped} of {tried_all} steps, not counting the first "
+            f"{_SETTLE}.",
+            evidence=(numbers,),
+        )
+
+
+def _walk(audit: Audit, steps: int) -> None:
+    for batch in consecutive_batches(audit.loop, steps):
+        audit.clock.check()
+        audit.loop.step(batch)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _lost(shares: list[float]) -> Numbers:
+    return Numbers(
+        title="Gradient elements lost to float16",
+        values={f"batch {i}": f"{100 * share:.2g} %" for i, share in enumerate(shares, start=1)},
+    )

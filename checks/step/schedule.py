@@ -1,0 +1,247 @@
+"""STEP105: whether the learning rate's schedule fits the run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.events import Happening
+from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
+from nnaudit.probes.step_trace import StepTrace, Trace
+from nnaudit.report import Curve, Kind, Location, Result, Series
+
+_DEAD = 1e-3
+_PLANLESS = ("StepLR", "MultiStepLR", "ExponentialLR", "MultiplicativeLR")
+"""Schedulers whose settings know no length of the run: nobody means them to end within one."""
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How a scheduler is stepped.
+
+    Attributes:
+        per_step: it is stepped in every step of the loop.
+        known: whether that could be seen: the loop is the user's own.
+        epoch: optimizer steps in one epoch; 0 when unknown.
+        location: the line that steps it.
+    """
+
+    per_step: bool
+    known: bool
+    epoch: int
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What is wrong with a schedule, and whether anything else can be meant."""
+
+    message: str
+    fix: str
+    certain: bool
+
+
+class Schedule(Check):
+    """Does the learning rate's schedule fit the run that it is used in?
+
+    Why: a schedule in epochs that is stepped every batch is over in the first minutes, and the
+        rest of the run trains at a rate of nearly zero; one in batches that is stepped every
+        epoch never leaves its warm-up. Both look like a network that has stopped learning.
+    How: each scheduler is stepped 2,000 times without training and put back; how often the loop
+        steps it is seen in real steps, and an epoch's length is the loader's. Exact failures: a
+        rate that is negative or not a number within the first two values; a rate that is zero
+        throughout; a step, multi-step or exponential decay, whose settings know no length of the
+        run, that is stepped every batch and falls for good below a thousandth of its peak before
+        half of the first epoch is over; OneCycleLR made for at least two epochs of batches and
+        not stepped in any of the steps looked at. Warnings, since a run may be meant to end
+        within an epoch: a cosine stepped every batch whose period is less than half an epoch, and
+        OneCycleLR that ends, and raises, before the epoch does. A schedule that never moves is a
+        note. Handed over without its loop (module form), only the plan itself is looked at.
+    Fix: step per-epoch schedules once per epoch; for a schedule per batch count batches:
+        total_steps = epochs * len(train_loader)
+    References: PyTorch documentation of torch.optim, "How to adjust learning rate" and OneCycleLR.
+    """
+
+    code, name, kind = "STEP105", "schedule", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (LearningRatePlan, StepTrace)
+
+    def run(self, audit: Audit) -> Result:
+        """Look at each scheduler's plan."""
+        plans, trace = audit.probe(LearningRatePlan), audit.probe(StepTrace)
+        if not plans:
+            return self.skipped("No learning rate scheduler is used.")
+        known = [plan for plan in plans if not plan.unknown]
+        if not known:
+            return self.inconclusive(f"{plans[0].scheduler} cannot be foreseen: {plans[0].unknown}.")
+        found: list[tuple[Plan, Rhythm, Misfit]] = []
+        for plan in known:
+            rhythm = _rhythm(audit.loop, trace, plan)
+            found += [(plan, rhythm, misfit) for misfit in _misfits(plan, rhythm)]
+        found.sort(key=lambda item: not item[2].certain)
+        if found:
+            return self._answer(audit, *found[0])
+        return self._fits(audit, known, trace)
+
+    def _answer(self, audit: Audit, plan: Plan, rhythm: Rhythm, misfit: Misfit) -> Result:
+        answer = self.failed if misfit.certain else self.warned
+        return answer(
+            misfit.message,
+            fix=misfit.fix,
+            measured=f"from {plan.rates[0]:.3g} to {plan.rates[-1]:.3g} in {len(plan.rates)} steps",
+            threshold="a rate that lasts for the run",
+            evidence=(_curve(plan, rhythm),),
+            location=rhythm.location or audit.loop.locate("scheduler"),
+        )
+
+    def _fits(self, audit: Audit, plans: list[Plan], trace: Trace) -> Result:
+        plan = plans[0]
+        rhythm = _rhythm(audit.loop, trace, plan)
+        evidence = tuple(_curve(each, _rhythm(audit.loop, trace, each)) for each in plans)
+        if len(set(plan.rates)) == 1:
+            return self.noted(
+                f"{plan.scheduler} leaves the learning rate at {plan.rates[0]:.3g} for all of "
+                f"{len(plan.rates) - 1:,} steps.",
+                evidence=evidence,
+                location=audit.loop.locate("scheduler"),
+            )
+        low = min(plan.rates)
+        stepped = "every batch" if rhythm.per_step else "not every batch"
+        how = f" It is stepped {stepped}." if rhythm.known else ""
+        return self.passed(
+            f"{plan.scheduler} takes the learning rate from {plan.rates[0]:.3g} to a peak of "
+            f"{plan.peak:.3g} and as low as {low:.3g}.{how}",
+            evidence=evidence,
+        )
+
+
+def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
+    stepped = [
+        event
+        for step in trace.steps
+        for event in step.of(Happening.SCHEDULE)
+        if event.which == plan.number
+    ]
+    told = any(event.explicit for event in stepped)
+    in_each = all(
+        any(event.which == plan.number for event in step.of(Happening.SCHEDULE))
+        for step in trace.steps
+    )
+    first = stepped[0].location if stepped else None
+    known = not told and (bool(stepped) or trace.own_loop())
+    return Rhythm(in_each and not told, known, _steps_per_epoch(loop, trace), first)
+
+
+def _steps_per_epoch(loop: Loop, trace: Trace) -> int:
+    """Return the optimizer steps in one epoch; 0 where the loader has no length."""
+    try:
+        batches = len(loop.train_loader)
+    except (TypeError, NotImplementedError):
+        return 0
+    passes = [e for e in trace.steps[-1].of(Happening.BACKWARD) if e.within < 0]
+    # Several losses, or a GAN's two players, go back several times per batch too: then the epoch
+    # is longer than this, and less is said.
+    return math.ceil(batches / max(len(passes), 1))
+
+
+def _misfits(plan: Plan, rhythm: Rhythm) -> list[Misfit]:
+    found = [_at_once(plan), _throughout(plan)]
+    if rhythm.known and rhythm.epoch > 0:
+        found += [_dies(plan, rhythm), _oscillates(plan, rhythm), _one_cycle(plan, rhythm)]
+    return [misfit for misfit in found if misfit is not None]
+
+
+def _at_once(plan: Plan) -> Misfit | None:
+    bad = [i for i, rate in enumerate(plan.rates[:2]) if not math.isfinite(rate) or rate < 0.0]
+    if not bad:
+        return None
+    rate = plan.rates[bad[0]]
+    return Misfit(
+        f"{plan.scheduler} gives a learning rate of {rate:g} "
+        + ("before its first step." if bad[0] == 0 else "after its first step."),
+        "check the function or factor that the scheduler is given",
+        True,
+    )
+
+
+def _throughout(plan: Plan) -> Misfit | None:
+    if len(plan.rates) < 1000 or any(rate != 0.0 for rate in plan.rates):
+        return None
+    return Misfit(
+        f"{plan.scheduler} gives a learning rate of 0 in all of {len(plan.rates) - 1:,} steps.",
+        "give the optimizer a learning rate above 0, and the scheduler a factor that rises",
+        True,
+    )
+
+
+def _dies(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    dead = plan.dead_after(_DEAD)
+    if not rhythm.per_step or plan.scheduler not in _PLANLESS or dead is None:
+        return None
+    if dead >= rhythm.epoch / 2:
+        return None
+    setting = _settings(plan)
+    return Misfit(
+        f"{plan.scheduler}{setting} is stepped every batch: the learning rate is below a "
+        f"thousandth of its peak after {dead} of the {rhythm.epoch} batches of the first epoch.",
+        "call scheduler.step() once per epoch, outside the loop over batches",
+        True,
+    )
+
+
+def _oscillates(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    names = {"CosineAnnealingLR": "T_max", "CosineAnnealingWarmRestarts": "T_0"}
+    setting = names.get(plan.scheduler)
+    period = plan.arguments.get(setting, 0.0) if setting else 0.0
+    if not rhythm.per_step or not 0.0 < period < rhythm.epoch / 2:
+        return None
+    return Misfit(
+        f"{plan.scheduler}({setting}={period:g}) is stepped every batch: it runs through "
+        f"{rhythm.epoch / period:.0f} periods in one epoch of {rhythm.epoch} batches.",
+        f"{setting}=epochs * len(train_loader), or step it once per epoch",
+        False,
+    )
+
+
+def _one_cycle(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    total = plan.arguments.get("total_steps", 0.0)
+    if plan.scheduler != "OneCycleLR" or total <= 0.0:
+        return None
+    if rhythm.per_step and total < rhythm.epoch:
+        return Misfit(
+            f"OneCycleLR is made for {total:.0f} steps and stepped every batch: it is over, and "
+            f"raises, before the first epoch of {rhythm.epoch} batches is.",
+            "OneCycleLR(..., epochs=epochs, steps_per_epoch=len(train_loader))",
+            False,
+        )
+    if not rhythm.per_step and rhythm.epoch >= 10 and total >= 2 * rhythm.epoch:
+        return Misfit(
+            f"OneCycleLR is made for {total:.0f} steps, {total / rhythm.epoch:.0f} epochs of "
+            f"batches, and is not stepped with the batches: it will not get out of its warm-up.",
+            "call scheduler.step() after every optimizer.step()",
+            True,
+        )
+    return None
+
+
+def _settings(plan: Plan) -> str:
+    shown = {k: v for k, v in plan.arguments.items() if k in ("step_size", "gamma")}
+    return f"({', '.join(f'{k}={v:g}' for k, v in shown.items())})" if shown else ""
+
+
+def _curve(plan: Plan, rhythm: Rhythm) -> Curve:
+    rates = plan.rates
+    dead = plan.dead_after(_DEAD)
+    if dead is not None:
+        rates = rates[: max(4 * dead, 20)]
+    x, y = thinned(rates)
+    unit = ", in batches" if rhythm.per_step else ""
+    return Curve(
+        title=f"Planned learning rate ({plan.scheduler})",
+        x_label=f"steps of the scheduler{unit}",
+        y_label="learning rate",
+        series=(Series(name="learning rate", x=x, y=y),),
+    )

@@ -1,0 +1,166 @@
+"""STEP110: whether weight decay does what its name says, to the right parameters, in proportion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.control import planned_lr
+from nnaudit.report import Kind, Result, Table
+
+
+@dataclass(frozen=True)
+class Decay:
+    """The weight decay of one parameter group.
+
+    Attributes:
+        optimizer: its class.
+        amount: ``weight_decay``.
+        rate: the highest learning rate the group is planned to reach.
+        decoupled: taken off the weights, as AdamW does, not added to the gradient.
+        adaptive: gradients are divided by their size, and an added penalty with them.
+        vectors: how many of its parameters are biases, gains and the like.
+        tensors: how many parameters it has.
+    """
+
+    optimizer: str
+    amount: float
+    rate: float
+    decoupled: bool
+    adaptive: bool
+    vectors: int
+    tensors: int
+
+
+class WeightDecay(Check):
+    """Is weight decay taken off the weights, off the right ones, and in proportion?
+
+    Why: in Adam an L2 penalty is added to the gradient and then divided by the gradient's size,
+        so that weights with large gradients are hardly decayed at all: weight_decay=0.01 means
+        one thing in AdamW and quite another in Adam. Decay on biases and on the gains of
+        normalisation takes away capacity without regularising. And a decay that is too large
+        shrinks the network faster than it learns.
+    How: read off the optimizer's groups, no step taken. A warning for Adam's L2 penalty (also
+        NAdam, RAdam, Adamax, RMSprop, Adagrad) from 0.01 up, which is AdamW's default and customary
+        range, while L2 penalties in use are 1e-3 and below: smaller ones are taken as meant. A
+        warning for more than 0.1 added to the gradient; where it is taken off the weights, for a
+        decay times learning rate above 0.01 per step, which halves the weights every 70 steps
+        (vision transformers do well with 0.3 at a rate of 1e-3). Decay from 0.05 up on biases and
+        gains is a note. Whether there should be some, only over-fitting shows: GEN101.
+    Fix: torch.optim.AdamW(model.parameters(), lr=..., weight_decay=0.01)
+    References: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
+    """
+
+    code, name, kind = "STEP110", "weight-decay", Kind.JUDGEMENT
+    needs = (Needs.OPTIMIZER,)
+    options: ClassVar[dict[str, float]] = {"l2": 0.1, "shrink": 0.01}
+
+    def run(self, audit: Audit) -> Result:
+        """Read the groups."""
+        loop = audit.loop
+        decays = _decays(loop)
+        active = [decay for decay in decays if decay.amount > 0.0]
+        if not loop.optimizers:
+            return self.skipped("There is no optimizer.")
+        if not active:
+            return self.passed(
+                "No weight decay is used; where training and validation part, start at 0.01 in "
+                "AdamW."
+            )
+        details: dict[str, Any] = {
+            "evidence": (_table(decays),),
+            "location": loop.locate("optimizer"),
+        }
+        for decay in active:
+            warning = self._warning(audit, decay, details)
+            if warning is not None:
+                return warning
+        return self._vectors(active, details)
+
+    def _warning(self, audit: Audit, decay: Decay, details: dict[str, Any]) -> Result | None:
+        if decay.adaptive and not decay.decoupled and decay.amount >= 0.01:
+            return self.warned(
+                f"{decay.optimizer} adds weight_decay={decay.amount:g} to the gradient and divides "
+                "it by the gradient's size: of the decay that the number promises little is left "
+                "where gradients are large.",
+                measured=f"an L2 penalty of {decay.amount:g} in {decay.optimizer}",
+                threshold="below 0.01",
+                fix=f"torch.optim.AdamW(model.parameters(), lr={decay.rate:g}, "
+                f"weight_decay={decay.amount:g})",
+                **details,
+            )
+        if not decay.decoupled and decay.amount > self.option(audit, "l2"):
+            return self.warned(
+                f"A weight decay of {decay.amount:g} is added to the gradient of every weight.",
+                measured=f"weight_decay={decay.amount:g}",
+                threshold=f"{self.option(audit, 'l2'):g}",
+                fix="weight_decay=1e-4, the usual for SGD",
+                **details,
+            )
+        shrink = decay.amount * decay.rate
+        if decay.decoupled and shrink > self.option(audit, "shrink"):
+            return self.warned(
+                f"Every step takes {100 * shrink:.2g} % off the weights (weight_decay="
+                f"{decay.amount:g} at learning rate {decay.rate:g}).",
+                measured=f"{100 * shrink:.2g} % per step",
+                threshold=f"{100 * self.option(audit, 'shrink'):g} % per step",
+                fix="weight_decay=0.01",
+                **details,
+            )
+        return None
+
+    def _vectors(self, active: list[Decay], details: dict[str, Any]) -> Result:
+        strong = [decay for decay in active if decay.amount >= 0.05 and decay.vectors]
+        vectors = sum(decay.vectors for decay in strong)
+        amounts = ", ".join(sorted({f"{decay.amount:g}" for decay in active}))
+        if vectors and any(decay.tensors > decay.vectors for decay in strong):
+            return self.noted(
+                f"Weight decay of {amounts} also applies to {vectors} biases and gains: they are "
+                "usually given a group with weight_decay=0.",
+                **details,
+            )
+        names = ", ".join(sorted({decay.optimizer for decay in active}))
+        return self.passed(f"Weight decay is {amounts} in {names}.", evidence=details["evidence"])
+
+
+_ADAPTIVE = (
+    torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax,
+    torch.optim.RMSprop, torch.optim.Adagrad,
+)  # fmt: skip
+
+
+def _decays(loop: Loop) -> list[Decay]:
+    found = []
+    for optimizer in loop.optimizers:
+        decoupled = isinstance(optimizer, torch.optim.AdamW) or "W" in type(optimizer).__name__
+        ours = type(optimizer).__module__.startswith("torch.optim")
+        for group in optimizer.param_groups:
+            amount = group.get("weight_decay", 0.0)
+            if not ours and not decoupled:
+                continue  # what another library's weight_decay means is its own affair
+            shapes = [parameter.ndim for parameter in group["params"]]
+            found.append(
+                Decay(
+                    optimizer=type(optimizer).__name__,
+                    amount=float(amount) if isinstance(amount, (int, float)) else 0.0,
+                    rate=planned_lr(group),
+                    decoupled=bool(group.get("decoupled_weight_decay", decoupled)) or decoupled,
+                    adaptive=isinstance(optimizer, _ADAPTIVE),
+                    vectors=sum(ndim <= 1 for ndim in shapes),
+                    tensors=len(shapes),
+                )
+            )
+    return found
+
+
+def _table(decays: list[Decay]) -> Table:
+    return Table(
+        title="Weight decay by parameter group",
+        columns=("optimizer", "weight_decay", "learning rate", "tensors", "biases and gains"),
+        rows=tuple((d.optimizer, d.amount, d.rate, d.tensors, d.vectors) for d in decays[:20]),
+    )

@@ -1,0 +1,54 @@
+"""The Python form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from programs import blobs, mlp
+from torch import nn
+
+import nnaudit
+from nnaudit.errors import NnauditError, TargetError, UsageError
+
+
+def test_factories_are_audited() -> None:
+    report = nnaudit.audit(
+        mlp, blobs, nn.functional.cross_entropy, select=["DATA101", "GRAD102"], seed=3
+    )
+    assert [result.code for result in report.results] == ["DATA101", "GRAD102"]
+    assert report.tool.seed == 3
+    assert not report.failed
+
+
+def test_objects_are_left_as_they_were() -> None:
+    model, loader = mlp(), blobs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    report = nnaudit.audit(
+        model=model, train_loader=loader, loss=nn.CrossEntropyLoss(), optimizer=optimizer,
+        select="LOSS,GRAD102,GRAD106,DATA101",
+    )  # fmt: skip
+    assert report.totals.steps > 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not optimizer.state
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_result_is_found_by_its_code() -> None:
+    report = nnaudit.audit(mlp, blobs, nn.functional.cross_entropy, select="DATA101")
+    assert report.result("DATA101").status == "pass"
+    with pytest.raises(KeyError):
+        report.result("DATA102")
+
+
+def test_wrong_use_is_an_error_in_words() -> None:
+    with pytest.raises(TargetError, match="model is a int"):
+        nnaudit.audit(3, blobs)
+    with pytest.raises(UsageError, match="did you mean select"):
+        nnaudit.audit(mlp, blobs, selekt="DATA101")
+    with pytest.raises(NnauditError, match="NOPE"):
+        nnaudit.audit(mlp, blobs, select="NOPE")

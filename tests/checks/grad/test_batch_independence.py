@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nnaudit.checks.grad.batch_independence import BatchIndependence
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def floats() -> Tensor:
+    return torch.randn(48, 6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def ids() -> Tensor:
+    return torch.randint(1, 11, (48, 6), generator=torch.Generator().manual_seed(0))
+
+
+def audited(model: Callable[[], nn.Module], x: Tensor | None = None, data: Any = None) -> Result:
+    x = floats() if x is None else x
+    y = torch.arange(len(x)) % 3
+    data = data or DataLoader(TensorDataset(x, y), batch_size=12)
+    target = Target(model, data, loss=F.cross_entropy)
+    return run_check(BatchIndependence, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+class Sequence(nn.Module):
+    """Something done to (N, T, 8), between an embedding and the mean over time."""
+
+    def __init__(self, tokens: bool = False) -> None:
+        super().__init__()
+        self.embed: nn.Module = nn.Embedding(11, 8) if tokens else nn.Linear(4, 8)
+        self.head = nn.Linear(8, 3)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self.embed(x)).mean(1))
+
+
+class View(Sequence):
+    def between(self, h: Tensor) -> Tensor:
+        n, t, d = h.shape
+        return torch.tanh(h.reshape(t, n, d).transpose(0, 1))
+
+
+class TimeAsBatch(Sequence):
+    def __init__(self, tokens: bool = False, batch_first: bool = False) -> None:
+        super().__init__(tokens)
+        self.rnn = nn.LSTM(8, 8, batch_first=batch_first)
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.rnn(h)[0]
+
+
+class Attention(Sequence):
+    def __init__(self, tokens: bool = False, batch_first: bool = False) -> None:
+        super().__init__(tokens)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.attend(h, h, h)[0]
+
+
+class SoftmaxOverBatch(Sequence):
+    def between(self, h: Tensor) -> Tensor:
+        return h.softmax(0)
+
+
+class Centred(Sequence):
+    def between(self, h: Tensor) -> Tensor:
+        return h - h.mean(0)
+
+
+class Places(Sequence):
+    """A position code for (time, batch, features), added to (batch, time, features)."""
+
+    def __init__(self, tokens: bool = False, along: int = 0) -> None:
+        super().__init__(tokens)
+        self.along = along
+        self.register_buffer("code", torch.sin(torch.arange(64.0)[:, None] * torch.rand(8)))
+
+    def between(self, h: Tensor) -> Tensor:
+        code = self.code[: h.shape[self.along]]
+        return h + (code[:, None] if self.along == 0 else code)
+
+
+class Affinity(nn.Module):
+    """Similarities of all pairs of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x.mean(1))
+        return h @ h.T
+
+
+FAULTS = [View, TimeAsBatch, Attention, SoftmaxOverBatch, Centred]
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["floats", "ids"])
+@pytest.mark.parametrize("model", FAULTS)
+def test_samples_that_influence_each_other(model: type[Sequence], tokens: bool) -> None:
+    result = audited(lambda: model(tokens), ids() if tokens else floats())
+    assert result.status is Status.FAIL
+    assert result.location is not None
+    assert result.location.file == __file__
+
+
+@pytest.mark.parametrize(("model", "module"), [(TimeAsBatch, "rnn"), (Attention, "attend")])
+def test_the_first_module_that_mixes_is_named(model: type[Sequence], module: str) -> None:
+    assert audited(model).module == module
+
+
+def test_a_place_in_the_batch_that_matters() -> None:
+    result = audited(Places)
+    assert result.status is Status.FAIL
+    assert "place in the batch" in result.message
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["floats", "ids"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        Sequence,
+        lambda tokens: TimeAsBatch(tokens, batch_first=True),
+        lambda tokens: Attention(tokens, batch_first=True),
+        lambda tokens: Places(tokens, along=1),
+    ],
+)
+def test_near_misses(model: Callable[[bool], nn.Module], tokens: bool) -> None:
+    result = audited(lambda: model(tokens), ids() if tokens else floats())
+    assert result.status is Status.PASS
+    assert result.steps == 0
+
+
+def test_as_many_time_steps_as_samples() -> None:
+    x = torch.randn(48, 12, 4)
+    assert audited(lambda: TimeAsBatch(batch_first=True), x).status is Status.PASS
+    assert audited(TimeAsBatch, x).status is Status.FAIL
+
+
+def test_batch_normalisation_in_train_mode_only() -> None:
+    def model(**options: Any) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(24, **options), nn.Linear(24, 3))
+
+    assert audited(model).status is Status.PASS
+    assert audited(lambda: model(track_running_stats=False)).status is Status.WARN
+
+
+def test_rows_of_unknown_meaning_are_a_warning() -> None:
+    x, y = floats()[:, 0], torch.arange(48) % 3
+
+    class Set(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([x, x.mean(0, keepdim=True).expand_as(x)], 1))
+
+    result = audited(Set, data=[(x[:12], y[:12]), (x[12:], y[12:])])
+    assert result.status is Status.WARN
+
+
+def test_similarities_are_skipped() -> None:
+    assert audited(Affinity).status is Status.SKIP
+
+
+def test_a_batch_of_one_is_skipped() -> None:
+    x, y = floats(), torch.arange(48) % 3
+    data = DataLoader(TensorDataset(x, y), batch_size=1)
+    assert audited(Sequence, data=data).status is Status.SKIP

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nnaudit.checks.grad.optimizer_coverage import OptimizerCoverage
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.report import Result, Status, Table
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+
+LOADED = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)).state_dict()
+
+
+class Net(nn.Module):
+    def __init__(self, loaded: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 3)
+        if loaded:
+            self.body.load_state_dict(LOADED)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.body(x)))
+
+
+def audited(
+    optimizer: Callable[[Any], Any] | None, model: Callable[[], nn.Module] | nn.Module = Net
+) -> Result:
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    data = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16)
+    target = Target(model, data, loss=F.cross_entropy, optimizer=optimizer)
+    return run_check(OptimizerCoverage, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.01)
+
+
+def head_replaced(model: Net) -> torch.optim.Optimizer:
+    optimizer = sgd(model.parameters())
+    model.head = nn.Linear(8, 3)
+    return optimizer
+
+
+class TestFaults:
+    @pytest.mark.parametrize(
+        ("optimizer", "module"),
+        [
+            (lambda model: sgd(model.body.parameters()), "head"),
+            (lambda model: sgd(model.head.parameters()), "body.0"),
+            (lambda model: sgd([model.body[0].weight, *model.head.parameters()]), "body.0"),
+            (lambda model: sgd(p for n, p in model.named_parameters() if "bias" in n), "body.0"),
+            (lambda model: sgd(Net().parameters()), "body.0"),
+            (head_replaced, "head"),
+            (
+                lambda model: [sgd(model.body[0].parameters()), sgd(model.head.parameters())],
+                "body.2",
+            ),
+        ],
+    )
+    def test_a_part_in_no_optimizer_fails_and_is_named(self, optimizer, module: str) -> None:
+        result = audited(optimizer)
+        assert result.status is Status.FAIL, result.message
+        assert result.module == module
+        assert module in result.message
+
+    def test_parameters_the_model_no_longer_has_are_mentioned(self) -> None:
+        assert "2 tensors that the model does not have" in audited(head_replaced).message
+
+    def test_every_missing_parameter_is_listed(self) -> None:
+        (table,) = audited(lambda model: sgd(model.head.parameters())).evidence
+        assert isinstance(table, Table)
+        assert [row[0] for row in table.rows] == [
+            "body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias",
+        ]  # fmt: skip
+
+    def test_the_forgotten_head_of_a_loaded_body_fails(self) -> None:
+        result = audited(lambda model: sgd(model.body.parameters()), lambda: Net(loaded=True))
+        assert result.status is Status.FAIL
+
+
+class TestHealthy:
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            lambda model: sgd(model.parameters()),
+            lambda model: torch.optim.AdamW(
+                [{"params": model.body.parameters()}, {"params": model.head.parameters(), "lr": 1}]
+            ),
+            lambda model: [sgd(model.body.parameters()), sgd(model.head.parameters())],
+            lambda model: torch.optim.LBFGS(model.parameters(), max_iter=2),
+        ],
+    )
+    def test_all_in_some_optimizer_pass(self, optimizer) -> None:
+        assert audited(optimizer).status is Status.PASS
+
+    def test_a_frozen_body_passes(self) -> None:
+        def frozen() -> nn.Module:
+            model = Net(loaded=True)
+            model.body.requires_grad_(False)
+            return model
+
+        assert audited(lambda model: sgd(model.head.parameters()), frozen).status is Status.PASS
+
+    def test_a_body_under_no_grad_is_a_note(self) -> None:
+        class Features(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                with torch.no_grad():
+                    features = self.body(x)
+                return self.head(features)
+
+        result = audited(lambda model: sgd(model.head.parameters()), Features)
+        assert result.status is Status.NOTE
+        assert "no gradient" in result.message
+
+    def test_features_of_a_loaded_body_are_a_warning(self) -> None:
+        result = audited(lambda model: sgd(model.head.parameters()), lambda: Net(loaded=True))
+        assert result.status is Status.WARN
+        assert "requires_grad_(False)" in result.fix
+
+    def test_a_loss_that_learns_is_no_stranger_to_fail_for(self) -> None:
+        temperature = nn.Parameter(torch.ones(()))
+        result = audited(lambda model: sgd([*model.parameters(), temperature]))
+        assert result.status is Status.NOTE
+
+    def test_frozen_tensors_in_the_optimizer_are_a_note(self) -> None:
+        def partly() -> nn.Module:
+            model = Net()
+            model.body[0].requires_grad_(False)
+            return model
+
+        result = audited(lambda model: sgd(model.parameters()), partly)
+        assert result.status is Status.NOTE
+        assert "2 frozen" in result.message
+
+    def test_tied_weights_pass(self) -> None:
+        class Tied(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.encode = nn.Linear(6, 6)
+                self.decode = nn.Linear(6, 6)
+                self.decode.weight = self.encode.weight
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.decode(self.encode(x))
+
+        assert audited(lambda model: sgd(model.parameters()), Tied).status is Status.PASS
+
+    def test_a_default_optimizer_is_not_judged(self) -> None:
+        assert audited(None).status is Status.SKIP

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nnaudit.checks.loss.loss_direction import LossDirection
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+CLASSES = X[:, :3].argmax(1)
+SIGNS = (X[:, :1] > 0).float()
+QUANTITY = 30 + 5 * X[:, :1]
+
+
+def audited(
+    loss: Callable[..., Tensor], y: Tensor = CLASSES, last: nn.Module | None = None, **parts: Any
+) -> Result:
+    width = 3 if y.ndim == 1 else 1
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, width), last or nn.Identity())
+
+    data = DataLoader(TensorDataset(X, y), batch_size=32)
+    target = Target(model, data, loss=loss, **parts)
+    return run_check(LossDirection, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def picked(output: Tensor, y: Tensor) -> Tensor:
+    return output[torch.arange(len(y)), y]
+
+
+def dice(output: Tensor, y: Tensor) -> Tensor:
+    return (2 * (output * y).sum() + 1) / (output.sum() + y.sum() + 1)
+
+
+FAULTS: list[tuple[Any, ...]] = [
+    (lambda o, y: -F.cross_entropy(o, y),),
+    (lambda o, y: F.nll_loss(-F.log_softmax(o, 1), y),),
+    (lambda o, y: picked(o.log_softmax(1), y).mean(),),
+    (lambda o, y: picked(o, y).mean(), CLASSES, nn.Softmax(1)),
+    (lambda o, y: picked(o.log(), y).mean(), CLASSES, nn.Softmax(1)),
+    (lambda o, y: (y * o.log() + (1 - y) * (1 - o).log()).mean(), SIGNS, nn.Sigmoid()),
+    (lambda o, y: -((o - y) ** 2).mean(), QUANTITY),
+    (lambda o, y: -F.l1_loss(o, y), QUANTITY),
+    (dice, SIGNS, nn.Sigmoid()),
+    (lambda o, y: F.binary_cross_entropy(y, o), SIGNS, nn.Sigmoid()),
+    (lambda o, y: F.binary_cross_entropy_with_logits(y, o), SIGNS),
+    (lambda o, y: F.poisson_nll_loss(y, o), QUANTITY),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: "")
+def test_a_loss_that_turns_the_output_away(fault: tuple[Any, ...]) -> None:
+    result = audited(*fault)
+    assert result.status is Status.FAIL
+    assert result.fix
+
+
+HEALTHY: list[tuple[Any, ...]] = [
+    (F.cross_entropy,),
+    (lambda o, y: F.cross_entropy(o, y, label_smoothing=0.1),),
+    (lambda o, y: F.cross_entropy(o, y) + 0.01 * o.square().mean(),),
+    (lambda o, y: -picked(o.log_softmax(1), y).mean(),),
+    (lambda o, y: -picked(o.log(), y).mean(), CLASSES, nn.Softmax(1)),
+    (lambda o, y: -picked(o, y).mean(), CLASSES, nn.LogSoftmax(1)),
+    (lambda o, y: F.binary_cross_entropy(o, y), SIGNS, nn.Sigmoid()),
+    (lambda o, y: -(y * o.log() + (1 - y) * (1 - o).log()).mean(), SIGNS, nn.Sigmoid()),
+    (lambda o, y: F.relu(1 - (2 * y - 1) * o).mean(), SIGNS),
+    (lambda o, y: 1 - dice(o, y), SIGNS, nn.Sigmoid()),
+    (lambda o, y: ((o - y) ** 2).mean(), QUANTITY),
+    (lambda o, y: (o - y).abs().clamp(max=100).mean(), QUANTITY),
+    (lambda o, y: torch.maximum(0.9 * (y - o), -0.1 * (y - o)).mean(), QUANTITY),
+    (lambda o, y: 0.25 * F.mse_loss(o, y), QUANTITY),
+]
+
+
+@pytest.mark.parametrize("healthy", HEALTHY, ids=lambda healthy: "")
+def test_a_loss_that_falls(healthy: tuple[Any, ...]) -> None:
+    assert audited(*healthy).status is Status.PASS
+
+
+UNCLEAR: list[tuple[Any, ...]] = [
+    (lambda o, y: ((o - (y - 30) / 5) ** 2).mean(), QUANTITY),
+    (lambda o, y: ((o + y) ** 2).mean(), QUANTITY),
+    (lambda o, y: -picked(o.log_softmax(1), (y + 1) % 3).mean(),),
+    (lambda o, y: (picked(o.log_softmax(1), y) * torch.linspace(-1, 1, len(y))).mean(),),
+    (lambda o, y: o.square().mean(),),
+]
+
+
+@pytest.mark.parametrize("unclear", UNCLEAR, ids=lambda unclear: "")
+def test_no_answer_where_better_is_not_known(unclear: tuple[Any, ...]) -> None:
+    assert audited(*unclear).status is not Status.FAIL
+
+
+def test_a_reversed_divergence_is_legitimate() -> None:
+    teacher = torch.randn(64, 3).softmax(1)
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.kl_div(y.log(), output.softmax(1), reduction="batchmean")
+
+    data = DataLoader(TensorDataset(X, teacher), batch_size=32)
+    target = Target(lambda: nn.Linear(6, 3), data, loss=loss)
+    loop = DirectLoop(target, torch.device("cpu"), seed=0)
+    assert run_check(LossDirection, Audit(loop)).status is not Status.FAIL
+
+
+def test_a_hand_written_step() -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        return picked(model(x).log_softmax(1), y).mean()
+
+    assert audited(F.cross_entropy, training_step=step).status is Status.FAIL

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nnaudit.checks.loss.output_range import OutputRange
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def audited(
+    last: nn.Module,
+    targets: Callable[[Tensor], Tensor],
+    n: int = 640,
+    loss: Callable[..., Tensor] = F.mse_loss,
+) -> Result:
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+    data = DataLoader(TensorDataset(x, targets(x[:, :1])), batch_size=32)
+    target = Target(lambda: nn.Sequential(nn.Linear(6, 1), last), data, loss=loss)
+    return run_check(OutputRange, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def by_hand(output: Tensor, y: Tensor) -> Tensor:
+    return ((output - y) ** 2).mean()
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.Softplus()])
+@pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, F.huber_loss, by_hand])
+def test_targets_out_of_reach(last: nn.Module, loss: Callable[..., Tensor]) -> None:
+    result = audited(last, as_it_is, loss=loss)
+    assert result.status is Status.FAIL
+    assert "640 targets" in result.message
+
+
+@pytest.mark.parametrize(
+    ("last", "targets"),
+    [
+        (nn.ReLU(), torch.abs),
+        (nn.Sigmoid(), torch.sigmoid),
+        (nn.Tanh(), torch.sign),
+        (nn.Sigmoid(), lambda x: (x > 0).float()),
+        (nn.ReLU(), lambda x: torch.where(x < -2.6, x, x.abs())),
+    ],
+)
+def test_targets_within_reach(last: nn.Module, targets: Callable[[Tensor], Tensor]) -> None:
+    assert audited(last, targets).status is Status.PASS
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * x.sigmoid() - 5
+
+
+@pytest.mark.parametrize("last", [nn.Identity(), Scaled(), nn.LeakyReLU()])
+def test_an_output_without_limits_is_skipped(last: nn.Module) -> None:
+    assert audited(last, as_it_is).status is Status.SKIP
+
+
+def test_few_targets() -> None:
+    assert audited(nn.ReLU(), as_it_is, n=128).status is Status.FAIL
+    assert audited(nn.ReLU(), as_it_is, n=32).status is Status.INCONCLUSIVE
+    assert audited(nn.ReLU(), torch.abs, n=128).status is Status.INCONCLUSIVE
