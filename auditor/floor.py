@@ -84,10 +84,15 @@ def bounds(calls: Sequence[LossCall], feds: Sequence[Fed], sizes: Sequence[int])
         feds: what the model was given for each batch.
         sizes: the number of rows of each batch.
     """
-    call, rows = _joined(calls), sum(sizes)
-    best = _BEST.get(call.kind)
+    best = _BEST.get(calls[0].kind)
     if best is None:
         return None
+    try:
+        call, rows = _joined(calls), sum(sizes)
+    except RuntimeError:  # padded to another length in each batch
+        return _averaged(
+            [bounds([c], [f], [n]) for c, f, n in zip(calls, feds, sizes, strict=True)]
+        )
     identity = _identities(feds, sizes)
     try:
         own = _groups(identity, feds, sizes, call)
@@ -107,6 +112,20 @@ def bounds(calls: Sequence[LossCall], feds: Sequence[Fed], sizes: Sequence[int])
         rows=rows,
         distinct=len(torch.unique(identity)),
         reconstruction=_is_reconstruction(feds[0], sizes[0], calls[0]),
+    )
+
+
+def _averaged(each: list[Bounds | None]) -> Bounds | None:
+    """Bounds of batches that do not fit together: equal inputs are found within each only."""
+    known = [one for one in each if one is not None]
+    if len(known) < len(each):
+        return None
+    return dataclasses.replace(
+        known[0],
+        floor=sum(one.floor for one in known) / len(known),
+        constant=sum(one.constant for one in known) / len(known),
+        rows=sum(one.rows for one in known),
+        distinct=sum(one.distinct for one in known),
     )
 
 

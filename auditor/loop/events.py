@@ -318,7 +318,9 @@ class Recorder:
             outermost = self._scheduling == 0
             if outermost and which >= 0:
                 optimizer = getattr(scheduler, "optimizer", None)
-                ahead = not getattr(optimizer, "_opt_called", True)
+                # A scheduler of torch's wraps the optimizer's step to remember that it was called.
+                counted = hasattr(getattr(optimizer, "step", None), "_wrapped_by_lr_sched")
+                ahead = counted and not getattr(optimizer, "_opt_called", False)
                 explicit = bool(args or any(v is not None for v in kwargs.values()))
                 self._add(Happening.SCHEDULE, which, ahead=ahead, explicit=explicit)
             self._scheduling += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from nnaudit.loop.control import constant_lr
 from nnaudit.loop.taps import Observation
 from nnaudit.probes.base import Probe
 from nnaudit.probes.first_steps import FirstSteps, consecutive_batches
-from nnaudit.probes.noise import ROUNDINGS, REPEATS, eps_of
+from nnaudit.probes.noise import REPEATS, ROUNDINGS, eps_of
 from nnaudit.probes.perturbation import outputs_of
 from nnaudit.state import Subjects, preserved
 
@@ -170,12 +171,13 @@ class GradientReach(Probe[Reach]):
         missing = owned - seen.reached
         now = dict(loop.model.named_parameters())
         # No optimizer changes what has no gradient: the program does, by a moving average.
-        by_hand = {
-            n for n in missing - seen.present
-            if n not in now or now[n].shape != before[n].shape or not torch.equal(now[n].detach(), before[n])
-        }  # fmt: skip
+        by_hand = {n for n in missing - seen.present if _changed(now.get(n), before[n])}
         blocks = tuple(_blocks(audit, seen, missing - by_hand, owned, some[0]))
         return Reach(len(owned), len(owned & seen.reached), seen.steps, blocks, strays)
+
+
+def _changed(now: Tensor | None, before: Tensor) -> bool:
+    return now is None or now.shape != before.shape or not torch.equal(now.detach(), before)
 
 
 def _trained(loop: Loop) -> list[str]:
@@ -315,7 +317,7 @@ def _distance(first: Tensor | None, second: Tensor | None) -> float:
     if first is None or second is None or first.shape != second.shape or not first.numel():
         return 0.0
     distance = float((first - second).abs().max())
-    return distance if distance == distance else 0.0
+    return 0.0 if math.isnan(distance) else distance
 
 
 # --- parameters outside the model ----------------------------------------------------------------

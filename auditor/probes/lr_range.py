@@ -18,8 +18,13 @@ from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.state import preserved
 
 STEPS = 96
-FACTORS = (1e-4, 1e4)
-"""Of the author's rate: twelve steps to a power of ten."""
+"""From a ten-thousandth to ten thousand times the author's rate."""
+
+MOST_STEPS = 192
+"""As long as nothing happens: to a hundred million times the rate."""
+
+_LOWEST = 1e-4
+_PER_DECADE = 12
 
 _SECONDS = 30.0
 _FEWEST = 48
@@ -51,22 +56,22 @@ class Ramp:
 
 
 def range_test(audit: Audit) -> Ramp:
-    """Take steps on real batches while the rate grows by :data:`FACTORS`, until the loss explodes.
+    """Take steps on real batches while the rate grows, until the loss explodes.
 
     Raises:
         UserCodeError: the first step raised.
         OutOfBudgetError: the time is used up.
     """
-    factors = [
-        FACTORS[0] * (FACTORS[1] / FACTORS[0]) ** (i / (STEPS - 1)) for i in range(STEPS)
-    ]
+    factors = [_LOWEST * 10 ** (i / _PER_DECADE) for i in range(MOST_STEPS)]
     taken: list[float] = []
     average, first = 0.0, math.nan
     smoothed: list[float] = []
     diverged, cut = math.inf, False
     started, limit = time.perf_counter(), min(_SECONDS, audit.clock.remaining / 6)
     with constant_lr(audit.loop) as rate:
-        for factor, batch in zip(factors, consecutive_batches(audit.loop, STEPS), strict=False):
+        for factor, batch in zip(
+            factors, consecutive_batches(audit.loop, MOST_STEPS), strict=False
+        ):
             audit.clock.check()
             rate.factor = factor
             loss = _loss(lambda batch=batch: audit.loop.step(batch).loss, bool(taken))
@@ -80,6 +85,8 @@ def range_test(audit: Audit) -> Ramp:
             if len(taken) > 12 and _exploded(smoothed, first):
                 diverged = factor
                 break
+            if len(taken) >= STEPS and min(smoothed[-_PER_DECADE:]) > min(smoothed):
+                break  # the lowest loss is a power of ten behind
             if time.perf_counter() - started > limit and len(taken) >= 3:
                 cut = len(taken) < STEPS
                 break

@@ -35,6 +35,9 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 WARM_UP = 5
 """Steps after which a branch that starts at zero has left it, one layer of zeros after another."""
 
+_MANY, _SUMS = 2**22, 16
+"""Outputs of more elements are replaced by so many sums over their last dimension."""
+
 _TRACE_BYTES = 512 * 2**20
 
 
@@ -75,7 +78,8 @@ class ModelCall(Probe[Call | None]):
                 seen.append((batches.clone(args), batches.clone(kwargs)))
 
         handle = loop.model.register_forward_pre_hook(note, with_kwargs=True)
-        error, loss_calls = None, ()
+        error: UserCodeError | None = None
+        loss_calls: tuple[LossCall, ...] = ()
         try:
             loss_calls = loop.forward(batch).loss_calls
         except UserCodeError as raised:
@@ -97,14 +101,15 @@ def _target_of(loop: Loop, batch: Any) -> Any:
 
 
 class Replay:
-    """Calls the model again and again in eval mode, each time from the very same state.
+    """Calls the model again and again, each time from the very same state, in eval mode by default.
 
     Use as a context manager: it starts from the state it is entered in and returns to it. Random
     numbers are the same in every call too.
     """
 
-    def __init__(self, loop: Loop, call: Call) -> None:
+    def __init__(self, loop: Loop, call: Call, *, train: bool = False) -> None:
         self._loop = loop
+        self._train = train
         self._inputs = call.inputs
         self._stack = ExitStack()
 
@@ -131,10 +136,10 @@ class Replay:
     def _run(self, inputs: Inputs | None, seed: int | None = None) -> Any:
         self._snapshot.restore()
         args, kwargs = self._inputs if inputs is None else inputs
-        self._loop.model.eval()
+        self._loop.model.train(self._train)
         if seed is not None:
             seed_everything(seed)
-        with user_code("calling the model again in eval mode"):
+        with user_code("calling the model again"):
             return self._loop.model(*batches.clone(args), **batches.clone(kwargs))
 
     def traced(self, inputs: Inputs | None = None) -> list[tuple[str, Tensor]]:
@@ -153,9 +158,9 @@ class Replay:
                     hook = _tracer(name, seen)
                     stack.callback(module.register_forward_hook(hook).remove)
             # Restoring would take the hooks away again.
-            self._loop.model.eval()
+            self._loop.model.train(self._train)
             args, kwargs = self._inputs if inputs is None else inputs
-            with user_code("calling the model again in eval mode"):
+            with user_code("calling the model again"):
                 self._loop.model(*batches.clone(args), **batches.clone(kwargs))
         return [] if sum(t.nbytes for _, t in seen) > _TRACE_BYTES else seen
 
@@ -172,7 +177,7 @@ class Replay:
                 if isinstance(module, nn.Embedding):
                     stack.callback(module.register_forward_hook(_cut(leaves)).remove)
             args, kwargs = batches.map_leaves(batches.clone(self._inputs), _leaf(leaves))
-            self._loop.model.eval()
+            self._loop.model.train(self._train)
             try:
                 output = pick(self._loop.model(*args, **kwargs))
                 grads = torch.autograd.grad(output, leaves, allow_unused=True)
@@ -187,7 +192,7 @@ def _tracer(name: str, seen: list[tuple[str, Tensor]]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         tensor = next((t for _, t in batches.tensors(output) if t.is_floating_point()), None)
         if tensor is not None and tensor.layout is torch.strided:
-            seen.append((name, tensor.detach().clone()))
+            seen.append((name, tensor.detach().cpu().clone()))
 
     return hook
 
@@ -204,9 +209,10 @@ def _leaf(leaves: list[Tensor]) -> Callable[[Any], Any]:
     def make(value: Any) -> Any:
         if not (isinstance(value, Tensor) and value.is_floating_point()):
             return value
-        leaves.append(value.detach().requires_grad_())
+        leaf = value.detach().requires_grad_()
+        leaves.append(leaf)
         # Users may write to their inputs in place, which a leaf does not allow.
-        return leaves[-1].clone()
+        return leaf.clone()
 
     return make
 
@@ -224,7 +230,10 @@ def output_replaced(loop: Loop, change: Callable[[Tensor], Tensor]) -> Iterator[
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         main = main_tensor(output)
-        return batches.map_leaves(output, lambda leaf: change(leaf) if leaf is main else leaf)
+        if main is None:
+            return output
+        replacement = change(main)
+        return batches.map_leaves(output, lambda leaf: replacement if leaf is main else leaf)
 
     handle = loop.model.register_forward_hook(hook)
     try:
@@ -251,29 +260,32 @@ class Layout:
 def layout_of(loop: Loop, call: Call) -> Layout | str:
     """Return where the samples are in the inputs of ``call``, or why that is not known."""
     tensors = [t for _, t in batches.tensors(call.inputs) if t.ndim > 0]
-    if not tensors:
-        return "the model is given no tensor with a batch dimension"
-    if any(t.layout is not torch.strided for t in tensors) or _opaque(call.inputs):
-        return "the model is given objects whose samples cannot be taken apart"
-    if any(_is_edge_list(t) for t in tensors):
-        return "the model is given a graph, whose nodes depend on each other"
+    if reason := _inseparable(call.inputs, tensors):
+        return reason
     shift = shift_of(call)
     if shift is not None and shift.shifted:
         dim = 1 - shift.time
         return Layout(dim, shift.tokens.shape[dim], True)
-    loader = loop.train_loader
-    first = tensors[0]
-    collated = isinstance(loader, DataLoader) and loader.batch_sampler is not None
-    stacked = collated and loader.collate_fn is default_collate
-    count = batches.size(call.batch)
-    if collated and not stacked and loader.batch_size:
-        count = loader.batch_size
-    dims = [dim for dim in (0, 1) if first.ndim > dim and first.shape[dim] == count]
-    if not collated:
+    loader, first = loop.train_loader, tensors[0]
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return Layout(0, first.shape[0], first.ndim >= 4)
+    stacked = loader.collate_fn is default_collate
+    size = batches.size(call.batch)
+    count = size if stacked or not loader.batch_size else loader.batch_size
+    dims = [dim for dim in (0, 1) if first.ndim > dim and first.shape[dim] == count]
     if not dims:
         return "the inputs of the model have no dimension of the size of the batch"
     return Layout(dims[0], count, stacked or len(dims) == 1)
+
+
+def _inseparable(inputs: Inputs, tensors: list[Tensor]) -> str:
+    if not tensors:
+        return "the model is given no tensor with a batch dimension"
+    if any(t.layout is not torch.strided for t in tensors) or _opaque(inputs):
+        return "the model is given objects whose samples cannot be taken apart"
+    if any(_is_edge_list(t) for t in tensors):
+        return "the model is given a graph, whose nodes depend on each other"
+    return ""
 
 
 def _opaque(inputs: Inputs) -> bool:
@@ -329,14 +341,26 @@ def differ(first: Any, second: Any) -> bool:
 
 def outputs_of(output: Any) -> Tensor | None:
     """Return all floating outputs as one flat tensor; None when there is none."""
-    found = [
-        t.detach().reshape(-1).double()
-        if not t.is_complex()
-        else torch.view_as_real(t).reshape(-1).double()
-        for _, t in batches.tensors(output)
-        if (t.is_floating_point() or t.is_complex()) and t.layout is torch.strided
-    ]
+    found = []
+    for _, tensor in batches.tensors(output):
+        values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        if values.is_floating_point() and values.layout is torch.strided:
+            found.append(compact(values).reshape(-1))
     return torch.cat(found) if found else None
+
+
+def compact(values: Tensor) -> Tensor:
+    """Return ``values`` in double precision on the CPU, a projection of them where they are many.
+
+    Logits over a large vocabulary would take gigabytes: a few random sums over the last dimension
+    change whenever one of its elements does, and not otherwise.
+    """
+    values = values.detach()
+    if values.numel() > _MANY and values.shape[-1] > 4 * _SUMS:
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(values.shape[-1], _SUMS, generator=generator)
+        values = values.float() @ weights.to(values.device)
+    return values.cpu().double()
 
 
 def noise_floor(replay: Replay, model: nn.Module, base: Any) -> float:
@@ -423,7 +447,7 @@ def _compared(path: str, tokens: Tensor, target: Tensor) -> Shift | None:
 
 
 def _at(path: str, tokens: Tensor, ids: Tensor, target: Tensor, time: int) -> Shift | None:
-    rows, length = ids.shape[:2]
+    length = ids.shape[1]
     answer = _aligned(target, ids, time)
     if answer is None or length < 2:
         return None
@@ -504,12 +528,8 @@ def padding_of(model: nn.Module, shift: Shift) -> set[int]:
     }
     if shift.tokens.is_floating_point():
         return set()
-    # The last id of a row in front of nothing that counts is an end or a filler.
     by_row = shift.tokens.transpose(0, 1) if shift.time == 0 else shift.tokens
-    width = shift.valid.shape[1]
-    idle = by_row[:, :width][~shift.valid]
-    return declared | ({int(v) for v in torch.unique(idle)} if _few(idle) else set())
-
-
-def _few(ids: Tensor) -> bool:
-    return 0 < len(torch.unique(ids)) <= 4
+    idle = by_row[:, : shift.valid.shape[1]][~shift.valid]
+    ids, counts = torch.unique(idle, return_counts=True)
+    # What fills much of the places that do not count is a filler.
+    return declared | {int(i) for i, n in zip(ids, counts, strict=True) if 4 * int(n) >= len(idle)}

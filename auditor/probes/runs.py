@@ -104,7 +104,8 @@ def _varies(parameter: Tensor) -> bool:
     values = parameter.detach()
     if values.numel() < 2 or values.layout is not torch.strided:
         return False
-    return not bool((values == values.flatten()[0]).all())
+    # Weights that have become NaN are alike whatever they were drawn from.
+    return bool(torch.isfinite(values).all()) and bool((values != values.flatten()[0]).any())
 
 
 @dataclass(frozen=True)

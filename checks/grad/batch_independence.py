@@ -21,6 +21,7 @@ from nnaudit.probes.perturbation import (
     Layout,
     ModelCall,
     Replay,
+    compact,
     layout_of,
     samples,
     stand_in,
@@ -109,6 +110,10 @@ class BatchIndependence(Check):
         moved = trial.reversed_differs()
         if moved is not None:
             return self._placed(audit, trial, moved)
+        if not any(effect.own > effect.floor for effect in effects):
+            return self.inconclusive(
+                "Exchanging a sample does not even change its own output by more than rounding."
+            )
         largest = max(effect.others for effect in effects)
         return self.passed(
             f"Exchanging a sample changes no other sample's output ({len(effects)} tried).",
@@ -141,7 +146,7 @@ class BatchIndependence(Check):
             f"Exchanging sample {first.sample} changes the outputs of {first.affected} other "
             f"samples by up to {first.others:.3g}{place}"
         )
-        unexplained = [s for s in _statistics(audit.loop.model)]
+        unexplained = list(_statistics(audit.loop.model))
         if unexplained:
             return self.warned(
                 f"{message}: {unexplained[0]} uses the statistics of the batch in eval mode too.",
@@ -316,7 +321,7 @@ def _chosen(output: Any, count: int, *, detach: bool = True) -> Tensor | None:
     for tensor in [*([main] if main is not None else []), *candidates]:
         fits = tensor.is_floating_point() and tensor.layout is torch.strided
         if fits and _dims(tensor, count):
-            return tensor.detach().double() if detach else tensor
+            return compact(tensor) if detach else tensor
     return None
 
 

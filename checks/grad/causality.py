@@ -20,6 +20,7 @@ from nnaudit.probes.perturbation import (
     ModelCall,
     Replay,
     Shift,
+    compact,
     padding_of,
     position_changed,
     shift_of,
@@ -84,11 +85,11 @@ class Causality(Check):
             reactions = _reactions(audit, call, shift)
             if isinstance(reactions, str):
                 return self.skipped(reactions)
-            if not _looks_back(reactions) and not _leaks(reactions):
-                if not audit.loop.lacks(Needs.STEPS):
-                    warmed_up(audit)
-                    again = _reactions(audit, call, shift)
-                    reactions = reactions if isinstance(again, str) else again
+            silent = not _looks_back(reactions) and not _leaks(reactions)
+            if silent and not audit.loop.lacks(Needs.STEPS):
+                warmed_up(audit)
+                again = _reactions(audit, call, shift)
+                reactions = reactions if isinstance(again, str) else again
         except UserCodeError as error:
             return self.inconclusive(f"The model cannot be called again: {error}.")
         if not reactions:
@@ -206,9 +207,9 @@ def _by_position(output: Any, shift: Shift) -> Tensor | None:
     for tensor in [*([main] if main is not None else []), *(t for _, t in batches.tensors(output))]:
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
             continue
-        arranged = _arranged(tensor.detach(), rows, length, shift.time)
+        arranged = _arranged(tensor, rows, length, shift.time)
         if arranged is not None:
-            return arranged.double()
+            return compact(arranged)
     return None
 
 

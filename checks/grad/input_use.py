@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +51,11 @@ class InputUse(Check):
         from units that all died, a product with zero, an input overwritten or not passed on.
     How: exact. The model is called in eval mode with the inputs of the first batch, then with the
         same inputs given to other rows, then with inputs drawn at random on their scale, all from
-        the same state with the same random numbers. A change beyond 10 times what two identical
+        the same state with the same random numbers; where nothing shows, in train mode too. A change beyond 10 times what two identical
         calls differ by and beyond 64 roundings counts. Where there is none, 5 training steps are
         taken, because an output layer may start at zero, and it is looked at again. Null
-        hypothesis: the output is constant, so that not a bit of it changes. A change that is there but
-        within rounding is a warning: the input is nearly lost on the way. No step where the
+        hypothesis: the output is constant, so that not a bit of it changes. A change that is there
+        but within rounding is a warning: the input is nearly lost on the way. No step where the
         output changes at once, 5 otherwise.
     Fix: follow the input through forward(): a ReLU on the output whose units are all off, a
         variable that is overwritten, a factor of zero.
@@ -76,19 +77,12 @@ class InputUse(Check):
             return self.inconclusive(f"The model cannot be called again: {error}.")
         if isinstance(change, str):
             return self.inconclusive(change)
-        if change.visible:
-            return self._fine(change)
-        if audit.loop.lacks(Needs.STEPS):
-            taken, after = 0, change
-        else:
+        taken = 0
+        if not change.visible and not audit.loop.lacks(Needs.STEPS):
             taken = warmed_up(audit)
             again = _change(audit, call)
-            if isinstance(again, str):
-                return self.inconclusive(again)
-            after = again
-        if after.visible:
-            return self._fine(after)
-        return self._lost(audit, after, taken)
+            change = change if isinstance(again, str) else again
+        return self._fine(change) if change.visible else self._lost(audit, change, taken)
 
     def _fine(self, change: _Change) -> Result:
         return self.passed(
@@ -120,17 +114,30 @@ class InputUse(Check):
         return self.warned(
             f"The output changes with the input by {change.largest:.2g} only, no more than "
             "rounding: the input is nearly lost on the way.",
-            fix="Add normalisation layers or shortcuts, and check the scale of the initial weights.",
+            fix="Add normalisation layers or shortcuts; check the scale of the initial weights.",
             **details,
         )
 
 
 def _change(audit: Audit, call: Call) -> _Change | str:
-    with Replay(audit.loop, call) as replay:
+    """Look in eval mode, and where nothing shows in train mode, as training does.
+
+    Untrained running statistics of a normalisation can shrink everything to nothing.
+    """
+    change = _change_in(audit, call, train=False)
+    if isinstance(change, str) or not change.visible:
+        in_training = _change_in(audit, call, train=True)
+        if isinstance(change, str) or (not isinstance(in_training, str) and in_training.visible):
+            return in_training
+    return change
+
+
+def _change_in(audit: Audit, call: Call, *, train: bool) -> _Change | str:
+    with Replay(audit.loop, call, train=train) as replay:
         output = replay()
         base = outputs_of(output)
         if base is None or not base.numel():
-            return "The model returns no floating point numbers in eval mode."
+            return "The model returns no floating point numbers."
         if not bool(torch.isfinite(base).all()):
             return "The outputs are not finite."
         floor = noise_floor(replay, audit.loop.model, output)
@@ -148,9 +155,9 @@ def _change(audit: Audit, call: Call) -> _Change | str:
                 continue
             tried = True
             if moved.shape != base.shape:
-                return _Change(float("inf"), floor, differs)
+                return _Change(math.inf, floor, differs)
             distance = float((moved - base).abs().max())
-            largest = max(largest, float("inf") if distance != distance else distance)
+            largest = max(largest, math.inf if math.isnan(distance) else distance)
             if largest > floor:
                 break
     return _Change(largest, floor, differs) if tried else "No other inputs could be tried."

@@ -19,14 +19,17 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.taps import LossCall
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.perturbation import output_replaced
-from nnaudit.report import Curve, Kind, Numbers, Result, Series
-from nnaudit.state import preserved
+from nnaudit.report import Curve, Kind, Numbers, Result, Series, Status
+from nnaudit.state import Subjects, preserved
 
 _TOWARD = (0.3, 0.9)
 """How much of the way to the ideal output is gone."""
 
 _GROUPS = 8
 """Parts of the batch that must agree, each moved alone."""
+
+_DENSE = 16
+"""Answers per sample from which they are a mask."""
 
 _ASYMMETRIC = ("bce", "bce_with_logits", "kl_div", "poisson_nll")
 """Losses that mean something else with input and target exchanged."""
@@ -36,13 +39,19 @@ _ASYMMETRIC = ("bce", "bce_with_logits", "kl_div", "poisson_nll")
 class Way:
     """One reading of output and target: ``moved(t)`` is better for t > 0 and worse for t < 0.
 
-    ``swapped(k)`` is a confident answer that is off by k classes; None for quantities.
+    Attributes:
+        swapped: a confident answer that is off by k classes; None for quantities.
+        classes: how many there are.
+        far: an output that is worse without limit, by t; None for probabilities of classes.
+        dense: there are many answers for a sample, as in a mask.
     """
 
     name: str
     moved: Callable[[float], Tensor]
     swapped: Callable[[int], Tensor] | None = None
     classes: int = 0
+    far: Callable[[float], Tensor] | None = None
+    dense: bool = False
 
 
 class LossDirection(Check):
@@ -59,10 +68,13 @@ class LossDirection(Check):
         probabilities or log-probabilities; nearer to the target for a quantity. If any reading
         makes the loss fall, it passes. A failure needs all readings to agree that better is worse
         and worse is better, at every distance and in each of 8 parts of the batch alone (weights
-        of either sign, as of rewards, do not do that), and the right classes to cost more than
-        any other labelling (a loss may renumber them), or the worse quantity to get ever cheaper
-        (a loss may standardise the target). Otherwise there is no answer: embeddings, margins,
-        targets in several parts. No steps beyond the first 5; 3 to 40 forward passes.
+        of either sign, as of rewards, do not do that). Beyond that, outputs that are no
+        probabilities must get cheaper without limit as they get worse: distances and energies,
+        of which the least is best, and targets that the loss standardises end at a floor.
+        Probabilities of the right classes must cost more than those of any other labelling, since
+        a loss may renumber classes; a single number between 0 and 1 per sample may be a distance,
+        and fails only without a floor either. Embeddings, margins and targets in several parts
+        give no answer. No steps beyond the first 5; 3 to 40 forward passes.
     Fix: loss = -log_probability, loss = 1 - dice; input first, target second.
     References: PyTorch documentation of BCELoss and KLDivLoss; Karpathy, "A Recipe for Training
         Neural Networks", 2019.
@@ -75,26 +87,29 @@ class LossDirection(Check):
     def run(self, audit: Audit) -> Result:
         """Read the sign of known losses, and try out the others."""
         first = audit.probe(FirstSteps)
-        first.require()
         if exchanged := _exchanged(first):
             return self._exchanged_arguments(exchanged)
+        first.require()
         signed = _signed(first)
-        if signed is not None:
-            call, factor = signed
-            if factor > 0:
-                return self.passed(
-                    f"The total loss is {call.kind} of the output, with a positive sign.",
-                    measured=f"{factor:.3g} times {call.kind}",
-                )
-            if _is_data(call.target, first):
-                return self._negative(audit, call, factor)
-        return self._tried(audit, first)
+        if signed is None:
+            return self._tried(audit, first)
+        call, factor = signed
+        if factor < 0 and _is_data(call.target, first):
+            return self._negative(audit, call, factor)
+        # Its input may have been turned on the way from the model.
+        answer = self._tried(audit, first)
+        if answer.status is not Status.INCONCLUSIVE or factor < 0:
+            return answer
+        return self.passed(
+            f"The total loss is {call.kind}, with a positive sign.",
+            measured=f"{factor:.3g} times {call.kind}",
+        )
 
     def _exchanged_arguments(self, call: LossCall) -> Result:
         return self.failed(
             f"The arguments of {call.kind} are exchanged: its input is the batch's target, its "
             "target is what the model computed.",
-            fix=f"Write the output first and the target second: F.{_function(call)}(output, target).",
+            fix=f"Output first, target second: F.{_function(call)}(output, target).",
             measured="input = target of the batch",
             threshold="input = output of the model",
             location=call.location,
@@ -184,13 +199,14 @@ def _vary(first: First, n: int) -> bool:
 
 
 def _exchanged(first: First) -> LossCall | None:
-    for call in (c for seen in first.completed[:1] for c in seen.loss_calls):
+    for call in (c for seen in first.observations[:1] for c in seen.loss_calls):
         given, other = call.arguments.get("input"), call.arguments.get("target")
         if call.kind not in _ASYMMETRIC or call.producer:
             continue
-        if isinstance(given, Tensor) and isinstance(other, Tensor) and other.is_floating_point():
-            if _is_data(given, first) and not _is_data(other, first) and _is_output(other, first):
-                return call
+        if not (isinstance(given, Tensor) and isinstance(other, Tensor)):
+            continue
+        if _is_data(given, first) and not _is_data(other, first) and _is_output(other, first):
+            return call
     return None
 
 
@@ -208,7 +224,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _is_output(tensor: Tensor, first: First) -> bool:
     """Whether ``tensor`` follows the model's output, elements in the same order of size."""
-    output = main_tensor(first.completed[0].output)
+    output = main_tensor(first.observations[0].output)
     if output is None or output.numel() != tensor.numel() or tensor.numel() < 2:
         return False
     order = output.detach().cpu().double().reshape(-1).argsort()
@@ -256,7 +272,8 @@ class _Trial:
         self._audit.clock.check()
         loop = self._audit.loop
         try:
-            with preserved(loop.subjects), output_replaced(loop, lambda _: output):
+            kept = preserved(Subjects(models=loop.models))
+            with kept, output_replaced(loop, lambda _: output):
                 value = loop.forward(self._batch).loss
         except UserCodeError:
             return math.nan
@@ -291,11 +308,13 @@ class _Trial:
             better, worse = (self._only(part, way.moved(t)) for t in (0.9, -0.9))
             if not (self.loss(better) > self.base > self.loss(worse)):
                 return False
-        if way.swapped is None:
-            far = [self.loss(way.moved(-t)) for t in (1.0, 10.0, 100.0)]
-            return self.base > far[0] > far[1] > far[2]
-        if way.classes < 3:
-            return True
+        if way.far is not None:
+            near, far, farthest = (self.loss(way.far(t)) for t in (1.0, 10.0, 100.0))
+            # At a floor nothing more is to be had; without one there is always more.
+            endless = self.base > near > far > farthest and far - farthest > 0.9 * (near - far)
+            return endless or way.dense
+        if way.swapped is None or way.classes < 3:
+            return False
         right, *others = (self.loss(way.swapped(k)) for k in range(min(way.classes, 6)))
         return right - max(others) > 0.1 * (right - min(others))
 
@@ -309,9 +328,9 @@ def _target_of(calls: tuple[LossCall, ...], given: Any, output: Tensor) -> Tenso
     """Return what the loss compares the output with: a loss call's target, else the batch's."""
     for call in calls:
         prediction, target = call.arguments.get("input"), call.arguments.get("target")
-        if isinstance(prediction, Tensor) and isinstance(target, Tensor):
-            if prediction.shape == output.shape:
-                return target
+        paired = isinstance(prediction, Tensor) and prediction.shape == output.shape
+        if paired and isinstance(target, Tensor):
+            return target
     if isinstance(given, Tensor) and not given.is_complex():
         return given
     return None
@@ -356,16 +375,14 @@ def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[Way]:
         yield Way(
             "log-probabilities",
             logarithms,
-            lambda k: back((0.98 * answer(k) + 0.02 / classes).log()),
-            classes,
+            far=lambda t: back(last - 5.0 * t * right),
         )
     else:
         size = 5.0 + float(last.std(correction=0))
         yield Way(
             "logits",
             lambda t: back(last + size * t * (right - wrong)),
-            lambda k: back(size * answer(k)),
-            classes,
+            far=lambda t: back(last - size * t * (right - wrong)),
         )
 
 
@@ -384,14 +401,18 @@ def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
             yield Way(
                 "probabilities",
                 mixed,
-                lambda k: 0.98 * (answer if k == 0 else 1 - answer) + 0.01,
-                2,
+                # 1e-2, 1e-4 and 1e-6 for the right answer.
+                far=lambda t: (1 - answer).clamp(rest := 0.01 ** (1 + math.log10(t)), 1 - rest),
+                dense=output[0].numel() >= _DENSE,
             )
             return
         yield Way(
             "logits",
             lambda t: output + size * t * side,
-            lambda k: size * (side if k == 0 else -side),
-            2,
+            far=lambda t: output - size * t * side,
         )
-    yield Way("quantities", lambda t: output + t * (answer - output))
+    yield Way(
+        "quantities",
+        lambda t: output + t * (answer - output),
+        far=lambda t: output - t * (answer - output),
+    )

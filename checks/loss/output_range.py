@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,11 @@ _MODULES = {
 
 _REGRESSION = ("mse", "l1", "smooth_l1", "huber")
 
+_FEW, _MUCH = 64, 0.1
+"""With fewer targets than asked for, at least so many, and more than this share outside."""
+
 _BATCHES = 64
+"""Batches that are read, at most, to get enough targets."""
 
 
 class OutputRange(Check):
@@ -52,7 +56,9 @@ class OutputRange(Check):
         has another range. Then the targets are counted that lie outside, by more than a thousandth
         of their spread. Over 1 % of at least 512 is a failure: fewer may be errors in the data.
         Where the data has fewer targets than 512, at least 64 and 10 % of them are asked for:
-        every one of them is out of reach for certain, and only how much it matters is uncertain.
+        every one of them is out of reach for certain, and only how much it matters is uncertain. If
+        all of them have one value and the loss is averaged by hand, it may stand for "missing",
+        and there is no answer.
     Fix: remove the activation from the last layer, or scale the targets into its range.
     References: Goodfellow, Bengio and Courville, "Deep Learning", 2016, section 6.2.2.
     """
@@ -71,36 +77,40 @@ class OutputRange(Check):
         activation = _activation(first, main)
         if activation not in RANGES:
             return self.skipped("No activation of limited range stands right before the loss.")
-        low, high = RANGES[activation]
         enough = int(self.option(audit, "targets"))
         targets = _targets(audit, first, main, enough)
         values = targets[torch.isfinite(targets)]
         if not values.numel():
             return self.inconclusive("No target is finite.")
-        spread = float(values.amax() - values.amin())
-        slack = 1e-3 * spread
+        return self._judged(audit, main, activation, values)
+
+    def _judged(self, audit: Audit, main: MainLoss, activation: str, values: Tensor) -> Result:
+        low, high = RANGES[activation]
+        name, count = activation.lower(), values.numel()
+        slack = 1e-3 * float(values.amax() - values.amin())
         outside = (values < low - slack) | (values > high + slack)
-        share, count = float(outside.float().mean()), values.numel()
+        share, limit = float(outside.float().mean()), self.option(audit, "share")
         span = f"[{low:g}, {high:g}]" if math.isfinite(high) else f"{low:g} and above"
-        details = {
+        details: dict[str, Any] = {
             "measured": f"{share:.1%} of {count} targets outside",
-            "threshold": f"{self.option(audit, 'share'):.0%} outside {span}",
+            "threshold": f"{limit:.0%} outside {span}",
         }
-        limit = self.option(audit, "share") if count >= enough else 0.1
-        if share <= self.option(audit, "share"):
-            if count >= enough:
-                return self.passed(
-                    f"The targets lie where {activation.lower()} can reach.", **details
-                )
-            return self.inconclusive(f"Only {count} targets: all within reach so far.", **details)
-        if share <= limit or count < 64:
-            return self.inconclusive(f"Only {count} targets, some of them out of reach.", **details)
+        plenty = count >= self.option(audit, "targets")
+        if share <= limit and plenty:
+            return self.passed(f"The targets lie where {name} can reach.", **details)
+        if not plenty and (count < _FEW or share <= _MUCH):
+            return self.inconclusive(f"Only {count} targets to judge by.", **details)
+        coded = len(torch.unique(values[outside])) == 1 and main.calls[0].reduction == "none"
+        if coded:
+            return self.inconclusive(
+                "All targets out of reach have the same value: it may be masked as missing.",
+                **details,
+            )
         return self.failed(
             f"{share:.1%} of {count} targets cannot be reached: they go from "
-            f"{float(values.min()):.3g} to {float(values.max()):.3g}, and the output of "
-            f"{activation.lower()} is {span}.",
-            fix=f"Remove the {activation.lower()} from the last layer, or scale the targets into "
+            f"{float(values.min()):.3g} to {float(values.max()):.3g}, and the output of {name} is "
             f"{span}.",
+            fix=f"Remove the {name} from the last layer, or scale the targets into {span}.",
             evidence=(_histogram(values),),
             location=main.calls[0].location
             or audit.loop.locate(audit.loop.model)

@@ -25,8 +25,8 @@ class LearningRate(Check):
     Why: the learning rate is the one setting that most often makes the difference between a
         network that learns and one that does not. Too high, the loss rises or jumps about; thirty
         times too low, a run takes a month instead of a day, and looks like one that has converged.
-    How: the range test: up to 96 real steps while the rate grows from a ten-thousandth to ten
-        thousand times yours (the state is put back). The suggested rate is a tenth of the one
+    How: the range test: 96 real steps while the rate grows from a ten-thousandth to ten thousand
+        times yours, and up to as many more while the loss still falls (the state is put back). The suggested rate is a tenth of the one
         with the lowest smoothed loss. A ramp alone deceives, since the weights change under it,
         so a suspicion is tried out: 60 steps from the initial state on the same batches, at your
         rate and at the suggested one. Too high: yours ends above its beginning, by more than the

@@ -13,7 +13,8 @@ from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.step_trace import StepTrace, Trace
 from nnaudit.report import Curve, Kind, Location, Result, Series
 
-_DEAD = 1e-3
+_DEAD = 0.0101
+_SOON = 500
 _PLANLESS = ("StepLR", "MultiStepLR", "ExponentialLR", "MultiplicativeLR")
 """Schedulers whose settings know no length of the run: nobody means them to end within one."""
 
@@ -54,8 +55,9 @@ class Schedule(Check):
         steps it is seen in real steps, and an epoch's length is the loader's. Exact failures: a
         rate that is negative or not a number within the first two values; a rate that is zero
         throughout; a step, multi-step or exponential decay, whose settings know no length of the
-        run, that is stepped every batch and falls for good below a thousandth of its peak before
-        half of the first epoch is over; OneCycleLR made for at least two epochs of batches and
+        run, that is stepped every batch and falls for good to a hundredth of its peak before half of
+        the first epoch is over, and within 500 batches (longer ones may be a run's that counts
+        iterations); OneCycleLR made for at least two epochs of batches and
         not stepped in any of the steps looked at. Warnings, since a run may be meant to end
         within an epoch: a cosine stepped every batch whose period is less than half an epoch, and
         OneCycleLR that ends, and raises, before the epoch does. A schedule that never moves is a
@@ -181,12 +183,12 @@ def _dies(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     dead = plan.dead_after(_DEAD)
     if not rhythm.per_step or plan.scheduler not in _PLANLESS or dead is None:
         return None
-    if dead >= rhythm.epoch / 2:
+    if dead >= min(rhythm.epoch / 2, _SOON):
         return None
     setting = _settings(plan)
     return Misfit(
-        f"{plan.scheduler}{setting} is stepped every batch: the learning rate is below a "
-        f"thousandth of its peak after {dead} of the {rhythm.epoch} batches of the first epoch.",
+        f"{plan.scheduler}{setting} is stepped every batch: the learning rate is at a "
+        f"hundredth of its peak after {dead} of the {rhythm.epoch} batches of the first epoch.",
         "call scheduler.step() once per epoch, outside the loop over batches",
         True,
     )

@@ -145,3 +145,15 @@ def test_no_theory_no_bounds(function):
     extra = {"var": torch.ones(4)} if function is F.gaussian_nll_loss else {}
     call = call_of(function, torch.zeros(4), torch.ones(4), **extra)
     assert bounds([call], [Fed((torch.randn(4, 2),), {}, None)], [4]) is None
+
+
+def test_batches_of_other_lengths_are_averaged():
+    calls, feds = [], []
+    for length in (4, 6):
+        target = torch.arange(2 * length).reshape(2, length) % 3
+        calls.append(call_of(F.cross_entropy, torch.zeros(2, 3, length), target))
+        feds.append(Fed((torch.randn(2, length),), {}, target))
+    found = bounds(calls, feds, [2, 2])
+    assert found is not None
+    assert (found.rows, found.distinct) == (4, 4)
+    assert 0 < found.constant <= math.log(3)

@@ -39,7 +39,13 @@ class Pooled(Tagger):
 
 PROGRAMS = {
     "vectors": (nn.Linear(6, 3), rand(16, 6), ints(3, 16), F.cross_entropy, "perceptron"),
-    "raw quantities": (nn.Linear(6, 1), rand(16, 6), 500 + 90 * rand(16, 1), F.huber_loss, "percep"),
+    "raw quantities": (
+        nn.Linear(6, 1),
+        rand(16, 6),
+        500 + 90 * rand(16, 1),
+        F.huber_loss,
+        "percep",
+    ),
     "images": (
         nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
         rand(16, 1, 8, 8),
@@ -50,7 +56,7 @@ PROGRAMS = {
     "pixels": (
         nn.Conv2d(1, 2, 1),
         rand(8, 1, 8, 8),
-        (rand(8, 8, 8) > 0).long() * 0 + (rand(8, 1, 8, 8)[:, 0] > 0).long(),
+        (rand(8, 1, 8, 8)[:, 0] > 0).long(),
         F.cross_entropy,
         "fully convolutional",
     ),
@@ -76,7 +82,9 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_right_kind_fits_a_few_rows(name):
     model, x, y, loss, kind = PROGRAMS[name]
-    target = Target(lambda: model, lambda: DataLoader(TensorDataset(x, y), batch_size=16), loss=loss)
+    target = Target(
+        lambda: model, lambda: DataLoader(TensorDataset(x, y), batch_size=16), loss=loss
+    )
     loop = DirectLoop(target, torch.device("cpu"), seed=0)
     seen = sight(loop, [next(loop.batches())])
     found = fit_reference(seen, limits=Limits(300, 300, 20.0), clock=Clock())

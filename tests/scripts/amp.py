@@ -1,4 +1,4 @@
-"""Autocast to bf16 and a GradScaler, with unscaling and clipping; inputs normalised on the device."""
+"""Autocast to bf16 and a GradScaler, unscaling and clipping; inputs normalised on the device."""
 
 import torch
 from torch import nn

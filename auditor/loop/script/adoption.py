@@ -37,7 +37,7 @@ def adopt(
         if p is not None and (q := was._parameters.get(name)) is not None
     ]
     replaced = {id(p): q for p, q in tensors}
-    keep = [p for p, _ in tensors]
+    keep: list[Tensor] = [p for p, _ in tensors]
     for was, now in [*pairs, *_helper_pairs(old_helpers, new_helpers)]:
         object.__setattr__(now, "__dict__", was.__dict__)
     for was, training in modes:

@@ -209,7 +209,9 @@ def _main_model(
         raise LookupError
     best = max(called, key=lambda call: weight(call.module)).module
     parts = _unique(call.module for call in called)
-    if len(parts) == 1 or weight(best) == sum(p.numel() for p in _parameters(parts) if id(p) in owned):
+    if len(parts) == 1 or weight(best) == sum(
+        p.numel() for p in _parameters(parts) if id(p) in owned
+    ):
         return unwrapped(best), [call for call in called if call.module is best]
     for root in roots:
         inside = {id(m) for m in root.modules()}
@@ -328,7 +330,7 @@ def _is_helper(value: Any) -> bool:
     from torch.utils.data import DataLoader, Dataset, Sampler
 
     known = (nn.Module, Optimizer, DataLoader, Dataset, Sampler, Tensor, type)
-    if isinstance(value, known) or callable(value) and not hasattr(value, "__dict__"):
+    if isinstance(value, known) or (callable(value) and not hasattr(value, "__dict__")):
         return False
     if type(value) in (dict, list):
         return 0 < _room(value) <= _ROOM
@@ -380,4 +382,3 @@ def autocast_state() -> tuple[tuple[str, bool, Any], ...]:
         (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
         for kind in ("cpu", "cuda")
     )
-

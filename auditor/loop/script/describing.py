@@ -96,15 +96,23 @@ def _manner(run: Run) -> Iterator[Part]:
     roles = run.roles
     assert roles is not None
     if roles.per_step > 1:
-        divided = f", loss divided by {roles.divisor}" if roles.divisor > 1 else ", loss not divided"
-        text = f"{roles.per_step} batches for one optimizer step{divided}; all are the same one here"
+        divided = (
+            f", loss divided by {roles.divisor}" if roles.divisor > 1 else ", loss not divided"
+        )
+        text = (
+            f"{roles.per_step} batches for one optimizer step{divided}; all are the same one here"
+        )
         yield Part(name="accumulation", description=text, origin="user")
-    casts = [f"{kind} {dtype}" for kind, on, dtype in (roles.entry.autocast if roles.entry else ()) if on]
+    casts = [
+        f"{kind} {dtype}" for kind, on, dtype in (roles.entry.autocast if roles.entry else ()) if on
+    ]
     scalers = [type(s).__name__ for s in roles.scalers if s.is_enabled()]
     if casts or scalers:
         yield Part(name="precision", description=", ".join([*casts, *scalers]), origin="user")
     if roles.lag:
-        text = f"the script draws {roles.lag} batch(es) ahead: a change of batch costs as many steps"
+        text = (
+            f"the script draws {roles.lag} batch(es) ahead: a change of batch costs as many steps"
+        )
         yield Part(name="look-ahead", description=text, origin="user")
     if run.session.overlay.diverted:
         places = run.session.overlay.diverted

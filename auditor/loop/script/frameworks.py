@@ -145,12 +145,12 @@ def _adapt_fastai(taps: Taps) -> None:
 
     def construct(real: Any) -> Any:
         @wraps(real)
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
             real(self, *args, **kwargs)
             if taps.heard() is not None:
                 self.nnaudit_view = FastaiOptimizer(self)
 
-        return __init__
+        return init
 
     def step(real: Any) -> Any:
         @wraps(real)
@@ -175,17 +175,25 @@ class FastaiOptimizer(Optimizer):
         super().__init__(parameters, {})
         self.inner = inner
         self.hypers = list(inner.hypers)
-        self.param_groups = [
-            _Group(list(ps), hyper) for ps, hyper in zip(inner.param_lists, self.hypers, strict=True)
+        groups: list[Any] = [
+            _Group(list(ps), hyper)
+            for ps, hyper in zip(inner.param_lists, self.hypers, strict=True)
         ]
+        self.param_groups = groups
         self.state = inner.state
 
     def around(self, step: Any) -> Any:
         """Do fastai's ``step`` with the hooks of a torch optimizer around it."""
         from torch.optim import optimizer as torch_optimizer
 
-        before = (torch_optimizer._global_optimizer_pre_hooks, self._optimizer_step_pre_hooks)
-        after = (self._optimizer_step_post_hooks, torch_optimizer._global_optimizer_post_hooks)
+        before: tuple[Any, ...] = (
+            torch_optimizer._global_optimizer_pre_hooks,
+            self._optimizer_step_pre_hooks,
+        )
+        after: tuple[Any, ...] = (
+            self._optimizer_step_post_hooks,
+            torch_optimizer._global_optimizer_post_hooks,
+        )
         for hooks in before:
             for hook in list(hooks.values()):
                 hook(self, (), {})
@@ -196,7 +204,7 @@ class FastaiOptimizer(Optimizer):
                 hook(self, (), {})
         return result
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Do fastai's step."""
         self.inner.step()
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from nnaudit import batch as batches
-from nnaudit.errors import NnauditError, TargetError, UserCodeError, user_code
+from nnaudit.errors import NnauditError, TargetError, user_code
 from nnaudit.feed import TARGET_NAMES, device_of
 from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step
 from nnaudit.loop.script import describing
@@ -28,7 +29,6 @@ from nnaudit.loop.script.taps import Taps
 from nnaudit.loop.taps import LossCall, Observation, Observer
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state import (
-    Snapshot,
     Subjects,
     keep_accelerator_rng,
     keep_numpy_rng,
@@ -82,7 +82,9 @@ class ScriptLoop(Loop):
         free = why_not(self._roles) if self._run.free else ""
         reasons = {
             Needs.TRAIN_LOADER: free,
-            Needs.VAL_LOADER: "" if self.val_loader is not None else "no validation loader was seen",
+            Needs.VAL_LOADER: ""
+            if self.val_loader is not None
+            else "no validation loader was seen",
             Needs.STEPS: free,
             Needs.TARGETS: "",
             Needs.OPTIMIZER: "",
@@ -129,16 +131,9 @@ class ScriptLoop(Loop):
     def _drawn(self) -> Iterator[Any]:
         """Yield what the script draws by itself, step after step, the steps undone."""
         for _ in range(EPOCH):
-            before = Snapshot.take(self.subjects)
-            try:
+            with self._undone():
                 order = self._command(Order(None, watch=True, observer=Observer(nn.Identity())))
                 drawn = self._redrawn(order)
-                after = [keep() for keep in _GENERATORS]
-            finally:
-                before.restore()
-            # The random numbers go on, or every batch would be the same one.
-            for undo in after:
-                undo()
             yield drawn
 
     def _redrawn(self, order: Order) -> Any:
@@ -154,7 +149,9 @@ class ScriptLoop(Loop):
                 made[name] = call.kwargs[name]
             elif name == "target" or (isinstance(name, int) and name >= len(inputs)):
                 target = next(t for t in everything[2] if isinstance(t, Tensor))
-                made[name] = target.reshape(shape[name].shape if target.numel() == shape[name].numel() else target.shape)
+                made[name] = target.reshape(
+                    shape[name].shape if target.numel() == shape[name].numel() else target.shape
+                )
             else:
                 made[name] = inputs[int(str(name).removeprefix("input"))]
         cpu = {name: value.detach().cpu() for name, value in made.items()}
@@ -181,7 +178,10 @@ class ScriptLoop(Loop):
             args, kwargs = self._recipe.fill(batch)
         except (LookupError, RuntimeError, NnauditError):
             return None
-        given, made = list(batches.tensors((call.args, call.kwargs))), list(batches.tensors((args, kwargs)))
+        given, made = (
+            list(batches.tensors((call.args, call.kwargs))),
+            list(batches.tensors((args, kwargs))),
+        )
         agrees = len(given) == len(made) and all(
             a.shape == b.shape and torch.equal(a.cpu(), b.to(a.dtype).cpu())
             for (_, a), (_, b) in zip(given, made, strict=True)
@@ -220,7 +220,11 @@ class ScriptLoop(Loop):
         if target is None and main is not None and isinstance(main.arguments.get("target"), Tensor):
             target = main.target.to(device)
             for value in (*args, *kwargs.values()):
-                if isinstance(value, Tensor) and value.shape == target.shape and torch.equal(value, target):
+                if (
+                    isinstance(value, Tensor)
+                    and value.shape == target.shape
+                    and torch.equal(value, target)
+                ):
                     target = value
         if target is None:
             used = {
@@ -252,7 +256,9 @@ class ScriptLoop(Loop):
             if order.calls and order.observation.output is None:
                 leave = self._exit_of(order)
                 order.observation.output = leave.output if leave is not None else None
-        return Step(loss, order.lr or self._run.rates(), order.ended - order.started, order.observation)
+        return Step(
+            loss, order.lr or self._run.rates(), order.ended - order.started, order.observation
+        )
 
     def _flush(self, batch: Any) -> None:
         """Get the batches that a script looking ahead has already drawn out of the way."""
@@ -286,7 +292,9 @@ class ScriptLoop(Loop):
             return self._forward_by_script(batch, train)
         return self._direct(batch, recipe, self._rule, self._roles.entry, train)
 
-    def _direct(self, batch: Any, recipe: Recipe, rule: LossRule, entry: Call, train: bool) -> Forward:
+    def _direct(
+        self, batch: Any, recipe: Recipe, rule: LossRule, entry: Call, train: bool
+    ) -> Forward:
         moved = batches.to_device(batch, self.device)
         modes = {module: module.training for module in self.model.modules()}
         observer = Observer(nn.Identity())
@@ -316,7 +324,11 @@ class ScriptLoop(Loop):
     def _loss_at(self, rule: LossRule, output: Any, batch: Any, inner: list[LossCall]) -> Tensor:
         """The loss of ``output``; one that the model computed on the way need not be again."""
         for call in inner:
-            if rule.call is not None and call.function is rule.call.function and call.value is not None:
+            if (
+                rule.call is not None
+                and call.function is rule.call.function
+                and call.value is not None
+            ):
                 return call.value
         return rule.loss(output, batch, self.device)
 
@@ -330,12 +342,24 @@ class ScriptLoop(Loop):
     def _forward_by_script(self, batch: Any, train: bool) -> Forward:
         order = self._shadow(batch, train)
         call = self._exit_of(order)
-        return Forward(call.output if call is not None else None, self._loss_of(order), order.loss_calls)
+        return Forward(
+            call.output if call is not None else None, self._loss_of(order), order.loss_calls
+        )
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Undo what a step did, except that random numbers go on, as after any forward pass."""
+        after: list[Callable[[], object]] = []
+        with preserved(self.subjects):
+            yield
+            after = [keep() for keep in _GENERATORS]
+        for undo in after:
+            undo()
 
     def _shadow(self, batch: Any, train: bool | None) -> Order:
         """Do a step on ``batch`` and undo it: what it showed is wanted, not what it did."""
         self._flush(batch)
-        with preserved(self.subjects):
+        with preserved(self.subjects) if train is None else self._undone():
             if train is not None:
                 self.model.train(train)
             order = Order(batch, observer=Observer(nn.Identity()), watch=True, train=train)
@@ -356,8 +380,11 @@ class ScriptLoop(Loop):
         """The last call of the module whose output the script compares with the target."""
         calls = self._calls_of(order)
         leave = self._roles.exit
-        of_it = [c for c in calls if leave is not None and self._run.is_same(c.module, leave.module)]
-        return (of_it or calls or [None])[-1]
+        of_it = [
+            c for c in calls if leave is not None and self._run.is_same(c.module, leave.module)
+        ]
+        found = of_it or calls
+        return found[-1] if found else None
 
     def _main_loss(self, order: Order) -> LossCall | None:
         seen = Observation(loss_calls=list(order.loss_calls), total_loss=self._loss_of(order))
@@ -416,7 +443,9 @@ class ScriptLoop(Loop):
                 "val_loader": self._made(self.val_loader),
                 "optimizer": self._made(roles.optimizer),
                 "scheduler": self._made(next(iter(self.schedulers), None)),
-                "loss": roles.main_loss.location if roles.main_loss is not None else roles.backward_at,
+                "loss": roles.main_loss.location
+                if roles.main_loss is not None
+                else roles.backward_at,
                 "training_step": roles.backward_at or run.training_at,
             }
             return lines.get(thing)
@@ -449,12 +478,15 @@ class _Stream:
 
 def _modes() -> tuple[Any, ...]:
     """The function modes of the calling thread, which act in no other by themselves."""
-    stack = _get_current_function_mode_stack()
+    overrides: Any = torch.overrides
+    stack = overrides._get_current_function_mode_stack()
     return tuple(mode for mode in stack if not isinstance(mode, DeviceContext))
 
 
 def _detached(output: Any) -> Any:
-    return batches.map_leaves(output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
+    return batches.map_leaves(
+        output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
+    )
 
 
 def _last_part(batch: Any) -> Any:
@@ -467,8 +499,6 @@ def _last_part(batch: Any) -> Any:
 
 def _named_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The argument that is a target by its name, where a model takes its own."""
-    import inspect
-
     try:
         names = list(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
@@ -516,7 +546,8 @@ def run_script(
         stack.enter_context(preserved(Subjects()))
         stack.enter_context(on_device(device))
         taps = stack.enter_context(Taps())
-        stack.enter_context(_eagerly())
+        # An audit is too short to compile for: what torch.compile made runs as it was written.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         overlay = stack.enter_context(Overlay((Path.cwd(), path.parent)))
         session = Session(path, argv, seed, taps, overlay, baton, start)
         try:
@@ -539,10 +570,8 @@ def run_script(
 @contextmanager
 def on_device(name: str) -> Iterator[None]:
     """Hide the accelerators from a script that is to run on the CPU."""
-    import os
-
-    hidden = "CUDA_VISIBLE_DEVICES"
-    if name != "cpu" or torch.cuda.is_initialized():
+    hidden, cuda = "CUDA_VISIBLE_DEVICES", cast(Any, torch.cuda)
+    if name != "cpu" or cuda.is_initialized():
         yield
         return
     before = os.environ.get(hidden)
@@ -554,13 +583,3 @@ def on_device(name: str) -> Iterator[None]:
             os.environ.pop(hidden, None)
         else:
             os.environ[hidden] = before
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Run what ``torch.compile`` made as it was written: an audit is too short to compile for."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-__all__ = ["EPOCH", "ScriptLoop", "UserCodeError", "run_script"]

@@ -93,7 +93,11 @@ def find(value: Tensor, whole: Any, *, name: str = "") -> Take | None:
 
 
 def _matching(goal: Tensor, leaf: Tensor, take: Take) -> Take | None:
-    if goal.numel() != leaf.numel() or goal.layout is not torch.strided or leaf.layout is not torch.strided:
+    if (
+        goal.numel() != leaf.numel()
+        or goal.layout is not torch.strided
+        or leaf.layout is not torch.strided
+    ):
         return None
     cast = leaf.to(goal.dtype) if leaf.is_complex() == goal.is_complex() else leaf
     if cast.dtype != goal.dtype or not _same(cast.reshape(goal.shape), goal):
@@ -107,7 +111,7 @@ def _matching(goal: Tensor, leaf: Tensor, take: Take) -> Take | None:
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
-    return bool(((left == right) | ((left != left) & (right != right))).all())
+    return bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Recipe:
         return batches.map_leaves(self.args, make), batches.map_leaves(self.kwargs, make)
 
     def same_as(self, take: Take, args: Any, kwargs: Any, value: Any) -> Any:
-        """Return the argument made by ``take``, where there is one, instead of an equal ``value``."""
+        """Return the argument made by ``take``, where there is one, else ``value``."""
         slots = [leaf for _, leaf in batches.leaves((self.args, self.kwargs))]
         made = [leaf for _, leaf in batches.leaves((args, kwargs))]
         if len(slots) == len(made):
@@ -249,4 +253,6 @@ def _tensor_leaves(batch: Any) -> Iterator[tuple[str, Any]]:
 
 def mapped(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Return ``batch`` with ``function`` applied to its tensors."""
-    return batches.map_leaves(batch, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf)
+    return batches.map_leaves(
+        batch, lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf
+    )

@@ -1,3 +1,5 @@
+# pathlib calls the very functions that are replaced here.
+# ruff: noqa: PTH100, PTH111, PTH115, PTH118, PTH120
 """A copy-on-write view of the file system, for the time a script runs.
 
 What the script writes, makes, renames or removes happens in a scratch folder; what it then reads
@@ -26,7 +28,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -63,6 +65,8 @@ class Overlay:
         self.diverted: list[str] = []
         self._protected = tuple(os.path.abspath(folder) for folder in protected)
         self._hidden: set[str] = set()
+        self._layer = ""
+        self._off = False
         self._stack = ExitStack()
         self._real: dict[str, Any] = {}
 
@@ -89,25 +93,57 @@ class Overlay:
     ) -> None:
         self._stack.close()
 
+    @contextmanager
+    def layer(self) -> Iterator[None]:
+        """Begin with the user's files as they are, for the time of a ``with``.
+
+        Another execution of a script must not find the checkpoints and run folders of the first.
+        """
+        before = self._layer, self._hidden
+        self._layer, self._hidden = tempfile.mkdtemp(dir=self.scratch), set()
+        try:
+            yield
+        finally:
+            self._layer, self._hidden = before
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Paths mean what they say, for the time of a ``with``."""
+        self._off = True
+        try:
+            yield
+        finally:
+            self._off = False
+
     def _set_environment(self, stack: ExitStack) -> None:
         values = {**TRACKERS, "MLFLOW_TRACKING_URI": f"file://{self.scratch}/mlruns"}
         for name, value in values.items():
             before = os.environ.get(name)
-            undo = (os.environ.pop, name, None) if before is None else (os.environ.update, {name: before})
+            undo = (
+                (os.environ.pop, name, None)
+                if before is None
+                else (os.environ.update, {name: before})
+            )
             stack.callback(*undo)
             os.environ[name] = value
         stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
         sys.dont_write_bytecode = True
 
     def _patches(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
-        for owner, name in ((builtins, "open"), (io, "open"), (tarfile, "bltn_open"), (bz2, "_builtin_open")):
+        for owner, name in (
+            (builtins, "open"),
+            (io, "open"),
+            (tarfile, "bltn_open"),
+            (bz2, "_builtin_open"),
+        ):
             if hasattr(owner, name):
                 yield owner, name, self._make_open
         yield os, "open", self._make_os_open
-        for name in ("stat", "lstat", "access", "readlink", "chdir", "statvfs"):
+        for name in ("stat", "lstat", "access", "readlink", "statvfs"):
             yield os, name, self._make_reading
         for name in ("chmod", "utime", "chown"):
             yield os, name, self._make_touching
+        yield os, "chdir", self._make_chdir
         yield os, "truncate", lambda real: self._make_writing(real, keep=True)
         yield os, "mkdir", self._make_mkdir
         for name in ("remove", "unlink", "rmdir"):
@@ -126,8 +162,10 @@ class Overlay:
         if importlib.util.find_spec("safetensors") is not None:
             module = importlib.import_module("safetensors.torch")
             if hasattr(module, "serialize_file"):
-                yield module, "serialize_file", lambda real: self._make_writing(
-                    real, keep=False, position=1
+                yield (
+                    module,
+                    "serialize_file",
+                    lambda real: self._make_writing(real, keep=False, position=1),
                 )
 
     # --- where a path leads -----------------------------------------------------------------------
@@ -141,14 +179,19 @@ class Overlay:
         except TypeError:
             return ""
         text = os.path.abspath(text)
-        if _under(text, self.scratch) or "/pymp-" in text:
+        if not self._layer or self._off or "/pymp-" in text:
+            return ""
+        if _under(text, self._layer):
+            # A relative path in a folder that exists in the scratch folder only.
+            text = text.removeprefix(self._layer) or "/"
+        if _under(text, self.scratch):
             return ""
         guard = max((len(f) for f in self._protected if _under(text, f)), default=-1)
         free = max((len(f) for f in self._allowed if _under(text, f)), default=-1)
         return "" if free > guard else text
 
     def _mirror(self, path: str) -> str:
-        return self.scratch + path
+        return self._layer + path
 
     def _is_hidden(self, path: str) -> bool:
         return any(_under(path, hidden) for hidden in self._hidden)
@@ -190,7 +233,8 @@ class Overlay:
         if self._exists(parent):
             self._make_folders(os.path.dirname(mirror))
         if keep and not self._mirrored(place) and self._exists(place):
-            shutil.copyfile(place, mirror)
+            with self._plainly():
+                shutil.copyfile(place, mirror)
         return mirror
 
     def _note(self, place: str) -> None:
@@ -232,9 +276,19 @@ class Overlay:
 
     def _make_reading(self, real: Any) -> Any:
         def read(path: Any, *args: Any, **kwargs: Any) -> Any:
-            return real(path if kwargs.get("dir_fd") is not None else self._reading(path), *args, **kwargs)
+            return real(
+                path if kwargs.get("dir_fd") is not None else self._reading(path), *args, **kwargs
+            )
 
         return read
+
+    def _make_chdir(self, real: Any) -> Any:
+        def chdir(path: Any) -> None:
+            place = self._protected_path(path)
+            only_here = place and (self._is_hidden(place) or not self._really(place))
+            real((self._mirror(place) if only_here else place) if place else path)
+
+        return chdir
 
     def _make_writing(self, real: Any, *, keep: bool, position: int = 0) -> Any:
         def write(*args: Any, **kwargs: Any) -> Any:
@@ -311,7 +365,8 @@ class Overlay:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                shutil.move(src, dst)
+                with self._plainly():
+                    shutil.move(src, dst)
             if source and self._really(source):
                 self._hidden.add(source)
 
@@ -323,8 +378,11 @@ class Overlay:
         self._note(place)
         if not self._mirrored(place):
             self._make_folders(os.path.dirname(mirror))
-            copy: Callable[..., Any] = shutil.copytree if self._is_folder(place) else shutil.copyfile
-            copy(place, mirror)
+            copy: Callable[..., Any] = (
+                shutil.copytree if self._is_folder(place) else shutil.copyfile
+            )
+            with self._plainly():
+                copy(place, mirror)
         return mirror
 
     def _make_symlink(self, real: Any) -> Any:
@@ -343,7 +401,9 @@ class Overlay:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), dst)
             if place:
                 # A copy, for the scratch folder may be on another device.
-                shutil.copyfile(src, self._writing(dst, keep=False))
+                source, goal = self._reading(src), self._writing(dst, keep=False)
+                with self._plainly():
+                    shutil.copyfile(source, goal)
                 return
             real(self._reading(src), dst, **kwargs)
 
@@ -375,7 +435,9 @@ class Overlay:
         found: dict[str, os.DirEntry[str]] = {}
         if self._really(place) and not self._is_hidden(place):
             with self._real["scandir"](place) as entries:
-                found = {e.name: e for e in entries if not self._is_hidden(os.path.join(place, e.name))}
+                found = {
+                    e.name: e for e in entries if not self._is_hidden(os.path.join(place, e.name))
+                }
         elif not self._mirrored(place):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
         if self._mirrored(place):
@@ -391,7 +453,8 @@ class Overlay:
                 return
             self._note(place)
             if self._mirrored(place):
-                real(self._mirror(place))
+                with self._plainly():
+                    real(self._mirror(place))
             if self._really(place):
                 self._hidden.add(place)
 

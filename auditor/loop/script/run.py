@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import gc
+import os
 import sys
 import time
 import types
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
 
 from nnaudit import batch as batches
 from nnaudit.errors import NnauditError, TargetError, UserCodeError
@@ -52,6 +53,10 @@ from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
 from nnaudit.report import Location
 from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
+
+_CUDA: Any = torch.cuda
+_STACK: Any = torch.overrides
+"""Where torch keeps the calling thread's stack of function modes; its functions have no types."""
 
 FRUITLESS = 3
 """How often in a row a script that ended is run again and ends without another optimizer step."""
@@ -84,6 +89,7 @@ class Session:
     overlay: Overlay
     baton: Baton
     on_first: Callable[[Run], None]
+    start: Path = field(default_factory=Path.cwd)
     count: StepCount = field(default_factory=StepCount)
     runs: list[Run] = field(default_factory=list)
 
@@ -194,10 +200,14 @@ class Run:
         main = types.ModuleType("__main__")
         main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
         with ExitStack() as stack:
-            stack.enter_context(_as_main(main, path, self.session.argv))
+            stack.enter_context(self.session.overlay.layer())
+            stack.enter_context(_as_main(main, path, self.session.argv, self.session.start))
             stack.enter_context(quiet_imports(path.parent))
             shift = (self.seed - self.session.seed) % 2**32
-            stack.enter_context(shifting(shift, lambda: self.registers.empty))
+            heard = taps.heard
+            stack.enter_context(
+                shifting(shift, lambda: self.registers.empty, lambda: heard() is not None)
+            )
             stack.callback(gc.collect)
             stack.callback(setattr, taps, "listener", taps.listener)
             self._watching_calls = stack.enter_context(ExitStack())
@@ -207,7 +217,9 @@ class Run:
             taps.listener = self
             error: BaseException | None = None
             try:
-                exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), main.__dict__)
+                exec(
+                    compile(path.read_bytes(), str(path), "exec", dont_inherit=True), main.__dict__
+                )
             except KeyboardInterrupt:
                 raise
             except SystemExit as exit_:
@@ -250,7 +262,9 @@ class Run:
         self.session.taps.listener = None
         if self._heir is not None:
             # It was executed again and did not get as far as the first time.
-            self._dead = EndedError(f"{self.session.path.name} could not be taken up again after it ended")
+            self._dead = EndedError(
+                f"{self.session.path.name} could not be taken up again after it ended"
+            )
             order: Order | None = self._heir.order
             self._heir, self._taken = None, True
         else:
@@ -432,10 +446,13 @@ class Run:
         return self._slot
 
     def _refilled(self, batch: Any) -> Any:
-        """Return ``batch`` in the memory of the one before: itertools.cycle keeps all it was given."""
+        """Return ``batch`` in the memory of the one before: itertools.cycle keeps all it gets."""
         old, new = list(batches.leaves(self._slot)), list(batches.leaves(batch))
         same = [path for path, _ in old] == [path for path, _ in new] and all(
-            isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
+            isinstance(a, Tensor)
+            and isinstance(b, Tensor)
+            and a.shape == b.shape
+            and a.dtype == b.dtype
             for (_, a), (_, b) in zip(old, new, strict=True)
         )
         if not same:
@@ -558,12 +575,12 @@ class Run:
                 self._pause()
 
     def _finish(self, order: Order, optimizer: Optimizer) -> None:
-        """Write down the loss of the step that was taken, that of the main optimizer before others."""
+        """Write down the loss of the step that was taken: the main optimizer's goes before."""
         assert self.roles is not None
         order.attempts += 1
         self._fruitless = 0
         if optimizer is self.roles.optimizer and not order.ended:
-            if torch.cuda.is_initialized():
+            if _CUDA.is_initialized():
                 torch.cuda.synchronize()
             order.ended = time.perf_counter()
             order.roots = order.pending or order.roots
@@ -572,7 +589,7 @@ class Run:
         order.pending = []
 
     def _learn_without_loader(self, optimizer: Optimizer) -> None:
-        """Take over at the end of the second round of optimizer steps: the first shows the round."""
+        """Take over at the end of the second round of optimizer steps; the first shows it."""
         stepped = self._diary.stepped
         if self._last is None and stepped.count(optimizer) > 1:
             self._last = list(dict.fromkeys(stepped))[-1]
@@ -726,7 +743,7 @@ class Run:
 
     def _enter(self, observer: Observer | None, modes: tuple[TorchFunctionMode, ...]) -> None:
         for mode in modes:
-            _push_mode(mode)
+            _STACK._push_mode(mode)
             self._watching.callback(_withdraw, mode)
         if observer is not None:
             self._watching.enter_context(observer)
@@ -748,12 +765,12 @@ def _withdraw(mode: TorchFunctionMode) -> None:
     """Take ``mode`` off the stack of function modes, wherever on it it is."""
     above = []
     while torch._C._len_torch_function_stack():
-        top = _pop_mode()
+        top = _STACK._pop_mode()
         if top is mode:
             break
         above.append(top)
     for other in reversed(above):
-        _push_mode(other)
+        _STACK._push_mode(other)
 
 
 def _innermost_user_line() -> Location | None:
@@ -764,10 +781,10 @@ def _innermost_user_line() -> Location | None:
 
 
 @contextmanager
-def _as_main(main: types.ModuleType, path: Path, argv: list[str]) -> Iterator[None]:
+def _as_main(main: types.ModuleType, path: Path, argv: list[str], start: Path) -> Iterator[None]:
     """Make ``main`` the main module, as ``python path argv`` would, with its own modules anew."""
     folder = path.parent
-    saved_argv, saved_path = sys.argv, list(sys.path)
+    saved_argv, saved_path, saved_folder = sys.argv, list(sys.path), Path.cwd()
     mine = {
         name: module
         for name, module in list(sys.modules.items())
@@ -778,9 +795,11 @@ def _as_main(main: types.ModuleType, path: Path, argv: list[str]) -> Iterator[No
     sys.modules["__main__"] = main
     sys.argv = [str(path), *argv]
     sys.path.insert(0, str(folder))
+    os.chdir(start)
     try:
         yield
     finally:
+        os.chdir(saved_folder)
         sys.argv = saved_argv
         sys.path[:] = saved_path
         for name, module in list(sys.modules.items()):

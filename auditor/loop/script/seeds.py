@@ -28,9 +28,10 @@ from nnaudit.state import keep_numpy_rng, keep_python_rng, keep_torch_rng
 
 _LITERAL = re.compile(r"seed\w*\s*\(\s*(?:\w+\s*=\s*)?-?[\d_]+\s*\)")
 
+
 @contextmanager
 def quiet_imports(folder: Path) -> Iterator[None]:
-    """Keep libraries from drawing random numbers when they are imported, for the time of a ``with``.
+    """Keep libraries that are being imported from drawing random numbers.
 
     Some do, once: a second execution of the script would find other random numbers than the first.
     Modules in ``folder`` are the user's own, and may well seed on purpose.
@@ -38,7 +39,9 @@ def quiet_imports(folder: Path) -> Iterator[None]:
     real = builtins.__import__
     busy = False
 
-    def import_(name: str, globals_: Any = None, locals_: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    def import_(
+        name: str, globals_: Any = None, locals_: Any = None, fromlist: Any = (), level: int = 0
+    ) -> Any:
         nonlocal busy
         top = name.partition(".")[0]
         ours = busy or level or name in sys.modules or _is_beside(folder, top)
@@ -53,7 +56,7 @@ def quiet_imports(folder: Path) -> Iterator[None]:
                 undo()
             busy = False
 
-    builtins.__import__ = import_
+    builtins.__import__ = import_  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -74,22 +77,33 @@ SEEDERS: tuple[tuple[Any, str], ...] = (
 )
 
 
-def shifting(shift: int, in_preamble: Callable[[], bool]) -> ExitStack:
-    """Return a context in which seeds are shifted by ``shift``; zero changes nothing."""
+def shifting(
+    shift: int, in_preamble: Callable[[], bool], in_control: Callable[[], bool]
+) -> ExitStack:
+    """Return a context in which seeds are shifted by ``shift``; zero changes nothing.
+
+    Only the script's: ``in_control`` says whether it is the script that is running, and
+    ``in_preamble`` whether it has made nothing yet.
+    """
     with ExitStack() as stack:
         for owner, name in SEEDERS if shift else ():
             real = getattr(owner, name)
             stack.callback(setattr, owner, name, real)
-            setattr(owner, name, _shifted(real, shift, in_preamble))
+            setattr(owner, name, _shifted(real, shift, in_preamble, in_control))
         return stack.pop_all()
 
 
-def _shifted(real: Callable[..., Any], shift: int, in_preamble: Callable[[], bool]) -> Callable[..., Any]:
+def _shifted(
+    real: Callable[..., Any],
+    shift: int,
+    in_preamble: Callable[[], bool],
+    in_control: Callable[[], bool],
+) -> Callable[..., Any]:
     def seed(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1)
         # torch.manual_seed seeds the accelerators through the function that is replaced here too.
         inner = caller.f_globals.get("__name__") in ("torch.random", "torch.cuda.random")
-        if not inner and (in_preamble() or not _is_literal(caller)):
+        if in_control() and not inner and (in_preamble() or not _is_literal(caller)):
             args = tuple(_plus(value, shift) for value in args[:1]) + args[1:]
             kwargs = {name: _plus(value, shift) for name, value in kwargs.items()}
         return real(*args, **kwargs)

@@ -55,7 +55,9 @@ class Substitution:
 
     def _others(self) -> dict[str, Tensor]:
         assert self._roles.loss is not None
-        return {name: take.of(self._batch) for name, take in (self._roles.loss.others or {}).items()}
+        return {
+            name: take.of(self._batch) for name, take in (self._roles.loss.others or {}).items()
+        }
 
 
 class _TargetSwap(TorchFunctionMode):

@@ -123,7 +123,11 @@ class Taps:
         self._patch(stack, nn.Module, "__setstate__", lambda f: self._constructor("module", f))
         self._patch(stack, Optimizer, "__init__", lambda f: self._constructor("optimizer", f))
         for cls in vars(lr_scheduler).values():
-            if isinstance(cls, type) and issubclass(cls, lr_scheduler.LRScheduler) and "__init__" in vars(cls):
+            if (
+                isinstance(cls, type)
+                and issubclass(cls, lr_scheduler.LRScheduler)
+                and "__init__" in vars(cls)
+            ):
                 self._patch(stack, cls, "__init__", lambda f: self._constructor("scheduler", f))
         scaler = torch.amp.GradScaler
         self._patch(stack, scaler, "__init__", lambda f: self._constructor("scaler", f))
@@ -140,7 +144,7 @@ class Taps:
             stack.callback(handle.remove)
 
     def patch_once(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Replace a framework's function by what ``make`` makes of it, until the taps are closed."""
+        """Replace a framework's function by ``make`` of it, until the taps are closed."""
         if (owner, name) not in self._patched:
             self._patched.add((owner, name))
             self._patch(self._stack, owner, name, make)

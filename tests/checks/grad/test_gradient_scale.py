@@ -11,7 +11,7 @@ from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Curve, Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -20,6 +20,11 @@ def audited(model: Callable[[], nn.Module]) -> Result:
     data = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16)
     target = Target(model, data, loss=F.cross_entropy)
     return run_check(GradientScale, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
 
 
 def deep(activation: type[nn.Module], *, gain: float = 1.0, norm: bool = False) -> nn.Module:
@@ -36,7 +41,7 @@ def deep(activation: type[nn.Module], *, gain: float = 1.0, norm: bool = False) 
     [
         (lambda: deep(nn.Sigmoid), "vanish"),
         (lambda: deep(nn.Tanh, gain=0.2), "vanish"),
-        (lambda: deep(nn.Identity, gain=4.0), "explode"),
+        (lambda: deep(Sine, gain=3.0), "explode"),
     ],
 )
 def test_gradients_that_change_their_size(model: Callable[[], nn.Module], word: str) -> None:
@@ -53,7 +58,7 @@ def test_gradients_that_change_their_size(model: Callable[[], nn.Module], word: 
     [
         lambda: deep(nn.ReLU),
         lambda: deep(nn.ReLU, norm=True),
-        lambda: deep(nn.Sigmoid, norm=True),
+        lambda: deep(nn.Tanh, norm=True),
         lambda: nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(16, 16), nn.Tanh()))),
     ],
 )

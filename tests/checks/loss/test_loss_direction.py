@@ -24,7 +24,7 @@ QUANTITY = 30 + 5 * X[:, :1]
 def audited(
     loss: Callable[..., Tensor], y: Tensor = CLASSES, last: nn.Module | None = None, **parts: Any
 ) -> Result:
-    width = 3 if y.ndim == 1 else 1
+    width = 3 if y.ndim == 1 else y.shape[1]
 
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(6, width), last or nn.Identity())
@@ -32,6 +32,9 @@ def audited(
     data = DataLoader(TensorDataset(X, y), batch_size=32)
     target = Target(model, data, loss=loss, **parts)
     return run_check(LossDirection, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+MASK = (torch.randn(64, 20, generator=torch.Generator().manual_seed(1)) > 0).float()
 
 
 def picked(output: Tensor, y: Tensor) -> Tensor:
@@ -48,10 +51,12 @@ FAULTS: list[tuple[Any, ...]] = [
     (lambda o, y: picked(o.log_softmax(1), y).mean(),),
     (lambda o, y: picked(o, y).mean(), CLASSES, nn.Softmax(1)),
     (lambda o, y: picked(o.log(), y).mean(), CLASSES, nn.Softmax(1)),
-    (lambda o, y: (y * o.log() + (1 - y) * (1 - o).log()).mean(), SIGNS, nn.Sigmoid()),
+    (lambda o, y: ((2 * y - 1) * o).sigmoid().log().mean(), SIGNS),
     (lambda o, y: -((o - y) ** 2).mean(), QUANTITY),
     (lambda o, y: -F.l1_loss(o, y), QUANTITY),
-    (dice, SIGNS, nn.Sigmoid()),
+    (dice, MASK, nn.Sigmoid()),
+    (lambda o, y: (y * o.log() + (1 - y) * (1 - o).log()).mean(), SIGNS, nn.Sigmoid()),
+    (lambda o, y: (y * o.log() + (1 - y) * (1 - o).log()).mean(), MASK, nn.Sigmoid()),
     (lambda o, y: F.binary_cross_entropy(y, o), SIGNS, nn.Sigmoid()),
     (lambda o, y: F.binary_cross_entropy_with_logits(y, o), SIGNS),
     (lambda o, y: F.poisson_nll_loss(y, o), QUANTITY),
@@ -94,6 +99,10 @@ UNCLEAR: list[tuple[Any, ...]] = [
     (lambda o, y: -picked(o.log_softmax(1), (y + 1) % 3).mean(),),
     (lambda o, y: (picked(o.log_softmax(1), y) * torch.linspace(-1, 1, len(y))).mean(),),
     (lambda o, y: o.square().mean(),),
+    # Distances and energies: the least is best.
+    (lambda o, y: -picked((-o).log_softmax(1), y).mean(),),
+    (lambda o, y: F.cross_entropy(-o, y),),
+    (lambda o, y: (y * o**2 + (1 - y) * F.relu(1 - o) ** 2).mean(), SIGNS, nn.Sigmoid()),
 ]
 
 

@@ -67,6 +67,17 @@ def test_an_output_without_limits_is_skipped(last: nn.Module) -> None:
     assert audited(last, as_it_is).status is Status.SKIP
 
 
+def test_a_code_for_missing_values_may_be_masked() -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        known = y != -1
+        return (F.mse_loss(output, y, reduction="none") * known).sum() / known.sum()
+
+    def targets(x: Tensor) -> Tensor:
+        return torch.where(x < -1.5, -1.0, x.abs())
+
+    assert audited(nn.ReLU(), targets, loss=loss).status is not Status.FAIL
+
+
 def test_few_targets() -> None:
     assert audited(nn.ReLU(), as_it_is, n=128).status is Status.FAIL
     assert audited(nn.ReLU(), as_it_is, n=32).status is Status.INCONCLUSIVE

@@ -44,7 +44,7 @@ def seeded_inside() -> nn.Module:
     return mlp()
 
 
-class Seeding(Dataset[Any]):
+class SeedingRows(Dataset[Any]):
     def __init__(self, seed: Any) -> None:
         self.rows, self.seed = rows(), seed
 
@@ -94,7 +94,7 @@ def test_a_seed_reset_in_build_model_warns_with_its_line() -> None:
 
 @pytest.mark.parametrize("seed", [seed_torch, seed_numpy, seed_python])
 def test_seeding_for_every_item_warns(seed: Any) -> None:
-    result = ask(mlp, lambda: DataLoader(Seeding(seed), 16, shuffle=True))
+    result = ask(mlp, lambda: DataLoader(SeedingRows(seed), 16, shuffle=True))
     assert result.status is Status.WARN
     assert f"while a batch is read, inside {seed.__name__}()" in result.message
 
@@ -104,7 +104,7 @@ def test_seeding_in_every_step_warns() -> None:
 
 
 def test_seeding_that_is_undone_is_no_matter() -> None:
-    assert ask(mlp, lambda: DataLoader(Seeding(undone), 16, shuffle=True)).status is Status.PASS
+    assert ask(mlp, lambda: DataLoader(SeedingRows(undone), 16, shuffle=True)).status is Status.PASS
 
 
 def test_weights_and_order_that_follow_the_seed_pass() -> None:

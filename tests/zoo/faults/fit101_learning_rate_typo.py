@@ -1,6 +1,6 @@
 """SGD with a learning rate of 5e-8 where 5e-2 was meant.
 
-zoo: fails FIT101 also FIT106
+zoo: warns FIT101
 """
 
 import argparse

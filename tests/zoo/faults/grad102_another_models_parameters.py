@@ -1,6 +1,6 @@
 """The optimizer holds the parameters of a second model: nothing that is trained ever moves.
 
-zoo: fails GRAD102 also FIT101 FIT106
+zoo: fails GRAD102 also STEP101 FIT101 FIT106
 """
 
 import argparse

@@ -1,0 +1,400 @@
+"""MODE105: whether a checkpoint brings back the network and its training."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.checkpoint import Anatomy, anatomy, differing, is_tensorial, transplant
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError, describe
+from nnaudit.evaluation import distance, evaluate, rounding
+from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.report import Kind, Result, Table
+from nnaudit.state import preserved
+
+_STEPS = 3
+_CLOSE = 1e-3
+
+
+@dataclass
+class Original:
+    """The run whose checkpoint was written.
+
+    Attributes:
+        saved: the checkpoint's bytes.
+        batch: what outputs and the next step are computed on.
+        parts: what the model was made of when it was saved.
+        transient: names of what a forward pass in eval mode changes: hidden states, caches.
+        output, noise: of the model in eval mode, and the difference between two such.
+        weights, after: before and after the next step.
+        step_noise: the largest difference between two such steps, by parameter.
+        gradients: norms of the next step's gradients, by parameter.
+        optimizers: their state_dicts, as they were before saving.
+    """
+
+    saved: bytes = b""
+    batch: Any = None
+    parts: Anatomy = field(default_factory=dict)
+    transient: list[str] = field(default_factory=list)
+    output: Any = None
+    noise: float = 0.0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    after: dict[str, Tensor] = field(default_factory=dict)
+    step_noise: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, float] = field(default_factory=dict)
+    optimizers: list[dict[str, Any]] = field(default_factory=list)
+
+
+class CheckpointRoundTrip(Check):
+    """Does a checkpoint, loaded into a fresh run, give the same outputs and the same next step?
+
+    Why: what is not in the state_dict is lost, and nobody is told: random constants kept as plain
+        tensors, buffers registered as not persistent, layers in a Python list, a flag that says
+        whether something was initialised, an optimizer's own bookkeeping. The restored network is
+        another one, sometimes slightly, sometimes entirely.
+    How: exact. After three steps the state_dicts of model and optimizer are written with
+        torch.save and loaded into the same program started anew under another seed. Then one
+        batch's output in eval mode, and the weights after one further step on it with the same
+        random numbers, are compared with the original's. Tolerance: ten times the difference of
+        two identical computations, 64 units of rounding, and for the step a thousandth of the
+        update. Hidden states and caches, which a forward pass in eval mode changes, are carried
+        over by hand first, since a run that is resumed starts without them. A difference fails
+        when carrying over what else differs removes it: the cause is then proved and named. A
+        counter or another plain number that only the next step depends on is a warning, and a
+        difference without a proven cause is not judged.
+    Fix: self.register_buffer(name, tensor) for constants and statistics; nn.ModuleList for layers;
+        get_extra_state and set_extra_state for the rest
+    References: PyTorch documentation, "Saving and Loading Models", nn.Module.register_buffer and
+        get_extra_state.
+    """
+
+    code, name, kind = "MODE105", "checkpoint-round-trip", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS, Needs.FRESH_RUN)
+
+    def run(self, audit: Audit) -> Result:
+        """Save, start anew, load, compare."""
+        try:
+            original = _original(audit)
+        except _UnsavableError as error:
+            return self.failed(
+                f"The state_dicts cannot be written: torch.save raised {error}.",
+                measured="no checkpoint",
+                threshold="a checkpoint",
+                location=audit.loop.locate("model"),
+                fix="keep only tensors, numbers and strings in the state_dict",
+            )
+        except UserCodeError as error:
+            if "eval mode" in error.doing:
+                return self.inconclusive(f"The model could not be run by itself: {error}.")
+            raise
+        audit.clock.check()
+        with audit.loop.relaunched(audit.seed + 1) as fresh:
+            return self._compare(audit, original, fresh)
+
+    def _compare(self, audit: Audit, original: Original, fresh: Loop) -> Result:
+        try:
+            problem = _load(original.saved, fresh)
+        except RuntimeError as error:
+            return self._unloadable(audit, error)
+        seed = audit.seed
+        tolerance = max(10 * original.noise, rounding(original.output))
+        present = anatomy(fresh.model)
+        lost = [n for n in differing(original.parts, present) if n not in original.transient]
+        gap = _gap(original, fresh, seed)
+        if gap > tolerance:
+            transplant(original.transient, original.parts, fresh.model)
+            gap = _gap(original, fresh, seed)
+        if gap > tolerance:
+            return self._outputs_differ(audit, original, fresh, lost, gap, tolerance)
+        transplant(original.transient, original.parts, fresh.model)
+        return self._next_step(audit, original, fresh, lost, problem)
+
+    def _unloadable(self, audit: Audit, error: RuntimeError) -> Result:
+        text = " ".join(str(error).split())
+        if "size mismatch" in text:
+            return self.inconclusive(
+                "The model's shapes depend on the seed, so that a checkpoint fits its own run only."
+            )
+        return self.failed(
+            "The state_dict of the trained model does not load into a fresh one: "
+            f"{text.partition(': ')[2][:160] or text[:160]}.",
+            measured="load_state_dict raises",
+            threshold="it loads",
+            location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
+            fix="build in __init__ whatever has parameters, not in forward or during training",
+        )
+
+    def _outputs_differ(
+        self,
+        audit: Audit,
+        original: Original,
+        fresh: Loop,
+        lost: list[str],
+        gap: float,
+        tolerance: float,
+    ) -> Result:
+        transplant(lost, original.parts, fresh.model)
+        if not lost or _gap(original, fresh, audit.seed) > tolerance:
+            return self.inconclusive(
+                f"The restored model's output differs by {100 * gap:.2g} % of its size, and by what "
+                "was not found: something outside the model's own attributes."
+            )
+        return self.failed(
+            f"A checkpoint loaded into a fresh model gives outputs {100 * gap:.2g} % of their size "
+            f"apart, because {_listed(lost)} {'is' if len(lost) == 1 else 'are'} not in the "
+            "state_dict.",
+            measured=f"outputs {100 * gap:.2g} % apart",
+            threshold=f"{100 * tolerance:.2g} %",
+            evidence=(_table(lost, original),),
+            **_at(audit, lost[0]),
+            fix=_fix(lost[0], original),
+        )
+
+    def _next_step(
+        self, audit: Audit, original: Original, fresh: Loop, lost: list[str], problem: str
+    ) -> Result:
+        if problem:
+            return self.warned(
+                f"The optimizer's state does not load into a fresh optimizer: {problem}.",
+                measured="load_state_dict raises",
+                threshold="it loads",
+                location=audit.loop.locate("optimizer"),
+                fix="make the same parameter groups, in the same order, before loading",
+            )
+        different = _different_states(original, fresh)
+        with preserved(fresh.subjects):
+            after, gradients = _step(fresh, original.batch, audit.seed)
+        worst = _worst(original, after)
+        if worst is None:
+            return self.passed(
+                "A checkpoint loaded into a fresh run gives the same output and the same next step."
+            )
+        if _alike(original.gradients, gradients):
+            return self._optimizer_differs(audit, worst, different)
+        with preserved(fresh.subjects):
+            transplant(lost, original.parts, fresh.model)
+            again, _ = _step(fresh, original.batch, audit.seed)
+        if not lost or _worst(original, again) is not None:
+            return self.inconclusive(
+                f"The next step of the restored run differs ({worst}), and by what was not found: "
+                "something outside model and optimizer, which the program may save by itself."
+            )
+        tensors = [name for name in lost if is_tensorial(original.parts.get(name))]
+        answer = self.failed if tensors else self.warned
+        return answer(
+            f"A run resumed from a checkpoint goes on differently ({worst}), because "
+            f"{_listed(tensors or lost)} {'is' if len(tensors or lost) == 1 else 'are'} not in the "
+            "state_dict.",
+            measured="the next step differs",
+            threshold=f"{_CLOSE:g} of the update",
+            evidence=(_table(lost, original),),
+            **_at(audit, (tensors or lost)[0]),
+            fix=_fix((tensors or lost)[0], original),
+        )
+
+    def _optimizer_differs(self, audit: Audit, worst: str, different: list[str]) -> Result:
+        why = (
+            f"these entries come back changed: {', '.join(different[:3])}"
+            if different
+            else "it keeps something outside its state_dict"
+        )
+        return self.failed(
+            f"With equal gradients, the restored optimizer's next step differs ({worst}): {why}.",
+            measured="the next step differs",
+            threshold=f"{_CLOSE:g} of the update",
+            location=audit.loop.locate("optimizer"),
+            fix="keep the optimizer's state in self.state and self.param_groups, in the dtype of "
+            "its parameters",
+        )
+
+
+class _UnsavableError(Exception):
+    """torch.save refused."""
+
+
+def _original(audit: Audit) -> Original:
+    """Train a little, save, and note what a faithful copy must reproduce.
+
+    Raises:
+        _UnsavableError: the state_dicts cannot be written.
+        UserCodeError: the user's code raised.
+    """
+    loop, seed, found = audit.loop, audit.seed, Original()
+    for i, batch in enumerate(consecutive_batches(loop, _STEPS + 1)):
+        audit.clock.check()
+        found.batch = batches.clone(batch)
+        if i < _STEPS:
+            loop.step(batch)
+    found.optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in loop.optimizers]
+    found.saved = _saved(loop)
+    found.parts = anatomy(loop.model)
+    outputs = []
+    for _ in range(2):
+        with preserved(loop.subjects):
+            seed_everything(seed)
+            outputs.append(evaluate(loop, found.batch))
+            found.transient = differing(found.parts, anatomy(loop.model))
+    found.output, found.noise = outputs[0], distance(*outputs)
+    found.weights = _weights(loop)
+    steps = []
+    for _ in range(2):
+        with preserved(loop.subjects):
+            after, found.gradients = _step(loop, found.batch, seed)
+            steps.append(after)
+    found.after = steps[0]
+    found.step_noise = {n: _largest(w - steps[1][n]) for n, w in steps[0].items()}
+    return found
+
+
+def _saved(loop: Loop) -> bytes:
+    target = io.BytesIO()
+    try:
+        torch.save(
+            {
+                "models": [model.state_dict() for model in loop.subjects.models],
+                "optimizers": [optimizer.state_dict() for optimizer in loop.optimizers],
+                "schedulers": [_state_of(scheduler) for scheduler in loop.schedulers],
+            },
+            target,
+        )
+    except Exception as error:
+        raise _UnsavableError(describe(error)) from error
+    return target.getvalue()
+
+
+def _state_of(scheduler: Any) -> Any:
+    """A schedule made of lambdas or the like may not be saved: it does not change the next step."""
+    try:
+        state = scheduler.state_dict()
+        torch.save(state, io.BytesIO())
+    except Exception:
+        return None
+    return state
+
+
+def _load(saved: bytes, fresh: Loop) -> str:
+    """Load the checkpoint into ``fresh``; return why the optimizers could not be loaded.
+
+    Raises:
+        RuntimeError: a model could not be.
+    """
+    content = torch.load(io.BytesIO(saved), map_location=fresh.device, weights_only=False)
+    for model, state in zip(fresh.subjects.models, content["models"], strict=False):
+        model.load_state_dict(state)
+    try:
+        for optimizer, state in zip(fresh.optimizers, content["optimizers"], strict=False):
+            optimizer.load_state_dict(state)
+    except (ValueError, KeyError, RuntimeError) as error:
+        return describe(error)
+    for scheduler, state in zip(fresh.schedulers, content["schedulers"], strict=False):
+        if state is not None:
+            scheduler.load_state_dict(state)
+    return ""
+
+
+def _gap(original: Original, fresh: Loop, seed: int) -> float:
+    with preserved(fresh.subjects):
+        seed_everything(seed)
+        return distance(original.output, evaluate(fresh, original.batch))
+
+
+def _weights(loop: Loop) -> dict[str, Tensor]:
+    return {
+        name: p.detach().clone()
+        for name, p in loop.model.named_parameters()
+        if p.requires_grad and p.layout is torch.strided
+    }
+
+
+def _step(loop: Loop, batch: Any, seed: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Take a step; return the weights after it and the norms of its gradients."""
+    seed_everything(seed)
+    seen = loop.step(batches.clone(batch), observe=True).observation
+    norms = {g.parameter: g.norm or 0.0 for g in seen.gradients} if seen is not None else {}
+    return _weights(loop), norms
+
+
+def _worst(original: Original, after: dict[str, Tensor]) -> str | None:
+    """Return how the weights after the step differ, as half a sentence; None if they do not."""
+    worst, said = 1.0, None
+    for name, expected in original.after.items():
+        if name not in after or after[name].shape != expected.shape:
+            return f"{name} is missing"
+        update = _largest(expected - original.weights[name])
+        noise = original.step_noise[name]
+        eps = torch.finfo(expected.dtype).eps
+        tolerance = max(10 * noise, 64 * eps * _largest(expected), _CLOSE * update, 1e-30)
+        excess = _largest(expected - after[name].to(expected.device)) / tolerance
+        if excess > worst or excess != excess:
+            share = _largest(expected - after[name].to(expected.device)) / max(update, 1e-30)
+            worst, said = excess, f"{name} by {100 * share:.2g} % of its update"
+    return said
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(torch.nan_to_num(tensor.abs().float()).max()) if tensor.numel() else 0.0
+
+
+def _alike(one: dict[str, float], other: dict[str, float]) -> bool:
+    return one.keys() == other.keys() and all(
+        abs(one[name] - other[name]) <= _CLOSE * max(one[name], 1e-12) for name in one
+    )
+
+
+def _different_states(original: Original, fresh: Loop) -> list[str]:
+    """Return the entries of the optimizers' states that loading changed."""
+    found: dict[str, None] = {}
+    for before, optimizer in zip(original.optimizers, fresh.optimizers, strict=False):
+        now = optimizer.state_dict()["state"]
+        for index, entries in before["state"].items():
+            theirs = now.get(index, {})
+            if not isinstance(entries, dict):
+                continue
+            for key in differing(entries, theirs if isinstance(theirs, dict) else {}):
+                value, restored = entries.get(key), theirs.get(key)
+                change = ""
+                if isinstance(value, Tensor) and isinstance(restored, Tensor):
+                    change = f" ({value.dtype} became {restored.dtype})".replace("torch.", "")
+                    change = change if value.dtype != restored.dtype else ""
+                found[f"{key}{change}"] = None
+    return list(found)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _fix(name: str, original: Original) -> str:
+    leaf, value = name.rpartition(".")[2], original.parts.get(name)
+    if isinstance(value, Tensor):
+        return f'self.register_buffer("{leaf}", ...)'
+    if is_tensorial(value):
+        return f"self.{leaf} = nn.ModuleList(...) or nn.ParameterList(...)"
+    return f"return {leaf} from get_extra_state() and set it in set_extra_state()"
+
+
+def _at(audit: Audit, name: str) -> dict[str, Any]:
+    owner = name.rpartition(".")[0]
+    module = dict(audit.loop.model.named_modules()).get(owner)
+    found = audit.loop.locate(module) if module is not None else None
+    return {"module": owner, "location": found or audit.loop.locate("model")}
+
+
+def _table(lost: list[str], original: Original) -> Table:
+    rows = []
+    for name in lost[:20]:
+        value = original.parts.get(name)
+        what = f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        rows.append((name, what))
+    return Table(title="Not restored by the checkpoint", columns=("name", "what"), rows=tuple(rows))

@@ -1,0 +1,576 @@
+"""What happens around a script: its failures, its files, its seeds, its end."""
+
+import hashlib
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nnaudit import batch as batches
+from nnaudit.errors import TargetError, UserCodeError
+from nnaudit.loop.base import Needs
+from nnaudit.loop.control import constant_lr, without_dropout
+from nnaudit.loop.script import ScriptLoop, run_script
+from nnaudit.state import preserved
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+HEAD = """
+import sys, os, random
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+x = torch.randn(64, 4)
+loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)
+model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+"""
+
+BODY = """
+for epoch in range(3):
+    for a, b in loader:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(a), b)
+        loss.backward()
+        optimizer.step()
+"""
+
+
+@pytest.fixture
+def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a script's text in a folder of its own, with ``body`` on its loop."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(
+        text: str, body: Callable[[ScriptLoop], Any] = lambda loop: None, argv: tuple[str, ...] = ()
+    ) -> Any:
+        path = tmp_path / "train.py"
+        path.write_text(textwrap.dedent(text))
+        return run_script(path, list(argv), "cpu", 0, body)
+
+    return run
+
+
+def first(loop: ScriptLoop) -> Any:
+    return next(iter(loop.batches()))
+
+
+def weights(loop: ScriptLoop) -> str:
+    return batches.digest([p.detach() for p in loop.model.parameters()])
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_a_crash_before_the_first_step_is_the_users(drive: Any) -> None:
+    with pytest.raises(UserCodeError) as caught:
+        drive(HEAD + "model(torch.zeros(3, 5))\n" + BODY)
+    assert caught.value.exit_code == 4
+    assert caught.value.location is not None
+    assert caught.value.location.line == len(HEAD.splitlines()) + 1
+    assert "nnaudit" not in caught.value.traceback
+    assert "before its first optimizer step" in str(caught.value)
+
+
+def test_a_script_that_never_trains_is_told_so(drive: Any) -> None:
+    with pytest.raises(TargetError, match=r"train\.py ended without an optimizer step.*after --"):
+        drive(HEAD + "if len(sys.argv) > 1:\n" + textwrap.indent(BODY, "    "))
+    assert (
+        drive(
+            HEAD + "if len(sys.argv) > 1:\n" + textwrap.indent(BODY, "    "),
+            lambda loop: 7,
+            ("go",),
+        )
+        == 7
+    )
+
+
+def test_a_script_of_one_step_is_told_to_take_two(drive: Any) -> None:
+    with pytest.raises(TargetError, match="ended after 1 optimizer step"):
+        drive(HEAD + BODY + "        break\n    break\n")
+
+
+def test_a_missing_argument_is_reported_with_the_usage(drive: Any) -> None:
+    text = """
+    import argparse
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.parse_args()
+    """
+    with pytest.raises(TargetError, match=r"exit code 2.*required: --data.*after --") as caught:
+        drive(text)
+    assert "usage: train.py" in caught.value.__notes__[0]
+
+
+def test_an_error_of_the_auditor_comes_out(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        drive(HEAD + BODY, body)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="no such file"):
+        run_script(tmp_path / "nothing.py", [], "cpu", 0, lambda loop: None)
+
+
+def test_a_crash_in_a_step_costs_that_step_only(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        a, b = first(loop)
+        model, before = loop.model, weights(loop)
+        with preserved(loop.subjects):
+            expected = [loop.step((a, b)).loss for _ in range(3)]
+        with preserved(loop.subjects):
+            loop.step((a, b))
+            with pytest.raises(UserCodeError, match="while running the training step") as caught:
+                loop.step((a[:, :2], b), observe=True)
+        assert caught.value.observation is not None  # type: ignore[attr-defined]
+        assert caught.value.location is not None
+        assert loop.model is model
+        assert weights(loop) == before
+        with preserved(loop.subjects):
+            assert [loop.step((a, b)).loss for _ in range(3)] == expected
+        assert loop.run.revivals == 1
+
+    drive(HEAD + BODY, body)
+
+
+def test_a_script_that_swallows_everything_is_still_ended(drive: Any) -> None:
+    text = HEAD + "while True:\n    try:\n" + textwrap.indent(BODY, "        ")
+    text += "    except BaseException:\n        pass\n    if len(os.listdir('.')) == 0: break\n"
+    text = text.replace("while True", "for attempt in range(3)")
+    assert drive(text, lambda loop: loop.step(first(loop)).loss > 0)
+
+
+# --- the end of a script --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "loop_head",
+    ["for step in range(5):\n", "step = 0\nwhile step < 5:\n    step += 1\n"],
+    ids=["for", "while"],
+)
+def test_a_script_that_ends_goes_on(drive: Any, loop_head: str) -> None:
+    text = HEAD + "parameters = list(model.parameters())\niterator = iter(loader)\n" + loop_head
+    text += """
+    a, b = next(iterator)
+    optimizer.zero_grad()
+    loss = nn.functional.mse_loss(model(a), b)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 0.1)
+    optimizer.step()
+"""
+    endless = text.replace("range(5)", "range(10**6)").replace("step < 5", "step < 10**6")
+
+    def body(loop: ScriptLoop) -> tuple[list[float], str, int]:
+        batch = first(loop)
+        losses = [loop.step(batch).loss for _ in range(12)]
+        return losses, weights(loop), loop.run.revivals
+
+    losses, end, revivals = drive(text, body)
+    assert revivals >= 2
+    assert (losses, end, 0) == drive(endless, body), "the seams do not show"
+
+
+def test_counters_belong_to_the_state(drive: Any) -> None:
+    text = (
+        HEAD
+        + "count = 0\n"
+        + BODY.replace(
+            "        optimizer.zero_grad()\n",
+            "        optimizer.zero_grad()\n        count += 1\n"
+            "        optimizer.param_groups[0]['lr'] = 0.1 / count\n",
+        )
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        with preserved(loop.subjects):
+            rates = [loop.step(batch).lr[0] for _ in range(4)]
+        assert rates == pytest.approx([0.1, 0.05, 0.1 / 3, 0.025])
+        assert loop.step(batch).lr[0] == pytest.approx(0.1)
+
+    drive(text, body)
+
+
+def test_counters_within_functions_belong_to_the_state(drive: Any) -> None:
+    text = (
+        HEAD
+        + "def main():\n    count = 0\n"
+        + textwrap.indent(BODY, "    ").replace(
+            "            optimizer.zero_grad()\n",
+            "            optimizer.zero_grad()\n            count += 1\n"
+            "            optimizer.param_groups[0]['lr'] = 0.1 / count\n",
+        )
+        + "main()\n"
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        with preserved(loop.subjects):
+            assert [loop.step(batch).lr[0] for _ in range(3)] == pytest.approx([0.1, 0.05, 0.1 / 3])
+        assert loop.step(batch).lr[0] == pytest.approx(0.1)
+
+    drive(text, body)
+
+
+# --- steps and forwards ---------------------------------------------------------------------------
+
+
+def test_the_script_sees_a_copy_of_the_batch(drive: Any) -> None:
+    text = HEAD + BODY.replace("optimizer.zero_grad()", "optimizer.zero_grad(); a.mul_(2)")
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        digest = batches.digest(batch)
+        loop.step(batch)
+        assert batches.digest(batch) == digest
+        # What the model sees is not what the loader yields, and feed() says what it sees.
+        assert torch.equal(loop.feed(batch).args[0], batch[0] * 2)
+
+    drive(text, body)
+
+
+def test_knobs_of_the_auditor_work_in_the_scripts_thread(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        with preserved(loop.subjects), without_dropout(loop.model):
+            losses = {loop.forward(batch, train=True).loss for _ in range(3)}
+        assert len(losses) == 1
+        with preserved(loop.subjects):
+            assert len({loop.forward(batch, train=True).loss for _ in range(3)}) == 3
+        with preserved(loop.subjects), constant_lr(loop, 10.0):
+            loop.step(batch)
+            assert loop.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5)
+
+    # F.dropout, which only a mode of the thread that trains can switch off.
+    text = HEAD.replace("nn.Dropout(0.5)", "nn.Identity()") + BODY.replace(
+        "model(a)", "model(nn.functional.dropout(a, 0.5, model.training))"
+    )
+    drive(text, body)
+
+
+def test_a_hand_written_loss_is_found_by_asking_the_script(drive: Any) -> None:
+    text = HEAD + BODY.replace(
+        "nn.functional.mse_loss(model(a), b)", "((model(a) - b) ** 2).mean()"
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        a, b = first(loop)
+        with preserved(loop.subjects), torch.no_grad():
+            seen = loop.forward((a, b))
+            loop.model.eval()
+            assert seen.loss == pytest.approx(float(F.mse_loss(loop.model(a), b)), rel=1e-5)
+            assert torch.allclose(seen.output, loop.model(a))
+        fed = loop.feed((a, b))
+        assert torch.equal(fed.target, b)
+        assert not loop.lacks(Needs.TARGETS)
+
+    drive(text, body)
+
+
+def test_rows_of_a_batch_may_be_taken(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = batches.take(first(loop), 3)
+        assert loop.step(batch).loss > 0
+        assert len(loop.feed(batch).args[0]) == 3
+
+    drive(HEAD + BODY, body)
+
+
+def test_a_constant_batch_is_told_to_be_stuck(drive: Any) -> None:
+    text = HEAD + BODY.replace(
+        "        optimizer.step()", "        if a.sum() != 0: optimizer.step()"
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        a, b = first(loop)
+        with pytest.raises(Exception, match="without an optimizer step"):
+            loop.step((torch.zeros_like(a), b))
+        assert loop.step((a, b)).loss > 0
+
+    drive(text, body)
+
+
+def test_an_autoencoder_has_no_targets_of_its_own(drive: Any) -> None:
+    text = HEAD.replace("nn.Linear(16, 1)", "nn.Linear(16, 4)").replace(
+        "TensorDataset(x, x.sum(1, keepdim=True))", "TensorDataset(x)"
+    ) + BODY.replace("for a, b in", "for (a,) in").replace("model(a), b", "model(a), a")
+
+    def body(loop: ScriptLoop) -> None:
+        fed = loop.feed(first(loop))
+        assert fed.target is fed.args[0]
+        assert loop.lacks(Needs.TARGETS) == "the batches hold inputs only"
+
+    drive(text, body)
+
+
+def test_validation_within_the_loop_is_cut_short(drive: Any) -> None:
+    text = (
+        HEAD
+        + """
+val_loader = DataLoader(TensorDataset(x, x), batch_size=1)
+seen = []
+def validate():
+    model.eval()
+    with torch.no_grad():
+        for a, _ in val_loader:
+            model(a)
+            seen.append(1)
+    model.train()
+"""
+        + BODY
+        + "        validate()\n        sys.seen = len(seen)\n"
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.val_loader.batch_size == 1
+        batch, before = first(loop), sys.seen  # type: ignore[attr-defined]
+        assert before == 64
+        for _ in range(3):
+            loop.step(batch)
+        assert sys.seen == before + 3  # type: ignore[attr-defined]
+        assert len(list(loop.val_batches())) == 64
+
+    drive(text, body)
+    del sys.seen  # type: ignore[attr-defined]
+
+
+def test_a_loop_whose_batches_cannot_be_replaced_says_so(drive: Any) -> None:
+    text = (
+        HEAD
+        + """
+while True:
+    i = torch.randint(64, (8,))
+    loss = ((model(x[i] * 2) - x[i].sum(1, keepdim=True)) ** 2).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        for need in (Needs.STEPS, Needs.TRAIN_LOADER, Needs.TARGETS):
+            assert "draws its batches itself" in loop.lacks(need)
+        absent = [part for part in loop.info().parts if part.origin == "absent"]
+        assert {part.name for part in absent} == {"train_loader", "val_loader"}
+
+    drive(text, body)
+
+
+# --- relaunching ----------------------------------------------------------------------------------
+
+
+def starts(loop: ScriptLoop) -> dict[int, str]:
+    found = {}
+    for seed in (0, 1, 2):
+        with loop.relaunched(seed) as other:
+            assert isinstance(other, ScriptLoop)
+            found[seed] = weights(other)
+    return found
+
+
+def test_a_seed_set_by_the_script_follows_the_seed_of_the_relaunch(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        found = starts(loop)
+        assert found[0] == weights(loop)
+        assert len(set(found.values())) == 3
+
+    drive(HEAD + BODY, body)
+
+
+def test_a_seed_reset_inside_stays(drive: Any) -> None:
+    text = HEAD.replace("model = nn", "torch.manual_seed(42)\nmodel = nn") + BODY
+    assert len(set(drive(text, starts).values())) == 1
+
+
+def test_a_computed_seed_follows(drive: Any) -> None:
+    text = HEAD.replace("model = nn", "SEED = 42\ntorch.manual_seed(SEED)\nmodel = nn") + BODY
+    assert len(set(drive(text, starts).values())) == 3
+
+
+def test_modules_beside_the_script_are_executed_anew(drive: Any, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("import torch\nmade = torch.nn.Linear(1, 1)\n")
+    text = HEAD + "import beside\nmodel.append(beside.made)\n"
+    text += "optimizer.add_param_group({'params': beside.made.parameters()})\n" + BODY
+
+    def body(loop: ScriptLoop) -> None:
+        with loop.relaunched(0) as other:
+            assert weights(other) == weights(loop)
+            mine = {id(p) for p in loop.model.parameters()}
+            assert not any(id(p) in mine for p in other.model.parameters())
+
+    drive(text, body)
+    assert "beside" not in sys.modules
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_only_the_last_of_two_runs_takes_steps(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        with loop.relaunched(1) as other:
+            with pytest.raises(RuntimeError, match="on top of one another"):
+                loop.step(batch)
+            assert other.step(batch).loss > 0
+        assert loop.step(batch).loss > 0
+
+    drive(HEAD + BODY, body)
+
+
+def test_a_relaunch_that_crashes_is_an_error_of_the_relaunch(drive: Any) -> None:
+    text = HEAD + "if torch.initial_seed() != 0: raise ValueError('only zero')\n" + BODY
+
+    def body(loop: ScriptLoop) -> None:
+        with pytest.raises(UserCodeError, match="only zero"), loop.relaunched(1):
+            pass
+        assert loop.step(first(loop)).loss > 0
+
+    drive(text, body)
+
+
+# --- no trace -------------------------------------------------------------------------------------
+
+WRITER = """
+import json, pathlib, pickle, shutil
+here = pathlib.Path(__file__).parent
+for folder in (pathlib.Path("runs/a"), here / "logs"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.txt").write_text("hello")
+    assert (folder / "log.txt").read_text() == "hello"
+    assert [p.name for p in folder.iterdir()] == ["log.txt"]
+torch.save(model.state_dict(), "model.pt")
+torch.load("model.pt")
+torch.save({"a": 1}, here / "other.pt")
+np.save("array.npy", np.zeros(3))
+assert np.load("array.npy").sum() == 0
+with open("kept.txt", "a") as file:
+    file.write("more")
+assert pathlib.Path("kept.txt").read_text() == "contentmore"
+pathlib.Path("metrics.json").write_text(json.dumps({}))
+os.remove("doomed.txt")
+assert not os.path.exists("doomed.txt")
+os.rename("kept.txt", "renamed.txt")
+assert os.path.exists("renamed.txt") and not os.path.exists("kept.txt")
+assert sorted(os.listdir("folder")) == ["inside.txt"]
+shutil.rmtree("folder")
+assert not os.path.exists("folder")
+os.makedirs("folder/new")
+assert os.listdir("folder") == ["new"]
+shutil.copy("model.pt", "copy.pt")
+os.symlink("copy.pt", "link.pt")
+os.chdir("folder")
+open("deep.txt", "w").close()
+os.chdir("..")
+assert sorted(os.listdir("folder")) == ["deep.txt", "new"]
+"""
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_files_stay_as_they_were(drive: Any, tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("content")
+    (tmp_path / "doomed.txt").write_text("content")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside.txt").write_text("content")
+    text = HEAD + WRITER + BODY + "        torch.save(model, 'each.pt')\n"
+    (tmp_path / "train.py").write_text(textwrap.dedent(text))
+    before = tree(tmp_path)
+
+    def body(loop: ScriptLoop) -> list[str]:
+        batch = first(loop)
+        loop.step(batch)
+        with loop.relaunched(1) as other:
+            other.step(batch)
+        return [part.description for part in loop.info().parts if part.name == "files"]
+
+    described = drive(text, body)
+    assert tree(tmp_path) == before
+    assert "written to a scratch folder" in described[0]
+
+
+def test_the_process_is_as_it_was(drive: Any) -> None:
+    import builtins
+    import os
+
+    names = ("open", "stat", "mkdir", "scandir", "remove", "rename")
+    before = [getattr(os, name) for name in names]
+    patched = [
+        (torch.nn.Module, "__init__"), (torch.nn.Module, "__call__"), (torch.autograd, "backward"),
+        (torch.utils.data.DataLoader, "__iter__"), (torch.optim.Optimizer, "__init__"),
+        (torch, "manual_seed"), (torch, "save"), (builtins, "open"), (builtins, "__import__"),
+    ]  # fmt: skip
+    real = [getattr(owner, name) for owner, name in patched]
+    state, main, argv, path = (
+        torch.get_rng_state(),
+        sys.modules["__main__"],
+        sys.argv,
+        list(sys.path),
+    )
+    drive(
+        HEAD + BODY + "        os.environ['TOUCHED'] = '1'\n", lambda loop: loop.step(first(loop))
+    )
+    assert [getattr(os, name) for name in names] == before
+    assert [getattr(owner, name) for owner, name in patched] == real
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (sys.modules["__main__"], sys.argv, sys.path) == (main, argv, path)
+    assert "TOUCHED" not in os.environ
+    assert not any(thread.name == "nnaudit" for thread in threading.enumerate())
+
+
+# --- locations ------------------------------------------------------------------------------------
+
+
+def test_findings_point_at_the_line_that_made_the_object(drive: Any) -> None:
+    lines = (HEAD + BODY).splitlines()
+
+    def line_of(text: str) -> int:
+        return 1 + next(i for i, line in enumerate(lines) if text in line)
+
+    def body(loop: ScriptLoop) -> None:
+        expected = {
+            "model": "model = nn.Seq",
+            "train_loader": "loader = Data",
+            "optimizer": "optimizer = ",
+            "loss": "mse_loss",
+            "training_step": "loss.backward()",
+        }
+        for part, text in expected.items():
+            place = loop.locate(part)
+            assert place is not None
+            assert place.line == line_of(text), part
+        place = loop.locate(loop.model[0])
+        assert place is not None
+        assert place.line == line_of("model = nn.Seq")
+        assert loop.locate("val_loader") is None
+        assert loop.locate("scheduler") is None
+
+    drive(HEAD + BODY, body)
+
+
+def test_a_layer_is_located_in_its_network(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        source = (SCRIPTS / "plain.py").read_text().splitlines()
+        place = loop.locate(loop.model.fc2)
+        assert place is not None
+        assert "self.fc2 =" in source[place.line - 1]
+        made = loop.locate("model")
+        assert made is not None
+        assert "model = Net(" in source[made.line - 1]
+
+    run_script(SCRIPTS / "plain.py", ["--hidden", "8"], "cpu", 0, body)

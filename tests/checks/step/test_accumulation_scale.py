@@ -1,0 +1,131 @@
+"""STEP103: gradients summed over micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from author import AuthorLoop, ask, loss_of, perceptron, plain, target
+from torch import Tensor, nn
+
+from nnaudit.checks.step.accumulation_scale import AccumulationScale
+from nnaudit.report import Status
+
+
+def accumulating(divisor: float, *, clip: bool = False, k: int = 4) -> Callable[..., Tensor]:
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        loop.optimizers[0].zero_grad()
+        for _ in range(k):
+            loss = loss_of(loop, batch)
+            (loss / divisor).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(loop.model.parameters(), 1.0)
+        loop.optimizers[0].step()
+        return loss
+
+    return body
+
+
+def adamw(m: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(m.parameters(), 1e-3)
+
+
+def test_a_loss_that_is_not_divided_fails() -> None:
+    result = ask(AccumulationScale, target(), accumulating(1))
+    assert result.status is Status.FAIL
+    assert "4 batches" in result.message
+    assert result.fix == "(loss / 4).backward()"
+    assert result.location is not None
+
+
+def test_a_loss_divided_by_too_little_fails() -> None:
+    assert ask(AccumulationScale, target(), accumulating(2, k=8)).status is Status.FAIL
+
+
+def test_adam_does_not_feel_it_unless_it_clips() -> None:
+    adam = target(optimizer=adamw)
+    assert ask(AccumulationScale, adam, accumulating(1)).status is Status.NOTE
+    assert ask(AccumulationScale, adam, accumulating(1, clip=True)).status is Status.FAIL
+
+
+@pytest.mark.parametrize("optimizer", [None, adamw])
+def test_a_loss_that_is_divided_passes(optimizer: Any) -> None:
+    changes = {"optimizer": optimizer} if optimizer else {}
+    assert ask(AccumulationScale, target(**changes), accumulating(4)).status is Status.PASS
+
+
+def test_a_scaled_loss_that_is_divided_passes_and_one_that_is_not_fails() -> None:
+    def body(divisor: float) -> Callable[..., Tensor]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+
+        def run(loop: AuthorLoop, batch: Any) -> Tensor:
+            loop.optimizers[0].zero_grad()
+            for _ in range(3):
+                loss = loss_of(loop, batch)
+                scaler.scale(loss / divisor).backward()
+            scaler.step(loop.optimizers[0])
+            scaler.update()
+            return loss
+
+        return run
+
+    assert ask(AccumulationScale, target(), body(3)).status is Status.PASS
+    assert ask(AccumulationScale, target(), body(1)).status is Status.FAIL
+
+
+def two_losses(loop: AuthorLoop, batch: Any) -> Tensor:
+    x, y = batch
+    loop.optimizers[0].zero_grad()
+    first = F.cross_entropy(loop.model(x), y)
+    first.backward()
+    second = F.multi_margin_loss(loop.model(x), y)
+    second.backward()
+    loop.optimizers[0].step()
+    return first + second
+
+
+def two_views(loop: AuthorLoop, batch: Any) -> Tensor:
+    x, y = batch
+    loop.optimizers[0].zero_grad()
+    total = torch.zeros(())
+    for view in (x, x.flip(1)):
+        loss = F.cross_entropy(loop.model(view), y)
+        loss.backward()
+        total = total + loss.detach()
+    loop.optimizers[0].step()
+    return total
+
+
+def halves(loop: AuthorLoop, batch: Any) -> Tensor:
+    x, y = batch
+    loop.optimizers[0].zero_grad()
+    total = torch.zeros(())
+    for half in (slice(0, 16), slice(16, 32)):
+        loss = F.cross_entropy(loop.model(x[half]), y[half])
+        loss.backward()
+        total = total + loss.detach()
+    loop.optimizers[0].step()
+    return total
+
+
+def summed(loop: AuthorLoop, batch: Any) -> Tensor:
+    x, y = batch
+    loop.optimizers[0].zero_grad()
+    for _ in range(2):
+        loss = F.cross_entropy(loop.model(x), y, reduction="sum")
+        (loss / 64).backward()
+    loop.optimizers[0].step()
+    return loss
+
+
+@pytest.mark.parametrize("body", [two_losses, two_views, halves, summed])
+def test_what_may_not_be_accumulation_is_not_judged(body: Callable[..., Tensor]) -> None:
+    assert ask(AccumulationScale, target(), body).status is Status.INCONCLUSIVE
+
+
+def test_one_backward_per_step_is_skipped() -> None:
+    assert ask(AccumulationScale, target(), plain).status is Status.SKIP
+    assert ask(AccumulationScale, target(model=perceptron)).status is Status.SKIP

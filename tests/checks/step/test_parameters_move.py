@@ -1,0 +1,171 @@
+"""STEP101: weights that do not change."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from author import AuthorLoop, ask, loss_of, perceptron, plain, target
+from torch import Tensor, nn
+
+from nnaudit.checks.step.parameters_move import ParametersMove
+from nnaudit.report import Status
+
+
+def test_an_optimizer_of_copies_fails() -> None:
+    stale = target(optimizer=lambda m: torch.optim.SGD(copy.deepcopy(m).parameters(), 0.1))
+    result = ask(ParametersMove, stale)
+    assert result.status is Status.FAIL
+    assert "copies" in result.message
+
+
+def test_weights_that_are_set_back_fail() -> None:
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        before = copy.deepcopy(loop.model.state_dict())
+        loss = plain(loop, batch)
+        loop.model.load_state_dict(before)
+        return loss
+
+    result = ask(ParametersMove, target(), body)
+    assert result.status is Status.FAIL
+    assert "set back" in result.message
+
+
+class Forgetful(torch.optim.SGD):
+    """Updates copies that it never writes back, for all but the first parameter."""
+
+    def step(self, closure: Any = None) -> None:
+        parameters = self.param_groups[0]["params"]
+        with torch.no_grad():
+            parameters[0] -= 0.1 * parameters[0].grad
+            for parameter in parameters[1:]:
+                parameter = parameter - 0.1 * parameter.grad  # noqa: PLW2901
+
+
+def test_an_optimizer_that_forgets_some_fails_and_names_them() -> None:
+    result = ask(ParametersMove, target(optimizer=lambda m: Forgetful(m.parameters(), 0.1)))
+    assert result.status is Status.FAIL
+    assert "3 of 4" in result.message and "0.bias" in result.message
+
+
+def test_a_group_without_a_learning_rate_warns() -> None:
+    groups = target(
+        optimizer=lambda m: torch.optim.SGD(
+            [{"params": m[0].parameters(), "lr": 0.0}, {"params": m[3].parameters()}], 0.1
+        )
+    )
+    result = ask(ParametersMove, groups)
+    assert result.status is Status.WARN
+    assert "their learning rate is 0" in result.message
+
+
+def test_updates_below_rounding_warn() -> None:
+    tiny = target(optimizer=lambda m: torch.optim.SGD(m.parameters(), 1e-12))
+    result = ask(ParametersMove, tiny)
+    assert result.status is Status.WARN
+    assert "rounding" in result.message
+
+
+class EveryThird(torch.optim.SGD):
+    """Acts on every third call, as wrappers that accumulate do."""
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> None:
+        self.calls += 1
+        if self.calls % 3 == 0:
+            super().step()
+
+
+class EveryEighth(EveryThird):
+    def step(self, closure: Any = None) -> None:
+        self.calls += 1
+        if self.calls % 8 == 0:
+            torch.optim.SGD.step(self)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda m: torch.optim.SGD(m.parameters(), 0.1),
+        lambda m: torch.optim.AdamW(m.parameters(), 1e-4),
+        lambda m: torch.optim.LBFGS(m.parameters()),
+        lambda m: torch.optim.Rprop(m.parameters()),
+        lambda m: torch.optim.Adagrad(m.parameters(), 1e-2),
+        lambda m: EveryThird(m.parameters(), 0.1),
+        lambda m: EveryEighth(m.parameters(), 0.1),
+        lambda m: torch.optim.SGD(m[3].parameters(), 0.1),
+    ],
+    ids=["sgd", "adamw", "lbfgs", "rprop", "adagrad", "every third", "every eighth", "head only"],
+)
+def test_healthy_optimizers_pass(optimizer: Any) -> None:
+    assert ask(ParametersMove, target(optimizer=optimizer)).status is Status.PASS
+
+
+def test_a_warm_up_from_zero_passes() -> None:
+    def scheduled(loop: AuthorLoop, batch: Any) -> Tensor:
+        loss = plain(loop, batch)
+        loop.schedulers[0].step()
+        return loss
+
+    warm = target(
+        scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: max(0, s - 6) / 10)
+    )
+    assert ask(ParametersMove, warm, scheduled).status is Status.PASS
+
+
+def test_a_parameter_held_at_its_bound_passes() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = perceptron()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.body(x)
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        loss = plain(loop, batch)
+        with torch.no_grad():
+            loop.model.scale.clamp_(1.0, 1.0)
+        return loss
+
+    assert ask(ParametersMove, target(model=Scaled), body).status is Status.PASS
+
+
+def test_weights_copied_from_masters_pass() -> None:
+    """Mixed precision as it was done by hand: the optimizer holds float32 copies, copied back."""
+
+    def build(m: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p.detach().clone() for p in m.parameters()], 0.1)
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        masters = loop.optimizers[0].param_groups[0]["params"]
+        loop.model.zero_grad()
+        loss = loss_of(loop, batch)
+        loss.backward()
+        for master, parameter in zip(masters, loop.model.parameters(), strict=True):
+            master.grad = parameter.grad.clone()
+        loop.optimizers[0].step()
+        with torch.no_grad():
+            for master, parameter in zip(masters, loop.model.parameters(), strict=True):
+                parameter.copy_(master)
+        return loss
+
+    assert ask(ParametersMove, target(optimizer=build), body).status is Status.PASS
+
+
+def test_steps_that_the_scaler_skips_say_nothing() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        loop.optimizers[0].zero_grad()
+        loss = loss_of(loop, batch)
+        scaler.scale(loss * float("inf")).backward()
+        scaler.step(loop.optimizers[0])
+        scaler.update()
+        return loss
+
+    assert ask(ParametersMove, target(), body).status is Status.INCONCLUSIVE

@@ -1,0 +1,66 @@
+"""STEP108: updates that are too small or too large for the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from author import ask, perceptron, target
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+from nnaudit.checks.step.update_ratio import UpdateRatio
+from nnaudit.report import Status
+
+
+def adam(lr: float) -> Any:
+    return lambda m: torch.optim.Adam(m.parameters(), lr)
+
+
+@pytest.mark.parametrize("lr", [1.0, 0.3])
+def test_updates_as_large_as_the_weights_warn(lr: float) -> None:
+    result = ask(UpdateRatio, target(optimizer=adam(lr)))
+    assert result.status is Status.WARN
+    assert "overwritten" in result.message
+
+
+def test_updates_that_change_nothing_warn_and_suggest_a_rate() -> None:
+    result = ask(UpdateRatio, target(optimizer=adam(1e-7)))
+    assert result.status is Status.WARN
+    assert "hardly change" in result.message
+    assert "lr=" in result.fix
+
+
+@pytest.mark.parametrize("lr", [1e-5, 1e-4, 1e-3, 1e-2])
+def test_usual_rates_pass(lr: float) -> None:
+    assert ask(UpdateRatio, target(optimizer=adam(lr))).status is Status.PASS
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-2, 0.1])
+def test_usual_rates_of_sgd_pass(lr: float) -> None:
+    sgd = target(optimizer=lambda m: torch.optim.SGD(m.parameters(), lr, momentum=0.9))
+    assert ask(UpdateRatio, sgd).status is Status.PASS
+
+
+def test_a_warm_up_is_judged_by_its_peak() -> None:
+    warm = target(
+        optimizer=adam(1e-3),
+        scheduler=lambda o: schedulers.LambdaLR(o, lambda s: (s + 1) / 10_000),
+    )
+    assert ask(UpdateRatio, warm).status is Status.PASS
+
+
+def test_small_initial_weights_are_meant_to_grow() -> None:
+    def build() -> nn.Module:
+        model = perceptron()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.01)
+        return model
+
+    assert ask(UpdateRatio, target(model=build, optimizer=adam(3e-3))).status is Status.PASS
+
+
+def test_optimizers_that_choose_their_steps_are_skipped() -> None:
+    lbfgs = target(optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
+    assert ask(UpdateRatio, lbfgs).status is Status.SKIP

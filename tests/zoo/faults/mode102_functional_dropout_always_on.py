@@ -1,0 +1,81 @@
+"""F.dropout without training=self.training: dropout in validation too.
+
+zoo: fails MODE102
+"""
+
+import argparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.metrics import f1_score
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+rng = np.random.default_rng(0)
+digits = load_digits()
+keep = rng.random(len(digits.target)) < 1 / (1 + digits.target)
+X, y = digits.data[keep] / 16, digits.target[keep]
+X_train, X_val, y_train, y_val = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+counts = np.bincount(y_train, minlength=10)
+
+
+def train_loader():
+    data = TensorDataset(torch.tensor(X_train, dtype=torch.float32), torch.tensor(y_train))
+    return DataLoader(data, batch_size=32, shuffle=True)
+
+
+def val_loader():
+    data = TensorDataset(torch.tensor(X_val, dtype=torch.float32), torch.tensor(y_val))
+    return DataLoader(data, batch_size=len(data))
+
+
+class Net(nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.hidden = nn.Linear(64, hidden)
+        self.out = nn.Linear(hidden, 10)
+
+    def forward(self, x):
+        x = F.dropout(torch.relu(self.hidden(x)), 0.2)
+        return self.out(x)
+
+
+def build_model(hidden=64):
+    return Net(hidden)
+
+
+loss_fn = nn.CrossEntropyLoss(
+    weight=torch.tensor(counts.sum() / (10 * counts), dtype=torch.float32), label_smoothing=0.1
+)
+
+
+def build_optimizer(model):
+    return torch.optim.Adam(model.parameters(), lr=3e-3)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=20)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model, loader, val = build_model(), train_loader(), val_loader()
+    optimizer = build_optimizer(model)
+    for epoch in range(args.epochs):
+        model.train()
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = loss_fn(model(images), labels)
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            images, labels = next(iter(val))
+            f1 = f1_score(labels, model(images).argmax(1), average="macro")
+        print(f"epoch {epoch}: loss {loss.item():.3f}, macro F1 {f1:.3f}")
+
+
+if __name__ == "__main__":
+    main()
