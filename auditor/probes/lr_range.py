@@ -25,6 +25,7 @@ MOST_STEPS = 192
 
 _LOWEST = 1e-4
 _PER_DECADE = 12
+_FALL = 0.1
 
 _SECONDS = 30.0
 _FEWEST = 48
@@ -85,12 +86,17 @@ def range_test(audit: Audit) -> Ramp:
             if len(taken) > 12 and _exploded(smoothed, first):
                 diverged = factor
                 break
-            if len(taken) >= STEPS and min(smoothed[-_PER_DECADE:]) > min(smoothed):
-                break  # the lowest loss is a power of ten behind
+            if len(taken) >= STEPS and _fell(smoothed, first) > _FALL:
+                if min(smoothed[-_PER_DECADE:]) > min(smoothed):
+                    break  # the lowest loss is a power of ten behind
             if time.perf_counter() - started > limit and len(taken) >= 3:
                 cut = len(taken) < STEPS
                 break
     return _read(factors, taken, smoothed, diverged, cut)
+
+
+def _fell(smoothed: list[float], first: float) -> float:
+    return (first - min(smoothed)) / max(abs(first), 1e-12)
 
 
 def _loss(step: Callable[[], float], begun: bool) -> float:
@@ -114,7 +120,7 @@ def _read(
         return Ramp(tuple(factors[: len(losses)]), tuple(losses), tuple(smoothed), diverged, 0, 0, cut)
     first = statistics.median(losses[:12])
     lowest = min(range(len(smoothed)), key=lambda i: smoothed[i])
-    fell = (first - smoothed[lowest]) / max(abs(first), 1e-12)
+    fell = _fell(smoothed, first)
     return Ramp(
         factors=tuple(factors[: len(losses)]),
         losses=tuple(losses),

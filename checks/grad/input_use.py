@@ -51,12 +51,12 @@ class InputUse(Check):
         from units that all died, a product with zero, an input overwritten or not passed on.
     How: exact. The model is called in eval mode with the inputs of the first batch, then with the
         same inputs given to other rows, then with inputs drawn at random on their scale, all from
-        the same state with the same random numbers; where nothing shows, in train mode too. A change beyond 10 times what two identical
-        calls differ by and beyond 64 roundings counts. Where there is none, 5 training steps are
-        taken, because an output layer may start at zero, and it is looked at again. Null
-        hypothesis: the output is constant, so that not a bit of it changes. A change that is there
-        but within rounding is a warning: the input is nearly lost on the way. No step where the
-        output changes at once, 5 otherwise.
+        the same state with the same random numbers; where nothing shows, in train mode too. A
+        change beyond 10 times what two identical calls differ by and beyond 64 roundings counts.
+        Where there is none, 5 training steps are taken, because an output layer may start at
+        zero, and it is looked at again. Null hypothesis: the output is constant, so that not a
+        bit of it changes. A change that is there but within rounding is a warning: the input is
+        nearly lost on the way. No step where the output changes at once, 5 otherwise.
     Fix: follow the input through forward(): a ReLU on the output whose units are all off, a
         variable that is overwritten, a factor of zero.
     References: Lu et al., "Dying ReLU and Initialization", 2019.

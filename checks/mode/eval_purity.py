@@ -135,7 +135,8 @@ def _at(audit: Audit, name: str) -> dict[str, Any]:
 
 def _largest(new: Tensor, old: Tensor) -> float:
     wide = torch.complex128
-    return float((new.to(wide) - old.to(wide)).abs().max()) if new.numel() else 0.0
+    gap = (new.detach().to(wide) - old.to(wide)).abs()
+    return float(gap.max()) if gap.numel() else 0.0
 
 
 def _table(changed: list[str], before: dict[str, Tensor], after: dict[str, Tensor]) -> Table:

@@ -32,7 +32,7 @@ class LearningRate(Check):
         rate and at the suggested one. Too high: yours ends above its beginning, by more than the
         losses scatter, and the suggested one, at least three times lower, ends below. Too low:
         the suggested one is more than 30 times yours, takes a fifth off the loss beyond its
-        scatter, and yours less than a tenth of that. Off by a factor of three is nobody's
+        scatter, and yours less than a tenth of that in three times as many steps. Off by a factor of three is nobody's
         business. Where a warm-up is planned, a rate that is too high from the first step on
         proves nothing. Optimizers that set their own pace are left out.
     Fix: take the suggested learning rate, then try three times more and less.
@@ -89,7 +89,7 @@ class LearningRate(Check):
         )
 
     def _too_low(self, audit: Audit, ramp: Ramp, lr: float) -> Result:
-        yours, other = constant_run(audit, 1.0, _RUN), constant_run(audit, ramp.best, _RUN)
+        other, yours = constant_run(audit, ramp.best, _RUN), constant_run(audit, 1.0, 3 * _RUN)
         start, scatter = _start(yours, other)
         gain, gained = start - _end(other), start - _end(yours)
         worth = math.isfinite(gain) and gain > max(0.2 * abs(start), 3 * scatter)
@@ -97,8 +97,8 @@ class LearningRate(Check):
             return self._tried(ramp, lr)
         return self.warned(
             f"The learning rate of {lr:.2g} is about {ramp.best:.0f} times below the useful one: in "
-            f"{_RUN} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and to "
-            f"{_end(other):.4g} at {lr * ramp.best:.1g}.",
+            f"{3 * _RUN} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and to "
+            f"{_end(other):.4g} in {_RUN} steps at {lr * ramp.best:.1g}.",
             measured=f"learning rate {lr:.2g}",
             threshold=f"not more than {self.option(audit, 'low'):g} times below the useful one",
             evidence=(_curve(ramp, lr), _runs(lr, ramp.best, yours, other)),

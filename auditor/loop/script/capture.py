@@ -1,4 +1,4 @@
-"""Who is who in a script: told from what it made, and what it did until its first optimizer step."""
+"""Who is who in a script: told by what it made, and did until its first optimizer step."""
 
 from __future__ import annotations
 

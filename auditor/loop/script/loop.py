@@ -80,12 +80,13 @@ class ScriptLoop(Loop):
     def lacks(self, need: Needs) -> str:
         """Return why ``need`` is not offered, or an empty string."""
         free = why_not(self._roles) if self._run.free else ""
+        unseen = "" if self._roles.backward_at else "no backward() was seen, and so no loss"
         reasons = {
             Needs.TRAIN_LOADER: free,
             Needs.VAL_LOADER: ""
             if self.val_loader is not None
             else "no validation loader was seen",
-            Needs.STEPS: free,
+            Needs.STEPS: free or unseen,
             Needs.TARGETS: "",
             Needs.OPTIMIZER: "",
             Needs.FRESH_RUN: "",
@@ -295,7 +296,6 @@ class ScriptLoop(Loop):
     def _direct(
         self, batch: Any, recipe: Recipe, rule: LossRule, entry: Call, train: bool
     ) -> Forward:
-        moved = batches.to_device(batch, self.device)
         modes = {module: module.training for module in self.model.modules()}
         observer = Observer(nn.Identity())
 
@@ -308,9 +308,10 @@ class ScriptLoop(Loop):
                 stack.enter_context(self._mirrored())
                 stack.enter_context(observer)
                 stack.enter_context(user_code("running the model on a batch"))
-                args, kwargs = recipe.fill(batches.clone(moved))
+                made = recipe.fill(batches.clone(batch))
+                args, kwargs = _placed(made, (entry.args, entry.kwargs), self.device)
                 output = entry.module(*args, **kwargs)
-                return output, self._loss_at(rule, output, moved, observer.observation.loss_calls)
+                return output, self._loss_at(rule, output, batch, observer.observation.loss_calls)
 
         self._stack_of_auditor = _modes()
         self.model.train(train)
@@ -330,7 +331,7 @@ class ScriptLoop(Loop):
                 and call.value is not None
             ):
                 return call.value
-        return rule.loss(output, batch, self.device)
+        return rule.loss(output, batch)
 
     @contextmanager
     def _mirrored(self) -> Iterator[None]:
@@ -489,6 +490,20 @@ def _detached(output: Any) -> Any:
     )
 
 
+def _placed(made: Any, like: Any, otherwise: torch.device) -> Any:
+    """Return ``made`` with every tensor where its counterpart in ``like`` is: lengths stay behind."""
+    places = [leaf.device if isinstance(leaf, Tensor) else None for _, leaf in batches.leaves(like)]
+    if len(places) != sum(1 for _ in batches.leaves(made)):
+        return batches.to_device(made, otherwise)
+    left = iter(places)
+
+    def place(leaf: Any) -> Any:
+        where = next(left)
+        return leaf.to(where) if isinstance(leaf, Tensor) and where is not None else leaf
+
+    return batches.map_leaves(made, place)
+
+
 def _last_part(batch: Any) -> Any:
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         return batch[-1]
@@ -533,7 +548,9 @@ def run_script(
             outcome.append((body(ScriptLoop(run)), None))
         except BaseException as error:
             outcome.append((None, error))
-        baton.tell(Close())
+        # The run itself, and whatever was relaunched and left open.
+        for _ in session.runs:
+            baton.tell(Close())
 
     def start(run: Run) -> None:
         thread = threading.Thread(

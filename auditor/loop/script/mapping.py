@@ -209,13 +209,16 @@ class LossRule:
     others: dict[str, Take] | None = None
     own: bool = False
 
-    def loss(self, output: Any, batch: Any, device: torch.device) -> Tensor:
+    def loss(self, output: Any, batch: Any) -> Tensor:
         """Return the loss of ``output`` against what ``batch`` holds."""
         if self.own:
             own: Tensor = output["loss"] if isinstance(output, dict) else output.loss
             return own
         assert self.call is not None and self.prediction is not None
-        changes = {name: take.of(batch).to(device) for name, take in (self.others or {}).items()}
+        changes = {
+            name: take.of(batch).to(self.call.arguments[name].device)
+            for name, take in (self.others or {}).items()
+        }
         return self.call.recompute(self.prediction.of(output), **changes)
 
 

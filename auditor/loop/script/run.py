@@ -658,6 +658,7 @@ class Run:
         # The snapshot may be from within a cast or a no_grad block that has ended.
         grad, casting = keep_grad_mode(), keep_autocast()
         self._initial.restore()
+        self._initial = None
         grad(), casting()
         self.counters.read()
         self.counters.values.update({k: v for k, v in before.items() if k in self.counters.values})

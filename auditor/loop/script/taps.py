@@ -227,10 +227,8 @@ class Taps:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
             listener = self.heard()
             if listener is not None:
-                roots = (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
-                for root in roots:
-                    if isinstance(root, torch.Tensor) and root.numel() == 1:
-                        listener.propagated(root)
+                for root in _scalars(tensors, args[0] if args else kwargs.get("grad_tensors")):
+                    listener.propagated(root)
             real(tensors, *args, **kwargs)
 
         return backward
@@ -274,6 +272,20 @@ class Taps:
             real(parser, message)
 
         return error
+
+
+def _scalars(tensors: Any, gradients: Any) -> Iterator[torch.Tensor]:
+    """Yield what is minimised: a root of one element, or the product of root and gradient."""
+    roots = (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
+    weights = (gradients,) if isinstance(gradients, torch.Tensor) else tuple(gradients or ())
+    for i, root in enumerate(roots):
+        weight = weights[i] if i < len(weights) else None
+        if not isinstance(root, torch.Tensor):
+            continue
+        if root.numel() == 1:
+            yield root
+        elif isinstance(weight, torch.Tensor) and weight.shape == root.shape:
+            yield (root.detach() * weight).sum()
 
 
 class TappedIterator:

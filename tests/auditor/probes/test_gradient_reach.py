@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.gradient_reach import STEPS, GradientReach, Reach
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 
 def reach_of(model: Any, **parts: Any) -> tuple[Reach, DirectLoop]:

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.noise import eps_of, tolerance
@@ -24,8 +27,6 @@ from nnaudit.probes.perturbation import (
     stand_in,
 )
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 
 def loop_of(
@@ -128,7 +129,7 @@ class TestLayout:
         def collate(items: list[Any]) -> Any:
             return torch.stack([x for x, _ in items], 1), torch.stack([y for _, y in items])
 
-        loop = loop_of(lambda: _Transposed(), rows(collate_fn=collate))
+        loop = loop_of(_Transposed, rows(collate_fn=collate))
         assert layout_of(loop, call_of(loop)) == Layout(1, 8, True)
 
     def test_rows_of_a_list_may_be_anything(self) -> None:

@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.grad.batch_independence import BatchIndependence
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 
 def floats() -> Tensor:
@@ -172,6 +173,17 @@ def test_rows_of_unknown_meaning_are_a_warning() -> None:
 
     result = audited(Set, data=[(x[:12], y[:12]), (x[12:], y[12:])])
     assert result.status is Status.WARN
+
+
+def test_mixing_behind_an_output_layer_that_starts_at_zero() -> None:
+    def model(kind: type[Sequence]) -> nn.Module:
+        made = kind()
+        nn.init.zeros_(made.head.weight)
+        return made
+
+    assert audited(lambda: model(Attention)).status is Status.FAIL
+    result = audited(lambda: model(Sequence))
+    assert (result.status, result.steps) == (Status.PASS, 5)
 
 
 def test_similarities_are_skipped() -> None:

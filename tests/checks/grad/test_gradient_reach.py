@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.grad.detached_graph import DetachedGraph
 from nnaudit.checks.grad.gradient_reach import GradientsReachAll
 from nnaudit.context import Audit
@@ -13,8 +16,6 @@ from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 
 def audited(model: Callable[[], nn.Module], **parts: Any) -> tuple[Result, Result]:

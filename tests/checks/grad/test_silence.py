@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.base import Check
 from nnaudit.checks.grad.batch_independence import BatchIndependence
 from nnaudit.checks.grad.causality import Causality
@@ -26,10 +31,6 @@ from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
 
 CHECKS: tuple[type[Check], ...] = (
     LossReduction, LossDirection, OutputRange, GradientsReachAll, BatchIndependence, Causality,
@@ -836,12 +837,21 @@ PROGRAMS = (
     Program("sgd", mlp(), optimizer=sgd),
     Program("default loss", mlp(), loss=None),
     Program("regression (N, 1)", mlp(out=1), quantities, F.mse_loss),
-    Program("multi-label", mlp(), lambda: loader(torch.randn(64, 8), (torch.randn(64, 3) > 0).float()),
-            F.binary_cross_entropy_with_logits),
+    Program(
+        "multi-label",
+        mlp(),
+        lambda: loader(torch.randn(64, 8), (torch.randn(64, 3) > 0).float()),
+        F.binary_cross_entropy_with_logits,
+    ),
     Program("auto-encoder", mlp(out=8), adversarial_data, F.mse_loss),
     Program("lstm", Recurrent, sequences),
     Program("gru", lambda: Recurrent(nn.GRU), sequences),
-    Program("bidirectional", lambda: Recurrent(bidirectional=True, num_layers=2), sequences, may_warn=("GRAD101",)),
+    Program(
+        "bidirectional",
+        lambda: Recurrent(bidirectional=True, num_layers=2),
+        sequences,
+        may_warn=("GRAD101",),
+    ),
     Program("time first", TimeFirst, bptt),
     Program("time major by collate", TimeMajor, time_major),
     Program("transformer", Decoder, shifted, flat_ce),
@@ -854,7 +864,11 @@ PROGRAMS = (
     Program("shifts to the right inside", RightShift, repeated_ids, flat_ce),
     Program("unused experts", Experts),
     Program("experts of limited capacity", LimitedExperts, may_warn=("GRAD101", "GRAD103")),
-    Program("lora", Lora, optimizer=lambda m: torch.optim.Adam((p for p in m.parameters() if p.requires_grad), 1e-2)),
+    Program(
+        "lora",
+        Lora,
+        optimizer=lambda m: torch.optim.Adam((p for p in m.parameters() if p.requires_grad), 1e-2),
+    ),
     Program("zero-initialised gates", Gated),
     Program("gates under warm-up", Gated, optimizer=warm_up),
     Program("checkpointing", Checkpointed),
@@ -883,7 +897,9 @@ PROGRAMS = (
     Program("graph", Graph, graph),
     Program("sentence by sentence", Tagger, sentences, may_warn=("GRAD103",)),
     Program("packed, sorted by length", Packed, packed_data),
-    Program("state carried on", Carries, lambda: loader(*sequences().dataset.tensors, drop_last=True)),
+    Program(
+        "state carried on", Carries, lambda: loader(*sequences().dataset.tensors, drop_last=True)
+    ),
     Program("dice", lambda: nn.Conv2d(3, 1, 3, padding=1), masks, dice),
     Program("focal", mlp(), loss=focal),
     Program("cross-entropy by hand", mlp(), loss=by_hand),
@@ -899,8 +915,13 @@ PROGRAMS = (
     Program("classes in eval mode", EvalArgmax),
     Program("stream", mlp(), lambda: DataLoader(Streams(), batch_size=8)),
     Program("batch of one", mlp(), lambda: loader(*rows().dataset.tensors, batch_size=1)),
-    Program("lbfgs", mlp(), lambda: [rows().dataset.tensors], optimizer=lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3)),
-)  # fmt: skip
+    Program(
+        "lbfgs",
+        mlp(),
+        lambda: [rows().dataset.tensors],
+        optimizer=lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3),
+    ),
+)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)

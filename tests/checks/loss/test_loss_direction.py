@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.loss.loss_direction import LossDirection
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 CLASSES = X[:, :3].argmax(1)
@@ -77,7 +78,7 @@ HEALTHY: list[tuple[Any, ...]] = [
     (lambda o, y: -picked(o.log_softmax(1), y).mean(),),
     (lambda o, y: -picked(o.log(), y).mean(), CLASSES, nn.Softmax(1)),
     (lambda o, y: -picked(o, y).mean(), CLASSES, nn.LogSoftmax(1)),
-    (lambda o, y: F.binary_cross_entropy(o, y), SIGNS, nn.Sigmoid()),
+    (F.binary_cross_entropy, SIGNS, nn.Sigmoid()),
     (lambda o, y: -(y * o.log() + (1 - y) * (1 - o).log()).mean(), SIGNS, nn.Sigmoid()),
     (lambda o, y: F.relu(1 - (2 * y - 1) * o).mean(), SIGNS),
     (lambda o, y: 1 - dice(o, y), SIGNS, nn.Sigmoid()),

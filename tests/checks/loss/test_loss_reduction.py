@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from nnaudit.checks.loss.loss_reduction import LossReduction
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 

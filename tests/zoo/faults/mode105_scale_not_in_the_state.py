@@ -1,4 +1,4 @@
-"""A random projection kept as a plain tensor: a checkpoint does not hold it, another run draws another.
+"""A random projection kept as a plain tensor: no checkpoint holds it, each run draws another.
 
 zoo: fails MODE105
 """

@@ -1,0 +1,217 @@
+"""The parts of which driving a script is made, each by itself."""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nnaudit.loop.script.frames import Counters
+from nnaudit.loop.script.mapping import find, loss_rule, recipe
+from nnaudit.loop.script.overlay import Overlay
+from nnaudit.loop.taps import Observer
+
+# --- mapping --------------------------------------------------------------------------------------
+
+TRANSFORMS = {
+    "itself": lambda x: x,
+    "float": lambda x: x.float(),
+    "flat": lambda x: x.reshape(len(x), -1),
+    "merged": lambda x: x.reshape(-1, *x.shape[2:]),
+    "unsqueezed": lambda x: x[:, None],
+    "shifted": lambda x: x[:, 1:],
+    "shortened": lambda x: x[:, :-1],
+    "shifted and merged": lambda x: x[:, 1:].reshape(-1, *x.shape[2:]),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(TRANSFORMS)),
+    rows=st.integers(2, 5),
+    other=st.integers(2, 6),
+    seed=st.integers(0, 1000),
+)
+def test_a_recipe_learnt_from_one_batch_holds_for_another(
+    name: str, rows: int, other: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def batch(n: int) -> tuple[Tensor, Tensor]:
+        return (
+            torch.randint(0, 100, (n, 4, 3), generator=generator),
+            torch.randn(n, 2, generator=generator),
+        )
+
+    transform = TRANSFORMS[name]
+    seen = batch(rows)
+    take = find(transform(seen[0]), seen)
+    assert take is not None
+    new = batch(other)
+    made = take.of(new)
+    assert torch.equal(made, transform(new[0]))
+    assert made.dtype == transform(new[0]).dtype
+
+
+@pytest.mark.parametrize("change", [lambda x: x / 255, lambda x: -x, lambda x: x.flip(0)])
+def test_what_was_computed_is_not_recognised(change: Any) -> None:
+    batch = (torch.randn(4, 3), torch.randn(4))
+    assert find(change(batch[0]), batch) is None
+
+
+def test_equal_tensors_are_told_apart_by_name() -> None:
+    batch = {"mask": torch.ones(4, 3), "weights": torch.ones(4, 3)}
+    for name in batch:
+        take = find(batch[name], batch, name=name)
+        assert take is not None
+        assert repr(name) in take.path
+
+
+def test_arguments_are_filled_from_another_batch() -> None:
+    batch = {"ids": torch.arange(6).reshape(2, 3), "labels": torch.tensor([0, 1])}
+    learnt = recipe((batch["ids"],), {"scale": 2.0, "flag": None, "labels": batch["labels"]}, batch)
+    assert learnt is not None
+    other = {"ids": torch.zeros(1, 3).long(), "labels": torch.tensor([1])}
+    args, kwargs = learnt.fill(other)
+    assert args[0] is other["ids"]
+    assert kwargs["labels"] is other["labels"]
+    assert (kwargs["scale"], kwargs["flag"]) == (2.0, None)
+    assert learnt.paths() == {"['ids']", "['labels']"}
+
+
+def test_a_loss_is_computed_for_another_output_and_batch() -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    batch = (torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    output = {"logits": torch.randn(5, 3), "hidden": torch.randn(5, 7)}
+    with Observer(nn.Identity()) as observer:
+        F.cross_entropy(output["logits"], batch[1], weight=weight)
+    rule = loss_rule(observer.observation.loss_calls[0], output, batch)
+    assert rule is not None
+    new = (torch.randn(3, 4), torch.tensor([2, 2, 1]))
+    logits = torch.randn(3, 3)
+    expected = F.cross_entropy(logits, new[1], weight=weight)
+    assert torch.equal(rule.loss({"logits": logits, "hidden": None}, new), expected)
+
+
+# --- counters -------------------------------------------------------------------------------------
+
+
+def test_counters_are_read_and_written_in_functions() -> None:
+    counters = Counters()
+
+    def inner() -> None:
+        counters.read()
+        for key in counters.values:
+            if key[2] == "step":
+                counters.values[key] = 41
+        counters.write()
+
+    def loop() -> tuple[int, str, list[int]]:
+        step, name, seen = 3, "kept", [1]
+        inner()
+        step += 1
+        return step, name, seen
+
+    assert loop() == (42, "kept", [1])
+
+
+def test_unchanged_counters_are_left_alone() -> None:
+    counters = Counters()
+
+    def loop() -> int:
+        step = 3
+        counters.read()
+        step = 5
+        counters.write()
+        return step
+
+    assert loop() == 5
+
+
+# --- overlay --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "old.txt").write_text("old")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "inner.txt").write_text("inner")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+def test_each_layer_starts_from_the_users_files(folder: Path) -> None:
+    before = contents(folder)
+    with Overlay((folder,)) as overlay:
+        for _ in range(2):
+            with overlay.layer():
+                assert contents(folder) == before
+                (folder / "new.txt").write_text("new")
+                Path("old.txt").unlink()
+                os.replace("sub/inner.txt", "moved.txt")
+                assert contents(folder) == {"new.txt": "new", "moved.txt": "inner"}
+                assert not Path("old.txt").exists()
+                with pytest.raises(FileNotFoundError):
+                    Path("old.txt").read_text()
+                with pytest.raises(FileExistsError):
+                    Path("sub").mkdir()
+    assert contents(folder) == before
+    assert not Path(overlay.scratch).exists()
+
+
+def test_appending_and_updating_keep_what_was_there(folder: Path) -> None:
+    with Overlay((folder,)) as overlay, overlay.layer():
+        with Path("old.txt").open("r+") as file:
+            file.write("O")
+        assert Path("old.txt").read_text() == "Old"
+        descriptor = os.open("old.txt", os.O_WRONLY | os.O_APPEND)
+        os.write(descriptor, b"!")
+        os.close(descriptor)
+        assert Path("old.txt").read_text() == "Old!"
+    assert Path("old.txt").read_text() == "old"
+
+
+def test_a_whole_folder_may_be_renamed(folder: Path) -> None:
+    before = contents(folder)
+    with Overlay((folder,)) as overlay, overlay.layer():
+        os.rename("sub", "other")
+        assert Path("other/inner.txt").read_text() == "inner"
+        assert not Path("sub").exists()
+        assert sorted(os.listdir()) == ["old.txt", "other"]
+        assert [name for name, *_ in os.walk(".")] == [".", "./other"]
+    assert contents(folder) == before
+
+
+def test_compiled_writers_are_diverted(folder: Path) -> None:
+    before = contents(folder)
+    with Overlay((folder,)) as overlay, overlay.layer():
+        torch.save(torch.ones(2), folder / "a.pt")
+        assert torch.load("a.pt").sum() == 2
+        np.savez("b.npz", x=np.ones(2))
+        with np.load("b.npz") as stored:
+            assert stored["x"].sum() == 2
+        connection = sqlite3.connect("c.db")
+        connection.execute("create table t (x)")
+        connection.close()
+        assert {str(folder / name) for name in ("a.pt", "b.npz", "c.db")} == set(overlay.diverted)
+    assert contents(folder) == before
+
+
+def test_other_temporary_files_are_nobodys(folder: Path, tmp_path_factory: Any) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with Overlay((folder,)) as overlay, overlay.layer():
+        (elsewhere / "file").write_text("x")
+        assert overlay.diverted == []
+    assert (elsewhere / "file").read_text() == "x"

@@ -1,0 +1,135 @@
+"""MODE102: outputs in eval mode that depend on chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnaudit.checks.mode.eval_determinism import EvalDeterminism
+from nnaudit.report import Result, Status
+
+
+class Net(nn.Module):
+    """Two layers, and between them what a test puts there."""
+
+    def __init__(self, between: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 24), nn.Linear(24, 5)
+        self.norm, self.drop = nn.BatchNorm1d(24), nn.Dropout(0.2)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.between(self, torch.relu(self.a(x))))
+
+
+def functional(net: nn.Module, h: Tensor) -> Tensor:
+    return F.dropout(h, 0.5)
+
+
+def functional_by_position(net: nn.Module, h: Tensor) -> Tensor:
+    return F.dropout(h, 0.5, not net.training or net.training)
+
+
+def attention(net: nn.Module, h: Tensor) -> Tensor:
+    q = h.reshape(len(h), 1, 4, 6)
+    return F.scaled_dot_product_attention(q, q, q, dropout_p=0.2).reshape(len(h), 24)
+
+
+@pytest.mark.parametrize("between", [functional, functional_by_position, attention])
+def test_dropout_that_ignores_the_mode_fails(between: Callable[..., Tensor], ask) -> None:
+    result: Result = ask(EvalDeterminism, lambda: Net(between))
+    assert result.status is Status.FAIL
+    assert result.location is not None and result.location.file == __file__
+    assert "training" in result.fix
+
+
+def declared(net: nn.Module, h: Tensor) -> Tensor:
+    return F.dropout(h, 0.5, training=True)
+
+
+def reparametrised(net: nn.Module, h: Tensor) -> Tensor:
+    return h + 0.1 * torch.randn_like(h)
+
+
+class MonteCarlo(Net):
+    """Keeps its dropout on, to sample predictions."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda net, h: net.drop(h))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.drop.train()
+        return self
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: Net(declared), lambda: Net(reparametrised), MonteCarlo]
+)
+def test_randomness_that_may_be_meant_warns(build: Callable[[], nn.Module], ask) -> None:
+    assert ask(EvalDeterminism, build).status is Status.WARN
+
+
+def handed_on(net: nn.Module, h: Tensor) -> Tensor:
+    return F.dropout(h, 0.5, training=net.training)
+
+
+def guarded(net: nn.Module, h: Tensor) -> Tensor:
+    return h + torch.randn_like(h) if net.training else h
+
+
+def attention_guarded(net: nn.Module, h: Tensor) -> Tensor:
+    q = h.reshape(len(h), 1, 4, 6)
+    p = 0.2 if net.training else 0.0
+    return F.scaled_dot_product_attention(q, q, q, dropout_p=p).reshape(len(h), 24)
+
+
+def random_and_unused(net: nn.Module, h: Tensor) -> Tensor:
+    torch.rand(3)
+    return h
+
+
+HEALTHY: dict[str, Callable[[], nn.Module]] = {
+    "functional dropout": lambda: Net(handed_on),
+    "noise in training": lambda: Net(guarded),
+    "attention": lambda: Net(attention_guarded),
+    "unused": lambda: Net(random_and_unused),
+    "modules": lambda: Net(lambda net, h: net.drop(net.norm(h))),
+    "lstm": lambda: Recurrent(),
+    "encoder": lambda: Encoder(),
+}
+
+
+class Recurrent(nn.Module):
+    """Carries its state from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 16, 2, batch_first=True, dropout=0.3)
+        self.head = nn.Linear(16, 5)
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.state if self.state and self.state[0].shape[1] == len(x) else None
+        out, state = self.lstm(x.reshape(len(x), 4, 3), state)
+        self.state = (state[0].detach(), state[1].detach())
+        return self.head(out[:, -1])
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(12, 2, 24, 0.2, batch_first=True)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("build", HEALTHY.values(), ids=HEALTHY)
+def test_networks_that_mind_their_mode_pass(build: Callable[[], nn.Module], ask) -> None:
+    assert ask(EvalDeterminism, build).status is Status.PASS
