@@ -97,9 +97,10 @@ class Death:
 def _run_child(job: Job, record: Record, on_event: Callable[[Event, Record], None]) -> Death:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
+    words = (str(writing), job.model_dump_json(), str(os.getpid()))
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "nnaudit.worker", str(writing), job.model_dump_json()],
+            [sys.executable, "-P", "-m", "nnaudit.worker", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

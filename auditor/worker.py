@@ -1,7 +1,8 @@
 """The child process: owns torch, the device and the user's code, and streams what it finds.
 
-Started as ``python -P -m nnaudit.worker FD JOB``: events go to the file descriptor FD, because
-stdout and stderr belong to the user's code. JOB is a :class:`nnaudit.job.Job` as JSON.
+Started as ``python -P -m nnaudit.worker FD JOB PARENT``: events go to the file descriptor FD,
+because stdout and stderr belong to the user's code. JOB is a :class:`nnaudit.job.Job` as JSON, PARENT the
+process without which there is nobody to report to.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from nnaudit.job import Event, Job, Refused
 def main() -> None:
     """Do the job given on the command line."""
     pipe, job = int(sys.argv[1]), Job.model_validate_json(sys.argv[2])
+    threading.Thread(target=_end_with_parent, args=(int(sys.argv[3]),), daemon=True).start()
     emit = _writer(pipe)
     try:
         _work(job, emit)
@@ -28,6 +31,13 @@ def main() -> None:
     sys.stderr.flush()
     # A DataLoader worker or a thread of the user's must not keep a finished audit alive.
     os._exit(0)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone: nobody is left to end a program that hangs."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _writer(pipe: int) -> Callable[[Event], None]:

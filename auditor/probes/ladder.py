@@ -218,8 +218,8 @@ def _climb(
 
 
 def _cut(plan: Plan, rungs: list[Rung]) -> str:
+    if rungs[-1].rows < 0.9 * plan.sizes[-1]:
+        return "there were too few examples for a larger subset"
     if len(plan.sizes) < len(SIZES):
         return f"larger subsets than {plan.sizes[-1]} were left out to save time"
-    if rungs[-1].rows < SIZES[-1]:
-        return "there were too few examples for a larger subset"
     return ""

@@ -49,7 +49,7 @@ class Remainder:
 class StepReplay(Probe[tuple[Remainder, ...]]):
     """Repeats a step on one batch, at the same weights, after leaving gradients of our own.
 
-    After the last optimizer step that uses a parameter its ``.grad`` is overwritten with random
+    After the step of the last optimizer that uses a parameter its ``.grad`` is overwritten with random
     numbers R. A program that zeroes its gradients, before or after, never sees them; in one that
     does not they come back in the next step, with -R turned round. Four steps are taken: to plant,
     with R, with -R, and with R once more for the noise.
@@ -93,11 +93,10 @@ class _Planter:
         self._last = _last_users(loop, trace)
         self._generator = torch.Generator().manual_seed(seed)
         self._sign = 1.0
-        self._count: dict[int, int] = {}
 
     def begin(self, sign: float) -> None:
         """A step begins, at whose end ``sign`` times the random numbers are left."""
-        self._sign, self.gradients, self._count = sign, {}, {}
+        self._sign, self.gradients = sign, {}
 
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._read(optimizer, late=False)
@@ -106,11 +105,9 @@ class _Planter:
         closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
         if closure:
             self._read(optimizer, late=True)
-        count = self._count.get(id(optimizer), 0) + 1
-        self._count[id(optimizer)] = count
         with torch.no_grad():
             for parameter in parameters_of(optimizer):
-                if self._last.get(id(parameter)) == (id(optimizer), count):
+                if self._last.get(id(parameter)) == id(optimizer):
                     self._plant(parameter)
 
     def _read(self, optimizer: torch.optim.Optimizer, *, late: bool) -> None:
@@ -144,15 +141,12 @@ def _names(loop: Loop) -> dict[int, str]:
     return names
 
 
-def _last_users(loop: Loop, trace: Trace) -> dict[int, tuple[int, int]]:
-    """For each parameter, which step of which optimizer is the last that uses it in a round."""
-    found: dict[int, tuple[int, int]] = {}
-    count: dict[int, int] = {}
+def _last_users(loop: Loop, trace: Trace) -> dict[int, int]:
+    """Return, by parameter, the optimizer that is the last to use its gradient in a round."""
+    found: dict[int, int] = {}
     for event in trace.steps[-1].of(Happening.STEP):
         optimizer = loop.optimizers[event.which]
-        count[event.which] = count.get(event.which, 0) + 1
-        for parameter in parameters_of(optimizer):
-            found[id(parameter)] = (id(optimizer), count[event.which])
+        found.update({id(parameter): id(optimizer) for parameter in parameters_of(optimizer)})
     return found
 
 

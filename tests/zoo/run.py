@@ -1,14 +1,17 @@
 """Audits every program of the zoo and counts what was caught, missed and alarmed falsely.
 
-``python tests/zoo/run.py [--select GLOB] [--checks CODE ...] [--jobs N] [--json FILE]``
+``python tests/zoo/run.py [--select GLOB] [--checks CODE ...] [--jobs N] [--form module|script]``
 
-Each program is audited in a process of its own. What it must provoke stands in its docstring:
+Each program is audited in a process of its own. In module form nnaudit drives the functions it
+finds; in script form it runs the program as it is. What must come of it stands in the docstring:
 
 - ``zoo: healthy``: nothing may fail;
 - ``zoo: near CODE ...``: nothing may fail, though the named checks have reason to look twice;
 - ``zoo: fails CODE [also CODE ...]`` or ``zoo: warns CODE [also ...]``: the first code must answer
   so; the codes after ``also`` may fail as a consequence, no other may. ``crashes`` at the end says
   that the program raises in training, so that other checks cannot answer.
+
+A line ``zoo script: ...`` stands in its place where the script form must answer otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -87,14 +91,15 @@ def programs(pattern: str = "*") -> list[Path]:
     return [p for p in found if p.relative_to(HERE).with_suffix("").match(pattern)]
 
 
-def expected(path: Path) -> Expected:
-    """Read the ``zoo:`` line of a program's docstring.
+def expected(path: Path, form: str = "module") -> Expected:
+    """Read the ``zoo:`` line of a program's docstring, ``zoo script:`` first in script form.
 
     Raises:
         ValueError: there is none, or it cannot be understood.
     """
     lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
-    words = next((x.removeprefix("zoo:").split() for x in lines if x.startswith("zoo:")), [])
+    said = dict(line.split(": ", 1) for line in lines if line.startswith(("zoo:", "zoo script:")))
+    words = said.get(f"zoo {form}", said.get("zoo", "")).split()
     needs = next((x.removeprefix("needs:").strip() for x in lines if x.startswith("needs:")), "")
     if not words or words[0] not in ("healthy", "near", "fails", "warns"):
         raise ValueError(f"{path}: the docstring has no `zoo:` line")
@@ -127,10 +132,17 @@ def problems(outcome: Outcome, wanted: Expected) -> list[str]:
     return found
 
 
-def audit(path: Path, *, threads: int = 1, checks: Iterable[str] = (), seed: int = 0) -> Outcome:
+def audit(
+    path: Path,
+    *,
+    form: str = "module",
+    threads: int = 1,
+    checks: Iterable[str] = (),
+    seed: int = 0,
+) -> Outcome:
     """Audit one program in a process of its own, with ``threads`` threads."""
     command = [sys.executable, __file__, "--child", str(path), "--seed", str(seed)]
-    command += ["--checks", *checks] if checks else []
+    command += ["--form", form, *(["--checks", *checks] if checks else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     name, started = str(path.relative_to(HERE)), time.perf_counter()
     try:
@@ -147,8 +159,17 @@ def audit(path: Path, *, threads: int = 1, checks: Iterable[str] = (), seed: int
     return Outcome(name, answer["results"], seconds, answer["steps"])
 
 
-def child(path: Path, checks: Iterable[str], seed: int) -> None:
-    """Audit the program at ``path`` in this process and print its results as one line of JSON."""
+def child(path: Path, form: str, checks: Iterable[str], seed: int) -> None:
+    """Audit the program at ``path`` and print its results as one line of JSON."""
+    answer = (
+        _by_command_line(path, checks, seed)
+        if form == "script"
+        else _in_process(path, checks, seed)
+    )
+    print(json.dumps(answer))
+
+
+def _in_process(path: Path, checks: Iterable[str], seed: int) -> dict[str, Any]:
     import torch
 
     from nnaudit.checks.registry import Registry
@@ -161,23 +182,41 @@ def child(path: Path, checks: Iterable[str], seed: int) -> None:
     registry = Registry.load()
     for broken in registry.broken:
         raise SystemExit(f"the checks of {broken.name} cannot be loaded: {broken.reason}")
-    selected = registry.select(checks)
     loop = DirectLoop(load(path), torch.device("cpu"), seed)
     results = [
         result.model_dump(mode="json", exclude={"evidence"})
-        for result in run_checks(selected, Audit(loop, seed=seed))
+        for result in run_checks(registry.select(checks), Audit(loop, seed=seed))
     ]
-    print(json.dumps({"results": results, "steps": loop.steps_taken}))
+    return {"results": results, "steps": loop.steps_taken}
 
 
-def report(outcomes: dict[Path, Outcome]) -> int:
+def _by_command_line(path: Path, checks: Iterable[str], seed: int) -> dict[str, Any]:
+    from click.testing import CliRunner
+
+    from nnaudit.cli import main as nnaudit
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "report.json")
+        words = ["check", str(path), "--as", "script", "--device", "cpu", "--seed", str(seed)]
+        words += ["--output-format", "json", "--output-file", str(written)]
+        words += [word for code in checks for word in ("--select", code)]
+        done = CliRunner().invoke(nnaudit, words)
+        if not written.exists():
+            raise SystemExit(done.output or f"exit status {done.exit_code}")
+        told = json.loads(written.read_text())
+    told = told["reports"][0] if "reports" in told else told
+    results = [{k: v for k, v in r.items() if k != "evidence"} for r in told["results"]]
+    return {"results": results, "steps": told["totals"]["steps"]}
+
+
+def report(outcomes: dict[Path, Outcome], form: str) -> int:
     """Print the table of what was caught and what alarmed falsely; return the exit status."""
     from nnaudit.stats import clopper_pearson
 
     counts: Counter[str] = Counter()
     by_code: dict[str, Counter[str]] = {}
     for path, outcome in outcomes.items():
-        wanted = expected(path)
+        wanted = expected(path, form)
         verdict = _verdict(outcome, wanted)
         group = "faults" if wanted.faulty else wanted.kind
         counts[f"{group}: programs"] += 1
@@ -198,7 +237,9 @@ def report(outcomes: dict[Path, Outcome]) -> int:
             k = counts[f"{group}: {verdict}"]
             low, high = clopper_pearson(k, n)
             print(f"{group:8} {verdict:12} {k:3} of {n:3}  95 % interval {low:.3f} to {high:.3f}")
-    bad = {path: found for path, o in outcomes.items() if (found := problems(o, expected(path)))}
+    bad = {
+        path: found for path, o in outcomes.items() if (found := problems(o, expected(path, form)))
+    }
     for path, found in bad.items():
         print(f"\n{path.relative_to(HERE)}")
         for line in found:
@@ -224,30 +265,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--select", default="*", help="glob on folder/name, e.g. 'faults/loss*'")
     parser.add_argument("--checks", nargs="*", default=[], help="codes or families to ask")
+    parser.add_argument("--form", choices=["module", "script"], default="module")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write every answer here")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.checks, args.seed)
+        child(args.child, args.form, args.checks, args.seed)
         return 0
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     paths = [path for path in programs(args.select) if _available(path)]
     outcomes: dict[Path, Outcome] = {}
 
     def run(path: Path) -> tuple[Path, Outcome]:
-        return path, audit(path, threads=threads, checks=args.checks, seed=args.seed)
+        return path, audit(
+            path, form=args.form, threads=threads, checks=args.checks, seed=args.seed
+        )
 
     with ThreadPoolExecutor(args.jobs) as pool:
         for path, outcome in pool.map(run, paths):
             outcomes[path] = outcome
-            print(_line(outcome, expected(path)), flush=True)
+            print(_line(outcome, expected(path, args.form)), flush=True)
     if args.json:
         args.json.write_text(
             json.dumps([asdict(outcome) for outcome in outcomes.values()], indent=1)
         )
-    return report(outcomes)
+    return report(outcomes, args.form)
 
 
 def _available(path: Path) -> bool:

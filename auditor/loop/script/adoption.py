@@ -2,74 +2,77 @@
 
 A script of two hundred steps ends while the audit still wants more. It is executed again, with the
 same seed, up to its training loop; what it made there corresponds one to one, in the order of
-making, to what it made the first time. Each new object is given the attribute dictionary of its
-predecessor, so that the two are one in all but identity: the script trains on with the weights,
-optimizer state and hooks that the auditor knows.
+making, to what it made the first time. Its variables are pointed at the objects of the first
+execution, and where a reference cannot be changed (in a tuple, a bound method) the new object is
+given the attribute dictionary of its predecessor, so that the two are one in all but identity. The
+script trains on with the weights, optimizer state and hooks that the auditor knows.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
+import types
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from nnaudit.loop.script.capture import KINDS, Registers
+from nnaudit.loop.script.frames import FLOOR
+
+Pair = tuple[Any, Any]
+"""An object of the first execution, and its counterpart of the new one."""
 
 
 def adopt(
     old: Registers, new: Registers, old_helpers: tuple[Any, ...], new_helpers: tuple[Any, ...]
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Merge ``new`` objects into ``old`` ones.
+    """Put the ``old`` objects in the place of the ``new`` ones.
 
     Returns the old object for the id of each new one, and the new objects, to keep the ids theirs.
 
     Raises:
         LookupError: the script made other objects than the first time.
     """
-    pairs = [pair for kind in KINDS for pair in _pairs(old, new, kind)]
-    modes = [(was, now.training) for was, now in pairs if isinstance(now, nn.Module)]
-    tensors = [
-        (p, q)
-        for was, now in pairs
-        if isinstance(now, nn.Module)
-        for name, p in now._parameters.items()
-        if p is not None and (q := was._parameters.get(name)) is not None
-    ]
-    replaced = {id(p): q for p, q in tensors}
-    keep: list[Tensor] = [p for p, _ in tensors]
-    for was, now in [*pairs, *_helper_pairs(old_helpers, new_helpers)]:
+    pairs = [pair for kind in KINDS if kind != "loader" for pair in _counterparts(old, new, kind)]
+    pairs += _helper_pairs(old_helpers, new_helpers)
+    parameters = [pair for pair in pairs if isinstance(pair[1], nn.Module)]
+    tensors = [pair for was, now in parameters for pair in _parameter_pairs(was, now)]
+    modes = [(was, now.training) for was, now in parameters]
+    for was, now in pairs:
         object.__setattr__(now, "__dict__", was.__dict__)
+    # What the script has just chosen: the end of the last execution may have left it in eval mode.
     for was, training in modes:
         was.training = training
-    _replace(keep, replaced)
-    return {id(now): was for was, now in pairs}, [now for _, now in pairs]
+    alias = {id(now): was for was, now in [*pairs, *tensors]}
+    kept = [now for _, now in [*pairs, *tensors]]
+    _redirect(kept, alias)
+    return alias, kept
 
 
-def _pairs(old: Registers, new: Registers, kind: str) -> list[tuple[Any, Any]]:
+def _counterparts(old: Registers, new: Registers, kind: str) -> list[Pair]:
     before, after = old.of[kind].all(), new.of[kind].all()
-    if kind == "loader":
-        return []
     found = []
-    for i, now in enumerate(after):
-        was = before[i] if i < len(before) else None
-        if now is None or was is None:
+    for was, now in zip(before, after, strict=False):
+        if now is None or was is None or isinstance(now, torch.jit.ScriptModule):
             continue
         if type(now).__qualname__ != type(was).__qualname__:
             raise LookupError(f"{type(now).__name__} where there was {type(was).__name__}")
-        if isinstance(now, nn.Module) and isinstance(now, _unshareable()):
-            continue
         found.append((was, now))
     return found
 
 
-def _unshareable() -> tuple[type, ...]:
-    import torch
+def _parameter_pairs(was: nn.Module, now: nn.Module) -> Iterator[Pair]:
+    for name, parameter in now._parameters.items():
+        before = was._parameters.get(name)
+        if parameter is not None and before is not None:
+            yield before, parameter
 
-    return (torch.jit.ScriptModule,)
 
-
-def _helper_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+def _helper_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[Pair]:
     if len(old) != len(new):
         return []
     return [
@@ -79,17 +82,36 @@ def _helper_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[tuple[Any,
     ]
 
 
-def _replace(keep: list[Tensor], replaced: dict[int, Tensor]) -> None:
-    """Replace new parameters by old ones in the lists and dictionaries that still hold them."""
-    ours = {id(keep), id(replaced)}
-    for holder in gc.get_referrers(*keep) if keep else ():
+def _redirect(news: list[Any], alias: dict[int, Any]) -> None:
+    """Make whatever refers to one of ``news`` refer to its counterpart, as far as that goes."""
+    ours = {id(news), id(alias)}
+    for holder in gc.get_referrers(*news) if news else ():
         if id(holder) in ours:
             continue
         if type(holder) is list:
             for i, item in enumerate(holder):
-                if id(item) in replaced and isinstance(item, Tensor):
-                    holder[i] = replaced[id(item)]
+                if id(item) in alias:
+                    holder[i] = alias[id(item)]
         elif type(holder) is dict:
             for key, item in list(holder.items()):
-                if id(item) in replaced and isinstance(item, Tensor):
-                    holder[key] = replaced[id(item)]
+                if id(item) in alias:
+                    holder[key] = alias[id(item)]
+        elif isinstance(holder, types.CellType) and id(holder.cell_contents) in alias:
+            holder.cell_contents = alias[id(holder.cell_contents)]
+    _redirect_frames(alias)
+
+
+def _redirect_frames(alias: dict[int, Any]) -> None:
+    """The same for the local variables of the functions that the script is in."""
+    frame = sys._getframe(1)
+    while frame is not None and FLOOR not in frame.f_code.co_varnames:
+        changes = {
+            name: alias[id(value)] for name, value in frame.f_locals.items() if id(value) in alias
+        }
+        if changes and frame.f_globals.get("__name__", "").startswith("nnaudit."):
+            changes = {}
+        if changes:
+            frame.f_locals.update(changes)
+            if sys.version_info < (3, 13):
+                ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+        frame = frame.f_back  # type: ignore[assignment]

@@ -24,7 +24,7 @@ from nnaudit.loop.script.frameworks import as_left
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, rest
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.run import Run, Session
-from nnaudit.loop.script.substitute import why_not
+from nnaudit.loop.script.substitute import placed, why_not
 from nnaudit.loop.script.taps import Taps
 from nnaudit.loop.taps import LossCall, Observation, Observer
 from nnaudit.report import Location, TargetInfo
@@ -133,7 +133,9 @@ class ScriptLoop(Loop):
         """Yield what the script draws by itself, step after step, the steps undone."""
         for _ in range(EPOCH):
             with self._undone():
-                order = self._command(Order(None, watch=True, observer=Observer(nn.Identity())))
+                order = self._command(
+                    Order(None, watch=True, dry=True, observer=Observer(nn.Identity()))
+                )
                 drawn = self._redrawn(order)
             yield drawn
 
@@ -309,7 +311,7 @@ class ScriptLoop(Loop):
                 stack.enter_context(observer)
                 stack.enter_context(user_code("running the model on a batch"))
                 made = recipe.fill(batches.clone(batch))
-                args, kwargs = _placed(made, (entry.args, entry.kwargs), self.device)
+                args, kwargs = placed(made, (entry.args, entry.kwargs), self.device)
                 output = entry.module(*args, **kwargs)
                 return output, self._loss_at(rule, output, batch, observer.observation.loss_calls)
 
@@ -363,7 +365,8 @@ class ScriptLoop(Loop):
         with preserved(self.subjects) if train is None else self._undone():
             if train is not None:
                 self.model.train(train)
-            order = Order(batch, observer=Observer(nn.Identity()), watch=True, train=train)
+            listener = Observer(nn.Identity())
+            order = Order(batch, observer=listener, watch=True, dry=True, train=train)
             self._command(order)
         return order
 
@@ -488,20 +491,6 @@ def _detached(output: Any) -> Any:
     return batches.map_leaves(
         output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
     )
-
-
-def _placed(made: Any, like: Any, otherwise: torch.device) -> Any:
-    """Return ``made`` with every tensor where its counterpart in ``like`` is: lengths stay behind."""
-    places = [leaf.device if isinstance(leaf, Tensor) else None for _, leaf in batches.leaves(like)]
-    if len(places) != sum(1 for _ in batches.leaves(made)):
-        return batches.to_device(made, otherwise)
-    left = iter(places)
-
-    def place(leaf: Any) -> Any:
-        where = next(left)
-        return leaf.to(where) if isinstance(leaf, Tensor) and where is not None else leaf
-
-    return batches.map_leaves(made, place)
 
 
 def _last_part(batch: Any) -> Any:

@@ -48,7 +48,7 @@ from nnaudit.loop.script.capture import (
 from nnaudit.loop.script.frames import Counters, user_frames
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.seeds import quiet_imports, shifting
-from nnaudit.loop.script.substitute import Substitution
+from nnaudit.loop.script.substitute import TargetSwap, placed
 from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
 from nnaudit.report import Location
@@ -166,6 +166,8 @@ class Run:
         self._in_step: Optimizer | None = None
         self._passes = 0
         self._last: Optimizer | None = None
+        self._due = False
+        self._round_over = False
         self._scaled: deque[tuple[Any, Tensor]] = deque(maxlen=4)
         self._watching = ExitStack()
         self._observer: Observer | None = None
@@ -294,6 +296,7 @@ class Run:
         if self._dead is not None:
             order.error = self._dead
         elif ended.error is not None:
+            self._fruitless = 0
             order.error = UserCodeError("running the training step", ended.error)
             if order.observation is not None:
                 order.error.observation = order.observation  # type: ignore[attr-defined]
@@ -433,9 +436,7 @@ class Run:
             iterator.exhausted = True
             raise StopIteration
         if order.handed >= 8 * self.roles.per_step + PATIENCE:
-            order.error = StuckError(
-                f"the script took {order.handed} batches without an optimizer step"
-            )
+            order.error = _stuck(order)
             self._pause()
             return self._serve(iterator)
         order.handed += 1
@@ -473,13 +474,19 @@ class Run:
 
     # --- calls, losses, steps ---------------------------------------------------------------------
 
-    def called(self, module: nn.Module, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """Note the call of an outermost module."""
+    def called(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Note the call of an outermost module; in a script without a loader, lead it from here."""
+        if next(module.parameters(), None) is None:
+            return run(args, kwargs)
+        if not self._taken and torch.is_grad_enabled():
+            self._learn_from(module)
+        if self.free and torch.is_grad_enabled():
+            args, kwargs = self._at_the_door(module, args, kwargs)
         order = self._order
         if order is not None and order.train is not None:
             module.train(order.train)
-        if not self._is_of_note(module):
-            return run()
+        if not (order.watch if order is not None else self._is_of_note(module)):
+            return run(args, kwargs)
         call = Call(
             module,
             batches.clone(args),
@@ -487,38 +494,65 @@ class Run:
             recent=tuple(self._diary.recent),
             autocast=autocast_state(),
         )
-        output = run()
+        output = run(args, kwargs)
         call.output = batches.map_leaves(
             output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
         )
         (self._diary.calls if order is None else order.calls).append(call)
         return output
 
-    def _is_of_note(self, module: nn.Module) -> bool:
-        if next(module.parameters(), None) is None:
-            return False
-        if self._taken:
-            return self._order is not None
-        if not torch.is_grad_enabled():
-            return False
-        if not self._by_call and not self._backwards and not self._being_read():
+    def _learn_from(self, module: nn.Module) -> None:
+        """A script calls a network in training, and control has not been taken."""
+        if self._due:
+            self.free = True
+            self._leave()
+            self._take_over()
+        elif not self._by_call and not self._backwards and not self._being_read():
             # The first training call of a script without a loader: nothing has changed yet.
             self._by_call = True
             with self.session.taps.unheard():
                 self._keep_initial()
+        elif self._steps and self._by_call and self._observer is None:
+            # The second round: from here on what is compared with what is listened to as well.
+            self._diary = Diary(stepped=self._diary.stepped)
+            self._enter(Observer(nn.Identity()), ())
+
+    def _is_of_note(self, module: nn.Module) -> bool:
+        if self._taken or not torch.is_grad_enabled():
+            return False
         counts = self._diary.counts
         counts[id(module)] = counts.get(id(module), 0) + 1
         return counts[id(module)] <= 2
+
+    def _at_the_door(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Wait for the next order where one is done; put its batch in place of the script's own."""
+        if self._order is not None and self._round_over:
+            self._pause()
+        order, roles = self._order, self.roles
+        if order is None or roles is None or roles.entry is None or order.batch is None:
+            return args, kwargs
+        if not self.is_same(module, roles.entry.module) or roles.recipe is None:
+            return args, kwargs
+        if order.handed >= 8 * roles.per_step + PATIENCE:
+            order.error = _stuck(order)
+            self._pause()
+            return self._at_the_door(module, args, kwargs)
+        order.handed += 1
+        return placed(roles.recipe.fill(batches.clone(order.batch)), (args, kwargs))
 
     def scaled(self, loss: Any, result: Any) -> None:
         """Remember what a gradient scaler made of which loss."""
         if isinstance(loss, Tensor) and isinstance(result, Tensor):
             self._scaled.append((result, loss.detach()))
 
-    def propagated(self, root: Tensor) -> None:
-        """Note a backward pass."""
+    def propagated(self, root: Tensor) -> bool:
+        """Note a backward pass; returns whether it shall take place."""
         value = next((loss for result, loss in self._scaled if result is root), root.detach())
         self._scaled.clear()
+        order = self._order
+        if order is not None and order.dry:
+            self._zero_gradients()
+        wanted = order is None or not order.dry
         if not self._taken:
             if not self._backwards:
                 self._live = self._being_read()
@@ -527,11 +561,20 @@ class Run:
         # Within an optimizer's step (a closure) only the first pass is of the weights before it.
         self._passes += 1
         if self._in_step is not None and self._passes > 1:
-            return
+            return wanted
         if not self._taken:
             self._diary.propagated.append(Propagated(value, caller()))
-        elif self._order is not None:
-            self._order.pending.append(value)
+        elif order is not None:
+            order.pending.append(value)
+        return wanted
+
+    def _zero_gradients(self) -> None:
+        """Give every parameter a gradient of zero: a gradient scaler insists on some."""
+        for optimizer in self.roles.optimizers if self.roles is not None else ():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None and parameter.requires_grad:
+                        parameter.grad = torch.zeros_like(parameter)
 
     def stepping(self, optimizer: Optimizer) -> None:
         """Note that an optimizer is about to step."""
@@ -558,21 +601,19 @@ class Run:
         self._in_step = None
         if self._order is not None:
             self._finish(self._order, optimizer)
-            if self.free and optimizer is self._last:
-                self._pause()
+            self._round_over |= optimizer is self._last
         elif not self._taken:
             self._steps += 1
             self._idle += 1
             self._diary.stepped.append(optimizer)
             if not self._live or self._idle > PATIENCE:
-                self._learn_without_loader(optimizer)
+                self._learn_the_round(optimizer)
 
     def attempted(self) -> None:
         """Note that a gradient scaler stepped, or skipped a step."""
         if self._order is not None and not self._order.attempts and self.roles is not None:
             self._finish(self._order, self.roles.optimizer)
-            if self.free:
-                self._pause()
+            self._round_over = True
 
     def _finish(self, order: Order, optimizer: Optimizer) -> None:
         """Write down the loss of the step that was taken: the main optimizer's goes before."""
@@ -588,27 +629,21 @@ class Run:
             order.roots = order.pending
         order.pending = []
 
-    def _learn_without_loader(self, optimizer: Optimizer) -> None:
-        """Take over at the end of the second round of optimizer steps; the first shows it."""
+    def _learn_the_round(self, optimizer: Optimizer) -> None:
+        """Find out which optimizer is the last in a round: the order shows when one comes again."""
         stepped = self._diary.stepped
         if self._last is None and stepped.count(optimizer) > 1:
             self._last = list(dict.fromkeys(stepped))[-1]
-        self._leave()
-        if self._last is optimizer:
-            self.free = True
-            self._take_over()
-            return
-        if len(stepped) == 1:
-            # Losses are heard from here on, for a whole round.
-            self._diary = Diary(stepped=stepped)
-        self._enter(Observer(nn.Identity()), ())
+        self._due = self._last is optimizer
+        self._by_call = True
 
     # --- taking and giving control ----------------------------------------------------------------
 
     def _take_over(self) -> None:
         """Settle who is who, go back to before the first step, and wait for the first order."""
         self.session.taps.listener = None
-        self._watching_calls.close()
+        if not self.free:
+            self._watching_calls.close()
         self.training_at = _innermost_user_line()
         self._taken = True
         if self._heir is not None:
@@ -700,11 +735,12 @@ class Run:
         """Let the script do ``order``."""
         self.counters.write()
         self._order = order
-        if order.watch:
+        self._round_over = False
+        if order.watch and not self.free:
             self._watching.enter_context(self.session.taps.calls())
         self._enter(order.observer, order.modes)
         if self.free and order.batch is not None and self.roles is not None:
-            self._watching.enter_context(Substitution(self.roles, order.batch))
+            self._watching.enter_context(TargetSwap(self.roles, order.batch))
         self._scaled.clear()
         self._in_step = None
         self.session.taps.listener = self
@@ -755,6 +791,10 @@ class Run:
             self._diary.loss_calls += self._observer.observation.loss_calls
         self._observer = None
         self._watching.close()
+
+
+def _stuck(order: Order) -> StuckError:
+    return StuckError(f"the script took {order.handed} batches without an optimizer step")
 
 
 def _same_data(left: Any, right: Any) -> bool:

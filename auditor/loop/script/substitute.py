@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nnaudit import batch as batches
@@ -24,47 +23,35 @@ def why_not(roles: Cast) -> str:
     return ""
 
 
-class Substitution:
-    """Replaces what the network is called with and what its output is compared with."""
+def placed(made: Any, like: Any, otherwise: torch.device | None = None) -> Any:
+    """Return ``made`` with every tensor where its counterpart in ``like`` is.
+
+    A model may want its inputs on one device and their lengths on another. Where the two differ in
+    structure, everything goes to ``otherwise``.
+    """
+    places = [leaf.device if isinstance(leaf, Tensor) else None for _, leaf in batches.leaves(like)]
+    if len(places) != sum(1 for _ in batches.leaves(made)):
+        return made if otherwise is None else batches.to_device(made, otherwise)
+    left = iter(places)
+
+    def place(leaf: Any) -> Any:
+        where = next(left)
+        return leaf.to(where) if isinstance(leaf, Tensor) and where is not None else leaf
+
+    return batches.map_leaves(made, place)
+
+
+class TargetSwap(TorchFunctionMode):
+    """Replaces what the script's main loss function compares with by what a batch holds."""
 
     def __init__(self, roles: Cast, batch: Any) -> None:
-        self._roles = roles
-        self._batch = batches.to_device(batches.clone(batch), device_of(roles.model))
-        self._stack = ExitStack()
-
-    def __enter__(self) -> None:
-        roles = self._roles
-        if roles.recipe is None:
-            return
-        handle = roles.model.register_forward_pre_hook(self._feed, with_kwargs=True, prepend=True)
-        self._stack.callback(handle.remove)
-        if roles.loss is not None and roles.loss.call is not None:
-            self._stack.enter_context(_TargetSwap(roles.loss.call.function, self._others()))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def _feed(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        assert self._roles.recipe is not None
-        return self._roles.recipe.fill(self._batch)
-
-    def _others(self) -> dict[str, Tensor]:
-        assert self._roles.loss is not None
-        return {
-            name: take.of(self._batch) for name, take in (self._roles.loss.others or {}).items()
-        }
-
-
-class _TargetSwap(TorchFunctionMode):
-    def __init__(self, function: Callable[..., Any], others: dict[str, Tensor]) -> None:
+        """``roles`` say which function that is and how its arguments come from ``batch``."""
         super().__init__()
-        self._function = function
-        self._others = others
+        rule = roles.loss
+        self._function = rule.call.function if rule is not None and rule.call is not None else None
+        moved = batches.to_device(batches.clone(batch), device_of(roles.model))
+        others = (rule.others or {}) if rule is not None else {}
+        self._others = {name: take.of(moved) for name, take in others.items()}
 
     def __torch_function__(
         self,
@@ -73,6 +60,7 @@ class _TargetSwap(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        """Call ``func`` with the batch's target, where it is that function."""
         kwargs = dict(kwargs or {})
         if func is self._function:
             target = self._others.get("target")
@@ -80,5 +68,5 @@ class _TargetSwap(TorchFunctionMode):
                 args = (args[0], target, *args[2:])
             elif target is not None:
                 kwargs["target"] = target
-            kwargs.update({k: v for k, v in self._others.items() if k in kwargs})
+            kwargs.update({name: value for name, value in self._others.items() if name in kwargs})
         return func(*args, **kwargs)

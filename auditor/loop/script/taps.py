@@ -45,11 +45,11 @@ class Listener(Protocol):
     def requested(self, iterator: TappedIterator) -> Any:
         """The script asks for the next batch: return it, or raise StopIteration."""
 
-    def called(self, module: nn.Module, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
-        """The script calls an outermost module: return what ``run`` returns."""
+    def called(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The script calls an outermost module: return what ``run`` makes of the arguments."""
 
-    def propagated(self, root: torch.Tensor) -> None:
-        """The script back-propagates ``root``."""
+    def propagated(self, root: torch.Tensor) -> bool:
+        """The script back-propagates ``root``; returns whether it shall."""
 
     def scaled(self, loss: Any, result: Any) -> None:
         """The script's gradient scaler multiplied ``loss``."""
@@ -80,7 +80,6 @@ class Taps:
         self._stack = ExitStack()
         self._tapped: set[type] = set()
         self._patched: set[tuple[Any, str]] = set()
-        self._depth = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -202,34 +201,40 @@ class Taps:
 
         Not by a global hook: the presence of one makes ``torch.compile`` complain.
         """
-        real = nn.Module.__call__
+        real, depth = nn.Module.__call__, 0
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
             listener = self.heard()
-            if listener is None or self._depth or self.inside:
+            if listener is None or depth or self.inside:
                 return real(module, *args, **kwargs)
-            self._depth += 1
-            try:
-                return listener.called(module, lambda: real(module, *args, **kwargs), args, kwargs)
-            finally:
-                self._depth -= 1
 
-        depth, self._depth = self._depth, 0
+            def run(args: Any, kwargs: Any) -> Any:
+                nonlocal depth
+                depth += 1
+                try:
+                    return real(module, *args, **kwargs)
+                finally:
+                    depth -= 1
+
+            return listener.called(module, run, args, kwargs)
+
         nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
             yield
         finally:
             nn.Module.__call__ = real  # type: ignore[method-assign]
-            self._depth = depth
 
     def _backward(self, real: Any) -> Any:
         @wraps(real)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
             listener = self.heard()
+            wanted = True
             if listener is not None:
                 for root in _scalars(tensors, args[0] if args else kwargs.get("grad_tensors")):
-                    listener.propagated(root)
-            real(tensors, *args, **kwargs)
+                    wanted = listener.propagated(root) and wanted
+            if wanted:
+                real(tensors, *args, **kwargs)
 
         return backward
 
