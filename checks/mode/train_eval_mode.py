@@ -46,7 +46,9 @@ class TrainEvalMode(Check):
         eval mode is right. All in eval mode fails. Batch normalisation in eval mode while the
         rest trains is a customary way to fine-tune, so it is a warning, as is any other mixture.
         A network in which the mode does not matter passes. Where nnaudit writes the loop, a
-        model built in eval mode is a warning if its weights are random, else a note.
+        model built in eval mode fails if its weights are random, as nothing but an oversight
+        explains it, and is a note if they are loaded: libraries hand such networks over in eval
+        mode.
     Fix: call model.train() at the beginning of every epoch, after validation.
     References: PyTorch documentation, nn.Module.train, and Autograd mechanics, "Evaluation mode".
     """
@@ -80,9 +82,11 @@ class TrainEvalMode(Check):
         # Libraries hand over loaded networks so; whoever builds one anew has no reason to.
         if audit.loop.lacks(Needs.FRESH_RUN) or not _all_random(audit):
             return self.noted(f"{message}, as your own loop should.", fix=fix, location=location)
-        return self.warned(
-            f"{message}, and its random weights give no reason for eval mode.",
-            fix=fix,
+        return self.failed(
+            f"{message}, but a loop that does not call model.train() trains it as it is, and its "
+            "random weights give no reason for eval mode.",
+            fix="Leave model.eval() out of build_model, and call model.train() at the beginning of "
+            "every epoch.",
             location=location,
         )
 

@@ -144,8 +144,8 @@ class TestNearMisses:
 
 
 class TestHandedOverInEval:
-    def test_random_weights_are_a_warning(self) -> None:
-        assert audited(lambda: net().eval()).status is Status.WARN
+    def test_random_weights_are_a_failure(self) -> None:
+        assert audited(lambda: net().eval()).status is Status.FAIL
 
     def test_loaded_weights_are_a_note(self) -> None:
         state = net().state_dict()

@@ -1,6 +1,6 @@
 """Built in eval mode, and main never calls train(): dropout and BatchNorm are off.
 
-zoo: warns MODE101
+zoo: fails MODE101
 """
 
 import argparse
