@@ -468,8 +468,10 @@ def keep_numpy_random_state(obj: np.random.RandomState) -> Undo:
     return partial(obj.set_state, obj.get_state(legacy=False))
 
 
-def keep_python_random(obj: random.Random) -> Undo:
-    """A generator of the standard library."""
+def keep_python_random(obj: random.Random) -> Undo | None:
+    """A generator of the standard library; the operating system's entropy has no state."""
+    if isinstance(obj, random.SystemRandom):
+        return None
     return partial(obj.setstate, obj.getstate())
 
 

@@ -29,9 +29,10 @@ class GradientScale(Check):
     How: a judgement. For each weight matrix or filter bank, in the order in which the layers are
         called, the norm of the gradient that the optimizer is given over the square root of its
         number of elements; the median over the first 5 steps, without the first, where layers
-        that start at zero hide those before them. The median layer of the first quarter is
-        compared with that of the last quarter. A ratio under 1e-3 is vanishing, over 1000
-        exploding, if it is so in every step; the limits of 1e-3 and 70 found in the literature
+        that start at zero hide those before them. The first third of the layers is compared with
+        the median of the last quarter: by its largest, since queries and keys of an untrained
+        attention have tiny gradients wherever they stand, and for explosion by its median. A
+        ratio under 1e-3 is vanishing, over 1000 exploding, if it is so in every step; the limits of 1e-3 and 70 found in the literature
         are for a pair of neighbours with equal shapes: healthy residual networks of which the
         first layer is a small filter bank reach 70. Embeddings are left out, as most of their rows
         have no gradient in a step.
@@ -48,7 +49,7 @@ class GradientScale(Check):
     options: ClassVar[dict[str, float]] = {"vanishing": 1e-3, "exploding": 1e3}
 
     def run(self, audit: Audit) -> Result:
-        """Compare the first quarter of the layers with the last."""
+        """Compare the first layers with the last."""
         first = audit.probe(FirstSteps)
         first.require()
         seen = first.completed[1:] or first.completed
@@ -64,10 +65,10 @@ class GradientScale(Check):
         layers = [name for name in order if all(name in step for step in rms)]
         if len(layers) < LAYERS:
             return self.skipped(f"The model has {len(layers)} layers of weights with a gradient.")
-        ratios = [_ratio([step[name] for name in layers]) for step in rms]
+        low, high = self.option(audit, "vanishing"), self.option(audit, "exploding")
+        ratios = [_ratio([step[name] for name in layers], high) for step in rms]
         if not all(math.isfinite(ratio) for ratio in ratios):
             return self.inconclusive("Gradients are not finite.")
-        low, high = self.option(audit, "vanishing"), self.option(audit, "exploding")
         ratio = median(ratios)
         values = [median(step[name] for step in rms) for name in layers]
         chart = Curve(
@@ -132,6 +133,8 @@ def _rms(seen: Observation, sizes: dict[str, int]) -> dict[str, float]:
     }
 
 
-def _ratio(values: list[float]) -> float:
-    quarter = max(1, len(values) // 4)
-    return median(values[:quarter]) / median(values[-quarter:])
+def _ratio(values: list[float], high: float) -> float:
+    """Return first layers over last: of the median where that explodes, else of the largest."""
+    early, late = values[: math.ceil(len(values) / 3)], values[-max(1, len(values) // 4) :]
+    exploding = median(early) / median(late)
+    return exploding if exploding > high else max(early) / median(late)

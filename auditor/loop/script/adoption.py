@@ -42,6 +42,8 @@ def adopt(
     parameters = [pair for pair in pairs if isinstance(pair[1], nn.Module)]
     tensors = [pair for was, now in parameters for pair in _parameter_pairs(was, now)]
     modes = [(was, now.training) for was, now in parameters]
+    for was, now in tensors:
+        _clear_alike(was, now)
     for was, now in pairs:
         object.__setattr__(now, "__dict__", was.__dict__)
     # What the script has just chosen: the end of the last execution may have left it in eval mode.
@@ -51,6 +53,14 @@ def adopt(
     kept = [now for _, now in [*pairs, *tensors]]
     _redirect(kept, alias)
     return alias, kept
+
+
+def _clear_alike(was: nn.Parameter, now: nn.Parameter) -> None:
+    """Clear the old gradient where the script has just cleared the new one."""
+    if now.grad is None:
+        was.grad = None
+    elif was.grad is not None and not now.grad.any():
+        was.grad.zero_()
 
 
 def _counterparts(old: Registers, new: Registers, kind: str) -> list[Pair]:

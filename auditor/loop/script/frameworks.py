@@ -10,6 +10,7 @@ Nothing here imports a framework: it acts on what the script has imported.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -179,8 +180,39 @@ class FastaiOptimizer(Optimizer):
             _Group(list(ps), hyper)
             for ps, hyper in zip(inner.param_lists, self.hypers, strict=True)
         ]
-        self.param_groups = groups
-        self.state = inner.state
+        self.param_groups: list[Any] = groups
+
+    @property
+    def state(self) -> Any:
+        """What fastai keeps for each parameter."""
+        inner = self.__dict__.get("inner")
+        return {} if inner is None else inner.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """Ignored: torch's constructor would put an empty one in its place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in the form of torch's optimizers."""
+        numbers = {id(p): i for i, p in enumerate(self._parameters())}
+        return {
+            "state": {numbers[id(p)]: dict(state) for p, state in self.state.items()},
+            "param_groups": [
+                {**group._hyper, "params": [numbers[id(p)] for p in group["params"]]}
+                for group in self.param_groups
+            ],
+        }
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take up a state that :meth:`state_dict` returned."""
+        for i, parameter in enumerate(self._parameters()):
+            if i in state_dict["state"]:
+                self.inner.state[parameter] = copy.deepcopy(state_dict["state"][i])
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group._hyper.update({name: v for name, v in saved.items() if name != "params"})
+
+    def _parameters(self) -> list[Any]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def around(self, step: Any) -> Any:
         """Do fastai's ``step`` with the hooks of a torch optimizer around it."""

@@ -102,6 +102,11 @@ FAULTS: dict[str, tuple[Any, Any, str]] = {
         lambda: DataLoader(Augmented(lambda: os.urandom(1)[0] / 255), 16, shuffle=True),
         "other values",
     ),
+    "augmentation from an object of the system": (
+        mlp,
+        lambda: DataLoader(Augmented(random.SystemRandom().random), 16, shuffle=True),
+        "other values",
+    ),
     "augmentation in a worker": (
         mlp,
         lambda: DataLoader(
@@ -128,6 +133,7 @@ def module_generator() -> torch.Generator:
 
 
 SHARED = np.random.default_rng(5)
+ENTROPY = random.SystemRandom()  # a module may hold one: it has no state to keep
 
 
 def loaders_that_follow_the_seed() -> dict[str, Callable[[], Any]]:
