@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_PLUMBING = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_forward_hooks_always_called"}
+from nnaudit.evaluation import agreement
+
+_PLUMBING = frozenset(vars(nn.Module())) | {
+    "_is_full_backward_hook",
+    "_forward_hooks_always_called",
+}
 _ATOMS = (bool, int, float, complex, str, type(None))
 
 Anatomy = dict[str, Any]
@@ -94,10 +100,11 @@ def _equal_parts(a: Any, b: Any) -> bool:
             return False
         a, b = (t.to_dense() if t.layout is not torch.strided else t for t in (a, b))
         a, b = a.detach().cpu(), b.detach().cpu()
-        return bool(((a == b) | ((a != a) & (b != b))).all())
+        return bool(agreement(a, b).all())
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-    return type(a) is type(b) and bool(a == b or (a != a and b != b))
+        return np.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc")
+    both_nan = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
+    return type(a) is type(b) and (both_nan or bool(a == b))
 
 
 def transplant(names: Iterable[str], source: Anatomy, model: nn.Module) -> None:

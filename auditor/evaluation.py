@@ -58,12 +58,17 @@ def distance(one: Any, other: Any) -> float:
     return max((_distance(a, b) for (_, a), (_, b) in zip(first, second, strict=True)), default=0.0)
 
 
+def agreement(a: Tensor, b: Tensor) -> Tensor:
+    """Return, element by element, whether two tensors agree; NaN agrees with NaN."""
+    return (a == b) | (a.isnan() & b.isnan())
+
+
 def _distance(a: Tensor, b: Tensor) -> float:
     if a.layout is not torch.strided:
         a, b = a.to_dense(), b.to_dense()
     a, b = a.detach().to(torch.complex128 if a.is_complex() else torch.float64), b.detach()
     b = b.to(a.device, a.dtype)
-    same = (a == b) | ((a != a) & (b != b))
+    same = agreement(a, b)
     if bool(same.all()):
         return 0.0
     gap = torch.where(same, torch.zeros_like(a), a - b).abs()

@@ -240,7 +240,10 @@ class Recorder:
         @wraps(real)
         def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> None:
             held = owner.parameters() if isinstance(owner, nn.Module) else parameters_of(owner)
+            held = list(held)
             self._add(Happening.ZERO, self._owner(held))
+            ids = {id(p) for p in held}
+            self._clips = [c for c in self._clips if not ids & {id(p) for p in c.parameters}]
             real(owner, *args, **kwargs)
 
         return zero_grad

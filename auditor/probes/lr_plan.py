@@ -101,7 +101,9 @@ def _rate(optimizer: torch.optim.Optimizer) -> float:
     return bad[0] if bad else max(rates, default=0.0)
 
 
-def thinned(values: Iterable[float], most: int = 200) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def thinned(
+    values: Iterable[float], most: int = 200
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return positions and values of at most ``most`` of ``values``, first and last included."""
     everything = list(values)
     every = max(1, math.ceil(len(everything) / most))

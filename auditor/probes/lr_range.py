@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from nnaudit import batch as batches
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.loop.base import seed_everything
+from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import constant_lr
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.state import preserved
@@ -75,7 +74,7 @@ def range_test(audit: Audit) -> Ramp:
         ):
             audit.clock.check()
             rate.factor = factor
-            loss = _loss(lambda batch=batch: audit.loop.step(batch).loss, bool(taken))
+            loss = _loss(audit.loop, batch, begun=bool(taken))
             if not math.isfinite(loss):
                 diverged = factor
                 break
@@ -86,9 +85,9 @@ def range_test(audit: Audit) -> Ramp:
             if len(taken) > 12 and _exploded(smoothed, first):
                 diverged = factor
                 break
-            if len(taken) >= STEPS and _fell(smoothed, first) > _FALL:
-                if min(smoothed[-_PER_DECADE:]) > min(smoothed):
-                    break  # the lowest loss is a power of ten behind
+            past = min(smoothed[-_PER_DECADE:]) > min(smoothed)
+            if len(taken) >= STEPS and past and _fell(smoothed, first) > _FALL:
+                break  # the lowest loss is a power of ten behind
             if time.perf_counter() - started > limit and len(taken) >= 3:
                 cut = len(taken) < STEPS
                 break
@@ -99,9 +98,9 @@ def _fell(smoothed: list[float], first: float) -> float:
     return (first - min(smoothed)) / max(abs(first), 1e-12)
 
 
-def _loss(step: Callable[[], float], begun: bool) -> float:
+def _loss(loop: Loop, batch: Any, *, begun: bool) -> float:
     try:
-        return step()
+        return loop.step(batch).loss
     except UserCodeError:
         if not begun:
             raise
@@ -117,7 +116,9 @@ def _read(
     factors: list[float], losses: list[float], smoothed: list[float], diverged: float, cut: bool
 ) -> Ramp:
     if len(smoothed) < 13:
-        return Ramp(tuple(factors[: len(losses)]), tuple(losses), tuple(smoothed), diverged, 0, 0, cut)
+        return Ramp(
+            tuple(factors[: len(losses)]), tuple(losses), tuple(smoothed), diverged, 0, 0, cut
+        )
     first = statistics.median(losses[:12])
     lowest = min(range(len(smoothed)), key=lambda i: smoothed[i])
     fell = _fell(smoothed, first)
@@ -148,7 +149,7 @@ def constant_run(audit: Audit, factor: float, steps: int) -> list[float]:
         with constant_lr(audit.loop, factor):
             for batch in some:
                 audit.clock.check()
-                loss = _loss(lambda batch=batch: audit.loop.step(batch).loss, bool(losses))
+                loss = _loss(audit.loop, batch, begun=bool(losses))
                 losses.append(loss)
                 if not math.isfinite(loss):
                     break

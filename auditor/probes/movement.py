@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnaudit.context import Audit
+from nnaudit.evaluation import agreement
 from nnaudit.loop.base import Loop
 from nnaudit.loop.events import parameters_of
 from nnaudit.probes.first_steps import consecutive_batches
@@ -70,11 +72,11 @@ def movements(audit: Audit, steps: int) -> list[Movement]:
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same values, NaN being equal to NaN."""
     a, b = a.detach(), b.detach()
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+    return a.shape == b.shape and bool(agreement(a, b).all())
 
 
 class _Watch:
-    def __init__(self, watched: dict[str, Tensor], found: dict[str, Movement]) -> None:
+    def __init__(self, watched: Mapping[str, Tensor], found: dict[str, Movement]) -> None:
         self._names = {id(p): name for name, p in watched.items()}
         self._watched = watched
         self._found = found

@@ -49,10 +49,10 @@ class Remainder:
 class StepReplay(Probe[tuple[Remainder, ...]]):
     """Repeats a step on one batch, at the same weights, after leaving gradients of our own.
 
-    After the step of the last optimizer that uses a parameter its ``.grad`` is overwritten with random
-    numbers R. A program that zeroes its gradients, before or after, never sees them; in one that
-    does not they come back in the next step, with -R turned round. Four steps are taken: to plant,
-    with R, with -R, and with R once more for the noise.
+    After the step of the last optimizer that uses a parameter its ``.grad`` is overwritten with
+    random numbers R. A program that zeroes its gradients, before or after, never sees them; in one
+    that does not they come back in the next step, with -R turned round. Four steps are taken: to
+    plant, with R, with -R, and with R once more for the noise.
     """
 
     probes = (StepTrace,)
@@ -113,9 +113,10 @@ class _Planter:
     def _read(self, optimizer: torch.optim.Optimizer, *, late: bool) -> None:
         for parameter in parameters_of(optimizer):
             gradient = parameter.grad
-            if gradient is not None and gradient.layout is torch.strided:
-                if late or id(parameter) not in self.gradients:
-                    self.gradients[id(parameter)] = gradient.detach().clone()
+            if gradient is None or gradient.layout is not torch.strided:
+                continue
+            if late or id(parameter) not in self.gradients:
+                self.gradients[id(parameter)] = gradient.detach().clone()
 
     def _plant(self, parameter: Tensor) -> None:
         gradient = parameter.grad

@@ -1,4 +1,4 @@
-"""The events of the first few steps: what zeroed, made, clipped and used the gradients, in order."""
+"""The events of the first few steps: what zeroed, made, clipped and used gradients, in order."""
 
 from __future__ import annotations
 
@@ -68,6 +68,8 @@ class StepTrace(Probe[Trace]):
             for batch in consecutive_batches(loop, STEPS):
                 audit.clock.check()
                 taken.append(batches.clone(batch))
+                # A script that draws its own batches makes one by a step, which is undone.
+                recorder.take()
                 step = loop.step(batch, observe=True)
                 events = tuple(without_gradients(event) for event in recorder.take())
                 if step.observation is not None:

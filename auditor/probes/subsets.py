@@ -56,6 +56,8 @@ class TinyFit:
         noise: how far two losses of the same weights and rows were apart.
         fresh_targets: the targets are drawn anew in every step.
         shuffled_targets: and are the same ones in another order.
+        constant: the loss of the best constant where the targets are shuffled, infinite elsewhere.
+            A fall from bad initial weights to there would be no sign of learning.
     """
 
     sighting: Sighting
@@ -64,6 +66,7 @@ class TinyFit:
     noise: float = 0.0
     fresh_targets: bool = False
     shuffled_targets: bool = False
+    constant: float = math.inf
 
     @property
     def known(self) -> bool:
@@ -86,8 +89,9 @@ class TinyFit:
         return run.fitted or (not self.known and self.fell(run, 0.2))
 
     def fell(self, run: Run, share: float) -> bool:
-        """Whether the loss fell by ``share`` of its first value, and by more than noise."""
+        """Whether the loss fell by ``share`` of where it began, and by more than noise."""
         start = self.sighting.loss if math.isfinite(self.sighting.loss) else run.initial
+        start = min(start, self.constant)
         return start - run.final > max(share * abs(start), 6 * self.noise)
 
 
@@ -193,13 +197,14 @@ def _look_twice(loop: Loop, chosen: Subset) -> TinyFit:
     for a, b in zip(first.calls, again.calls, strict=False):
         same, permuted = _compared(a.arguments.get("target"), b.arguments.get("target"))
         fresh, shuffled = fresh or not same, shuffled or permuted
+    constant = first.bounds.constant if shuffled and first.bounds else math.inf
     if fresh:
         unknown = "its targets are drawn anew in every step"
         first = dataclasses.replace(first, bounds=None, unknown=unknown)
     elif _compares_rows(loop, chosen, first):
         unknown = "it compares the rows of a batch with each other"
         first = dataclasses.replace(first, bounds=None, unknown=unknown)
-    return TinyFit(first, chosen.whole, {}, noise, fresh, shuffled)
+    return TinyFit(first, chosen.whole, {}, noise, fresh, shuffled, constant)
 
 
 def _compares_rows(loop: Loop, chosen: Subset, seen: Sighting) -> bool:

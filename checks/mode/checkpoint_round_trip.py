@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ class Original:
         step_noise: the largest difference between two such steps, by parameter.
         gradients: norms of the next step's gradients, by parameter.
         optimizers: their state_dicts, as they were before saving.
+        rates: the learning rates of the next step.
     """
 
     saved: bytes = b""
@@ -53,6 +55,7 @@ class Original:
     step_noise: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)
     optimizers: list[dict[str, Any]] = field(default_factory=list)
+    rates: tuple[float, ...] = ()
 
 
 class CheckpointRoundTrip(Check):
@@ -146,8 +149,8 @@ class CheckpointRoundTrip(Check):
         transplant(lost, original.parts, fresh.model)
         if not lost or _gap(original, fresh, audit.seed) > tolerance:
             return self.inconclusive(
-                f"The restored model's output differs by {100 * gap:.2g} % of its size, and by what "
-                "was not found: something outside the model's own attributes."
+                f"The restored model's output differs by {100 * gap:.2g} % of its size, and by "
+                "what was not found: something outside the model's own attributes."
             )
         return self.failed(
             f"A checkpoint loaded into a fresh model gives outputs {100 * gap:.2g} % of their size "
@@ -173,17 +176,22 @@ class CheckpointRoundTrip(Check):
             )
         different = _different_states(original, fresh)
         with preserved(fresh.subjects):
-            after, gradients = _step(fresh, original.batch, audit.seed)
+            after, gradients, rates = _step(fresh, original.batch, audit.seed)
         worst = _worst(original, after)
         if worst is None:
             return self.passed(
                 "A checkpoint loaded into a fresh run gives the same output and the same next step."
             )
+        if rates != original.rates and not different:
+            return self.inconclusive(
+                "The next step of the restored run is taken at another learning rate, which the "
+                "program computes by itself from a count of its own."
+            )
         if _alike(original.gradients, gradients):
             return self._optimizer_differs(audit, worst, different)
         with preserved(fresh.subjects):
             transplant(lost, original.parts, fresh.model)
-            again, _ = _step(fresh, original.batch, audit.seed)
+            again, _, _ = _step(fresh, original.batch, audit.seed)
         if not lost or _worst(original, again) is not None:
             return self.inconclusive(
                 f"The next step of the restored run differs ({worst}), and by what was not found: "
@@ -249,7 +257,7 @@ def _original(audit: Audit) -> Original:
     steps = []
     for _ in range(2):
         with preserved(loop.subjects):
-            after, found.gradients = _step(loop, found.batch, seed)
+            after, found.gradients, found.rates = _step(loop, found.batch, seed)
             steps.append(after)
     found.after = steps[0]
     found.step_noise = {n: _largest(w - steps[1][n]) for n, w in steps[0].items()}
@@ -316,12 +324,15 @@ def _weights(loop: Loop) -> dict[str, Tensor]:
     }
 
 
-def _step(loop: Loop, batch: Any, seed: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Take a step; return the weights after it and the norms of its gradients."""
+def _step(
+    loop: Loop, batch: Any, seed: int
+) -> tuple[dict[str, Tensor], dict[str, float], tuple[float, ...]]:
+    """Take a step; return the weights after it, the norms of its gradients, the learning rates."""
     seed_everything(seed)
-    seen = loop.step(batches.clone(batch), observe=True).observation
+    step = loop.step(batches.clone(batch), observe=True)
+    seen = step.observation
     norms = {g.parameter: g.norm or 0.0 for g in seen.gradients} if seen is not None else {}
-    return _weights(loop), norms
+    return _weights(loop), norms, step.lr
 
 
 def _worst(original: Original, after: dict[str, Tensor]) -> str | None:
@@ -335,7 +346,7 @@ def _worst(original: Original, after: dict[str, Tensor]) -> str | None:
         eps = torch.finfo(expected.dtype).eps
         tolerance = max(10 * noise, 64 * eps * _largest(expected), _CLOSE * update, 1e-30)
         excess = _largest(expected - after[name].to(expected.device)) / tolerance
-        if excess > worst or excess != excess:
+        if excess > worst or math.isnan(excess):
             share = _largest(expected - after[name].to(expected.device)) / max(update, 1e-30)
             worst, said = excess, f"{name} by {100 * share:.2g} % of its update"
     return said

@@ -73,8 +73,8 @@ class EvalDeterminism(Check):
 
     def _differ(self, audit: Audit, repeats: Repeats, numbers: Numbers) -> Result:
         said = (
-            f"Two outputs of one input in eval mode differ by {100 * repeats.spread:.2g} % of their "
-            f"size (by {100 * repeats.noise:.2g} % with the same random numbers)"
+            f"Two outputs of one input in eval mode differ by {100 * repeats.spread:.2g} % of "
+            f"their size (by {100 * repeats.noise:.2g} % with the same random numbers)"
         )
         details: dict[str, Any] = {
             "measured": f"{100 * repeats.spread:.2g} % apart",

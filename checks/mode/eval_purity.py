@@ -100,7 +100,7 @@ class EvalPurity(Check):
         others = [n for n in changed if n in after and _keeps_form(before[n], after[n])]
         if not others:
             return self.passed(
-                f"Eval mode changes only {len(changed)} caches ({changed[0]}), which take a new shape."
+                f"Eval mode changes {len(changed)} caches only ({changed[0]}), in shape too."
             )
         return self.warned(
             f"A forward pass in eval mode changes {len(others)} buffers ({others[0]}).",

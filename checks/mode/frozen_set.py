@@ -66,7 +66,7 @@ class FrozenSet(Check):
             ),
             module=name.rpartition(".")[0],
             location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
-            fix="set requires_grad once, before the optimizer is made, and not in train() or eval()",
+            fix="set requires_grad once, before the optimizer is made, not in train() or eval()",
         )
 
     def _steps(self, audit: Audit) -> Result:
@@ -89,9 +89,7 @@ class FrozenSet(Check):
             name
             for name, norm in norms.items()
             if not any(_inside(parameter, name) for parameter in moved)
-            and any(
-                not same(a, b) for a, b in zip(buffers[name], _statistics(norm), strict=True)
-            )
+            and any(not same(a, b) for a, b in zip(buffers[name], _statistics(norm), strict=True))
         ]
         if drifted:
             return self._drifted(audit, drifted, len(frozen))
@@ -126,7 +124,8 @@ class FrozenSet(Check):
             module=drifted[0],
             location=audit.loop.locate(modules[drifted[0].partition(".")[0]])
             or audit.loop.locate("model"),
-            fix="def train(self, mode=True): super().train(mode); self.backbone.eval(); return self",
+            fix="def train(self, mode=True): super().train(mode); self.backbone.eval(); "
+            "return self",
             **details,
         )
 
@@ -164,5 +163,3 @@ def _statistics(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, ...]:
 
 def _inside(parameter: str, module: str) -> bool:
     return parameter.startswith(f"{module}.") if module else True
-
-

@@ -52,11 +52,12 @@ class AccumulationScale(Check):
     How: exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
         passes from the same line, each of the mean-reduced loss of one line, and each on the
         whole of the batch that the loop was given, which here is the same batch k times, so that
-        without dropout the k losses must be equal. What was back-propagated, a gradient scaler's factor taken out, is divided by those losses and
-        summed over the k passes: 1 if divided by k, k if not. It fails where the sum is at least
-        1.5 and the optimizer's step grows with its gradient or the gradient is clipped; an
-        adaptive optimizer without clipping does not feel it, which is a note. Several different
-        losses, sums, and losses per token are not judged.
+        without dropout the k losses must be equal. What was back-propagated, a gradient scaler's
+        factor taken out, is divided by those losses and summed over the k passes: 1 if divided by
+        k, k if not. It fails where the sum is at least 1.5 and the optimizer's step grows with
+        its gradient or the gradient is clipped; an adaptive optimizer without clipping does not
+        feel it, which is a note. Several different losses, sums, and losses per token are not
+        judged.
     Fix: (loss / accumulation_steps).backward()
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """

@@ -43,7 +43,7 @@ class Clipping(Check):
         a gradient scaler had still multiplied. A clip that met more than 100 times its limit in
         every one of 20 steps is a warning, and a note for adaptive optimizers, whose steps do not
         grow with the gradient. What comes after the step is STEP107's.
-    Fix: scaler.unscale_(optimizer); clip_grad_norm_(model.parameters(), 1.0); scaler.step(optimizer)
+    Fix: scaler.unscale_(optimizer); clip_grad_norm_(model.parameters(), 1.0); optimizer.step()
     References: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural
         networks" (2013); PyTorch documentation, "Automatic Mixed Precision examples".
     """
@@ -51,6 +51,7 @@ class Clipping(Check):
     code, name, kind = "STEP104", "clipping", Kind.EXACT
     needs = (Needs.STEPS,)
     probes = (StepTrace,)
+    consequence_of = ("STEP107",)
     options: ClassVar[dict[str, float]] = {"excess": 1.05, "binding": 100.0}
 
     def run(self, audit: Audit) -> Result:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from typing import ClassVar
-
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
@@ -26,15 +26,16 @@ class LearningRate(Check):
         network that learns and one that does not. Too high, the loss rises or jumps about; thirty
         times too low, a run takes a month instead of a day, and looks like one that has converged.
     How: the range test: 96 real steps while the rate grows from a ten-thousandth to ten thousand
-        times yours, and up to as many more while the loss still falls (the state is put back). The suggested rate is a tenth of the one
-        with the lowest smoothed loss. A ramp alone deceives, since the weights change under it,
-        so a suspicion is tried out: 60 steps from the initial state on the same batches, at your
-        rate and at the suggested one. Too high: yours ends above its beginning, by more than the
-        losses scatter, and the suggested one, at least three times lower, ends below. Too low:
-        the suggested one is more than 30 times yours, takes a fifth off the loss beyond its
-        scatter, and yours less than a tenth of that in three times as many steps. Off by a factor of three is nobody's
-        business. Where a warm-up is planned, a rate that is too high from the first step on
-        proves nothing. Optimizers that set their own pace are left out.
+        times yours, and up to as many more while the loss still falls (the state is put back).
+        The suggested rate is a tenth of the one with the lowest smoothed loss. A ramp alone
+        deceives, since the weights change under it, so a suspicion is tried out: 60 steps from
+        the initial state on the same batches, at your rate and at the suggested one. Too high:
+        yours ends above its beginning, by more than the losses scatter, and the suggested one, at
+        least three times lower, ends below. Too low: the suggested one is more than 30 times
+        yours, takes a fifth off the loss beyond its scatter, and yours less than a tenth of that
+        in three times as many steps. Off by a factor of three is nobody's business. Where a
+        warm-up is planned, a rate that is too high from the first step on proves nothing.
+        Optimizers that set their own pace are left out.
     Fix: take the suggested learning rate, then try three times more and less.
     References: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017).
     """
@@ -42,30 +43,25 @@ class LearningRate(Check):
     code, name, kind = "STEP109", "learning-rate", Kind.JUDGEMENT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
     trains = True
-    consequence_of = ("STEP101", "STEP102", "GRAD106", "LOSS101")
+    consequence_of = ("STEP101", "STEP102", "STEP104", "STEP106", "GRAD106")
     options: ClassVar[dict[str, float]] = {"low": 30.0, "high": 3.0}
 
     def run(self, audit: Audit) -> Result:
         """Look at the ramp; try a suspicion out."""
         loop = audit.loop
-        names = {type(optimizer).__name__ for optimizer in loop.optimizers}
-        if names & set(_OWN_PACE):
-            return self.skipped(f"{', '.join(sorted(names))} sets the size of its steps itself.")
-        if len(loop.optimizers) != 1:
-            return self.skipped("Several optimizers share the work: their rates depend on each other.")
-        lr = max(planned_lr(group) for group in loop.optimizers[0].param_groups)
-        if lr <= 0.0:
-            return self.skipped("The learning rate is 0.")
+        reason = _not_asked(loop)
+        if reason:
+            return self.skipped(reason)
+        lr = _rate_of(loop)
         with preserved(loop.subjects):
             ramp = range_test(audit)
         if ramp.best <= 0.0 or (ramp.cut and ramp.factors[-1] < 10.0):
             return self.inconclusive("There was no time for a ramp that passes your learning rate.")
-        low, high = self.option(audit, "low"), self.option(audit, "high")
         if ramp.fell < 0.02:
             return self._flat(ramp, lr)
-        if ramp.best >= low:
+        if ramp.best >= self.option(audit, "low"):
             return self._too_low(audit, ramp, lr)
-        if ramp.best <= 1.0 / high and (ramp.diverged <= 10.0 or ramp.best <= 0.03):
+        if ramp.best <= 1.0 / self.option(audit, "high") and _explodes_near(ramp):
             return self._too_high(audit, ramp, lr)
         return self._fine(ramp, lr)
 
@@ -84,7 +80,7 @@ class LearningRate(Check):
 
     def _tried(self, ramp: Ramp, lr: float) -> Result:
         return self.passed(
-            f"A learning rate of {lr:.2g} was not shown to be far off in {_RUN} steps from the start.",
+            f"A learning rate of {lr:.2g} was tried out for {_RUN} steps and is not far off.",
             evidence=(_curve(ramp, lr),),
         )
 
@@ -96,8 +92,8 @@ class LearningRate(Check):
         if not worth or gained >= 0.1 * gain:
             return self._tried(ramp, lr)
         return self.warned(
-            f"The learning rate of {lr:.2g} is about {ramp.best:.0f} times below the useful one: in "
-            f"{3 * _RUN} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and to "
+            f"The learning rate of {lr:.2g} is about {ramp.best:.0f} times below the useful "
+            f"one: in {3 * _RUN} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and to "
             f"{_end(other):.4g} in {_RUN} steps at {lr * ramp.best:.1g}.",
             measured=f"learning rate {lr:.2g}",
             threshold=f"not more than {self.option(audit, 'low'):g} times below the useful one",
@@ -117,8 +113,8 @@ class LearningRate(Check):
             return self._tried(ramp, lr)
         ended = f"{_end(yours):.4g}" if math.isfinite(_end(yours)) else "NaN or infinity"
         return self.warned(
-            f"The learning rate of {lr:.2g} lies where training diverges: in {len(yours)} steps the "
-            f"loss goes from {start:.4g} to {ended}, and down to {_end(other):.4g} at "
+            f"The learning rate of {lr:.2g} lies where training diverges: in {len(yours)} steps "
+            f"the loss goes from {start:.4g} to {ended}, and down to {_end(other):.4g} at "
             f"{lr * ramp.best:.1g}.",
             measured=f"learning rate {lr:.2g}",
             threshold="a loss that falls",
@@ -126,6 +122,25 @@ class LearningRate(Check):
             location=audit.loop.locate("optimizer"),
             fix=f"lr={lr * ramp.best:.0e}",
         )
+
+
+def _not_asked(loop: Loop) -> str:
+    """Return why the question does not apply; empty when it does."""
+    names = {type(optimizer).__name__ for optimizer in loop.optimizers}
+    if names & set(_OWN_PACE):
+        return f"{', '.join(sorted(names))} sets the size of its steps itself."
+    if len(loop.optimizers) != 1:
+        return "Several optimizers share the work: their rates depend on each other."
+    return "" if _rate_of(loop) > 0.0 else "The learning rate is 0."
+
+
+def _rate_of(loop: Loop) -> float:
+    return max(planned_lr(group) for group in loop.optimizers[0].param_groups)
+
+
+def _explodes_near(ramp: Ramp) -> bool:
+    """Whether the ramp gives reason to try: it exploded near your rate, or long before."""
+    return ramp.diverged <= 10.0 or ramp.best <= 0.03
 
 
 def _warms_up(loop: Loop) -> bool:
@@ -141,7 +156,7 @@ def _start(yours: list[float], other: list[float]) -> tuple[float, float]:
     scatters = []
     for run in (yours, other):
         tail = [loss for loss in run[len(run) // 3 :] if math.isfinite(loss)]
-        steps = [abs(b - a) for a, b in zip(tail, tail[1:], strict=False)]
+        steps = [abs(b - a) for a, b in itertools.pairwise(tail)]
         scatters += [statistics.median(steps)] if steps else []
     return statistics.mean(yours[:1] + other[:2]), min(scatters, default=0.0)
 

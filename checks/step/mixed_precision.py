@@ -93,8 +93,8 @@ class MixedPrecision(Check):
         if not shares:
             return self.warned(f"{said}.", **details)
         return self.warned(
-            f"{said}; at the start {100 * min(shares):.2g} % of the gradient is lost, and gradients "
-            "shrink as training goes on.",
+            f"{said}; at the start {100 * min(shares):.2g} % of the gradient is lost, and "
+            "gradients shrink as training goes on.",
             measured=f"{100 * min(shares):.2g} % of the gradient is lost",
             evidence=(_lost(shares),),
             **details,

@@ -12,6 +12,7 @@ from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.movement import Movement, movements
 from nnaudit.report import Kind, Result, Table
 
+_NEGLIGIBLE = 1e-5
 MORE_STEPS = 20
 """Before a verdict: an optimizer may act on every k-th call only, a warm-up may begin at zero."""
 
@@ -22,14 +23,16 @@ class ParametersMove(Check):
     Why: an optimizer that holds copies of the parameters, or the parameters of a model that was
         replaced, steps into nothing: gradients are right, the schedule runs, and the network
         stays what it was. So do weights that are set back after every step.
-    How: exact: parameters with a gradient other than zero that no step changed by a single bit.
+    How: exact: parameters with a gradient (above 1e-5 of the largest: a bias before a batch
+        normalisation has one that is rounding) that no step changed by a single bit.
         Where the first steps show some, 20 more are taken, because an optimizer may act on every
         k-th call only and a warm-up may begin at zero. It fails when parameters of the optimizer
         have not moved by then, or when nothing of the whole model has; where only some are
         missing from the optimizer, GRAD102 says so. What a step changed and the program's own
         code then set back is a constraint, unless it is all of the weights. A learning rate of
-        zero is a warning, and so are updates below 10 units in the last place of the parameter's
-        own precision (bfloat16, or a tiny rate). Steps that a gradient scaler skips do not count.
+        zero is a warning, and so are, when nothing moves at all, updates below 10 units in the last
+        place of the parameters' own precision (a tiny rate); of single parameters, such as gains
+        in bfloat16, that is a note. Steps that a gradient scaler skips do not count.
     Fix: give the optimizer the parameters themselves: torch.optim.AdamW(model.parameters()).
     References: PyTorch documentation of torch.optim, "Constructing it".
     """
@@ -47,7 +50,9 @@ class ParametersMove(Check):
         suspects, moved = _suspects(first)
         if not suspects and moved and not _set_back(first):
             return self.passed(f"All {moved} parameters with a gradient change when stepped.")
-        seen = [each for each in movements(audit, MORE_STEPS) if each.gradient > 0.0]
+        found = movements(audit, MORE_STEPS)
+        least = _NEGLIGIBLE * max((each.gradient for each in found), default=0.0)
+        seen = [each for each in found if each.gradient > least]
         if not seen:
             return self.inconclusive("No parameter had a gradient when an optimizer stepped.")
         return self._judge(audit, seen)
@@ -100,7 +105,8 @@ class ParametersMove(Check):
                 **_details(audit, stopped),
             )
         precision = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in still}))
-        return self.warned(
+        answer = self.warned if len(still) == of else self.noted
+        return answer(
             f"{len(still)} of {of} parameters do not change in {MORE_STEPS} steps: the updates are "
             f"smaller than the rounding of {precision} ({still[0].parameter} first).",
             measured=f"{len(still)} parameters whose updates are rounded away",
@@ -110,9 +116,10 @@ class ParametersMove(Check):
 
 
 def _suspects(first: First) -> tuple[set[str], int]:
-    """Return the parameters of the optimizer that had a gradient and never moved; count the rest."""
+    """Return the optimizer's parameters that had a gradient and never moved; count the rest."""
     seen = [g for observation in first.completed for g in observation.gradients]
-    driven = {g.parameter for g in seen if g.norm and g.finite and g.owned}
+    least = _NEGLIGIBLE * max((g.norm for g in seen if g.norm and g.finite), default=0.0)
+    driven = {g.parameter for g in seen if g.norm and g.norm > least and g.finite and g.owned}
     moved = {g.parameter for g in seen if _stepped(g)}
     return driven - moved, len(driven & moved)
 
@@ -132,9 +139,7 @@ def _set_back(first: First) -> bool:
 
 
 def _details(audit: Audit, some: list[Movement]) -> dict[str, Any]:
-    rows = tuple(
-        (m.parameter, m.gradient, m.lr, "yes" if m.owned else "no") for m in some[:20]
-    )
+    rows = tuple((m.parameter, m.gradient, m.lr, "yes" if m.owned else "no") for m in some[:20])
     table = Table(
         title="Parameters that do not change",
         columns=("parameter", "gradient norm", "learning rate", "in an optimizer"),

@@ -55,9 +55,9 @@ class Schedule(Check):
         steps it is seen in real steps, and an epoch's length is the loader's. Exact failures: a
         rate that is negative or not a number within the first two values; a rate that is zero
         throughout; a step, multi-step or exponential decay, whose settings know no length of the
-        run, that is stepped every batch and falls for good to a hundredth of its peak before half of
-        the first epoch is over, and within 500 batches (longer ones may be a run's that counts
-        iterations); OneCycleLR made for at least two epochs of batches and
+        run, that is stepped every batch and falls for good to a hundredth of its peak before half
+        of the first epoch is over, and within 500 batches (longer ones may be a run's that
+        counts iterations); OneCycleLR made for at least two epochs of batches and
         not stepped in any of the steps looked at. Warnings, since a run may be meant to end
         within an epoch: a cosine stepped every batch whose period is less than half an epoch, and
         OneCycleLR that ends, and raises, before the epoch does. A schedule that never moves is a
@@ -78,7 +78,9 @@ class Schedule(Check):
             return self.skipped("No learning rate scheduler is used.")
         known = [plan for plan in plans if not plan.unknown]
         if not known:
-            return self.inconclusive(f"{plans[0].scheduler} cannot be foreseen: {plans[0].unknown}.")
+            return self.inconclusive(
+                f"{plans[0].scheduler} cannot be foreseen: {plans[0].unknown}."
+            )
         found: list[tuple[Plan, Rhythm, Misfit]] = []
         for plan in known:
             rhythm = _rhythm(audit.loop, trace, plan)

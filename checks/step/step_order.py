@@ -29,7 +29,7 @@ class Disorder:
 
 
 class StepOrder(Check):
-    """Do backward, clip, optimizer and scheduler come in the right order, each as often as it should?
+    """Do backward, clip, optimizer and scheduler come in the right order, and once each?
 
     Why: a clip after optimizer.step() clips what has been used; a second optimizer.step() repeats
         the update with an old gradient; a scheduler that steps before the optimizer skips the
@@ -157,7 +157,10 @@ def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:
             optimizer = _scheduled(loop, event.which)
             if optimizer in stepped or optimizer < 0:
                 continue
-            certain, where = event.ahead or _counts_ahead(loop, event.which, optimizer), event.location
+            certain, where = (
+                event.ahead or _counts_ahead(loop, event.which, optimizer),
+                event.location,
+            )
             break
     if not certain:
         return None

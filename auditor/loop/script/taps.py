@@ -76,6 +76,8 @@ class Taps:
         self.listener: Listener | None = None
         self.usage = ""
         self.inside = 0
+        self._depth = 0
+        self._calls = 0
         self._thread = threading.get_ident()
         self._stack = ExitStack()
         self._tapped: set[type] = set()
@@ -199,31 +201,34 @@ class Taps:
     def calls(self) -> Iterator[None]:
         """Report calls of outermost modules for the time of a ``with``.
 
-        Not by a global hook: the presence of one makes ``torch.compile`` complain.
+        Not by a global hook: the presence of one makes ``torch.compile`` complain. Runs on top of
+        one another share one patch, or each call would be reported once for each run.
         """
-        real, depth = nn.Module.__call__, 0
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_depth", self._depth)
+            self._depth = 0
+            if not self._calls:
+                self._patch(stack, nn.Module, "__call__", self._call)
+            stack.callback(setattr, self, "_calls", self._calls)
+            self._calls += 1
+            yield
 
+    def _call(self, real: Any) -> Any:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
             listener = self.heard()
-            if listener is None or depth or self.inside:
+            if listener is None or self._depth or self.inside:
                 return real(module, *args, **kwargs)
 
             def run(args: Any, kwargs: Any) -> Any:
-                nonlocal depth
-                depth += 1
+                self._depth += 1
                 try:
                     return real(module, *args, **kwargs)
                 finally:
-                    depth -= 1
+                    self._depth -= 1
 
             return listener.called(module, run, args, kwargs)
 
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = real  # type: ignore[method-assign]
+        return call
 
     def _backward(self, real: Any) -> Any:
         @wraps(real)

@@ -144,6 +144,9 @@ def interrogate(loop: ScriptLoop, style: Style, facts: dict[str, Any]) -> None:
     observed(loop, batch, style)
     steps = loop.steps_taken
     with loop.relaunched(0) as other:
+        assert isinstance(other, ScriptLoop)
+        assert other.info().parts == loop.info().parts
+        assert not other.lacks(Needs.STEPS)
         facts["same_seed"] = start_of(other)
         other.step(next(iter(other.batches())))
         facts["other_steps"] = other.steps_taken

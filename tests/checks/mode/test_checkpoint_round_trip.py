@@ -156,7 +156,7 @@ class OwnMomentum(torch.optim.SGD):
             for parameter in self.param_groups[0]["params"]:
                 buffer = self.buffers.get(parameter, torch.zeros_like(parameter))
                 self.buffers[parameter] = 0.9 * buffer + parameter.grad
-                parameter -= self.param_groups[0]["lr"] * self.buffers[parameter]
+                parameter.sub_(self.param_groups[0]["lr"] * self.buffers[parameter])
 
 
 class Recast(torch.optim.Adam):

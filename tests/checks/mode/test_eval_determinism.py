@@ -67,9 +67,7 @@ class MonteCarlo(Net):
         return self
 
 
-@pytest.mark.parametrize(
-    "build", [lambda: Net(declared), lambda: Net(reparametrised), MonteCarlo]
-)
+@pytest.mark.parametrize("build", [lambda: Net(declared), lambda: Net(reparametrised), MonteCarlo])
 def test_randomness_that_may_be_meant_warns(build: Callable[[], nn.Module], ask) -> None:
     assert ask(EvalDeterminism, build).status is Status.WARN
 
@@ -91,17 +89,6 @@ def attention_guarded(net: nn.Module, h: Tensor) -> Tensor:
 def random_and_unused(net: nn.Module, h: Tensor) -> Tensor:
     torch.rand(3)
     return h
-
-
-HEALTHY: dict[str, Callable[[], nn.Module]] = {
-    "functional dropout": lambda: Net(handed_on),
-    "noise in training": lambda: Net(guarded),
-    "attention": lambda: Net(attention_guarded),
-    "unused": lambda: Net(random_and_unused),
-    "modules": lambda: Net(lambda net, h: net.drop(net.norm(h))),
-    "lstm": lambda: Recurrent(),
-    "encoder": lambda: Encoder(),
-}
 
 
 class Recurrent(nn.Module):
@@ -128,6 +115,17 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(x[:, None])[:, 0])
+
+
+HEALTHY: dict[str, Callable[[], nn.Module]] = {
+    "functional dropout": lambda: Net(handed_on),
+    "noise in training": lambda: Net(guarded),
+    "attention": lambda: Net(attention_guarded),
+    "unused": lambda: Net(random_and_unused),
+    "modules": lambda: Net(lambda net, h: net.drop(net.norm(h))),
+    "lstm": Recurrent,
+    "encoder": Encoder,
+}
 
 
 @pytest.mark.parametrize("build", HEALTHY.values(), ids=HEALTHY)

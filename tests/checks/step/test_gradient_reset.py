@@ -59,9 +59,7 @@ def steps_before_backward(loop: AuthorLoop, batch: Any) -> Tensor:
     return loss
 
 
-@pytest.mark.parametrize(
-    "body", [no_zero_grad, no_zero_grad_but_clipped, zeroes_the_head_only]
-)
+@pytest.mark.parametrize("body", [no_zero_grad, no_zero_grad_but_clipped, zeroes_the_head_only])
 def test_gradients_that_are_summed_up_fail(body: Callable[..., Tensor]) -> None:
     result = ask(GradientReset, target(), body)
     assert result.status is Status.FAIL

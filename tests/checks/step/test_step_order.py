@@ -86,9 +86,7 @@ def test_a_scheduler_that_is_told_the_epoch_may_come_first() -> None:
         loop.schedulers[0].step(next(steps) / 20)
         return plain(loop, batch)
 
-    warm = target(
-        scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 10)
-    )
+    warm = target(scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 10))
     assert ask(StepOrder, warm, body).status is Status.PASS
 
 

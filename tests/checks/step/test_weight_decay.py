@@ -37,7 +37,9 @@ def test_decay_that_is_not_meant_warns(what: Any) -> None:
 def groups(m: nn.Module) -> torch.optim.Optimizer:
     weights = [p for p in m.parameters() if p.ndim > 1]
     rest = [p for p in m.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW([{"params": weights, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}])
+    return torch.optim.AdamW(
+        [{"params": weights, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    )
 
 
 @pytest.mark.parametrize(
