@@ -239,6 +239,8 @@ def updates_by(loop: Loop, learning_rate: float | None) -> Iterator[None]:
 
 # --- training ----------------------------------------------------------------------------------
 
+_FEW_PASSES = 25
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -278,8 +280,8 @@ class Run:
 
     @property
     def final(self) -> float:
-        """The mean of the last three passes; infinite when the run diverged to NaN."""
-        last = [loss if math.isfinite(loss) else math.inf for loss in self.losses[-3:]]
+        """The mean of the last two passes; infinite when the run diverged to NaN."""
+        last = [loss if math.isfinite(loss) else math.inf for loss in self.losses[-2:]]
         return math.inf if self.crashed else sum(last) / len(last)
 
     @property
@@ -344,7 +346,7 @@ def train(
                 crashed = str(error)
                 break
             steps += 1
-            if not math.isfinite(taken[-1]) or time.perf_counter() - started > limits.seconds:
+            if not math.isfinite(taken[-1]) or _too_long(started, len(passes), limits):
                 cut = True
                 break
         passes += [sum(taken) / len(taken)] if taken else []
@@ -354,9 +356,14 @@ def train(
     return Run(label, tuple(passes), steps, seconds, fitted, crashed, cut)
 
 
+def _too_long(started: float, passes: int, limits: Limits) -> bool:
+    """Slow steps get three times as long: most networks that fit do so in a few."""
+    elapsed = time.perf_counter() - started
+    return elapsed > limits.seconds * (1 if passes >= _FEW_PASSES else 3)
+
+
 def _fitted(passes: list[float], level: float) -> bool:
-    last = passes[-3:]
-    return len(last) > 1 and sum(last) / len(last) <= level and last[-1] <= level
+    return len(passes) > 1 and max(passes[-2:]) <= level
 
 
 def _settled(passes: list[float], floor: float, limits: Limits) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from nnaudit.checks.base import Check
 from nnaudit.checks.registry import BrokenPlugin
-from nnaudit.context import Audit, LethalError
-from nnaudit.errors import OutOfBudgetError, TargetError, UserCodeError, describe
+from nnaudit.context import Audit
+from nnaudit.errors import NnauditError, OutOfBudgetError, TargetError, UserCodeError, describe
 from nnaudit.loop.base import Needs
 from nnaudit.report import Kind, Result, Status, Text
 from nnaudit.state import preserved
@@ -63,7 +63,9 @@ def _answer(check: type[Check], audit: Audit) -> Result:
         raise
     except UserCodeError as error:
         return _user_crash(asked, error)
-    except LethalError as error:
+    except NnauditError as error:
+        # What killed the process before, a script that ended or does not come back: the words are
+        # nnaudit's, the code that did it is the user's.
         return asked.answer(Status.ERROR, f"{error}.").model_copy(update={"crash": "user"})
     except Exception as error:
         return _own_crash(asked, error)

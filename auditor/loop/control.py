@@ -53,14 +53,17 @@ def constant_lr(loop: Loop, factor: float = 1.0) -> Iterator[Rate]:
 
 
 def planned_lr(group: dict[str, Any]) -> float:
-    """Return the highest learning rate that a parameter group is known to reach."""
-    return max(float(group.get(key, 0.0)) for key in ("lr", "initial_lr", "max_lr"))
+    """Return the highest learning rate that a parameter group is known to reach.
+
+    It is 0 where the optimizer finds its own (Adafactor's ``lr=None``).
+    """
+    return max(float(group.get(key) or 0.0) for key in ("lr", "initial_lr", "max_lr"))
 
 
 def _set_lr(group: dict[str, Any], rate: float) -> None:
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
-    else:
+    elif group["lr"] is not None:
         group["lr"] = rate
 
 

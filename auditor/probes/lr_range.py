@@ -16,18 +16,15 @@ from nnaudit.loop.control import constant_lr
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.state import preserved
 
-STEPS = 96
-"""From a ten-thousandth to ten thousand times the author's rate."""
+LOWEST, HIGH, HIGHEST = 1e-4, 1e4, 1e8
+"""Of the author's rate: where the ramp begins, where it may end, where it ends at the latest."""
 
-MOST_STEPS = 192
-"""As long as nothing happens: to a hundred million times the rate."""
+_PACE, _HURRY = 12, 5
+"""Steps to a power of ten, and as few as that where steps are slow."""
 
-_LOWEST = 1e-4
-_PER_DECADE = 12
+_SECONDS = 45.0
+_FIRST = 10
 _FALL = 0.1
-
-_SECONDS = 30.0
-_FEWEST = 48
 _SMOOTHING = 0.85
 _EXPLODED = 4.0
 
@@ -62,40 +59,85 @@ def range_test(audit: Audit) -> Ramp:
         UserCodeError: the first step raised.
         OutOfBudgetError: the time is used up.
     """
-    factors = [_LOWEST * 10 ** (i / _PER_DECADE) for i in range(MOST_STEPS)]
-    taken: list[float] = []
-    average, first = 0.0, math.nan
-    smoothed: list[float] = []
-    diverged, cut = math.inf, False
-    started, limit = time.perf_counter(), min(_SECONDS, audit.clock.remaining / 6)
+    test = _RangeTest(min(_SECONDS, audit.clock.remaining / 6))
+    most = int(_PACE * math.log10(HIGHEST / LOWEST))
     with constant_lr(audit.loop) as rate:
-        for factor, batch in zip(
-            factors, consecutive_batches(audit.loop, MOST_STEPS), strict=False
-        ):
+        for batch in consecutive_batches(audit.loop, most):
             audit.clock.check()
-            rate.factor = factor
-            loss = _loss(audit.loop, batch, begun=bool(taken))
-            if not math.isfinite(loss):
-                diverged = factor
+            rate.factor = test.factor
+            if test.ends_with(_loss(audit.loop, batch, begun=bool(test.losses))):
                 break
-            taken.append(loss)
-            average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-            smoothed.append(average / (1 - _SMOOTHING ** len(taken)))
-            first = statistics.median(taken[:12])
-            if len(taken) > 12 and _exploded(smoothed, first):
-                diverged = factor
-                break
-            past = min(smoothed[-_PER_DECADE:]) > min(smoothed)
-            if len(taken) >= STEPS and past and _fell(smoothed, first) > _FALL:
-                break  # the lowest loss is a power of ten behind
-            if time.perf_counter() - started > limit and len(taken) >= 3:
-                cut = len(taken) < STEPS
-                break
-    return _read(factors, taken, smoothed, diverged, cut)
+    return test.ramp()
 
 
-def _fell(smoothed: list[float], first: float) -> float:
-    return (first - min(smoothed)) / max(abs(first), 1e-12)
+class _RangeTest:
+    """What is known while the rate grows."""
+
+    def __init__(self, seconds: float) -> None:
+        self.factor = LOWEST
+        self.factors: list[float] = []
+        self.losses: list[float] = []
+        self.smoothed: list[float] = []
+        self._diverged = math.inf
+        self._cut = False
+        self._average = 0.0
+        self._pace = float(_PACE)
+        self._seconds = seconds
+        self._started = time.perf_counter()
+
+    def ends_with(self, loss: float) -> bool:
+        """Take in the loss of a step at :attr:`factor`; return whether that was the last."""
+        if not math.isfinite(loss):
+            self._diverged = self.factor
+            return True
+        self.factors.append(self.factor)
+        self.losses.append(loss)
+        self._average = _SMOOTHING * self._average + (1 - _SMOOTHING) * loss
+        self.smoothed.append(self._average / (1 - _SMOOTHING ** len(self.losses)))
+        if len(self.losses) > _FIRST and self._exploded():
+            self._diverged = self.factor
+            return True
+        spent = time.perf_counter() - self._started
+        if len(self.losses) == 3:  # slow steps: fewer to a power of ten
+            affordable = self._seconds / max(spent / 3, 1e-6)
+            self._pace = min(max(affordable / math.log10(HIGH / LOWEST), _HURRY), _PACE)
+        if self.factor >= HIGH and self._past_the_lowest():
+            return True
+        self._cut = spent > self._seconds and len(self.losses) >= 3 and self.factor < HIGH
+        self.factor *= 10 ** (1 / self._pace)
+        return self._cut or spent > 2 * self._seconds
+
+    @property
+    def _start(self) -> float:
+        return statistics.median(self.losses[:_FIRST])
+
+    @property
+    def _fell(self) -> float:
+        return (self._start - min(self.smoothed)) / max(abs(self._start), 1e-12)
+
+    def _exploded(self) -> bool:
+        low = min(self.smoothed)
+        usual = max(abs(self._start), abs(self._start - low), 1e-8)
+        return self.smoothed[-1] - low > _EXPLODED * usual
+
+    def _past_the_lowest(self) -> bool:
+        """Whether the loss did fall, and its lowest lies a power of ten behind."""
+        lately = min(self.smoothed[-int(self._pace) :])
+        return self._fell > _FALL and lately > min(self.smoothed)
+
+    def ramp(self) -> Ramp:
+        """Return the result; without enough losses to read one off, ``best`` is 0."""
+        enough = len(self.losses) > _FIRST
+        lowest = min(range(len(self.smoothed)), key=lambda i: self.smoothed[i]) if enough else 0
+        return Ramp(
+            factors=tuple(self.factors),
+            losses=tuple(self.losses),
+            smoothed=tuple(self.smoothed),
+            diverged=self._diverged,
+            best=self.factors[lowest] / 10 if enough else 0.0,
+            fell=self._fell if enough else 0.0,
+            cut=self._cut,
+        )
 
 
 def _loss(loop: Loop, batch: Any, *, begun: bool) -> float:
@@ -105,32 +147,6 @@ def _loss(loop: Loop, batch: Any, *, begun: bool) -> float:
         if not begun:
             raise
         return math.nan  # the user's own check of a loss that exploded
-
-
-def _exploded(smoothed: list[float], first: float) -> bool:
-    low = min(smoothed)
-    return smoothed[-1] - low > _EXPLODED * max(abs(first), abs(first - low), 1e-8)
-
-
-def _read(
-    factors: list[float], losses: list[float], smoothed: list[float], diverged: float, cut: bool
-) -> Ramp:
-    if len(smoothed) < 13:
-        return Ramp(
-            tuple(factors[: len(losses)]), tuple(losses), tuple(smoothed), diverged, 0, 0, cut
-        )
-    first = statistics.median(losses[:12])
-    lowest = min(range(len(smoothed)), key=lambda i: smoothed[i])
-    fell = _fell(smoothed, first)
-    return Ramp(
-        factors=tuple(factors[: len(losses)]),
-        losses=tuple(losses),
-        smoothed=tuple(smoothed),
-        diverged=diverged,
-        best=factors[lowest] / 10,
-        fell=fell,
-        cut=cut,
-    )
 
 
 def constant_run(audit: Audit, factor: float, steps: int) -> list[float]:

@@ -28,8 +28,9 @@ _FEWEST_PASSES = 40
 class Diagnosis:
     """Why the rows were not fitted.
 
-    ``verdict`` is ``slow`` (Adam fits), ``cut`` (no time to say), ``unclear``, ``weak`` (it
-    underfits, and that may be meant) or ``broken``.
+    ``verdict`` is ``slow`` (Adam fits), ``useless`` (Adam fits, and with the author's settings
+    nothing moves the right way), ``cut`` (no time to say), ``unclear``, ``weak`` (it underfits,
+    and that may be meant) or ``broken``.
     """
 
     verdict: str
@@ -56,10 +57,12 @@ class TinySubsetOverfit(Check):
     hypothesis that the program is sound is given up only when every learning rate fails, Adam at
     1e-3 and 1e-2 with your gradients fails, no run is still falling (2 % of the remaining loss
     per quarter of the run), a reference network of the right kind fits the same rows in the same
-    way, and all this repeats on other rows. It then fails if less than 10 % of the way from the
-    best constant is closed, or less than half by a model with hidden layers, nothing frozen and
-    ten parameters per target; healthy programs with room to spare close 90 %. Anything between
-    is a warning.
+    way, and all this repeats on other rows. Where Adam fits, the optimizer is at fault: a
+    warning, but a failure if at none of the three rates the loss came 10 % of the way down or was
+    still falling, on other rows too. A model that nothing fits fails if less than 10 % of the way
+    from the best constant is closed, or less than half by a model with hidden layers, nothing
+    frozen and ten parameters per target; healthy programs with room to spare close 90 %. Anything
+    between is a warning.
     Fix: train on these rows until the loss is near zero, simplifying until it works: no
     regularisation, plain Adam at 1e-3, the reference's architecture; then put the parts back one
     by one.
@@ -130,13 +133,8 @@ class TinySubsetOverfit(Check):
         details: dict[str, Any] = {"evidence": evidence, "threshold": _threshold(tiny)}
         if first.verdict in ("cut", "unclear"):
             return self.inconclusive(f"{_capital(said)}; {first.reason}.", **details)
-        if first.verdict == "slow":
-            return self.warned(
-                f"{_capital(first.reason)}.",
-                **details,
-                location=audit.loop.locate("optimizer"),
-                fix=first.fix,
-            )
+        if first.verdict in ("slow", "useless"):
+            return self._optimizer(audit, first, details)
         details |= {"location": audit.loop.locate("model"), "fix": first.fix}
         if first.verdict == "weak":
             return self.warned(f"{_capital(said)}; {first.reason}.", **details)
@@ -153,6 +151,15 @@ class TinySubsetOverfit(Check):
             evidence=evidence,
             threshold=_threshold(tiny),
         )
+
+    def _optimizer(self, audit: Audit, first: Diagnosis, details: dict[str, Any]) -> Result:
+        """Answer where Adam fits the rows: it is the optimizer's settings, not the model."""
+        details |= {"location": audit.loop.locate("optimizer"), "fix": first.fix}
+        if first.verdict == "useless":
+            verdict, anew = _anew(audit)
+            if verdict == "useless":
+                return self.failed(f"{_capital(first.reason)}; so it was with {anew}.", **details)
+        return self.warned(f"{_capital(first.reason)}.", **details)
 
     def _blind(self, audit: Audit, tiny: TinyFit) -> Result:
         again = tiny_fit(audit, second=True)
@@ -225,7 +232,20 @@ def _slow(tiny: TinyFit, run: Run, rate: float, runs: tuple[Run, ...]) -> Diagno
         f"from {tiny.sighting.loss:.4g} to {_plain(tiny.best.final)} in {tiny.best.steps} steps"
     )
     fix = f"optimizer = torch.optim.AdamW(model.parameters(), lr={rate:g})"
-    return Diagnosis("slow", reason, fix, runs)
+    return Diagnosis("useless" if _unmoved(tiny) else "slow", reason, fix, runs)
+
+
+def _unmoved(tiny: TinyFit) -> bool:
+    """Whether no run with the author's optimizer got anywhere: diverged, or stood still.
+
+    A slow optimizer is on its way; one that is a hundred times too fast or too slow is not.
+    """
+    bounds = tiny.sighting.bounds
+    if bounds is None or not tiny.known:
+        return False
+    start = tiny.sighting.loss
+    enough = start - 0.1 * (start - bounds.floor)
+    return all(run.final > enough and not run.falling(bounds.floor) for run in tiny.runs.values())
 
 
 def _unknown(audit: Audit, tiny: TinyFit, runs: tuple[Run, ...]) -> Diagnosis:

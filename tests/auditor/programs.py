@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.targets import Target
 
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,7 +29,7 @@ def loss_fn(output, target):
 
 def build_optimizer(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-'''
+"""
 
 
 def blobs() -> DataLoader:

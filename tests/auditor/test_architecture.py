@@ -73,7 +73,9 @@ def test_help_does_not_import_torch() -> None:
 
 
 def test_every_package_is_listed_for_the_wheel() -> None:
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
     present = {
         ".".join([package, *file.parent.relative_to(ROOT / folder).parts])
         for package, folder in TREES.items()

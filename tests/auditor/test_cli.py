@@ -29,7 +29,9 @@ def program(text: str = SOURCE, name: str = "net.py") -> str:
 
 def stepping(line: str) -> str:
     """The healthy program with ``line`` executed whenever the loss is computed."""
-    return SOURCE.replace("    return nn.functional.cross", f"    {line}\n    return nn.functional.cross")
+    return SOURCE.replace(
+        "    return nn.functional.cross", f"    {line}\n    return nn.functional.cross"
+    )
 
 
 def one_sentence(result: Result) -> str:
@@ -168,7 +170,9 @@ class TestAudits:
             (SOURCE + "\nimport ctypes\nctypes.string_at(0)\n", "SIGSEGV"),
         ],
     )
-    def test_a_crash_of_the_users_is_one_sentence_and_exit_code_4(self, text: str, said: str) -> None:
+    def test_a_crash_of_the_users_is_one_sentence_and_exit_code_4(
+        self, text: str, said: str
+    ) -> None:
         result = run("--select", "GRAD106,FIT101", program(text))
         assert result.exit_code == 4, result.stdout
         assert said in one_sentence(result)

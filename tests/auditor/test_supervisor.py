@@ -78,7 +78,8 @@ def _alive(pid: int) -> bool:
 def test_events_come_while_the_audit_runs(tmp_path: Path) -> None:
     seen: list[str] = []
     supervisor.audit(
-        job(tmp_path, SOURCE, select="DATA101"), on_event=lambda event, record: seen.append(event.event)
+        job(tmp_path, SOURCE, select="DATA101"),
+        on_event=lambda event, record: seen.append(event.event),
     )
     assert seen[0] == "started"
     assert seen.index("asking") < seen.index("answered") < seen.index("finished")

@@ -23,7 +23,10 @@ def test_parts_are_found_by_name_and_located(tmp_path: Path) -> None:
     found = targets.load(path)
     assert found.name == "net"
     assert isinstance(found.model(), nn.Module)
-    assert found.locations["loss"].line == SOURCE.splitlines().index("def loss_fn(output, target):") + 1
+    assert (
+        found.locations["loss"].line
+        == SOURCE.splitlines().index("def loss_fn(output, target):") + 1
+    )
     assert found.val_loader is None
 
 

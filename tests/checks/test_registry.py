@@ -39,7 +39,9 @@ def test_every_check_stands_in_a_file_of_its_own_name(check: type[Check]) -> Non
 
 def test_the_readme_lists_the_battery() -> None:
     readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| ([A-Z]+\d{3}) ([a-z0-9-]+) \| (.+?) \| (yes|no) \|$", readme, re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([A-Z]+\d{3}) ([a-z0-9-]+) \| (.+?) \| (yes|no) \|$", readme, re.MULTILINE
+    )
     expected = [
         (
             check.code,
@@ -92,7 +94,9 @@ class Plugged(Check):
 def points(*values: str):
     def entry_points(group: str) -> list[EntryPoint]:
         assert group == "nnaudit.checks"
-        return [EntryPoint(name=f"p{i}", value=value, group=group) for i, value in enumerate(values)]
+        return [
+            EntryPoint(name=f"p{i}", value=value, group=group) for i, value in enumerate(values)
+        ]
 
     return entry_points
 

@@ -117,14 +117,27 @@ Command = Resume | Invoke | Launch | Close
 
 
 class Baton:
-    """Whoever asks waits for the answer; whoever has answered waits to be asked."""
+    """Whoever asks waits for the answer; whoever has answered waits to be asked.
+
+    Attributes:
+        over: nobody listens any more.
+    """
 
     def __init__(self) -> None:
+        self.over = False
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def ask(self, command: Command) -> Any:
-        """Hand control to the script's thread and return its answer, or raise its error."""
+        """Hand control to the script's thread and return its answer, or raise its error.
+
+        Raises:
+            RuntimeError: the script's thread is done; closing what it has closed is no error.
+        """
+        if self.over:
+            if isinstance(command, Close):
+                return None
+            raise RuntimeError("the script is not running any more")
         self._commands.put(command)
         value, error = self._answers.get()
         if error is not None:

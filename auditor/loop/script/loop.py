@@ -407,7 +407,8 @@ class ScriptLoop(Loop):
         return result
 
     def _must_be_innermost(self) -> None:
-        if self._session.runs[-1] is not self._run:
+        runs = self._session.runs
+        if runs and runs[-1] is not self._run:
             raise RuntimeError(
                 "a run that was relaunched later is still open: a script's runs lie on top of one "
                 "another, and only the last can take steps"
@@ -566,6 +567,7 @@ def run_script(
         finally:
             for thread in threads:
                 thread.join(timeout=10)
+            baton.over = True
     value, failure = outcome[0]
     if failure is not None:
         raise failure

@@ -538,7 +538,8 @@ class Run:
             self._pause()
             return self._at_the_door(module, args, kwargs)
         order.handed += 1
-        return placed(roles.recipe.fill(batches.clone(order.batch)), (args, kwargs))
+        made = placed(roles.recipe.fill(batches.clone(order.batch)), (args, kwargs))
+        return made[0], made[1]
 
     def scaled(self, loss: Any, result: Any) -> None:
         """Remember what a gradient scaler made of which loss."""

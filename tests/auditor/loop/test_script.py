@@ -426,6 +426,19 @@ def test_only_the_last_of_two_runs_takes_steps(drive: Any) -> None:
     drive(HEAD + BODY, body)
 
 
+def test_a_relaunch_left_open_is_closed(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> Any:
+        left_open = loop.relaunched(1)
+        other = left_open.__enter__()
+        other.step(first(other))  # type: ignore[arg-type]
+        return left_open, loop
+
+    left_open, loop = drive(HEAD + BODY, body)
+    with pytest.raises(RuntimeError, match="not running any more"):
+        loop.step(None)
+    left_open.__exit__(None, None, None)
+
+
 def test_a_relaunch_that_crashes_is_an_error_of_the_relaunch(drive: Any) -> None:
     text = HEAD + "if torch.initial_seed() != 0: raise ValueError('only zero')\n" + BODY
 

@@ -68,8 +68,8 @@ def test_what_was_computed_is_not_recognised(change: Any) -> None:
 
 def test_equal_tensors_are_told_apart_by_name() -> None:
     batch = {"mask": torch.ones(4, 3), "weights": torch.ones(4, 3)}
-    for name in batch:
-        take = find(batch[name], batch, name=name)
+    for name, tensor in batch.items():
+        take = find(tensor, batch, name=name)
         assert take is not None
         assert repr(name) in take.path
 
@@ -160,7 +160,7 @@ def test_each_layer_starts_from_the_users_files(folder: Path) -> None:
                 assert contents(folder) == before
                 (folder / "new.txt").write_text("new")
                 Path("old.txt").unlink()
-                os.replace("sub/inner.txt", "moved.txt")
+                os.replace("sub/inner.txt", "moved.txt")  # noqa: PTH105
                 assert contents(folder) == {"new.txt": "new", "moved.txt": "inner"}
                 assert not Path("old.txt").exists()
                 with pytest.raises(FileNotFoundError):
@@ -186,10 +186,10 @@ def test_appending_and_updating_keep_what_was_there(folder: Path) -> None:
 def test_a_whole_folder_may_be_renamed(folder: Path) -> None:
     before = contents(folder)
     with Overlay((folder,)) as overlay, overlay.layer():
-        os.rename("sub", "other")
+        os.rename("sub", "other")  # noqa: PTH104
         assert Path("other/inner.txt").read_text() == "inner"
         assert not Path("sub").exists()
-        assert sorted(os.listdir()) == ["old.txt", "other"]
+        assert sorted(os.listdir()) == ["old.txt", "other"]  # noqa: PTH208
         assert [name for name, *_ in os.walk(".")] == [".", "./other"]
     assert contents(folder) == before
 

@@ -288,15 +288,16 @@ def test_faults_fail(name, faulty, tools):
     assert result.fix
 
 
-def test_a_rate_that_explodes_is_a_warning_that_names_one_that_works(tools, data):
+@pytest.mark.parametrize("rate", [1e3, 1e-9])
+def test_a_rate_at_which_nothing_works_fails_and_one_that_works_is_named(tools, data, rate):
     target = Target(
         tools.perceptron(64, 64, 10),
         tools.loader(data.x, data.y),
         loss=CE,
-        optimizer=tools.sgd(1e3),
+        optimizer=tools.sgd(rate),
     )
     result = tools.ask(TinySubsetOverfit, target)
-    assert result.status is Status.WARN
+    assert result.status is Status.FAIL
     assert "lr=0.001" in result.fix
 
 

@@ -1,6 +1,6 @@
 """SGD with a learning rate of 5e-8 where 5e-2 was meant.
 
-zoo: warns FIT101
+zoo: fails FIT101
 """
 
 import argparse
