@@ -1,8 +1,8 @@
 """The child process: owns torch, the device and the user's code, and streams what it finds.
 
 Started as ``python -P -m nnaudit.worker FD JOB PARENT``: events go to the file descriptor FD,
-because stdout and stderr belong to the user's code. JOB is a :class:`nnaudit.job.Job` as JSON, PARENT the
-process without which there is nobody to report to.
+because stdout and stderr belong to the user's code. JOB is a :class:`nnaudit.job.Job` as JSON,
+PARENT the process without which there is nobody to report to.
 """
 
 from __future__ import annotations

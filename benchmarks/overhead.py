@@ -30,9 +30,7 @@ def main() -> None:
     """Print a row per target."""
     here = Path(__file__).resolve().parent.parent / "examples"
     paths = [Path(word) for word in sys.argv[1:]] or [here / name for name in EXAMPLES]
-    print(
-        f"{'target':24} {'bare ms/step':>12} {'loop/bare':>10} {'audit s':>8} {'steps':>6} {'audit/bare':>10}"
-    )
+    print("target                   bare ms/step  loop/bare  audit s  steps audit/bare")
     for path in paths:
         print(row(path))
 

@@ -32,10 +32,10 @@ class GradientScale(Check):
         that start at zero hide those before them. The first third of the layers is compared with
         the median of the last quarter: by its largest, since queries and keys of an untrained
         attention have tiny gradients wherever they stand, and for explosion by its median. A
-        ratio under 1e-3 is vanishing, over 1000 exploding, if it is so in every step; the limits of 1e-3 and 70 found in the literature
-        are for a pair of neighbours with equal shapes: healthy residual networks of which the
-        first layer is a small filter bank reach 70. Embeddings are left out, as most of their rows
-        have no gradient in a step.
+        ratio under 1e-3 is vanishing, over 1000 exploding, if it is so in every step; the limits
+        of 1e-3 and 70 found in the literature are for a pair of neighbours with equal shapes:
+        healthy residual networks of which the first layer is a small filter bank reach 70.
+        Embeddings are left out, as most of their rows have no gradient in a step.
     Fix: normalisation layers, residual connections, an initialisation that suits the activation
         (He for ReLU), ReLU or GELU instead of sigmoid or tanh; clip_grad_norm_ where they explode.
     References: Glorot and Bengio, "Understanding the difficulty of training deep feedforward

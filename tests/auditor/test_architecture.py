@@ -9,8 +9,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import nnaudit
 import pytest
+
+import nnaudit
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = {"nnaudit": "auditor", "nnaudit.checks": "checks", "nnaudit.reports": "reports"}

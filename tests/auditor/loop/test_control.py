@@ -44,11 +44,14 @@ class DropPath(nn.Module):
         self.drop_prob = 0.5
 
     def forward(self, x):
-        return x if self.drop_prob == 0 or not self.training else x * (torch.rand(x.shape[0]) > 0.5).view(-1, 1, 1)
+        if self.drop_prob == 0 or not self.training:
+            return x
+        return x * (torch.rand(x.shape[0]) > self.drop_prob).view(-1, 1, 1)
 
 
 MODELS = [
-    nn.Dropout(0.5), nn.Dropout1d(0.5), nn.AlphaDropout(0.5), Functional(), Fused(), FusedByName(), Own(),
+    nn.Dropout(0.5), nn.Dropout1d(0.5), nn.AlphaDropout(0.5), Functional(), Fused(),
+    FusedByName(), Own(),
     nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True),
     nn.LSTM(8, 8, num_layers=2, dropout=0.5, batch_first=True),
 ]  # fmt: skip
