@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nnaudit import batch as batches
 from nnaudit.errors import user_code
-from nnaudit.loop.base import Loop
+from nnaudit.loop.base import Fed, Loop
 
 
 @contextmanager
@@ -27,19 +27,28 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def evaluate(loop: Loop, batch: Any) -> Any:
-    """Return the model's output for ``batch`` in eval mode, detached.
+def fed_to(loop: Loop, batch: Any) -> Fed:
+    """Return what the model is called with for ``batch``, on its device.
+
+    Taken apart once: a script may draw random numbers on the way to its model.
+
+    Raises:
+        UserCodeError: that could not be found out.
+    """
+    return loop.feed(batches.to_device(batch, loop.device))
+
+
+def evaluate(loop: Loop, fed: Fed) -> Any:
+    """Return the output in eval mode of ``loop``'s model for ``fed``, detached.
 
     Not :meth:`~nnaudit.loop.base.Loop.forward`: a user's ``training_step`` may set the mode.
 
     Raises:
-        UserCodeError: the model cannot be called with this batch, or raised.
+        UserCodeError: the model cannot be called in this way, or raised.
     """
-    moved = batches.to_device(batch, loop.device)
-    with eval_mode(loop.model), torch.no_grad():
-        fed = loop.feed(moved)
-        with user_code("running the model in eval mode"):
-            output = loop.model(*fed.args, **fed.kwargs)
+    args, kwargs = batches.clone((fed.args, fed.kwargs))
+    with eval_mode(loop.model), torch.no_grad(), user_code("running the model in eval mode"):
+        output = loop.model(*args, **kwargs)
     return batches.map_leaves(output, _copied)
 
 

@@ -100,6 +100,7 @@ class Loop(ABC):
         train_loader, val_loader: as the user made them; ``val_loader`` may be None.
         steps_taken: optimizer steps since the audit began, relaunched runs included.
         handed_over_in_eval: the model was in eval mode, and the loop put it into train mode.
+        epoch_per_step: gradients are summed over the whole epoch before the optimizer steps.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Loop(ABC):
     val_loader: Any
     steps_taken: int
     handed_over_in_eval: bool = False
+    epoch_per_step: bool = False
 
     @property
     @abstractmethod

@@ -17,8 +17,8 @@ from nnaudit.checkpoint import Anatomy, anatomy, differing, is_tensorial, transp
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
-from nnaudit.evaluation import distance, evaluate, rounding
-from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.evaluation import distance, evaluate, fed_to, rounding
+from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state import preserved
@@ -33,7 +33,7 @@ class Original:
 
     Attributes:
         saved: the checkpoint's bytes.
-        batch: what outputs and the next step are computed on.
+        batch, fed: what the next step and the outputs are computed on.
         parts: what the model was made of when it was saved.
         transient: names of what a forward pass in eval mode changes: hidden states, caches.
         output, noise: of the model in eval mode, and the difference between two such.
@@ -46,6 +46,7 @@ class Original:
 
     saved: bytes = b""
     batch: Any = None
+    fed: Fed = field(default_factory=lambda: Fed((), {}, None))
     parts: Anatomy = field(default_factory=dict)
     transient: list[str] = field(default_factory=list)
     output: Any = None
@@ -96,10 +97,8 @@ class CheckpointRoundTrip(Check):
                 location=audit.loop.locate("model"),
                 fix="keep only tensors, numbers and strings in the state_dict",
             )
-        except UserCodeError as error:
-            if "eval mode" in error.doing:
-                return self.inconclusive(f"The model could not be run by itself: {error}.")
-            raise
+        except _NotCallableError as error:
+            return self.inconclusive(f"The model could not be run by itself: {error}.")
         audit.clock.check()
         with audit.loop.relaunched(audit.seed + 1) as fresh:
             return self._compare(audit, original, fresh)
@@ -230,12 +229,17 @@ class _UnsavableError(Exception):
     """torch.save refused."""
 
 
+class _NotCallableError(Exception):
+    """The model cannot be called with a batch alone."""
+
+
 def _original(audit: Audit) -> Original:
     """Train a little, save, and note what a faithful copy must reproduce.
 
     Raises:
         _UnsavableError: the state_dicts cannot be written.
-        UserCodeError: the user's code raised.
+        _NotCallableError: the model cannot be called with a batch alone.
+        UserCodeError: a step raised.
     """
     loop, seed, found = audit.loop, audit.seed, Original()
     for i, batch in enumerate(consecutive_batches(loop, _STEPS + 1)):
@@ -246,13 +250,10 @@ def _original(audit: Audit) -> Original:
     found.optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in loop.optimizers]
     found.saved = _saved(loop)
     found.parts = anatomy(loop.model)
-    outputs = []
-    for _ in range(2):
-        with preserved(loop.subjects):
-            seed_everything(seed)
-            outputs.append(evaluate(loop, found.batch))
-            found.transient = differing(found.parts, anatomy(loop.model))
-    found.output, found.noise = outputs[0], distance(*outputs)
+    try:
+        _look_at(loop, seed, found)
+    except UserCodeError as error:
+        raise _NotCallableError(str(error)) from error
     found.weights = _weights(loop)
     steps = []
     for _ in range(2):
@@ -262,6 +263,19 @@ def _original(audit: Audit) -> Original:
     found.after = steps[0]
     found.step_noise = {n: _largest(w - steps[1][n]) for n, w in steps[0].items()}
     return found
+
+
+def _look_at(loop: Loop, seed: int, found: Original) -> None:
+    """Note what the model makes of the batch in eval mode, and what that changes in it."""
+    with preserved(loop.subjects):
+        found.fed = fed_to(loop, found.batch)
+    outputs = []
+    for _ in range(2):
+        with preserved(loop.subjects):
+            seed_everything(seed)
+            outputs.append(evaluate(loop, found.fed))
+            found.transient = differing(found.parts, anatomy(loop.model))
+    found.output, found.noise = outputs[0], distance(*outputs)
 
 
 def _saved(loop: Loop) -> bytes:
@@ -313,7 +327,7 @@ def _load(saved: bytes, fresh: Loop) -> str:
 def _gap(original: Original, fresh: Loop, seed: int) -> float:
     with preserved(fresh.subjects):
         seed_everything(seed)
-        return distance(original.output, evaluate(fresh, original.batch))
+        return distance(original.output, evaluate(fresh, original.fed))
 
 
 def _weights(loop: Loop) -> dict[str, Tensor]:

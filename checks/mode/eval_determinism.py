@@ -9,7 +9,7 @@ from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.evaluation import distance, evaluate, rounding
+from nnaudit.evaluation import distance, evaluate, fed_to, rounding
 from nnaudit.loop.base import Loop, Needs, seed_everything
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.randomness import Draw, RandomnessTap
@@ -104,11 +104,13 @@ class EvalDeterminism(Check):
 
 def _repeat(loop: Loop, batch: Any, seed: int) -> Repeats:
     outputs, tap = [], RandomnessTap()
+    with preserved(loop.subjects):
+        fed = fed_to(loop, batch)
     for number in (seed, seed, seed + 1):
         with preserved(loop.subjects), tap:
             tap.draws.clear()
             seed_everything(number)
-            outputs.append(evaluate(loop, batch))
+            outputs.append(evaluate(loop, fed))
     noise = distance(outputs[0], outputs[1])
     spread = distance(outputs[0], outputs[2])
     return Repeats(noise, spread, max(10 * noise, rounding(outputs[0])), tuple(tap.draws))

@@ -12,11 +12,12 @@ from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.evaluation import evaluate
+from nnaudit.evaluation import evaluate, fed_to
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.movement import same
 from nnaudit.report import Kind, Result, Table
+from nnaudit.state import preserved
 
 BATCHES = 3
 _STATISTICS = ("running_mean", "running_var", "running_std", "running_avg", "moving_average")
@@ -51,11 +52,13 @@ class EvalPurity(Check):
         some = [batches.clone(batch) for batch in islice(source, BATCHES)]
         if not some:
             return self.inconclusive("The validation loader yields no batch.")
-        before = {name: value.detach().clone() for name, value in _state(loop).items()}
         try:
-            for batch in some:
+            with preserved(loop.subjects):
+                feds = [fed_to(loop, batch) for batch in some]
+            before = {name: value.detach().clone() for name, value in _state(loop).items()}
+            for fed in feds:
                 audit.clock.check()
-                evaluate(loop, batch)
+                evaluate(loop, fed)
         except UserCodeError as error:
             return self.inconclusive(f"The model could not be run on a batch by itself: {error}.")
         after = _state(loop)

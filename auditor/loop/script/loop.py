@@ -68,6 +68,11 @@ class ScriptLoop(Loop):
         self._execution = 0
 
     @property
+    def epoch_per_step(self) -> bool:  # type: ignore[override]
+        """Whether the optimizer steps only when the loader has ended."""
+        return self.run.ends_epoch
+
+    @property
     def steps_taken(self) -> int:  # type: ignore[override]
         """Optimizer steps since the audit began, relaunched runs included."""
         return self._session.count.taken

@@ -148,6 +148,7 @@ class Run:
         """Forget what was learnt: an execution of the script begins."""
         self.free = False
         self.ends_epoch = False
+        self._handed_over = False
         self._diary = Diary()
         self._initial: Snapshot | None = None
         self._iterators: list[weakref.ref[TappedIterator]] = []
@@ -190,6 +191,9 @@ class Run:
             ended = self._once()
             if ended is not None and not self._taken:
                 raise self._untrained(ended)
+            if ended is not None and ended.error is not None and not self._handed_over:
+                # Taking hold of the script failed, inside its own loop: nobody waits for it.
+                raise ended.error
             while ended is not None and self._wait_after(ended):
                 ended = self._once()
         finally:
@@ -662,6 +666,7 @@ class Run:
         self.roles = roles
         self._go_back()
         frameworks.make_endless()
+        self._handed_over = True
         if len(self.session.runs) == 1:
             self.session.on_first(self)
         else:
@@ -680,10 +685,9 @@ class Run:
         for key, iterator in self._live.items():
             if iterator is not main and self._asked[id(iterator)] > since and not self.free:
                 self._frozen[key] = iterator.latest
-        self.val_loader = (
-            validation_loader(self.registers, self.train_loader, self._evaluated)
-            or frameworks.validation_of_framework()
-        )
+        found = validation_loader(self.registers, self.train_loader, self._evaluated)
+        # Not `or`: a loader has a truth value only where its data set has a length.
+        self.val_loader = found if found is not None else frameworks.validation_of_framework()
         reading = self._being_read()
         self.ends_epoch = not self.free and id(self.train_loader) not in reading
 

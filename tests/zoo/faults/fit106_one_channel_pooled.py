@@ -45,7 +45,7 @@ def val_loader():
 
 
 def build_model():
-    channels = 32
+    channels = 12
     return nn.Sequential(
         nn.Conv2d(1, channels, 3, padding=1),
         nn.GroupNorm(4, channels),

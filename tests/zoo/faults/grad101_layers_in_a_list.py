@@ -1,6 +1,6 @@
 """Blocks kept in a Python list: they are not registered, so no optimizer ever sees them.
 
-zoo: fails GRAD101 also GRAD102 MODE101 MODE105 FIT101
+zoo: fails GRAD101 also GRAD102 GRAD103 MODE101 MODE105 FIT101
 """
 
 import argparse

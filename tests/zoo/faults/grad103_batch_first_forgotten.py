@@ -51,7 +51,7 @@ class ViT(nn.Module):
     def forward(self, x):
         tokens = self.patch(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls.expand(len(x), -1, -1), tokens], dim=1) + self.position
-        return self.head(self.encoder(tokens)[:, 0])
+        return self.head(self.encoder(tokens).mean(dim=1))
 
 
 def build_model(d_model=48):
