@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -193,6 +193,13 @@ def head_of(output: Any, call: LossCall) -> Head | None:
 # --- steps with other updates ------------------------------------------------------------------
 
 
+def densify(parameters: Iterable[Tensor]) -> None:
+    """Make sparse gradients dense: Adam refuses them."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+
+
 class _Substitute:
     """Undoes an optimizer's updates and makes its own from the same gradients."""
 
@@ -214,8 +221,7 @@ class _Substitute:
         with torch.no_grad():
             for parameter, saved in zip(self._parameters, self._saved, strict=True):
                 parameter.copy_(saved)
-                if parameter.grad is not None and parameter.grad.is_sparse:
-                    parameter.grad = parameter.grad.to_dense()
+        densify(self._parameters)
         if self._own is not None:
             self._own.step()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnaudit.context import Clock
-from nnaudit.fitting import Limits, Run, Sighting, train
+from nnaudit.fitting import Limits, Run, Sighting, densify, train
 from nnaudit.floor import input_tensors
 from nnaudit.loop.taps import LossCall
 
@@ -54,6 +54,7 @@ def train_on(
         with torch.enable_grad():
             loss = sighting.calls[part].recompute(predict(part))
         loss.backward()  # type: ignore[no-untyped-call]
+        densify(parameters)
         optimizer.step()
         return float(loss.detach())
 

@@ -144,7 +144,12 @@ class Capacity(Check):
         return self._compare(audit, rows, head, top)
 
     def _compare(self, audit: Audit, rows: Rows, head: Head, top: Rung) -> Result:
-        own, others = _contest(audit, rows, head, seed=audit.seed)
+        contest = _contest(audit, rows, head, seed=audit.seed)
+        if contest is None:
+            return self.inconclusive(
+                "The network cannot be trained outside your own loop, so nothing can be compared."
+            )
+        own, others = contest
         best = max(others, key=lambda entrant: entrant.closed, default=None)
         evidence = _evidence(own, others, rows)
         said = (
@@ -240,7 +245,10 @@ class Capacity(Check):
         if held_out is None or held_out.bounds is None:
             return False
         swapped = Rows(held_out, held_out.bounds, rows.train)
-        own, others = _contest(audit, swapped, head, seed=audit.seed + 1)
+        contest = _contest(audit, swapped, head, seed=audit.seed + 1)
+        if contest is None:
+            return False
+        own, others = contest
         same = [other for other in others if other.name == best.name]
         return bool(same) and _clear(own, same[0], swapped)
 
@@ -262,10 +270,16 @@ def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
     return Rows(train, train.bounds, held_out if usable else None)
 
 
-def _contest(audit: Audit, rows: Rows, head: Head, *, seed: int) -> tuple[Entrant, list[Entrant]]:
-    """Train the network as it is; where it underfits a wider one, and then the reference."""
+def _contest(
+    audit: Audit, rows: Rows, head: Head, *, seed: int
+) -> tuple[Entrant, list[Entrant]] | None:
+    """Train the network as it is; where it underfits a wider one, and then the reference.
+
+    None where a plain loop cannot train the network as it is.
+    """
     own = _enter(audit, rows, "the network as it is", lambda: _copied(audit, head, seed), seed)
-    assert own is not None
+    if own is None:
+        return None
     if own.closed >= 0.9 or own.run.falling(rows.bounds.floor, 0.1) or own.run.cut:
         return own, []
     others: list[Entrant] = []

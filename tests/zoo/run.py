@@ -9,8 +9,9 @@ finds; in script form it runs the program as it is. What must come of it stands 
 - ``zoo: near CODE ...``: nothing may fail, though the named checks have reason to look twice;
 - ``zoo: fails CODE [also CODE ...]`` or ``zoo: warns CODE [also ...]``: the first code must answer
   so; the codes after ``also`` may fail as a consequence, no other may. ``crashes`` at the end says
-  that the program raises in training, so that other checks cannot answer, ``missed`` that the fault
-  is known not to be found for certain: it counts as what it is, and does not make the run fail.
+  that the program raises in training, so that other checks, or none, can answer, ``missed`` that
+  the fault is known not to be found for certain: it counts as what it is, and does not make the
+  run fail.
 
 A line ``zoo script: ...`` stands in its place where the script form must answer otherwise.
 """
@@ -117,6 +118,8 @@ def expected(path: Path, form: str = "module") -> Expected:
 
 def problems(outcome: Outcome, wanted: Expected) -> list[str]:
     """Return, in words, everything in which ``outcome`` is not what is ``wanted``."""
+    if outcome.crash and wanted.crashes:
+        return []
     if outcome.crash:
         return [f"the audit crashed: {outcome.crash}"]
     found = []
@@ -262,7 +265,8 @@ def _verdict(outcome: Outcome, wanted: Expected) -> str:
         return "warned" if outcome.with_status("warn") else "clean"
     if outcome.status_of(wanted.codes[0]) == wanted.kind.removesuffix("s"):
         return "right code"
-    return "other code" if outcome.with_status("fail") else "missed"
+    told = outcome.with_status("fail") or (outcome.crash and wanted.crashes)
+    return "other code" if told else "missed"
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """batch_first is missing: attention runs over the images of a batch instead of over patches.
 
-zoo: fails GRAD103 also GRAD101 GRAD108 missed
+zoo: fails GRAD103 also FIT101
 """
 
 import argparse
