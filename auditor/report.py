@@ -34,6 +34,22 @@ class Status(StrEnum):
     ERROR = "error"
 
 
+class Change(StrEnum):
+    """How a result differs from the same check's in an earlier report, the baseline.
+
+    ``NEW`` is a finding where the baseline had none, or had it elsewhere. ``WORSE`` and ``MILDER``
+    are findings whose severity changed. ``FIXED`` was a finding and is judged sound now;
+    ``UNJUDGED`` was one and has no answer now. Results that were and are no finding have none.
+    """
+
+    NEW = "new"
+    WORSE = "worse"
+    MILDER = "milder"
+    UNCHANGED = "unchanged"
+    FIXED = "fixed"
+    UNJUDGED = "unjudged"
+
+
 class Kind(StrEnum):
     """How strong a check's evidence is.
 
@@ -168,7 +184,9 @@ class Result(Model):
 
     ``measured`` and ``threshold`` are phrases for a person ("0.98 of neighbours share a label").
     ``cause`` is the code of a failed check of which this failure is the consequence. ``crash``
-    says, for an ``error``, whose code it was that crashed.
+    says, for an ``error``, whose code it was that crashed. ``suppressed`` is the reason why the
+    user does not want to act on this finding: it is listed, and counts in no verdict. ``change``
+    and ``before``, the earlier status, compare it with a baseline where one was given.
     ``steps`` counts the optimizer steps and ``seconds`` the time spent for this check alone.
     """
 
@@ -187,6 +205,9 @@ class Result(Model):
     fix: str = ""
     cause: str = ""
     crash: Literal["", "user", "nnaudit"] = ""
+    suppressed: str = ""
+    change: Change | None = None
+    before: Status | None = None
     steps: int = 0
     seconds: Number = 0.0
 
@@ -249,8 +270,34 @@ class Overview(Model):
     sections: tuple[Section, ...] = ()
 
 
+class Slower(Model):
+    """A check, or the whole audit, that took longer than in the baseline beyond timing noise."""
+
+    name: str
+    before: Number
+    now: Number
+
+
+class Comparison(Model):
+    """What the comparison with a baseline says beside the changes of single results.
+
+    ``unasked`` names findings of the baseline whose checks were not asked this time. ``remark``
+    says what limits the comparison, such as times taken on another machine.
+    """
+
+    file: str
+    created: str = ""
+    version: str = ""
+    unasked: tuple[str, ...] = ()
+    slower: tuple[Slower, ...] = ()
+    remark: str = ""
+
+
 class Totals(Model):
-    """How many results have each status, and what the audit cost."""
+    """How many results have each status, and what the audit cost.
+
+    A suppressed finding is counted as ``suppressed`` and not by its status.
+    """
 
     passed: int = 0
     fail: int = 0
@@ -259,6 +306,7 @@ class Totals(Model):
     inconclusive: int = 0
     skip: int = 0
     error: int = 0
+    suppressed: int = 0
     steps: int = 0
     seconds: Number = 0.0
 
@@ -273,15 +321,23 @@ class Report(Model):
     results: tuple[Result, ...]
     overview: Overview = Overview()
     totals: Totals
+    baseline: Comparison | None = None
 
     @property
     def failed(self) -> tuple[Result, ...]:
-        """The results with status ``fail``, in battery order."""
+        """The results with status ``fail`` that are not suppressed, in battery order."""
         return self.with_status(Status.FAIL)
 
+    @property
+    def suppressed(self) -> tuple[Result, ...]:
+        """The findings that the user suppressed, in battery order."""
+        return tuple(result for result in self.results if result.suppressed)
+
     def with_status(self, *statuses: Status) -> tuple[Result, ...]:
-        """Return the results that have one of ``statuses``, in battery order."""
-        return tuple(result for result in self.results if result.status in statuses)
+        """Return the results with one of ``statuses``, in battery order, none suppressed."""
+        return tuple(
+            result for result in self.results if result.status in statuses and not result.suppressed
+        )
 
     def result(self, code: str) -> Result:
         """Return the result of the check ``code``.
@@ -306,6 +362,12 @@ def totals_of(results: tuple[Result, ...], *, steps: int, seconds: float) -> Tot
     """Count ``results`` by status; ``steps`` and ``seconds`` are the whole audit's."""
     counts = dict.fromkeys(Status, 0)
     for result in results:
-        counts[result.status] += 1
+        counts[result.status] += not result.suppressed
     named = {status.value: n for status, n in counts.items() if status is not Status.PASS}
-    return Totals(passed=counts[Status.PASS], steps=steps, seconds=seconds, **named)
+    return Totals(
+        passed=counts[Status.PASS],
+        suppressed=sum(bool(result.suppressed) for result in results),
+        steps=steps,
+        seconds=seconds,
+        **named,
+    )
