@@ -15,20 +15,35 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from nnaudit.errors import TargetError, describe, is_user, user_location, user_traceback
+from nnaudit.errors import (
+    TargetError,
+    describe,
+    is_user,
+    user_code,
+    user_location,
+    user_traceback,
+)
 from nnaudit.report import Location
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "model": ("build_model", "make_model", "create_model", "get_model", "model"),
+    "model": (
+        "build_model", "make_model", "create_model", "get_model", "model",
+        "build_net", "make_net", "get_net", "net", "network",
+    ),
     "train_loader": (
         "train_loader", "build_train_loader", "make_train_loader", "get_train_loader",
-        "train_dataloader", "trainloader",
+        "create_train_loader", "train_dataloader", "trainloader", "training_loader", "train_dl",
     ),
     "val_loader": (
-        "val_loader", "build_val_loader", "make_val_loader", "get_val_loader", "val_dataloader",
-        "valid_loader", "validation_loader", "valloader", "test_loader", "testloader",
+        "val_loader", "build_val_loader", "make_val_loader", "get_val_loader",
+        "create_val_loader", "val_dataloader", "valid_loader", "valid_dataloader",
+        "validation_loader", "valloader", "validloader", "valid_dl", "val_dl", "eval_loader",
+        "test_loader", "test_dataloader", "testloader", "test_dl",
     ),
-    "loss": ("loss_fn", "criterion", "build_loss", "loss_function"),
+    "loss": (
+        "loss_fn", "criterion", "loss_function", "loss_func", "build_loss", "make_loss",
+        "get_loss", "build_criterion", "make_criterion", "get_criterion",
+    ),
     "optimizer": (
         "build_optimizer", "make_optimizer", "create_optimizer", "get_optimizer",
         "configure_optimizer", "optimizer",
@@ -316,13 +331,22 @@ def _by_names(module: ModuleType, tree: ast.Module, path: Path) -> Target:
     statements = top_level(tree)
     for part, names in NAMES.items():
         for name in names:
-            if name in statements and getattr(module, name, None) is not None:
-                parts[part] = getattr(module, name)
+            value = getattr(module, name, None)
+            if name in statements and value is not None and not isinstance(value, ModuleType):
+                parts[part] = _made_loss(name, value) if part == "loss" else value
                 locations[part] = Location(file=str(path), line=statements[name].lineno)
                 break
     if "model" not in parts:
         parts["model"] = _only_model_class(module, tree, path)
     return Target(**parts, locations=locations)
+
+
+def _made_loss(name: str, found: Any) -> Any:
+    """Return the loss; a factory of one, told by its name, is called."""
+    if name.split("_")[0] in ("build", "make", "get") and not isinstance(found, nn.Module):
+        with user_code(f"calling {name}()"):
+            return found()
+    return found
 
 
 def _only_model_class(module: ModuleType, tree: ast.Module, path: Path) -> type[nn.Module]:

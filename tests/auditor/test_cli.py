@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,13 @@ def test_help_and_version() -> None:
     assert "nnaudit TARGET" in run("--help").stdout
     assert run("--version").stdout.startswith("nnaudit 0.")
     assert run().exit_code == 2
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nnaudit", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("nnaudit 0.")
 
 
 @pytest.mark.parametrize(

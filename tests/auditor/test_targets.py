@@ -38,6 +38,17 @@ def test_objects_do_too(tmp_path: Path) -> None:
     assert again.model is not found.model
 
 
+def test_a_factory_of_the_loss_is_told_by_its_name(tmp_path: Path) -> None:
+    text = SOURCE.replace("def loss_fn(output, target):", "def unused(output, target):")
+    text += "\nfrom torch import nn\ndef build_loss():\n    return nn.MSELoss()\n"
+    assert isinstance(targets.load(file(tmp_path, text)).loss, nn.MSELoss)
+
+
+def test_an_imported_module_of_a_parts_name_is_no_part(tmp_path: Path) -> None:
+    text = SOURCE.replace("build_model", "make_net") + "\nimport json as model\n"
+    assert callable(targets.load(file(tmp_path, text)).model)
+
+
 def test_a_marked_function_wins(tmp_path: Path) -> None:
     text = SOURCE + (
         "\nimport nnaudit\n@nnaudit.target\ndef mine():\n"
