@@ -343,7 +343,7 @@ def _by_names(module: ModuleType, tree: ast.Module, path: Path) -> Target:
 
 def _made_loss(name: str, found: Any) -> Any:
     """Return the loss; a factory of one, told by its name, is called."""
-    if name.split("_")[0] in ("build", "make", "get") and not isinstance(found, nn.Module):
+    if name.startswith(("build_", "make_", "get_")) and not isinstance(found, nn.Module):
         with user_code(f"calling {name}()"):
             return found()
     return found
