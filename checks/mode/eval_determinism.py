@@ -41,8 +41,10 @@ class EvalDeterminism(Check):
         others. The output must not differ by more than ten times the first difference, or 64
         units of rounding. Where it does, every use of random numbers in the forward pass is
         listed. A dropout called from the user's own code and switched on fails, unless the line
-        itself says training=True. Other randomness, a dropout module kept in train mode among it,
-        may be meant (sampling, Monte Carlo dropout) and is a warning.
+        itself says training=True. Such a declared one, or a dropout module kept in train mode,
+        may be meant (Monte Carlo dropout) and is a warning. Random numbers that the model draws
+        in so many words are how it samples (a variational autoencoder, a diffusion model), and
+        are a note.
     Fix: F.dropout(x, p, training=self.training)
     References: PyTorch documentation of torch.nn.functional.dropout and
         scaled_dot_product_attention; Gal and Ghahramani, "Dropout as a Bayesian Approximation"
@@ -94,9 +96,14 @@ class EvalDeterminism(Check):
         where = next((draw.location for draw in repeats.draws if draw.location), None)
         names = ", ".join(dict.fromkeys(draw.function for draw in repeats.draws))
         why = f"it draws random numbers ({names})" if names else "where from was not seen"
+        details["location"] = where or audit.loop.locate("model")
+        if repeats.draws and not any(draw.dropout for draw in repeats.draws):
+            return self.noted(
+                f"{said}: {why}. Metrics of such a model need several samples, or its mean.",
+                **details,
+            )
         return self.warned(
             f"{said}: {why}.",
-            location=where or audit.loop.locate("model"),
             fix="where it is not meant: draw only if self.training, and return the mean otherwise",
             **details,
         )

@@ -67,9 +67,15 @@ class MonteCarlo(Net):
         return self
 
 
-@pytest.mark.parametrize("build", [lambda: Net(declared), lambda: Net(reparametrised), MonteCarlo])
-def test_randomness_that_may_be_meant_warns(build: Callable[[], nn.Module], ask) -> None:
+@pytest.mark.parametrize("build", [lambda: Net(declared), MonteCarlo])
+def test_dropout_that_may_be_meant_warns(build: Callable[[], nn.Module], ask) -> None:
     assert ask(EvalDeterminism, build).status is Status.WARN
+
+
+def test_a_model_that_samples_is_noted(ask) -> None:
+    result: Result = ask(EvalDeterminism, lambda: Net(reparametrised))
+    assert result.status is Status.NOTE
+    assert "randn_like" in result.message and result.location is not None
 
 
 def handed_on(net: nn.Module, h: Tensor) -> Tensor:
