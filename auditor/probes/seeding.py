@@ -199,7 +199,7 @@ def _short(owner: Any) -> str:
 
 def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Callable[..., Any]:
     def seed(*args: Any, **kwargs: Any) -> Any:
-        callers = _user_frames(sys._getframe(1))
+        callers = user_frames(sys._getframe(1))
         if callers:
             place = Location(file=callers[0].f_code.co_filename, line=callers[0].f_lineno)
             within = tuple(frame.f_code.co_name for frame in callers)
@@ -211,7 +211,7 @@ def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Calla
 
 def _forgiving(original: Callable[..., Any], family: str, watch: SeedWatch) -> Callable[..., Any]:
     def restore(*args: Any, **kwargs: Any) -> Any:
-        if _user_frames(sys._getframe(1)):
+        if user_frames(sys._getframe(1)):
             watch.seen[:] = [
                 each
                 for each in watch.seen
@@ -222,7 +222,15 @@ def _forgiving(original: Callable[..., Any], family: str, watch: SeedWatch) -> C
     return restore
 
 
-def _user_frames(frame: FrameType | None) -> list[FrameType]:
+def user_line(frame: FrameType | None) -> Location | None:
+    """Return the innermost line of the user's above ``frame``; None when nnaudit itself calls."""
+    frames = user_frames(frame)
+    if not frames:
+        return None
+    return Location(file=frames[0].f_code.co_filename, line=frames[0].f_lineno)
+
+
+def user_frames(frame: FrameType | None) -> list[FrameType]:
     """Return the user's frames above ``frame``, up to nnaudit's own call of the user's code.
 
     Empty when nnaudit itself seeds. A library may stand in between (``seed_everything``), and so

@@ -1,0 +1,200 @@
+"""GEN103: whether weights that are loaded are in the network when training begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.loaded_weights import LoadedWeights, Loading, Provenance, Read
+from nnaudit.report import Kind, Result, Table
+
+FEW = 0.5
+"""A checkpoint of which less than this arrives, while places of its tensors' shapes stay empty, has
+not been loaded. More than this and still some is a warning: a few blocks may be left out on
+purpose, a tensor of the same shape left empty beside each of them hardly."""
+
+LOST = 0.9
+"""Share of the loaded weights that must have been overwritten for a failure: to draw the upper
+layers anew is a method of fine-tuning, to draw all of them is none."""
+
+
+class PretrainedWeights(Check):
+    """Are the weights that the program loads in the network when training begins?
+
+    Why: load_state_dict(strict=False) says nothing when not one name fits, and an initialisation
+        that runs after it undoes it. The network then trains from scratch, and learns, only worse.
+    How: the program is built once more, under another seed, with an eye on torch.load, safetensors
+        and load_state_dict. Null hypothesis: what was read is in the network. An exact comparison
+        of the weight tensors (two dimensions or more). It fails where a state dict that holds
+        weights gives none to its module; where less than half of it arrives and the rest finds
+        tensors of its shapes left empty; where 90 % or more of what was loaded is another value
+        when training begins, without relation to the loaded one (correlation below 0.2: shrunk,
+        averaged or merged weights are related); where a file of weights is read of which no
+        network holds any, while all of the network's weights change with the seed. A download
+        that failed and was passed over warns. New heads, adapters, teachers and truncated
+        networks have missing or unexpected names too, but no pairs of both of one shape.
+    Fix: print(model.load_state_dict(state, strict=False)), and make the names agree.
+    References: torch.nn.Module.load_state_dict; Yosinski et al., How transferable are features in
+        deep neural networks? (NeurIPS 2014).
+    """
+
+    code, name, kind = "GEN103", "pretrained-weights", Kind.EXACT
+    needs = (Needs.FRESH_RUN,)
+    probes = (LoadedWeights,)
+
+    def run(self, audit: Audit) -> Result:
+        """Look at each load, then at what is left of all of them."""
+        seen = audit.probe(LoadedWeights)
+        findings = (
+            *(self._not_loaded(loading) for loading in seen.loadings),
+            self._overwritten(seen),
+            self._never_loaded(seen),
+            self._not_downloaded(seen),
+        )
+        for finding in findings:
+            if finding is not None:
+                return finding
+        if seen.pretrained:
+            return self.passed(
+                f"{len(seen.fate.held)} weight tensors are in the network as they were loaded."
+            )
+        if seen.loadings:
+            return self.skipped("What is loaded goes to other networks than the one under audit.")
+        return self.skipped("No weights are loaded while the program is built.")
+
+    def _not_loaded(self, loading: Loading) -> Result | None:
+        misnamed = loading.misnamed()
+        weights = len(loading.taken) + len(loading.missing)
+        if not loading.unexpected or not weights:
+            return None
+        name = type(loading.module).__name__
+        details: dict[str, Any] = {
+            "fix": _renaming(loading),
+            "location": loading.location,
+            "module": name,
+            "evidence": (_names(loading),),
+        }
+        arrived = f"{len(loading.taken)} of {loading.offered}"
+        if not loading.taken:
+            return self.failed(
+                f"Of the {loading.offered} weight tensors in the state dict none has a name that "
+                f"{name} knows: with strict=False nothing was loaded and nothing was said.",
+                measured=f"{arrived} weight tensors loaded",
+                threshold="all but a new head",
+                **details,
+            )
+        if len(misnamed) < 2:
+            return None
+        lost = _numel(misnamed)
+        share = lost / (lost + sum(t.numel() for _, t in loading.taken.values()))
+        message = (
+            f"{arrived} weight tensors of the state dict were loaded into {name}; {len(misnamed)} "
+            f"({100 * share:.0f} % of the numbers) fit the shape of parameters that stayed as they "
+            "were initialised, under other names."
+        )
+        details |= {
+            "measured": f"{100 * share:.0f} % not loaded",
+            "threshold": f"{100 * FEW:.0f} %",
+        }
+        return self.failed(message, **details) if share > FEW else self.warned(message, **details)
+
+    def _overwritten(self, seen: Provenance) -> Result | None:
+        lost, held = seen.fate.overwritten, seen.fate.held
+        if len(lost) < 2 or len(lost) < LOST * (len(lost) + len(held)):
+            return None
+        last = next(load for load in reversed(seen.loadings) if set(lost) & load.taken.keys())
+        return self.failed(
+            f"{len(lost)} of the {len(lost) + len(held)} weight tensors that were loaded are "
+            "others when training begins, and unlike them: something initialises the network "
+            "after the load.",
+            measured=f"{len(lost)} of {len(lost) + len(held)} overwritten",
+            threshold=f"less than {100 * LOST:.0f} %",
+            location=last.location,
+            fix="Initialise first, load_state_dict(...) last.",
+            evidence=(
+                Table(
+                    title="Loaded, then overwritten",
+                    columns=("parameter",),
+                    rows=tuple((name,) for name in lost[:12]),
+                ),
+            ),
+        )
+
+    def _never_loaded(self, seen: Provenance) -> Result | None:
+        """A file of weights was read, and everything is random all the same."""
+        if not seen.unused or not seen.random or not all(seen.random.values()):
+            return None
+        if len(seen.unused) < len(seen.reads) or any(load.changed for load in seen.loadings):
+            return None
+        read: Read = seen.unused[0]
+        return self.failed(
+            f"{read.file} holds {len(read.weights)} weight tensors, and none of them is in a "
+            f"network: all {len(seen.random)} weight tensors of the model change with the seed.",
+            measured=f"0 of {len(read.weights)} weight tensors in use",
+            threshold="all but a new head",
+            location=read.location,
+            fix="model.load_state_dict(state); where a filter on names or shapes goes before it, "
+            "print what it leaves.",
+            evidence=(
+                Table(
+                    title="In the file and in the network",
+                    columns=("file", "network"),
+                    rows=tuple(zip(list(read.weights)[:8], list(seen.random)[:8], strict=False)),
+                ),
+            ),
+        )
+
+    def _not_downloaded(self, seen: Provenance) -> Result | None:
+        if not seen.failed_downloads or seen.pretrained:
+            return None
+        error, where = seen.failed_downloads[0]
+        return self.warned(
+            f"The download of pretrained weights failed ({error}), and the program goes on "
+            "with random ones.",
+            location=where,
+            fix="Let the error stop the program, or fetch the file beforehand.",
+        )
+
+
+def _numel(tensors: dict[str, Any]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _names(loading: Loading) -> Table:
+    offered, own = list(loading.unexpected)[:8], list(loading.missing)[:8]
+    longest = max(len(offered), len(own))
+    offered += [""] * (longest - len(offered))
+    own += [""] * (longest - len(own))
+    return Table(
+        title="Names that do not agree",
+        columns=("in the state dict", "in the network"),
+        rows=tuple(zip(offered, own, strict=True)),
+    )
+
+
+def _renaming(loading: Loading) -> str:
+    """Return the line that makes the names agree, where a prefix is all that they differ in."""
+    prefix = _common_prefix(loading.unexpected, loading.missing)
+    if prefix:
+        return f'state = {{k.removeprefix("{prefix}"): v for k, v in state.items()}}'
+    prefix = _common_prefix(loading.missing, loading.unexpected)
+    if prefix:
+        return f'state = {{f"{prefix}{{k}}": v for k, v in state.items()}}'
+    return "Rename the keys of the state dict to the network's names before load_state_dict(state)."
+
+
+def _common_prefix(longer: dict[str, Any], shorter: dict[str, Any]) -> str:
+    """Return the beginning, at a dot, that most of ``longer`` have more than ``shorter``."""
+    prefixes = Counter(
+        name[: -len(other)]
+        for name in longer
+        for other in shorter
+        if name.endswith(f".{other}") and longer[name].shape == shorter[other].shape
+    )
+    if not prefixes:
+        return ""
+    prefix, count = prefixes.most_common(1)[0]
+    return prefix if count >= 0.5 * min(len(longer), len(shorter)) else ""
