@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,13 +15,14 @@ from torch.nn.parameter import is_lazy
 
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.loop.base import Loop
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.taps import Observation
 from nnaudit.probes.base import Probe
 from nnaudit.probes.first_steps import FirstSteps, consecutive_batches
 from nnaudit.probes.noise import REPEATS, ROUNDINGS, eps_of
 from nnaudit.probes.perturbation import outputs_of
+from nnaudit.probes.reseeded import varies
 from nnaudit.state import Subjects, preserved
 
 STEPS = 10
@@ -50,6 +53,7 @@ class Block:
         starved: whether it was called only with no rows at all: an expert without tokens.
         partial: whether it is part of a layer other parameters of which are reached.
         moves_loss, moves_output: whether moving them a little does.
+        intended: why they seem to be cut off on purpose; empty where nothing says so.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Block:
     partial: bool
     moves_loss: bool
     moves_output: bool
+    intended: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,14 @@ class _Seen:
     present: set[str] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
+    in_train_mode: set[str] = field(default_factory=set)
+    under_gradient: set[str] = field(default_factory=set)
     fed: set[str] = field(default_factory=set)
     steps: int = 0
 
     def add(self, observation: Observation) -> None:
         self.steps += 1
+        self.under_gradient.update(observation.training_flags)
         for gradient in observation.gradients:
             if gradient.owned:
                 self.owned.add(gradient.parameter)
@@ -123,6 +131,8 @@ class _Seen:
                     self.reached.add(gradient.parameter)
         for activation in observation.activations:
             self.called.add(activation.module)
+            if activation.training:
+                self.in_train_mode.add(activation.module)
             if 0 not in activation.shape:
                 self.fed.add(activation.module)
 
@@ -172,8 +182,75 @@ class GradientReach(Probe[Reach]):
         now = dict(loop.model.named_parameters())
         # No optimizer changes what has no gradient: the program does, by a moving average.
         by_hand = {n for n in missing - seen.present if _changed(now.get(n), before[n])}
-        blocks = tuple(_blocks(audit, seen, missing - by_hand, owned, some[0]))
+        found = list(_blocks(audit, seen, missing - by_hand, owned, some[0]))
+        intent = _Intent(audit, seen, before)
+        blocks = tuple(replace(block, intended=intent.of(block)) for block in found)
         return Reach(len(owned), len(owned & seen.reached), seen.steps, blocks, strays)
+
+
+class _Intent:
+    """Says whether a block that is cut off from the loss is so on purpose.
+
+    Leaving gradients out of a loaded feature extractor, a helper in eval mode or a target network
+    is customary, and that its parameters are given to the optimizer all the same does no harm.
+    """
+
+    def __init__(self, audit: Audit, seen: _Seen, before: Mapping[str, Tensor]) -> None:
+        self._audit, self._seen, self._before = audit, seen, before
+
+    def of(self, block: Block) -> str:
+        """Return the sign of a purpose, empty where there is none or nothing is cut."""
+        if not (block.absent and block.moves_loss and block.called):
+            return ""
+        inside = {m for m in self._seen.called if _within(m, block.name)}
+        if not inside & self._seen.in_train_mode:
+            return "it is in eval mode during training"
+        if self._is_copy(block):
+            return "its weights are those of another part, as in a target network"
+        if self._audit.loop.lacks(Needs.FRESH_RUN):
+            without = not inside & self._seen.under_gradient
+            return "it is called with gradients switched off" if without else ""
+        drawn = self._drawn_at_random
+        own = [drawn[name] for name in block.parameters if name in drawn]
+        if own and not any(own) and any(drawn.values()):
+            return "its weights are loaded, those of the rest are drawn at random"
+        return ""
+
+    def _is_copy(self, block: Block) -> bool:
+        """Whether every parameter has begun as one of another part of the model."""
+        own = set(block.parameters)
+        # Layers of one list may have begun as copies of each other (nn.TransformerEncoder).
+        siblings = re.split(r"(?<=\.)\d+(?:\.|$)", f".{block.name}")[0][1:]
+        is_listed = siblings != block.name
+        others = [
+            value
+            for name, value in self._before.items()
+            if name not in own and not (is_listed and name.startswith(siblings))
+        ]
+        varied = [self._before[name] for name in own if varies(self._before[name])]
+        return bool(varied) and all(
+            any(v.shape == o.shape and torch.equal(v, o) for o in others) for v in varied
+        )
+
+    @cached_property
+    def _drawn_at_random(self) -> dict[str, bool]:
+        self._audit.clock.check()
+        # The weights to compare are those of the start.
+        with self._audit.loop.relaunched(self._audit.seed + 1) as other:
+            theirs = {n: p.detach() for n, p in other.model.named_parameters()}
+            if {id(p) for p in other.model.parameters()} & set(
+                map(id, self._audit.loop.model.parameters())
+            ):
+                return {}  # the very same model, not one made anew
+            return {
+                name: not torch.equal(value, theirs[name])
+                for name, value in self._before.items()
+                if name in theirs and value.shape == theirs[name].shape and varies(value)
+            }
+
+
+def _within(module: str, name: str) -> bool:
+    return not name or module == name or module.startswith(f"{name}.")
 
 
 def _changed(now: Tensor | None, before: Tensor) -> bool:
@@ -263,7 +340,9 @@ class _Mover:
     def __enter__(self) -> _Mover:
         self._kept = preserved(Subjects(models=self._audit.loop.models))
         self._snapshot = self._kept.__enter__()
-        self._base, again = self._forward(), self._forward()
+        self._base = self._forward()
+        self._snapshot.restore()
+        again = self._forward()
         self._noise = tuple(_distance(a, b) for a, b in zip(self._base, again, strict=True))
         return self
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, default_collate
 
 from nnaudit import batch as batches
@@ -23,10 +24,11 @@ from nnaudit.errors import UserCodeError, user_code
 from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.taps import LossCall
+from nnaudit.loop.taps import LossCall, caller
 from nnaudit.probes.base import Probe
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.report import Location
 from nnaudit.state import Subjects, preserved
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -164,6 +166,16 @@ class Replay:
                 self._loop.model(*batches.clone(args), **batches.clone(kwargs))
         return [] if sum(t.nbytes for _, t in seen) > _TRACE_BYTES else seen
 
+    def reduction_over_samples(self, count: int) -> Reduction | None:
+        """Return the first reduction over dimension 0, where ``count`` samples are; None if none.
+
+        Raises:
+            UserCodeError: the model raised.
+        """
+        with _Reductions(count) as mode:
+            self()
+        return mode.first
+
     def influence(self, pick: Callable[[Any], Tensor], count: int) -> Tensor | None:
         """Return the size of the gradient of ``pick(output)`` by sample of the inputs, shape (N,).
 
@@ -186,6 +198,65 @@ class Replay:
         found = [_by_sample(grad, count) for grad in grads if grad is not None]
         sized = [values for values in found if values is not None]
         return torch.stack(sized).amax(0) if sized else None
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A sum, mean, maximum, norm, softmax, ... over the samples of a batch."""
+
+    name: str
+    location: Location | None
+
+
+_REDUCING = {
+    **dict.fromkeys(
+        ("mean", "sum", "std", "var", "max", "min", "amax", "amin", "median", "prod", "cumsum",
+         "logsumexp", "softmax", "log_softmax", "softmin"), 1,
+    ),
+    **dict.fromkeys(("norm", "vector_norm", "normalize"), 2),
+}  # fmt: skip
+"""Functions that put what lies along a dimension together, and where their ``dim`` stands."""
+
+_ALONG_ONE = ("softmax", "log_softmax", "softmin", "normalize", "cumsum")
+"""Those of them that without a ``dim`` do not take all dimensions."""
+
+
+class _Reductions(TorchFunctionMode):
+    """Remembers the first reduction over the samples that the user's code calls."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+        self.first: Reduction | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self.first is None and name in _REDUCING and self._is_over_samples(name, args, kwargs):
+            self.first = Reduction(name, caller())
+        return func(*args, **kwargs)
+
+    def _is_over_samples(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        values = args[0] if args else kwargs.get("input")
+        if not isinstance(values, Tensor) or values.shape[:1] != (self._count,):
+            return False
+        # Similarities of all pairs may be normalised along either side.
+        if values.shape[:2] == (self._count, self._count):
+            return False
+        place = _REDUCING[name]
+        dim = kwargs.get("dim", args[place] if len(args) > place else None)
+        if dim is None and "softm" in name:  # torch's own choice where none is given
+            dim = 0 if values.ndim in (1, 3) else 1
+        if dim is None:
+            return name not in _ALONG_ONE and values.ndim > 1
+        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+        return any(isinstance(each, int) and each % values.ndim == 0 for each in dims)
 
 
 def _tracer(name: str, seen: list[tuple[str, Tensor]]) -> Callable[..., None]:

@@ -17,10 +17,11 @@ def differing_weights(loop: Loop, other: Loop) -> dict[str, bool]:
     return {
         name: not torch.equal(parameter.detach(), theirs[name].detach())
         for name, parameter in loop.model.named_parameters()
-        if name in theirs and parameter.shape == theirs[name].shape and _varies(parameter)
+        if name in theirs and parameter.shape == theirs[name].shape and varies(parameter)
     }
 
 
-def _varies(parameter: torch.Tensor) -> bool:
+def varies(parameter: torch.Tensor) -> bool:
+    """Whether the parameter holds more than one number, so that equal values mean something."""
     values = parameter.detach()
     return values.numel() > 1 and not bool((values == values.flatten()[0]).all())

@@ -27,7 +27,7 @@ from nnaudit.probes.perturbation import (
     stand_in,
     warmed_up,
 )
-from nnaudit.report import Kind, Result, Table
+from nnaudit.report import Kind, Location, Result, Table
 
 _PLACES = 3
 """Samples that are exchanged for another one; most of those that can be must show the effect."""
@@ -73,7 +73,8 @@ class BatchIndependence(Check):
         5 where an output layer that starts at zero hides everything.
     Fix: permute instead of view, batch_first=True, dim=-1 or dim=1 instead of dim=0.
     References: Karpathy, "A Recipe for Training Neural Networks", 2019 ("use backprop to chart
-        dependencies").
+        dependencies"); Somepalli et al., "SAINT: Improved Neural Networks for Tabular Data via Row
+        Attention and Contrastive Pre-Training", 2021, on samples that attend to each other.
     """
 
     code, name, kind = "GRAD103", "batch-independence", Kind.EXACT
@@ -175,8 +176,17 @@ class BatchIndependence(Check):
                 fix="If rows are samples: batch_first=True, permute instead of view, no dim=0.",
                 **details,
             )
+        accident = trial.accident(module)
+        if not accident.found:
+            return self.warned(
+                f"{message}, whatever their order: samples attend to each other, and what is "
+                "predicted for one depends on what else is in the batch.",
+                fix="If that is not meant, attend over dimension 1, within each sample.",
+                **details,
+            )
+        details["location"] = accident.location or details["location"]
         return self.failed(
-            f"{message}.",
+            f"{message}{accident.cause}.",
             fix="Samples lie along dimension 0: set batch_first=True, use permute where view or "
             "reshape moves dimensions, and reduce over other dimensions than 0.",
             **details,
@@ -193,6 +203,15 @@ class BatchIndependence(Check):
             threshold=f"{_POSITION:g} of the spread of the outputs",
             location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
         )
+
+
+@dataclass(frozen=True)
+class _Accident:
+    """Whether samples influence each other by mistake, and what shows it."""
+
+    found: bool
+    cause: str = ""
+    location: Location | None = None
 
 
 class _Trial:
@@ -249,12 +268,15 @@ class _Trial:
 
     def reversed_differs(self) -> float | None:
         """Return by how much outputs depend on the place in the batch, or None if they do not."""
-        order = torch.arange(self.layout.count).flip(0)
+        return self._displaced(torch.arange(self.layout.count).flip(0))
+
+    def _displaced(self, order: Tensor) -> float | None:
+        """Return by how much outputs fail to follow their samples into ``order``, if they do."""
         output = self._on(order)
         if output is None:
             return None
         moved = [
-            _per_sample(output - self._base.flip(dim), dim).max()
+            _per_sample(output - self._base.index_select(dim, order), dim).max()
             for dim in _dims(self._base, self.layout.count)
         ]
         least = float(torch.stack(moved).min())
@@ -278,6 +300,33 @@ class _Trial:
             return False
         smaller = main_tensor(output)
         return smaller is not None and smaller.shape[:2] == (count - 1, count - 1)
+
+    def accident(self, module: str) -> _Accident:
+        """Look for a sign that the samples influence each other by mistake."""
+        if reduction := self._replay.reduction_over_samples(self.layout.count):
+            cause = f"; {reduction.name} is taken over the samples, dimension 0"
+            return _Accident(True, cause, reduction.location)
+        if self._takes_samples_for_time(module):
+            return _Accident(True, ", which has batch_first=False and is given the samples first")
+        return _Accident(not self._is_symmetric())
+
+    def _takes_samples_for_time(self, module: str) -> bool:
+        """Whether ``module`` is an attention that was to be given time first, and never is."""
+        modules = dict(self._audit.loop.model.named_modules())
+        if _batch_first(modules.get(module)) is not False:
+            return False
+        count = self.layout.count
+        return not any(
+            _batch_first(modules.get(name)) is False and count in output.shape[1:2]
+            for name, output in self._replay.traced()
+            if output.shape[:1] != (count,)
+        )
+
+    def _is_symmetric(self) -> bool:
+        """Whether outputs follow their samples through a random permutation of the batch."""
+        generator = torch.Generator().manual_seed(self._audit.seed)
+        order = torch.randperm(self.layout.count, generator=generator)
+        return self._displaced(order) is None
 
     def connected(self, sample: int) -> bool:
         """Whether a gradient flows from ``sample`` to another's output, as far as can be told."""
@@ -339,6 +388,13 @@ def _dims(tensor: Tensor, count: int) -> list[int]:
 
 def _per_sample(change: Tensor, dim: int) -> Tensor:
     return change.movedim(dim, 0).reshape(change.shape[dim], -1).abs().amax(1)
+
+
+def _batch_first(module: nn.Module | None) -> bool | None:
+    """Return how one of torch's attentions takes its input; None for anything else."""
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        module = module.self_attn
+    return module.batch_first if isinstance(module, nn.MultiheadAttention) else None
 
 
 def _by_design(model: nn.Module) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
@@ -27,7 +29,11 @@ class DetachedGraph(Check):
         targets, momentum encoders, codebooks by moving average and frozen parts are by design.
         A stop-gradient or a straight-through estimator leaves a gradient on its other path. So a
         cut of one of several paths is not found. A part that is meant to be frozen should say so
-        with requires_grad_(False). No more steps than GRAD101's; a forward pass per direction.
+        with requires_grad_(False). Where it does not, a purpose is looked for, and makes it a
+        warning: the part is in eval mode during training; its weights equal those of another part
+        (a target network); they are loaded, since another seed gives the same ones and draws the
+        rest anew; or, where the run cannot be started anew, it is called with gradients switched
+        off. No more steps than GRAD101's; a forward pass per direction.
     Fix: remove the detach, .data, .item(), numpy or no_grad between the block and the loss; if the
         block is meant to stay as it is: block.requires_grad_(False).
     References: PyTorch documentation, "Autograd mechanics" and Tensor.detach; Bengio et al.,
@@ -46,7 +52,8 @@ class DetachedGraph(Check):
             return self._severed(audit, reach)
         cut = [block for block in reach.blocks if block.moves_loss]
         if cut:
-            return self._cut(audit, reach, cut)
+            # What nothing excuses comes first.
+            return self._cut(audit, reach, sorted(cut, key=lambda block: bool(block.intended)))
         if not reach.parameters:
             return self.skipped("No optimizer trains a parameter of the model.")
         without = sum(len(block.parameters) for block in reach.blocks)
@@ -75,31 +82,48 @@ class DetachedGraph(Check):
         kind = "is None" if first.absent else "is exactly zero"
         modules = dict(audit.loop.model.named_modules())
         home = first.name if first.name in modules else first.name.rpartition(".")[0]
-        return self.failed(
+        what = (
             f"Moving {names}{more} by 0.1 % changes the loss, yet its gradient {kind} in "
-            f"{reach.steps} steps: the graph is cut between it and the loss.",
-            fix="Remove the detach, .data, .item(), numpy or no_grad between this part and the "
-            "loss; if it is meant to be frozen, say so with requires_grad_(False).",
-            measured=f"{sum(len(b.parameters) for b in cut)} parameter tensors move the loss and "
-            "have no gradient",
-            threshold="0",
-            evidence=(
-                Table(
-                    title="Cut off from the loss",
-                    columns=("block", "type", "tensors", "gradient"),
-                    rows=tuple(
-                        (
-                            block.name or "(model)",
-                            block.type or "parameter",
-                            len(block.parameters),
-                            "None" if block.absent else "exactly zero",
-                        )
-                        for block in cut
-                    ),
-                ),
-            ),
-            location=audit.loop.locate(modules.get(home, audit.loop.model))
+            f"{reach.steps} steps"
+        )
+        details: dict[str, Any] = {
+            "measured": f"{sum(len(b.parameters) for b in cut)} parameter tensors move the loss "
+            "and have no gradient",
+            "threshold": "0",
+            "evidence": (_table(cut),),
+            "location": audit.loop.locate(modules.get(home, audit.loop.model))
             or audit.loop.locate(audit.loop.model)
             or audit.loop.locate("model"),
-            module=first.name,
+            "module": first.name,
+        }
+        if first.intended:
+            return self.warned(
+                f"{what}; it seems to be frozen on purpose, as {first.intended}, but the optimizer "
+                "holds it.",
+                fix=f"Say that it is frozen: model.{first.name}.requires_grad_(False); or take "
+                "away the no_grad or detach to train it.",
+                **details,
+            )
+        return self.failed(
+            f"{what}: the graph is cut between it and the loss.",
+            fix="Remove the detach, .data, .item(), numpy or no_grad between this part and the "
+            "loss; if it is meant to be frozen, say so with requires_grad_(False).",
+            **details,
         )
+
+
+def _table(cut: list[Block]) -> Table:
+    return Table(
+        title="Cut off from the loss",
+        columns=("block", "type", "tensors", "gradient", "signs of a purpose"),
+        rows=tuple(
+            (
+                block.name or "(model)",
+                block.type or "parameter",
+                len(block.parameters),
+                "None" if block.absent else "exactly zero",
+                block.intended or "none",
+            )
+            for block in cut
+        ),
+    )

@@ -27,7 +27,8 @@ class GradientsReachAll(Check):
         modules that are never called and values that are never used, which is wasteful and often
         inherited from a library (a warning); experts that were given no rows; biases, and
         whatever moves the output and not the loss, since a ranking or a term that is weighted
-        by zero for now cancels it; part of a recurrent or attention layer (a warning).
+        by zero for now cancels it; part of a recurrent or attention layer (a warning); what seems
+        to be cut off on purpose (GRAD107).
         Unregistered layers, in a list, dict or tuple of a module, are found by their own
         gradient after a step, which no optimizer will use. Null hypothesis: none; threshold 0.
     Fix: register layers with nn.ModuleList or nn.ModuleDict; give dead units a chance (lower
@@ -46,7 +47,7 @@ class GradientsReachAll(Check):
         reach = audit.probe(GradientReach)
         if reach.strays:
             return self._unregistered(audit, reach.strays)
-        blocks = [block for block in reach.blocks if not (block.starved or _cancels(block))]
+        blocks = [block for block in reach.blocks if not _is_excused(block)]
         dead = [block for block in blocks if _is_dead(block)]
         measured = f"{reach.reached} of {reach.parameters} parameters get a gradient"
         if reach.severed is not None or (blocks and not reach.reached):
@@ -119,6 +120,11 @@ class GradientsReachAll(Check):
             location=(reach.severed.location if reach.severed is not None else None)
             or audit.loop.locate("loss"),
         )
+
+
+def _is_excused(block: Block) -> bool:
+    """Whether nothing is wrong, or GRAD107 speaks of it."""
+    return block.starved or bool(block.intended) or _cancels(block)
 
 
 def _cancels(block: Block) -> bool:

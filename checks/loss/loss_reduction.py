@@ -26,7 +26,7 @@ class LossReduction(Check):
     Why: a loss that is summed over the batch grows with it, and so do its gradients. With SGD the
         learning rate then means something else for every batch size, and the last, smaller batch
         of an epoch counts less. Both mean and sum are used on purpose; it is good to know which.
-    How: exact. The loss of the first batch is computed in eval mode, and again for the batch with
+    How: the loss of the first batch is computed in eval mode, and again for the batch with
         every row in it twice. A mean stays, a sum doubles (within 10 %, as models that sample
         draw other numbers for the copies). In between, or beyond, the loss compares rows with
         each other or mixes sums with means, and there is no answer. Where rows cannot be doubled,
@@ -36,7 +36,7 @@ class LossReduction(Check):
     References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1.
     """
 
-    code, name, kind = "LOSS103", "loss-reduction", Kind.EXACT
+    code, name, kind = "LOSS103", "loss-reduction", Kind.JUDGEMENT
     needs = (Needs.STEPS,)
     probes = (FirstSteps,)
 
@@ -89,7 +89,8 @@ class LossReduction(Check):
             )
         main = first.main_loss
         where = main.calls[0].location if main is not None else None
-        return self.warned(
+        answer = self.noted if adaptive else self.warned
+        return answer(
             f"The loss is a sum over the batch ({evidence}): {effect}.",
             fix='Use reduction="mean" (and multiply the learning rate by the batch size).',
             measured=evidence,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,3 +195,77 @@ def test_a_batch_of_one_is_skipped() -> None:
     x, y = floats(), torch.arange(48) % 3
     data = DataLoader(TensorDataset(x, y), batch_size=1)
     assert audited(Sequence, data=data).status is Status.SKIP
+
+
+class RowAttention(Sequence):
+    """Alternates attention within each sample and between samples, as SAINT does."""
+
+    def __init__(self, tokens: bool = False, batch_first: bool = True) -> None:
+        super().__init__(tokens)
+        self.within = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.between_rows = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+    def between(self, h: Tensor) -> Tensor:
+        if self.within.batch_first:
+            h = h + self.within(h, h, h)[0]
+            rows = h.flatten(1)[None].view(1, len(h), -1, 8).mean(2)
+            return h + self.between_rows(rows, rows, rows)[0][0][:, None]
+        columns = h.transpose(0, 1)
+        h = h + self.within(columns, columns, columns)[0].transpose(0, 1)
+        return h + self.between_rows(h, h, h)[0]
+
+
+class Memory(Sequence):
+    """Answers from the most similar samples of the batch, read by hand."""
+
+    def between(self, h: Tensor) -> Tensor:
+        q = F.normalize(h.mean(1), dim=1)
+        weights = (q @ q.T / 0.1).softmax(-1)
+        return h + (weights @ h.mean(1))[:, None]
+
+
+class SelfContained(Sequence):
+    """Row attention over one long sequence, the samples in a row, with torch's encoder layer."""
+
+    def __init__(self, tokens: bool = False) -> None:
+        super().__init__(tokens)
+        self.rows = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h + self.rows(h.mean(1)[None])[0][:, None]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [RowAttention, lambda: RowAttention(batch_first=False), Memory, SelfContained],
+    ids=["batch first", "time first", "memory", "encoder layer"],
+)
+def test_an_attention_between_samples_by_design_is_a_warning(
+    model: Callable[[], nn.Module],
+) -> None:
+    result = audited(model)
+    assert result.status is Status.WARN
+    assert "whatever their order" in result.message
+
+
+@pytest.mark.parametrize("model", [SoftmaxOverBatch, Centred])
+def test_a_reduction_over_the_samples_is_located(model: type[Sequence]) -> None:
+    result = audited(model)
+    assert "dimension 0" in result.message
+    assert result.location is not None
+    line = Path(__file__).read_text().splitlines()[result.location.line - 1]
+    assert "h" in line and "0)" in line
+
+
+def test_an_encoder_layer_that_takes_samples_for_time() -> None:
+    class Forgotten(Sequence):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.TransformerEncoderLayer(8, 2, 16)
+
+        def between(self, h: Tensor) -> Tensor:
+            return self.body(h)
+
+    result = audited(Forgotten)
+    assert result.status is Status.FAIL
+    assert "batch_first=False" in result.message

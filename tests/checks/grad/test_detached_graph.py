@@ -68,3 +68,95 @@ def test_a_part_that_is_frozen_may_be_cut_off() -> None:
 )
 def test_a_path_that_remains_is_enough(whole) -> None:
     assert audited(Net(whole)).status is Status.PASS
+
+
+class Trunk(nn.Module):
+    """A trunk whose features a head reads without a gradient; the optimizer holds both."""
+
+    def __init__(self, *, loaded: bool = False, evaluated: bool = False, detach: bool = True):
+        super().__init__()
+        self.trunk, self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU()), nn.Linear(16, 3)
+        self.evaluated, self.detach = evaluated, detach
+        if loaded:
+            generator = torch.Generator().manual_seed(5)
+            weights = {n: torch.randn(p.shape, generator=generator) / 3
+                       for n, p in self.trunk.named_parameters()}  # fmt: skip
+            self.trunk.load_state_dict(weights)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        if self.evaluated:
+            self.trunk.eval()
+        return self
+
+    def forward(self, x):
+        if self.detach:
+            return self.head(self.trunk(x).detach())
+        with torch.no_grad():
+            features = self.trunk(x)
+        return self.head(features)
+
+
+def trained_whole(model, **parts) -> Result:
+    torch.manual_seed(0)
+    x = torch.randn(128, 8)
+    loader = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=32, shuffle=True)
+    target = Target(
+        model=model,
+        train_loader=loader,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1),
+        **{"loss": nn.functional.cross_entropy, **parts},
+    )
+    return run_check(DetachedGraph, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("sign", ["loaded", "evaluated"])
+def test_a_feature_extractor_that_the_optimizer_holds_is_a_warning(sign, detach) -> None:
+    result = trained_whole(lambda: Trunk(detach=detach, **{sign: True}))
+    assert result.status is Status.WARN
+    assert sign.removesuffix("uated") in result.message
+    assert "model.trunk.requires_grad_(False)" in result.fix
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_random_features_that_are_to_be_trained_are_a_failure(detach) -> None:
+    assert trained_whole(lambda: Trunk(detach=detach)).status is Status.FAIL
+
+
+def test_a_target_network_that_the_optimizer_holds_is_a_warning() -> None:
+    class Agent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.online, self.target = nn.Linear(8, 3), nn.Linear(8, 3)
+            self.target.load_state_dict(self.online.state_dict())
+
+        def forward(self, x):
+            return self.online(x), self.target(x).detach()
+
+    def td(output, y):
+        values, future = output
+        return nn.functional.mse_loss(values, 0.9 * future + 1)
+
+    result = trained_whole(Agent, loss=td)
+    assert result.status is Status.WARN
+    assert "target network" in result.message
+
+
+def test_layers_of_a_list_that_begin_as_copies_are_no_target_networks() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            body = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+            self.layers, self.head = body.layers, nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.layers[0](x[:, None]).detach()
+            return self.head(self.layers[2](self.layers[1](h))[:, 0])
+
+    assert trained_whole(Cut).status is Status.FAIL
+
+
+def test_dropout_does_not_hide_a_cut() -> None:
+    assert audited(Net(lambda h: nn.functional.dropout(h, 0.5).detach())).status is Status.FAIL
