@@ -172,7 +172,8 @@ class Replay:
         Raises:
             UserCodeError: the model raised.
         """
-        with _Reductions(count) as mode:
+        mode = _Reductions(count)
+        with mode:
             self()
         return mode.first
 
