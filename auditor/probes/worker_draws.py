@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.probes.base import Probe
@@ -108,39 +110,38 @@ class WorkerDraws(Probe[Draws | NoDraws]):
             OutOfBudgetError: the time is used up.
         """
         loader = audit.loop.train_loader
-        workers = int(getattr(loader, "num_workers", 0) or 0)
-        if not workers:
-            return NoDraws("the loader has no workers: one process draws all random numbers")
         access = RandomAccess.of(loader)
+        if not getattr(loader, "num_workers", 0):
+            return NoDraws("the loader has no workers: one process draws all random numbers")
         if access is None:
             return NoDraws(
                 "the loader has no index, so two workers cannot be asked for the same items"
             )
         batch = _first_items(access)
-        if not batch:
-            return NoDraws("the loader's sampler asks for nothing")
         with preserved(audit.loop.subjects):
             # A data set may make its generator on first use, which is to be in the worker.
             fixed = _certainly_fixed(access, batch)
         if fixed:
             return NoDraws("the items are the same every time they are read: nothing is random")
-        count = min(workers, 2)
-        asked = [batch for _ in range(REPEATS * count)]
-        if access.loader.batch_sampler is None:
-            asked = [each[0] for each in asked]
         try:
-            epochs = tuple(_epoch(audit, access, count, asked) for _ in range(2))
+            epochs = tuple(_epoch(audit, access, batch) for _ in range(2))
         except UserCodeError as error:
             # They may not live up to being asked for other batches than the loader's own.
             return NoDraws(f"the workers raised {error}", applies=True)
-        if any(len(one) < REPEATS for epoch in epochs for one in epoch):
-            return NoDraws(f"the workers took more than {SECONDS:g} s for a few items", True)
-        return Draws(
-            epochs,
-            persistent=bool(access.loader.persistent_workers),
-            by_hand=_told_the_epoch(access.loader),
-            initialised=access.loader.worker_init_fn is not None,
-        )
+        return _draws(access.loader, epochs)
+
+
+def _draws(
+    loader: DataLoader[Any], epochs: tuple[tuple[tuple[Made, ...], ...], ...]
+) -> Draws | NoDraws:
+    if any(len(one) < REPEATS for epoch in epochs for one in epoch):
+        return NoDraws(f"the workers took more than {SECONDS:g} s for a few items", applies=True)
+    return Draws(
+        epochs,
+        persistent=bool(loader.persistent_workers),
+        by_hand=_told_the_epoch(loader),
+        initialised=loader.worker_init_fn is not None,
+    )
 
 
 def _first_items(access: RandomAccess) -> list[Any]:
@@ -157,13 +158,13 @@ def _certainly_fixed(access: RandomAccess, batch: list[Any]) -> bool:
         return False
 
 
-def _epoch(
-    audit: Audit, access: RandomAccess, workers: int, asked: list[Any]
-) -> tuple[tuple[Made, ...], ...]:
+def _epoch(audit: Audit, access: RandomAccess, batch: list[Any]) -> tuple[tuple[Made, ...], ...]:
+    workers = min(access.loader.num_workers, 2)
+    one = batch if access.loader.batch_sampler is not None else batch[0]
     made, _ = made_by_workers(
         access.loader,
         workers=workers,
-        asked=asked,
+        asked=[one] * (REPEATS * workers),
         seconds=SECONDS / 2,
         check=audit.clock.check,
     )
