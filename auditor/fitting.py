@@ -75,9 +75,9 @@ def sight(loop: Loop, parts: Sequence[Any]) -> Sighting:
     for i, part in enumerate(moved):
         seen = _observed(loop, part)
         losses += [seen.total_loss] if seen.total_loss is not None else []
-        main = _main_call(seen)
+        main = main_call(seen)
         output = output if i else seen.output
-        mains.append(_slim(main) if i and main is not None else main)
+        mains.append(without_input(main) if i and main is not None else main)
     loss = sum(losses) / len(losses) if losses else math.nan
     sizes = tuple(batches.size(part) for part in moved)
     try:
@@ -92,7 +92,8 @@ def sight(loop: Loop, parts: Sequence[Any]) -> Sighting:
     return Sighting(moved, feds, calls, output, sizes, loss, found, unknown)
 
 
-def _slim(call: LossCall) -> LossCall:
+def without_input(call: LossCall) -> LossCall:
+    """Return ``call`` with a placeholder for its input, which may be large."""
     shape = call.input.shape
     return dataclasses.replace(
         call, arguments={**call.arguments, "input": placeholder(call.input, shape)}
@@ -112,7 +113,7 @@ def _observed(loop: Loop, part: Any) -> Observation:
         return loop.step(part, observe=True).observation or Observation()
 
 
-def _main_call(seen: Observation) -> LossCall | None:
+def main_call(seen: Observation) -> LossCall | None:
     """The call that made the loss, also where the user averaged its elements afterwards."""
     if seen.total_loss is None or not math.isfinite(seen.total_loss):
         return None

@@ -115,6 +115,28 @@ def bounds(calls: Sequence[LossCall], feds: Sequence[Fed], sizes: Sequence[int])
     )
 
 
+def best_constant(calls: Sequence[LossCall]) -> float | None:
+    """Return the loss of the best prediction that ignores the inputs, in one step's units.
+
+    Their inputs may be placeholders; all are of one kind. None where no theory gives it.
+    """
+    best = _BEST.get(calls[0].kind)
+    if best is None or any(call.kind != calls[0].kind for call in calls):
+        return None
+    try:
+        joined = _joined(calls)
+        found = best(joined, None)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        if len(calls) == 1:
+            return None
+        each = [best_constant([call]) for call in calls]  # padded to other lengths
+        known = [one for one in each if one is not None]
+        return sum(known) / len(known) if len(known) == len(calls) else None
+    if found is None:
+        return None
+    return float(found) / (len(calls) if joined.reduction == "sum" else 1)
+
+
 def _averaged(each: list[Bounds | None]) -> Bounds | None:
     """Bounds of batches that do not fit together: equal inputs are found within each only."""
     known = [one for one in each if one is not None]

@@ -237,13 +237,14 @@ def _slim(observation: Observation | None, *, keep_output: bool) -> None:
     """Let go of what would fill the memory: a language model's logits take gigabytes."""
     if observation is None:
         return
-    observation.loss_calls[:] = [_slimmed(call) for call in observation.loss_calls]
+    observation.loss_calls[:] = [slimmed(call) for call in observation.loss_calls]
     large = sum(t.nbytes for _, t in batches.tensors(observation.output)) > MOST_BYTES
     if not keep_output or large:
         observation.output = None
 
 
-def _slimmed(call: LossCall) -> LossCall:
+def slimmed(call: LossCall) -> LossCall:
+    """Return ``call`` on as many rows as :data:`MOST_BYTES` of its input hold."""
     value = call.arguments.get("input")
     if not isinstance(value, Tensor) or value.ndim == 0 or value.nbytes <= MOST_BYTES:
         return call

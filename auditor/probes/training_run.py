@@ -1,0 +1,381 @@
+"""One bounded run of the training as it is, on its real stream of batches.
+
+Everything that only training shows is read off this one run, so that a healthy program pays for
+it once: losses by step, where epochs begin, what the network says on fixed batches and on
+validation batches at a few moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.errors import TargetError, UserCodeError
+from nnaudit.fitting import main_call, without_input
+from nnaudit.floor import best_constant
+from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.loop.control import Rate, constant_lr, planned_lr
+from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.pace import Stopwatch
+from nnaudit.probes.base import Probe
+from nnaudit.probes.first_steps import main_loss_of, slimmed
+from nnaudit.state import preserved
+
+STEPS = 300
+"""Steps of the run; up to :data:`LONGEST` where an epoch ends within that."""
+
+LONGEST = 600
+SECONDS = 8.0
+"""What the steps of the run may take, as on a quiet machine."""
+
+BEYOND = 50
+"""Steps into the second epoch that an epoch of up to :data:`LONGEST` steps is followed for."""
+
+MOMENTS = (0, 10, 30, 100)
+"""Steps before which the network is looked at, and once more after the last."""
+
+FIXED = 2
+VAL_ROWS, VAL_BATCHES = 512, 16
+_OBSERVED_EVERY = 5
+_CALL_BYTES = 64 * 2**20
+_OUTPUT_BYTES = 8 * 2**20
+_PERSISTENT = 5
+"""So many losses in a row that are no number are no skipped step of mixed precision."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the network makes of some batches in eval mode, without an update.
+
+    Attributes:
+        losses: of each batch, by the user's own loss; empty where that cannot be computed.
+        calls: the torch loss function that made each, with its input (the predictions, as many
+            rows as fit into memory) and target; empty where the loss is not one call.
+        outputs: what the model returned for the first batch, detached; None where it is large.
+    """
+
+    losses: tuple[float, ...] = ()
+    calls: tuple[LossCall, ...] = ()
+    outputs: Any = None
+
+    @property
+    def loss(self) -> float:
+        """The mean over the batches; NaN without any."""
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The network after ``step`` steps, on :attr:`Training.fixed` and :attr:`Training.val`."""
+
+    step: int
+    fixed: Look
+    val: Look
+
+
+@dataclass(frozen=True)
+class Training:
+    """What :class:`TrainingRun` saw.
+
+    Attributes:
+        losses: the loss of each step in train mode, before its update; NaN where a step raised.
+        rates: the highest learning rate of each step.
+        epoch_starts: the steps at which an epoch of the training loader began; the first is 0.
+        rows: the rows of each step's batch.
+        calls: by step, the torch loss function that made the loss, its input a placeholder; of
+            every fifth step. Empty where the loss is composite or of unknown kind.
+        constant: the loss of the best prediction that ignores the inputs, over ``calls``; NaN
+            where it is not known.
+        fixed: the first batches of the run, as the loader made them: later trained on.
+        val: some batches of the validation loader; empty without one.
+        val_whole: they are all of it.
+        moments: the network before training, at a few moments and at the end, in order.
+        warmed: a warm-up or peak of the learning rate is planned, so the run rises to the peak
+            in its first third and comes down in its last; else the rate is held constant.
+        broke: the step from which on losses were no numbers, for good; None when they never were.
+        error: what the user's code raised once training had begun; else empty.
+        cut: the time was up before the run had its full length.
+        seconds: what the steps took, as on a quiet machine.
+    """
+
+    losses: tuple[float, ...]
+    rates: tuple[float, ...]
+    epoch_starts: tuple[int, ...]
+    rows: tuple[int, ...]
+    calls: dict[int, LossCall]
+    constant: float
+    fixed: tuple[Any, ...]
+    val: tuple[Any, ...]
+    val_whole: bool
+    moments: tuple[Moment, ...]
+    warmed: bool = False
+    broke: int | None = None
+    error: str = ""
+    cut: bool = False
+    seconds: float = 0.0
+
+    @property
+    def first_epoch(self) -> tuple[float, ...]:
+        """The losses of the first epoch: of rows that had not been trained on."""
+        end = self.epoch_starts[1] if len(self.epoch_starts) > 1 else len(self.losses)
+        return self.losses[:end]
+
+    def last(self, share: float = 1 / 3) -> tuple[float, ...]:
+        """The losses of the last ``share`` of the run."""
+        return self.losses[-max(1, round(share * len(self.losses))) :]
+
+
+class TrainingRun(Probe[Training]):
+    """Takes a few hundred steps on the real stream, as the author's loop does.
+
+    See :class:`Training` for what it holds. The learning rate is the author's highest, reached by
+    a squeezed warm-up where one is planned; dropout and augmentation are on.
+    """
+
+    def measure(self, audit: Audit) -> Training:
+        """Train for :data:`STEPS` steps or :data:`SECONDS`.
+
+        Raises:
+            UserCodeError: the very first step raised, or the loader did.
+            OutOfBudgetError: the time is used up.
+        """
+        return training_run(audit)
+
+
+def training_run(
+    audit: Audit, *, steps: int = STEPS, seed: int | None = None, val: bool = True
+) -> Training:
+    """Train for ``steps`` steps or :data:`SECONDS`; the caller preserves the state.
+
+    Args:
+        seed: draws other random numbers than the probe does.
+        val: look at validation batches as well.
+
+    Raises:
+        UserCodeError: the very first step raised, or the loader did.
+        OutOfBudgetError: the time is used up.
+    """
+    if seed is not None:
+        seed_everything(seed)
+    held, whole = _validation(audit.loop) if val else ((), False)
+    run = _Run(audit, steps, held)
+    with constant_lr(audit.loop) as rate:
+        run.train(rate)
+    return run.result(whole)
+
+
+def planned_rise(loop: Loop) -> bool:
+    """Whether the plan of the learning rate has a peak above where it is now."""
+    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
+    return any(float(group["lr"] or 0.0) < 0.99 * planned_lr(group) for group in groups)
+
+
+def squeezed(position: float) -> float:
+    """Return the factor on the peak learning rate at ``position`` (0 to 1) of a planned run.
+
+    Up in the first third, down to a tenth in the last: warm-up, one-cycle and cosine in short.
+    """
+    if position < 1 / 3:
+        return max(3 * position, 0.01)
+    return 1.0 if position < 2 / 3 else 1.0 - 2.7 * (position - 2 / 3)
+
+
+@dataclass
+class _Run:
+    """A run on its way."""
+
+    audit: Audit
+    steps: int
+    val: tuple[Any, ...]
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    calls: dict[int, LossCall] = field(default_factory=dict)
+    fixed: list[Any] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    bytes: int = 0
+    unknown: bool = False
+    warmed: bool = False
+    cut: bool = False
+    error: str = ""
+    seconds: float = 0.0
+
+    def train(self, rate: Rate) -> None:
+        """Take the steps."""
+        loop = self.audit.loop
+        self.warmed = planned_rise(loop)
+        known = _length(loop)
+        most = max(self.steps, known + BEYOND) if known <= LONGEST - BEYOND else self.steps
+        most = self.steps if self.steps < STEPS else most
+        for batch in self._stream(most):
+            self.audit.clock.check()
+            if not self.fixed:
+                self.fixed = [batches.clone(batch)]
+                self._look(0)
+            elif len(self.fixed) < FIXED and len(self.starts) == 1:
+                self.fixed.append(batches.clone(batch))
+            if len(self.losses) in MOMENTS[1:]:
+                self._look(len(self.losses))
+            if self.warmed:
+                rate.factor = squeezed(len(self.losses) / most)
+            if not self._step(batch) or self._gone():
+                break
+            if self.seconds > SECONDS:
+                self.cut = True
+                break
+        if self.moments and self.moments[-1].step < len(self.losses):
+            self._look(len(self.losses))
+
+    def _stream(self, most: int) -> Iterator[Any]:
+        """Yield batches epoch after epoch; only what the steps take counts as time."""
+        while len(self.losses) < most:
+            self.starts.append(len(self.losses))
+            for batch in self.audit.loop.batches():
+                yield batch
+                if len(self.losses) >= most:
+                    return
+            if self.starts[-1] == len(self.losses):
+                self.starts.pop()
+                break  # a loader that can be read once only
+        if not self.losses:
+            raise TargetError(
+                "train_loader yields no batch: is the dataset empty, or smaller than one batch "
+                "with drop_last=True?"
+            )
+
+    def _step(self, batch: Any) -> bool:
+        """Take one step; whether there can be another."""
+        number = len(self.losses)
+        observe = number % _OBSERVED_EVERY == 0 and not self.unknown and self.bytes < _CALL_BYTES
+        watch = Stopwatch()
+        try:
+            step = self.audit.loop.step(batch, observe=observe)
+        except UserCodeError as error:
+            if not self.losses:
+                raise
+            self.error = str(error)
+            self.losses.append(math.nan)
+            self.rates.append(self.rates[-1])
+            self.rows.append(batches.size(batch))
+            return False
+        self.seconds += watch.seconds
+        self.losses.append(step.loss)
+        # The rate is set when the optimizer steps: what the step began with is the one before.
+        self.rates.append(_highest(self.audit.loop))
+        self.rows.append(batches.size(batch))
+        if step.observation is not None:
+            self._note(number, batch, step.observation)
+        return True
+
+    def _note(self, number: int, batch: Any, seen: Observation) -> None:
+        call = main_call(seen) or self._spelled_out(batch, seen)
+        if call is None or not isinstance(call.arguments.get("target"), Tensor):
+            self.unknown = math.isfinite(self.losses[-1])
+            return
+        kept = without_input(call)
+        self.calls[number] = kept
+        self.bytes += kept.target.nbytes
+
+    def _spelled_out(self, batch: Any, seen: Observation) -> LossCall | None:
+        """The torch function that a formula written by hand agrees with."""
+        if seen.total_loss is None or not math.isfinite(seen.total_loss):
+            return None
+        try:
+            target = self.audit.loop.feed(batch).target
+        except UserCodeError:
+            return None
+        main = main_loss_of((seen,), target)
+        whole = main is not None and main.whole and abs(main.factor - 1.0) < 1e-3
+        return main.calls[0] if whole and main is not None else None
+
+    def _gone(self) -> bool:
+        last = self.losses[-_PERSISTENT:]
+        return len(last) == _PERSISTENT and not any(math.isfinite(loss) for loss in last)
+
+    def _look(self, step: int) -> None:
+        loop = self.audit.loop
+        with preserved(loop.subjects):
+            moment = Moment(step, _look(loop, self.fixed), _look(loop, self.val))
+        self.moments.append(moment)
+
+    def result(self, whole: bool) -> Training:
+        """Return what was seen."""
+        calls = {} if self.unknown else self.calls
+        constant = best_constant(list(calls.values())) if calls else None
+        bad = len(self.losses)
+        while bad and not math.isfinite(self.losses[bad - 1]):
+            bad -= 1
+        broke = bad if bad < len(self.losses) and (self._gone() or self.error) else None
+        return Training(
+            losses=tuple(self.losses),
+            rates=tuple(self.rates),
+            epoch_starts=tuple(self.starts),
+            rows=tuple(self.rows),
+            calls=calls,
+            constant=math.nan if constant is None else constant,
+            fixed=tuple(self.fixed),
+            val=self.val,
+            val_whole=whole,
+            moments=tuple(self.moments),
+            warmed=self.warmed,
+            broke=broke,
+            error=self.error,
+            cut=self.cut,
+            seconds=self.seconds,
+        )
+
+
+def _highest(loop: Loop) -> float:
+    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
+    return max((float(group["lr"] or 0.0) for group in groups), default=0.0)
+
+
+def _length(loop: Loop) -> int:
+    try:
+        return len(loop.train_loader)
+    except (TypeError, NotImplementedError):
+        return LONGEST
+
+
+def _validation(loop: Loop) -> tuple[tuple[Any, ...], bool]:
+    """Copies of some validation batches, and whether they are all there are."""
+    if loop.lacks(Needs.VAL_LOADER):
+        return (), False
+    found: list[Any] = []
+    rows = 0
+    try:
+        for batch in loop.val_batches():
+            if len(found) >= VAL_BATCHES or rows >= VAL_ROWS:
+                return tuple(found), False
+            found.append(batches.clone(batch))
+            rows += batches.size(batch)
+    except UserCodeError:
+        return (), False
+    return tuple(found), True
+
+
+def _look(loop: Loop, some: Sequence[Any]) -> Look:
+    losses: list[float] = []
+    calls: list[LossCall] = []
+    first: Any = None
+    for i, batch in enumerate(some):
+        try:
+            forward = loop.forward(batch)
+        except UserCodeError:
+            return Look(outputs=first)
+        if not i and sum(t.nbytes for _, t in batches.tensors(forward.output)) <= _OUTPUT_BYTES:
+            first = batches.clone(forward.output)
+        if forward.loss is None:
+            return Look(outputs=first)
+        losses.append(forward.loss)
+        seen = Observation(loss_calls=list(forward.loss_calls), total_loss=forward.loss)
+        call = main_call(seen)
+        calls += [slimmed(call)] if call is not None else []
+    return Look(tuple(losses), tuple(calls) if len(calls) == len(losses) else (), first)
