@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +52,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "build_scheduler", "make_scheduler", "get_scheduler", "scheduler", "lr_scheduler",
     ),
     "training_step": ("training_step", "train_step"),
+    "datamodule": (
+        "build_datamodule", "make_datamodule", "get_datamodule", "datamodule", "data_module", "dm",
+    ),
+    "trainer": ("build_trainer", "make_trainer", "create_trainer", "get_trainer", "trainer"),
 }  # fmt: skip
 """The conventional names of each part in a target file; the first that is defined counts."""
 
@@ -123,12 +127,29 @@ def load(path: Path) -> Target:
     Raises:
         TargetError: the file is missing, not Python, fails on import or defines no model.
     """
+    return found_in(imported(path), path)
+
+
+def imported(path: Path) -> ModuleType:
+    """Execute the file at ``path`` as a module of its own, its folder first on the import path.
+
+    Raises:
+        TargetError: the file is missing, not Python, fails on import or defines no model.
+    """
     tree = parse(path)
     if not _defines_model(tree):
         raise TargetError(_nothing_found(path, tree))
-    module = _import(path)
+    return _import(path)
+
+
+def found_in(module: ModuleType, path: Path) -> Target:
+    """Return the target that ``module``, which is the file at ``path`` executed, defines.
+
+    Raises:
+        TargetError: it defines no model, or a marked function returns something else.
+    """
     marked = [v for v in vars(module).values() if getattr(v, TARGET_MARK, False)]
-    found = marked[0]() if marked else _by_names(module, tree, path)
+    found = marked[0]() if marked else _by_names(module, path)
     if not isinstance(found, Target):
         raise TargetError(
             f"{path}: {marked[0].__name__}() is marked @nnaudit.target and returned a "
@@ -181,7 +202,8 @@ def top_level(tree: ast.Module) -> dict[str, ast.stmt]:
 def form_of(path: Path) -> Literal["module", "script"]:
     """Tell from the file's syntax tree, before anything runs, in which form the target is.
 
-    A marked function, or a model and a training loader under conventional names, make a module.
+    A marked function makes a module; so do a model and its training data, or a framework's trainer,
+    under conventional names, unless the file trains when it is imported.
     Any other program that does something when it is run is a script. What is left, model classes
     or a model alone, is a module.
 
@@ -192,7 +214,12 @@ def form_of(path: Path) -> Literal["module", "script"]:
     names = top_level(tree)
     if any(_is_marked(node) for node in names.values()):
         return "module"
-    complete = all(any(name in names for name in NAMES[part]) for part in ("model", "train_loader"))
+    has = {part for part, known in NAMES.items() if any(name in names for name in known)}
+    complete = (
+        {"model", "train_loader"} <= has
+        or {"model", "datamodule"} <= has
+        or ("trainer" in has and _imports_a_library(tree))
+    )
     if complete and not _trains_at_top_level(tree):
         return "module"
     if _does_something(tree) and _imports_a_library(tree):
@@ -205,7 +232,7 @@ def form_of(path: Path) -> Literal["module", "script"]:
 def _defines_model(tree: ast.Module) -> bool:
     names = top_level(tree)
     return (
-        any(name in names for name in NAMES["model"])
+        any(name in names for part in ("model", "trainer") for name in NAMES[part])
         or any(_is_marked(node) for node in names.values())
         or bool(_model_classes(tree))
     )
@@ -244,7 +271,11 @@ _LIBRARIES = frozenset(
 
 
 def _imports_a_library(tree: ast.Module) -> bool:
-    """Whether the file, or something in it, imports torch or a framework on top of it."""
+    return imports_any(tree, _LIBRARIES)
+
+
+def imports_any(tree: ast.Module, packages: Collection[str]) -> bool:
+    """Whether the file, or something in it, imports one of the top-level ``packages``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
@@ -252,7 +283,7 @@ def _imports_a_library(tree: ast.Module) -> bool:
             found = [node.module or ""]
         else:
             continue
-        if any(name.partition(".")[0] in _LIBRARIES for name in found):
+        if any(name.partition(".")[0] in packages for name in found):
             return True
     return False
 
@@ -306,6 +337,13 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
+def forget(module: ModuleType) -> None:
+    """Let go of a module that :func:`imported` returned, and of all that it holds."""
+    if sys.modules.get(module.__name__) is module:
+        del sys.modules[module.__name__]
+    vars(module).clear()
+
+
 def _import_failure(path: Path, error: Exception) -> TargetError:
     failure = TargetError(f"{_place(error, path)}: importing the file failed: {describe(error)}")
     failure.add_note(user_traceback(error))
@@ -325,10 +363,14 @@ def _module_name(path: Path) -> str:
     return f"nnaudit_target_{path.stem}" if taken or not path.stem.isidentifier() else path.stem
 
 
-def _by_names(module: ModuleType, tree: ast.Module, path: Path) -> Target:
+def named_parts(module: ModuleType, path: Path) -> tuple[dict[str, Any], dict[str, Location]]:
+    """Return the parts of a training that ``module`` has under :data:`NAMES`, and their lines.
+
+    Where none is called a model, the last model class that can be built without arguments is it.
+    """
     parts: dict[str, Any] = {}
     locations: dict[str, Location] = {}
-    statements = top_level(tree)
+    statements = top_level(parse(path))
     for part, names in NAMES.items():
         for name in names:
             value = getattr(module, name, None)
@@ -336,9 +378,24 @@ def _by_names(module: ModuleType, tree: ast.Module, path: Path) -> Target:
                 parts[part] = _made_loss(name, value) if part == "loss" else value
                 locations[part] = Location(file=str(path), line=statements[name].lineno)
                 break
+    lone = _only_model_class(module, path) if "model" not in parts else None
+    if lone is not None:
+        parts["model"] = lone
+    return parts, locations
+
+
+def _by_names(module: ModuleType, path: Path) -> Target:
+    parts, locations = named_parts(module, path)
     if "model" not in parts:
-        parts["model"] = _only_model_class(module, tree, path)
-    return Target(**parts, locations=locations)
+        raise TargetError(
+            f"{path} defines no model that can be built without arguments: "
+            "add a function build_model() that returns the model to audit"
+        )
+    # A framework's own parts were asked for a loop before, and had none.
+    return Target(
+        **{part: made for part, made in parts.items() if part not in ("datamodule", "trainer")},
+        locations=locations,
+    )
 
 
 def _made_loss(name: str, found: Any) -> Any:
@@ -349,8 +406,9 @@ def _made_loss(name: str, found: Any) -> Any:
     return found
 
 
-def _only_model_class(module: ModuleType, tree: ast.Module, path: Path) -> type[nn.Module]:
+def _only_model_class(module: ModuleType, path: Path) -> type[nn.Module] | None:
     """The last model class of the file that can be built without arguments."""
+    tree = parse(path)
     for name in reversed(_model_classes(tree)):
         candidate = getattr(module, name)
         if inspect.isclass(candidate) and issubclass(candidate, nn.Module):
@@ -361,10 +419,7 @@ def _only_model_class(module: ModuleType, tree: ast.Module, path: Path) -> type[
             ]
             if not required:
                 return candidate
-    raise TargetError(
-        f"{path} defines model classes but none that can be built without arguments: "
-        "add a function build_model() that returns the model to audit"
-    )
+    return None
 
 
 def defined_at(thing: Any) -> Location | None:

@@ -58,7 +58,7 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     from nnaudit import engine, targets
     from nnaudit.loop.base import Loop, seed_everything
     from nnaudit.loop.direct import DirectLoop
-    from nnaudit.loop.script import run_script
+    from nnaudit.loop.script import objects, run_script
 
     engine.limit_threads(job.threads)
     path, settings = Path(job.path), job.settings
@@ -79,9 +79,17 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
 
     if (job.form or targets.form_of(path)) == "script":
         run_script(path, list(job.arguments), settings.device, settings.seed, audit)
-    else:
-        seed_everything(settings.seed)
-        audit(DirectLoop(targets.load(path), device, settings.seed))
+        return
+    seed_everything(settings.seed)
+    itself = objects.trains_itself(path)
+    if not itself:
+        module = targets.imported(path)
+        itself = objects.training_of(module, path, settings.device) is not None
+        if not itself:
+            audit(DirectLoop(targets.found_in(module, path), device, settings.seed))
+            return
+        targets.forget(module)
+    run_script(path, [], settings.device, settings.seed, audit, objects=True)
 
 
 def _refusal(error: BaseException) -> Refused:

@@ -370,7 +370,7 @@ class DirectLoop(Loop):
         count = sum(p.numel() for p in self.model.parameters() if not is_lazy(p))
         yield self._part("model", f"{type(self.model).__name__}, {count:,} parameters")
         yield self._loader_part(
-            "train_loader", self.train_loader, "every check but those of the model"
+            "train_loader", self.train_loader, "checks but those of the model alone"
         )
         yield self._loader_part("val_loader", self.val_loader, "checks on validation data")
         if self.train_loader is not None:

@@ -21,7 +21,7 @@ def info(loop: ScriptLoop, run: Run) -> TargetInfo:
     return TargetInfo(
         name=loop.name,
         path=str(run.session.path),
-        form="script",
+        form="module" if run.session.objects else "script",
         parts=tuple(_parts(loop, run)),
     )
 
@@ -50,6 +50,8 @@ def _parts(loop: ScriptLoop, run: Run) -> Iterator[Part]:
     if loop.schedulers:
         names = ", ".join(type(s).__name__ for s in loop.schedulers)
         yield _part(loop, "scheduler", names)
+    if run.session.trainer is not None:
+        yield run.session.trainer
     yield from _manner(run)
 
 
@@ -63,7 +65,7 @@ def _train_loader(loop: ScriptLoop, run: Run) -> Part:
             name="train_loader",
             description=reason,
             origin="absent",
-            disables=("every check that gives the script a batch",),
+            disables=("checks that give the script a batch",),
             location=run.training_at,
         )
     description = "none: the script draws its batches itself, and they are replaced at the model"

@@ -518,12 +518,19 @@ def _named_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def run_script(
-    path: Path, argv: list[str], device: str, seed: int, body: Callable[[ScriptLoop], T]
+    path: Path,
+    argv: list[str],
+    device: str,
+    seed: int,
+    body: Callable[[ScriptLoop], T],
+    *,
+    objects: bool = False,
 ) -> T:
     """Run the script at ``path`` in the calling thread, and ``body`` on its loop in another.
 
     Must be called in the main thread: scripts install signal handlers, which works there only.
-    ``argv`` are the script's own arguments. Returns what ``body`` returns.
+    ``argv`` are the script's own arguments. With ``objects`` the file is no script: it hands over
+    an object of a framework, whose own loop is run. Returns what ``body`` returns.
 
     Raises:
         TargetError: there is no such script, or it never trains.
@@ -561,7 +568,9 @@ def run_script(
         # An audit is too short to compile for: what torch.compile made runs as it was written.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         overlay = stack.enter_context(Overlay((Path.cwd(), path.parent)))
-        session = Session(path, argv, seed, taps, overlay, baton, start)
+        session = Session(
+            path, argv, seed, taps, overlay, baton, start, device=device, objects=objects
+        )
         try:
             Run(session, seed).execute()
         except BaseException as error:

@@ -46,12 +46,13 @@ from nnaudit.loop.script.capture import (
     validation_loader,
 )
 from nnaudit.loop.script.frames import Counters, user_frames
+from nnaudit.loop.script.objects import training_of
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.seeds import quiet_imports, shifting
 from nnaudit.loop.script.substitute import TargetSwap, placed
 from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
-from nnaudit.report import Location
+from nnaudit.report import Location, Part
 from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
 
 _CUDA: Any = torch.cuda
@@ -80,7 +81,13 @@ class EndedError(NnauditError):
 
 @dataclass
 class Session:
-    """What all runs of one script share."""
+    """What all runs of one script share.
+
+    Attributes:
+        objects: the file does not train when it is run, but hands over an object that does: it is
+            executed as a module, and :func:`objects.training_of` says what follows.
+        trainer: whose loop it is then.
+    """
 
     path: Path
     argv: list[str]
@@ -89,6 +96,9 @@ class Session:
     overlay: Overlay
     baton: Baton
     on_first: Callable[[Run], None]
+    device: str = "cpu"
+    objects: bool = False
+    trainer: Part | None = None
     start: Path = field(default_factory=Path.cwd)
     count: StepCount = field(default_factory=StepCount)
     runs: list[Run] = field(default_factory=list)
@@ -203,7 +213,7 @@ class Run:
         """Execute the script once; return how it ended, None where it was unwound."""
         nnaudit_runs_the_script = True  # noqa: F841 - the name at which frames.user_frames stops
         path, taps = self.session.path, self.session.taps
-        main = types.ModuleType("__main__")
+        main = types.ModuleType(path.stem if self.session.objects else "__main__")
         main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
         with ExitStack() as stack:
             stack.enter_context(self.session.overlay.layer())
@@ -226,6 +236,8 @@ class Run:
                 exec(
                     compile(path.read_bytes(), str(path), "exec", dont_inherit=True), main.__dict__
                 )
+                if self.session.objects:
+                    self._train_objects(main)
             except KeyboardInterrupt:
                 raise
             except SystemExit as exit_:
@@ -233,6 +245,18 @@ class Run:
             except BaseException as raised:
                 error = raised
             return None if self._closing else _Ended(error)
+
+    def _train_objects(self, module: types.ModuleType) -> None:
+        """Start the training of the object that the executed file hands over.
+
+        Raises:
+            TargetError: it does not hand over one this time.
+        """
+        found = training_of(module, self.session.path, self.session.device)
+        if found is None:
+            raise TargetError(f"{self.session.path.name} hands over other objects each time")
+        start, self.session.trainer = found
+        start()
 
     def _untrained(self, ended: _Ended) -> Exception:
         name, error = self.session.path.name, ended.error
@@ -834,11 +858,11 @@ def _as_main(main: types.ModuleType, path: Path, argv: list[str], start: Path) -
     mine = {
         name: module
         for name, module in list(sys.modules.items())
-        if name == "__main__" or _is_beside(module, folder)
+        if name in ("__main__", main.__name__) or _is_beside(module, folder)
     }
     for name in mine:
         del sys.modules[name]
-    sys.modules["__main__"] = main
+    sys.modules["__main__"] = sys.modules[main.__name__] = main
     sys.argv = [str(path), *argv]
     sys.path.insert(0, str(folder))
     os.chdir(start)
@@ -849,7 +873,7 @@ def _as_main(main: types.ModuleType, path: Path, argv: list[str], start: Path) -
         sys.argv = saved_argv
         sys.path[:] = saved_path
         for name, module in list(sys.modules.items()):
-            if _is_beside(module, folder):
+            if module is main or _is_beside(module, folder):
                 del sys.modules[name]
         sys.modules.update(mine)
 
