@@ -1,0 +1,346 @@
+"""Which items of the training set an epoch asks for, and which never."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError, is_user
+from nnaudit.loop.base import Loop
+from nnaudit.probes.base import Probe
+from nnaudit.probes.random_access import RandomAccess
+from nnaudit.probes.workers import Made, fingerprint, made_by_workers
+
+EPOCHS = 3
+"""What three epochs leave out alike is left out for good."""
+MOST_ITEMS = 3_000_000
+SECONDS = 5.0
+STREAM_ITEMS = 8192
+STREAM_SECONDS = 6.0
+LEAST_ITEMS = 32
+"""Items of a worker that must be another worker's too, to be no coincidence."""
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """What a few epochs ask for, by index.
+
+    Attributes:
+        access: the loader's data set and order.
+        size: ``len(dataset)``.
+        expected: the items that an epoch is to visit; fewer than ``size`` where the sampler was
+            given a list of them.
+        visits: how often each item is asked for, by epoch.
+        complete: the epochs were followed to their end.
+        elsewhere: items of the same data set that the validation loader asks for.
+        hidden: items that can be indexed although ``len(dataset)`` does not count them.
+    """
+
+    access: RandomAccess
+    size: int
+    expected: frozenset[int]
+    visits: tuple[Counter[int], ...]
+    complete: bool
+    elsewhere: frozenset[int]
+    hidden: int
+
+    @cached_property
+    def left_out(self) -> tuple[frozenset[int], ...]:
+        """What each epoch leaves out of what is expected."""
+        return tuple(frozenset(self.expected - visits.keys()) for visits in self.visits)
+
+    @property
+    def never(self) -> frozenset[int]:
+        """What all epochs leave out, if all leave out the same and hardly by chance."""
+        one = self.left_out[0]
+        if any(other != one for other in self.left_out):
+            return frozenset()
+        chance = math.comb(len(self.expected), len(one)) ** (1 - len(self.left_out))
+        return one if self.access.sequential or chance < 1e-6 else frozenset()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether some item is asked for twice in an epoch."""
+        return any(max(visits.values(), default=0) > 1 for visits in self.visits)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What the workers make of a data set that can only be read from its beginning.
+
+    Attributes:
+        workers: how many the loader has.
+        alone: items that one worker yields by itself, and how often; twice measured.
+        alone_ended, together_ended: they were read to their end.
+        together: items that all workers yield, and how often.
+        by_worker: the items of each of the first two workers, in their order.
+    """
+
+    workers: int
+    alone: tuple[Counter[str], Counter[str]]
+    alone_ended: bool
+    together: Counter[str]
+    together_ended: bool
+    by_worker: tuple[tuple[str, ...], ...]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the items are the same in every pass, in whatever order."""
+        return self.alone[0] == self.alone[1]
+
+    @property
+    def same_beginning(self) -> int:
+        """How many items two workers both yield first, if enough of them differ."""
+        if len(self.by_worker) < 2:
+            return 0
+        one, other = self.by_worker
+        count = min(len(one), len(other))
+        return count if one[:count] == other[:count] and len(set(one)) >= LEAST_ITEMS else 0
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Why coverage is not known; ``applies`` says that there is something to be known."""
+
+    why: str
+    applies: bool = False
+
+
+class Coverage(Probe[Epochs | Streams | Unknown]):
+    """The items that epochs ask for, from the loader's index, else from its workers."""
+
+    def measure(self, audit: Audit) -> Epochs | Streams | Unknown:
+        """Follow a few epochs without loading anything, or let the workers of a stream read it.
+
+        Raises:
+            UserCodeError: the sampler raised.
+            OutOfBudgetError: the time is used up.
+        """
+        loader = audit.loop.train_loader
+        access = RandomAccess.of(loader)
+        if access is not None:
+            return _epochs(audit, access)
+        if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, IterableDataset):
+            return Unknown("the loader has no index that tells which items it asks for", True)
+        if type(loader).__iter__ is not DataLoader.__iter__:
+            return Unknown("the loader reads its stream in a way of its own", True)
+        if loader.num_workers < 2:
+            return Unknown("a stream that one process reads is by definition all there is")
+        try:
+            return _streams(audit, loader)
+        except UserCodeError as error:
+            return Unknown(f"the workers raised {error}", True)
+
+
+# --- by index ------------------------------------------------------------------------------------
+
+
+def _epochs(audit: Audit, access: RandomAccess) -> Epochs | Unknown:
+    size = _length(access.loader.dataset)
+    if size is None:
+        return Unknown("the data set has no length")
+    if size > MOST_ITEMS:
+        return Unknown(f"{size:,} items are too many to follow", True)
+    visits: list[Counter[int]] = []
+    complete = True
+    for _ in range(EPOCHS):
+        audit.clock.check()
+        started = time.perf_counter()
+        most = max(2 * size, 1000)
+        indices = _flat(access.index_batches(most=most, seconds=SECONDS))
+        if not all(isinstance(i, (int, np.integer)) for i in indices):
+            return Unknown("the sampler's indices are not numbers", True)
+        visits.append(Counter(int(i) if i >= 0 else int(i) + size for i in indices))
+        complete &= len(indices) < most and time.perf_counter() - started < SECONDS
+    return Epochs(
+        access=access,
+        size=size,
+        expected=_expected(access.sampler, size),
+        visits=tuple(visits),
+        complete=complete,
+        elsewhere=_of_validation(audit.loop, access),
+        hidden=_hidden(audit.loop, access.loader.dataset, size),
+    )
+
+
+def _flat(index_batches: list[list[Any]]) -> list[Any]:
+    """Return the indices one by one; where torch does no batching an index may be a list."""
+    entries = [entry for one in index_batches for entry in one]
+    return [i for e in entries for i in (e if isinstance(e, (list, tuple)) else [e])]
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset) or None
+    except Exception:  # users' classes may raise anything
+        return None
+
+
+def _expected(sampler: Any, size: int) -> frozenset[int]:
+    given = declared_indices(sampler)
+    everything = frozenset(range(size))
+    return everything if given is None else given & everything
+
+
+def declared_indices(sampler: Any) -> frozenset[int] | None:
+    """Return the items that ``sampler`` was given to choose from; None where it has no list."""
+    indices = getattr(sampler, "indices", None)
+    if not isinstance(indices, (Sequence, np.ndarray, Tensor, range)):
+        return None
+    try:
+        return frozenset(int(i) for i in indices)
+    except (TypeError, ValueError):
+        return None
+
+
+def _of_validation(loop: Loop, access: RandomAccess) -> frozenset[int]:
+    other = RandomAccess.of(loop.val_loader)
+    if other is None or other.loader.dataset is not access.loader.dataset:
+        return frozenset()
+    try:
+        found = [i for one in other.index_batches() for i in one]
+    except UserCodeError:
+        return frozenset()
+    return frozenset(int(i) for i in found if isinstance(i, (int, np.integer)))
+
+
+def _hidden(loop: Loop, dataset: Any, size: int) -> int:
+    """Return how many items lie beyond ``len(dataset)``: as many as an attribute holds more.
+
+    They count only where the last one can be had, is another than the first, is the same when it
+    is read again and of the same shape as they, and where there is none after it. A data set that
+    notes its length as a number means it so.
+    """
+    place = loop.locate(dataset)
+    if type(dataset) is Subset or place is None or not is_user(place.file):
+        return 0
+    attributes = list(vars(dataset).values()) if hasattr(dataset, "__dict__") else []
+    if any(isinstance(value, int) and value == size for value in attributes):
+        return 0
+    for length in sorted({n for value in attributes if (n := _held(value)) > size}):
+        first, last, again, beyond = (
+            _item(dataset, i) for i in (0, length - 1, length - 1, length)
+        )
+        if first is None or last is None or beyond is not None:
+            continue
+        if last == again and last.form == first.form and last.content != first.content:
+            return length - size
+    return 0
+
+
+def _held(value: Any) -> int:
+    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__"):
+        return 0
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return 0
+    try:
+        return len(value)
+    except Exception:  # users' classes may raise anything
+        return 0
+
+
+@dataclass(frozen=True)
+class _Item:
+    """The shapes and the content of an item, the latter as a hash."""
+
+    form: str
+    content: str
+
+
+def _item(dataset: Any, index: int) -> _Item | None:
+    try:
+        item = dataset[index]
+    except Exception:  # beyond its end a data set may raise anything
+        return None
+    form = [(path, getattr(leaf, "shape", type(leaf))) for path, leaf in batches.leaves(item)]
+    return _Item(repr(form), fingerprint(item))
+
+
+def is_declared(sampler: Any) -> bool:
+    """Whether ``sampler`` is one of torch's that leaves items out, or repeats them, by design."""
+    if type(sampler) is WeightedRandomSampler:
+        return True
+    if type(sampler) is not RandomSampler:
+        return False
+    return bool(sampler.replacement) or sampler.num_samples != len(sampler.data_source)
+
+
+def source_length(sampler: Any) -> tuple[int, bool] | None:
+    """Return for how many items ``sampler`` was made, and if for a data set; None if unknown."""
+    if type(sampler) is WeightedRandomSampler:
+        return len(sampler.weights), True
+    if type(sampler) in (RandomSampler, SequentialSampler):
+        source = sampler.data_source
+        return len(source), isinstance(source, Dataset)
+    if type(sampler) is DistributedSampler:
+        return len(sampler.dataset), True  # type: ignore[arg-type]
+    return None
+
+
+def is_of_torch(sampler: Any) -> bool:
+    """Whether torch's own sampler asks for each of its items once."""
+    return type(sampler) in (RandomSampler, SequentialSampler, SubsetRandomSampler)
+
+
+def repeated_in_subset(dataset: Any) -> int:
+    """Return how many entries of a ``Subset`` name an item that another names too."""
+    if type(dataset) is not Subset:
+        return 0
+    indices = [int(i) for i in dataset.indices]
+    return len(indices) - len(set(indices))
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+def _streams(audit: Audit, loader: DataLoader[Any]) -> Streams:
+    def read(workers: int, most_items: int) -> tuple[list[Made], bool]:
+        size = loader.batch_size or 1
+        return made_by_workers(
+            loader,
+            workers=workers,
+            most=max(most_items // size, 2 * workers),
+            seconds=STREAM_SECONDS,
+            check=audit.clock.check,
+        )
+
+    first, ended = read(1, STREAM_ITEMS)
+    second = read(1, STREAM_ITEMS)[0] if ended else first
+    together, together_ended = read(loader.num_workers, STREAM_ITEMS * loader.num_workers)
+    return Streams(
+        workers=loader.num_workers,
+        alone=(_counted(first), _counted(second)),
+        alone_ended=ended,
+        together=_counted(together),
+        together_ended=together_ended,
+        by_worker=tuple(_items(m for m in together if m.worker == k) for k in range(2)),
+    )
+
+
+def _items(made: Iterable[Made]) -> tuple[str, ...]:
+    return tuple(item for each in made for item in each.items)
+
+
+def _counted(made: Iterable[Made]) -> Counter[str]:
+    return Counter(_items(made))
