@@ -35,7 +35,7 @@ def fed_to(loop: Loop, batch: Any) -> Fed:
     Raises:
         UserCodeError: that could not be found out.
     """
-    return loop.feed(batches.to_device(batch, loop.device))
+    return loop.called_with(batches.to_device(batch, loop.device))
 
 
 def evaluate(loop: Loop, fed: Fed) -> Any:

@@ -81,7 +81,7 @@ def sight(loop: Loop, parts: Sequence[Any]) -> Sighting:
     loss = sum(losses) / len(losses) if losses else math.nan
     sizes = tuple(batches.size(part) for part in moved)
     try:
-        feds = tuple(loop.feed(part) for part in moved)
+        feds = tuple(loop.called_with(part) for part in moved)
     except UserCodeError:
         feds = ()
     calls = tuple(call for call in mains if call is not None)

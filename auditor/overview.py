@@ -39,7 +39,7 @@ def _data_section(loop: Loop) -> Section:
     title = "The first training batch, as it enters the network"
     try:
         batch = next(iter(loop.batches()))
-        fed = loop.feed(batch)
+        fed = loop.called_with(batch)
     except (UserCodeError, StopIteration) as error:
         return Section(title=title, text=f"No batch could be read: {error}")
     pictures = tuple(_inputs_pictured(fed))

@@ -140,6 +140,16 @@ class Loop(ABC):
             UserCodeError: the model cannot be called with this batch.
         """
 
+    def called_with(self, batch: Any) -> Fed:
+        """Return what the training really calls the model with for ``batch``, and the target.
+
+        :meth:`feed` takes a batch apart; the user's own step may do more with it on the way.
+
+        Raises:
+            UserCodeError: that could not be found out.
+        """
+        return self.feed(batch)
+
     @abstractmethod
     def step(self, batch: Any, *, observe: bool = False) -> Step:
         """Do the user's whole training step on ``batch``: forward, loss, backward, update.

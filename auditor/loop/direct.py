@@ -153,6 +153,35 @@ class DirectLoop(Loop):
         """Take ``batch`` apart by the target's convention."""
         return self._settled().feed(batch)
 
+    def called_with(self, batch: Any) -> Fed:
+        """Let a ``training_step`` of the user's call the model, and note what it is given."""
+        if self._target.training_step is None:
+            return self.feed(batch)
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append(batches.clone((args, kwargs)))
+
+        with preserved(self.subjects):
+            # Not forward(), which forbids gradients: a penalty on them would raise.
+            handle = self.model.register_forward_pre_hook(note, with_kwargs=True)
+            try:
+                with torch.enable_grad(), user_code("running the training step"):
+                    self._target.training_step(self.model, batches.to_device(batch, self.device))
+            finally:
+                handle.remove()
+        if not calls:  # only parts of the model are called
+            return self.feed(batch)
+        args, kwargs = batches.to_device(calls[0], _device_of(batch, self.device))
+        return Fed(args, kwargs, self._target_beside(batch))
+
+    def _target_beside(self, batch: Any) -> Any:
+        """The part of ``batch`` that is a target by the convention; None where there is none."""
+        try:
+            return self.feed(batch).target
+        except TargetError:  # a batch that only the training step understands
+            return None
+
     def step(self, batch: Any, *, observe: bool = False) -> Step:
         """Zero the gradients, compute the loss in train mode, back-propagate, update."""
         moved = batches.to_device(batch, self.device)
@@ -420,6 +449,10 @@ def _on(model: nn.Module, device: torch.device) -> nn.Module:
     if getattr(model, "hf_device_map", None) or _quantised(model):
         return model
     return model.to(device)
+
+
+def _device_of(batch: Any, default: torch.device) -> torch.device:
+    return next((tensor.device for _, tensor in batches.tensors(batch)), default)
 
 
 def _quantised(model: nn.Module) -> bool:

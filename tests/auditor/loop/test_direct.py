@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from programs import blobs, mlp, target
@@ -175,6 +177,28 @@ def test_a_loader_written_as_a_generator_function_has_many_epochs() -> None:
 def test_a_generator_object_is_refused() -> None:
     with pytest.raises(TargetError, match="only once"):
         loop_of(train_loader=(batch for batch in blobs()))
+
+
+def test_what_a_training_step_makes_of_a_batch_is_what_the_model_is_called_with() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0] * 2 - 1), batch[1])
+
+    loop = loop_of(training_step=step)
+    batch, before = next(loop.batches()), weights(loop)
+    fed = loop.called_with(batch)
+    assert torch.equal(fed.args[0], batch[0] * 2 - 1)
+    assert torch.equal(fed.target, batch[1])
+    assert torch.equal(before, weights(loop))
+    assert not loop.model._forward_pre_hooks
+
+
+def test_a_training_step_that_calls_only_parts_of_the_model_leaves_the_convention() -> None:
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model[2](model[1](model[0](batch[0]))), batch[1])
+
+    loop = loop_of(training_step=step)
+    batch = next(loop.batches())
+    assert loop.called_with(batch).args[0] is batch[0]
 
 
 @pytest.mark.parametrize(
