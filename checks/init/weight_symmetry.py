@@ -1,0 +1,78 @@
+"""INIT103: whether the units of a layer begin, and stay, copies of each other."""
+
+from __future__ import annotations
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.symmetry import Symmetry, Twins
+from nnaudit.report import Kind, Result, Table
+
+
+class WeightSymmetry(Check):
+    """Do the units of every hidden layer begin with weights of their own?
+
+    Why: two units with equal weights in and out compute the same and get the same gradient, so
+        they stay equal for ever: a layer filled with a constant is one unit, however wide it is.
+        The loss falls all the same, to what a network of width one can do.
+    How: exact. In linear, convolutional and recurrent layers the rows that are equal bit for bit
+        are counted; output layers are left out, since targets tell their units apart, as are
+        grouped filters, which see different channels. Where at least half of a layer's units are
+        copies, 5 steps are taken at the author's learning rate. Null hypothesis: something
+        (unequal weights behind them, dropout) tells the copies apart, so that after the steps
+        they differ by about as much as they moved. It fails where at least half of the units have
+        moved and differ from another one by less than a thousandth of that: roundings make a
+        ten-thousandth. Branches that begin at zero on purpose (LoRA, ReZero, a last layer at
+        zero) are told apart by what follows them, and pass; so do units that do not move
+        (GRAD101). No steps where no copies are found.
+    Fix: leave the framework's default initialisation, or nn.init.kaiming_normal_(layer.weight);
+        constants are for biases and gains.
+    References: Goodfellow, Bengio and Courville, Deep Learning (2016), section 8.4, "break
+        symmetry between different units".
+    """
+
+    code, name, kind = "INIT103", "weight-symmetry", Kind.EXACT
+    needs = (Needs.STEPS,)
+    probes = (Symmetry,)
+
+    def run(self, audit: Audit) -> Result:
+        """Judge the layers whose units began as copies."""
+        found = audit.probe(Symmetry)
+        stuck = [twins for twins in found if 2 * twins.still >= twins.units]
+        if stuck:
+            return self._stuck(audit, stuck)
+        if found:
+            return self.passed(
+                f"The units of {found[0].module or 'the model'} begin as copies of each other, and "
+                "differ after 5 steps.",
+                evidence=(_table(found),),
+            )
+        return self.passed("No hidden layer has units that begin as copies of each other.")
+
+    def _stuck(self, audit: Audit, stuck: list[Twins]) -> Result:
+        first, loop = stuck[0], audit.loop
+        modules = dict(loop.model.named_modules())
+        what = "every weight is the same number" if first.constant else "equal rows of weights"
+        more = f" (and so in {len(stuck) - 1} other layers)" if len(stuck) > 1 else ""
+        return self.failed(
+            f"{first.still} of {first.units} units of {first.module or 'the model'} begin with "
+            f"equal weights ({what}) and are still equal after 5 steps{more}: together they can "
+            "do no more than one of them.",
+            measured=f"{first.still} of {first.units} units are copies",
+            threshold="fewer than half",
+            evidence=(_table(tuple(stuck)),),
+            location=loop.locate(modules[first.module]) or loop.locate("model"),
+            module=first.module,
+            fix=f"nn.init.kaiming_normal_(model.{first.parameter}), or the framework's default",
+        )
+
+
+def _table(found: tuple[Twins, ...]) -> Table:
+    return Table(
+        title="Units that begin as copies of another one",
+        columns=("layer", "type", "units", "copies", "copies after 5 steps"),
+        rows=tuple(
+            (t.parameter, t.type, float(t.units), float(t.alike), float(t.still))
+            for t in found[:20]
+        ),
+    )
