@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from nnaudit import batch as batches
 from nnaudit.errors import is_user
+from nnaudit.loop.flow import DROPOUTS, FUNCTION, LOSS, Firing, Makers, drops, firing
 from nnaudit.report import Location
 
 LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
@@ -112,6 +113,7 @@ class LossCall:
         lineage: the nodes from which the input was made by arithmetic and one product at most,
             nearest first: where a normalisation or a logarithm near the loss shows.
         location: the user's line that called it.
+        order: the number that autograd gave to the node of ``value``; -1 where there is none.
     """
 
     kind: str
@@ -122,6 +124,7 @@ class LossCall:
     before: str = ""
     lineage: tuple[str, ...] = ()
     location: Location | None = None
+    order: int = -1
 
     @property
     def input(self) -> Tensor:
@@ -243,6 +246,10 @@ class Observation:
             flow through; modules without such a call are absent.
         graph: of the root module's output; of the first loss's input when that was not called.
         total_loss: the scalar the step minimised (undivided); None when the step raised before.
+        flows: ``(a, b)`` where what module ``a`` (or a dropout called as a function) returned is
+            given to module ``b`` as it is; ``b`` is empty for what the root module returns, and
+            :data:`nnaudit.loop.flow.LOSS` for a loss function's input. Innermost modules only.
+        firings: of activation functions with a flat part, which units were ever out of it.
     """
 
     loss_calls: list[LossCall] = field(default_factory=list)
@@ -254,6 +261,8 @@ class Observation:
     graph: Graph | None = None
     output: Any = None
     total_loss: float | None = None
+    flows: list[tuple[str, str]] = field(default_factory=list)
+    firings: list[Firing] = field(default_factory=list)
 
     @property
     def main_loss(self) -> LossCall | None:
@@ -392,11 +401,12 @@ class Observer:
             # Compiled code shows nothing to hooks and modes: it runs as it was written.
             if "torch._dynamo" in sys.modules:  # which importing here would take a second
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(_FunctionTap(self.observation))
+            makers = Makers()
+            stack.enter_context(_FunctionTap(self.observation, makers))
             for name, module in self._model.named_modules():
                 if isinstance(module, torch.jit.ScriptModule):
                     continue
-                hook = _forward_hook(name, self.observation)
+                hook = _forward_hook(name, self.observation, makers)
                 handle = module.register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             tap = _GradientTap(self._model, self._optimizers, self.observation)
@@ -421,9 +431,10 @@ class Observer:
 class _FunctionTap(TorchFunctionMode):
     """Records loss functions and (N, 1) - (N,) differences as the user's code calls them."""
 
-    def __init__(self, observation: Observation) -> None:
+    def __init__(self, observation: Observation, makers: Makers) -> None:
         super().__init__()
         self._observation = observation
+        self._makers = makers
 
     def __torch_function__(
         self,
@@ -437,7 +448,20 @@ class _FunctionTap(TorchFunctionMode):
             return self._record_loss(func, args, kwargs)
         if func in _DIFFERENCES and len(args) >= 2:
             self._record_broadcast(args[0], args[1])
-        return func(*args, **kwargs)
+        value = func(*args, **kwargs)
+        if func in DROPOUTS and drops(args, kwargs):
+            self._makers.note(value, FUNCTION)
+        else:
+            self._record_firing(func, value)
+        return value
+
+    def _record_firing(self, func: Callable[..., Any], value: Any) -> None:
+        last = next((a for a in reversed(self._observation.activations) if a.is_leaf), None)
+        first = last is not None and ("Conv" in last.type or "BatchNorm" in last.type)
+        with torch._C.DisableTorchFunction():
+            seen = firing(func, value, last.module if last is not None else "", first)
+        if seen is not None:
+            self._observation.firings.append(seen)
 
     def _record_loss(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -451,6 +475,8 @@ class _FunctionTap(TorchFunctionMode):
         prediction = live.get("input")
         if self._observation.graph is None and isinstance(prediction, Tensor):
             self._observation.graph = graph_of(prediction)
+        if (maker := self._makers.of(prediction)) is not None:
+            self._observation.flows.append((maker, LOSS))
         # Recorded before the call: a target outside the classes raises inside it.
         call = LossCall(
             kind=LOSS_FUNCTIONS[func],
@@ -465,7 +491,10 @@ class _FunctionTap(TorchFunctionMode):
         _refuse_what_kills_the_device(call)
         value = func(*args, **kwargs)
         if isinstance(value, Tensor):
-            self._observation.loss_calls[position] = replace(call, value=value.detach())
+            order = -1 if value.grad_fn is None else value.grad_fn._sequence_nr()
+            self._observation.loss_calls[position] = replace(
+                call, value=value.detach(), order=order
+            )
         return value
 
     def _record_broadcast(self, left: Any, right: Any) -> None:
@@ -507,7 +536,7 @@ _DIFFERENCES = frozenset(
 )  # fmt: skip
 
 
-def _forward_hook(name: str, observation: Observation) -> Callable[..., None]:
+def _forward_hook(name: str, observation: Observation, makers: Makers) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if torch.is_grad_enabled():
             flags = observation.training_flags
@@ -515,6 +544,7 @@ def _forward_hook(name: str, observation: Observation) -> Callable[..., None]:
         # Without the mode that is listening: these reductions are ours, not the user's.
         with torch._C.DisableTorchFunction():
             try:
+                _follow(name, module, (args, kwargs), output, observation, makers)
                 _look(name, module, (args, kwargs), output, observation)
             except (RuntimeError, NotImplementedError, TypeError):
                 # Values that cannot be read (under vmap, on the meta device) are not shown; to
@@ -522,6 +552,27 @@ def _forward_hook(name: str, observation: Observation) -> Callable[..., None]:
                 return
 
     return hook
+
+
+def _follow(
+    name: str,
+    module: nn.Module,
+    inputs: Any,
+    output: Any,
+    observation: Observation,
+    makers: Makers,
+) -> None:
+    """Record whose output the module was given, and what it made."""
+    if name == "":
+        taken = batches.tensors(output)
+    elif next(module.children(), None) is None:
+        taken = batches.tensors(inputs)
+    else:
+        return
+    found = [makers.of(tensor) for _, tensor in taken]
+    observation.flows += [(maker, name) for maker in found if maker is not None]
+    if name:
+        makers.note(output, name)
 
 
 def _look(name: str, module: nn.Module, inputs: Any, output: Any, observation: Observation) -> None:

@@ -108,7 +108,7 @@ class First:
         return tuple(
             MainLoss(series, index, whole=False)
             for index, series in enumerate(_series(self.completed))
-            if _is_given(series[0], self.batches[0])
+            if is_given(series[0], self.batches[0])
         )
 
 
@@ -259,7 +259,7 @@ def _series(seen: tuple[Observation, ...]) -> list[tuple[LossCall, ...]]:
     return list(zip(*(observation.loss_calls for observation in seen), strict=True))
 
 
-def _is_given(call: LossCall, batch: Any) -> bool:
+def is_given(call: LossCall, batch: Any) -> bool:
     """Whether the target of ``call`` is a tensor of ``batch``, whatever its shape and dtype."""
     target = call.arguments.get("target")
     if not isinstance(target, Tensor) or target.numel() < 2:

@@ -1,0 +1,169 @@
+"""INIT105: whether the units of each layer are ever out of the flat part of their activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.loop.flow import Firing
+from nnaudit.loop.taps import Observation
+from nnaudit.probes.first_steps import (
+    First,
+    FirstSteps,
+    consecutive_batches,
+    initial_steps,
+)
+from nnaudit.report import Kind, Result, Table
+
+_BATCHES = 16
+"""Batches that are looked at, at most, to reach the number of samples."""
+
+
+@dataclass
+class _Layer:
+    """One activation function's units over some samples."""
+
+    after: str
+    kind: str
+    active: Tensor
+
+    @property
+    def dead(self) -> float:
+        """The share of units that no sample activated."""
+        return 1.0 - float(self.active.float().mean())
+
+
+class DeadUnits(Check):
+    """Are most units of every layer active for some sample?
+
+    Why: a ReLU that is negative for every sample, and a sigmoid or tanh at its bound for every
+        sample, pass no gradient on: what is before them does not learn. Inputs that are not
+        centred, a large negative bias and weights that are too large make them.
+    How: judgement. For each call of ReLU, sigmoid and tanh, as a module or a function, the units
+        (channels, features) are counted that are out of the flat part for at least one sample:
+        above zero; more than 0.001 from the bounds. It warns where more than half of a layer's
+        units are not, over at least 512 samples at the initial weights. Half of the ReLUs being
+        negative for one sample is the rule; for none of 512 it is not, whatever the
+        initialisation. The first training step answers where all is well; only a suspicious one
+        pays for more batches. Gates inside recurrent layers of torch are not seen. Layers with
+        fewer than 8 units are left out.
+    Fix: normalise the inputs, leave the framework's default initialisation and zero biases, or
+        use nn.LeakyReLU or nn.GELU.
+    References: Lu et al., "Dying ReLU and Initialization: Theory and Numerical Examples" (2019);
+        Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+        networks" (2010), section 3, on saturation.
+    """
+
+    code, name, kind = "INIT105", "dead-units", Kind.JUDGEMENT
+    needs = (Needs.STEPS,)
+    probes = (FirstSteps,)
+    options: ClassVar[dict[str, float]] = {"share": 0.5, "samples": 512, "units": 8}
+
+    def run(self, audit: Audit) -> Result:
+        """Count the units that are active, over more batches where many are not."""
+        first = audit.probe(FirstSteps)
+        if not first.steps:
+            first.require()
+        layers = _layers(first.completed[0])
+        if not layers:
+            return self.skipped("No ReLU, sigmoid or tanh is called.")
+        samples = batches.size(first.batches[0])
+        if self._dead(audit, layers):
+            layers, samples = self._more(audit, first, layers)
+        dead = self._dead(audit, layers)
+        if not dead:
+            worst = max(layers, key=lambda layer: layer.dead)
+            return self.passed(
+                f"At most {worst.dead:.0%} of the units of a layer are inactive for all of "
+                f"{samples} samples.",
+                evidence=(_table(layers),),
+            )
+        if samples < self.option(audit, "samples"):
+            return self.inconclusive(
+                f"{dead[0].dead:.0%} of the units after {dead[0].after or 'the input'} are "
+                f"inactive for all of {samples} samples, which are too few to say so of all.",
+                evidence=(_table(layers),),
+            )
+        return self._warned(audit, layers, dead, samples)
+
+    def _warned(
+        self, audit: Audit, layers: list[_Layer], dead: list[_Layer], samples: int
+    ) -> Result:
+        first = dead[0]
+        modules = dict(audit.loop.model.named_modules())
+        flat = "never active" if first.kind == "relu" else "saturated"
+        more = f", and so in {len(dead) - 1} other layers" if len(dead) > 1 else ""
+        return self.warned(
+            f"{first.dead:.0%} of the {len(first.active)} units of the {first.kind} after "
+            f"{first.after or 'the input'} are {flat} for all of {samples} samples{more}.",
+            measured=f"{first.dead:.0%} of the units",
+            threshold=f"{self.option(audit, 'share'):.0%}",
+            evidence=(_table(layers),),
+            module=first.after,
+            location=audit.loop.locate(modules[first.after])
+            or audit.loop.locate(audit.loop.model)
+            or audit.loop.locate("model"),
+            fix="normalise the inputs, leave the default initialisation and zero biases, or use "
+            "nn.LeakyReLU",
+        )
+
+    def _dead(self, audit: Audit, layers: list[_Layer]) -> list[_Layer]:
+        share, least = self.option(audit, "share"), self.option(audit, "units")
+        return [each for each in layers if each.dead > share and len(each.active) >= least]
+
+    def _more(self, audit: Audit, first: First, layers: list[_Layer]) -> tuple[list[_Layer], int]:
+        """Add batches at the initial weights until there are samples enough, or units alive."""
+        samples, enough = 0, self.option(audit, "samples")
+        known: set[str] = set()
+        for batch in consecutive_batches(audit.loop, _BATCHES):
+            if batches.digest(batch) in known:
+                continue
+            known.add(batches.digest(batch))
+            seen = next(initial_steps(audit, [batch])).observation
+            samples += batches.size(batch)
+            if seen is not None:
+                _add(layers, _layers(seen))
+            if samples >= enough or not self._dead(audit, layers):
+                break
+        return layers, samples
+
+
+def _layers(seen: Observation) -> list[_Layer]:
+    found: dict[tuple[str, str, int], _Layer] = {}
+    for each in seen.firings:
+        key = _key(each)
+        if key in found:
+            found[key].active = found[key].active | each.active
+        else:
+            found[key] = _Layer(each.after, each.kind, each.active.clone())
+    return list(found.values())
+
+
+def _key(each: Firing) -> tuple[str, str, int]:
+    return each.after, each.kind, len(each.active)
+
+
+def _add(layers: list[_Layer], more: list[_Layer]) -> None:
+    known = {(each.after, each.kind, len(each.active)): each for each in more}
+    for layer in layers:
+        other = known.get((layer.after, layer.kind, len(layer.active)))
+        if other is not None:
+            layer.active = torch.logical_or(layer.active, other.active)
+
+
+def _table(layers: list[_Layer]) -> Table:
+    return Table(
+        title="Units that are inactive for every sample",
+        columns=("after", "activation", "units", "inactive"),
+        rows=tuple(
+            (each.after or "(input)", each.kind, float(len(each.active)), f"{each.dead:.0%}")
+            for each in layers[:30]
+        ),
+    )

@@ -1,0 +1,111 @@
+"""LOSS106: whether an auxiliary loss outweighs the main one."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall
+from nnaudit.probes.first_steps import is_given
+from nnaudit.probes.loss_terms import LossTerms, Term, Terms
+from nnaudit.report import Kind, Result, Table
+
+
+class AuxiliaryBalance(Check):
+    """Does the main loss pull harder on the weights than what is added to it?
+
+    Why: regularisers, distillation, commitment and consistency terms are to help the main loss.
+        What counts is not their value but their gradient: a term of 0.01 can pull ten times as
+        hard as one of 2.3, and the network then learns to please it.
+    How: judgement. The total loss of 3 batches is taken apart where it is a sum, and each term's
+        gradient is computed by itself, in one more backward pass, on the parameters that all
+        terms share. The main term is the one whose loss function compares with what the loader
+        gives; where several do (tasks, deep supervision) or none, there is no answer. A warning
+        where another term's gradient is more than 10 times as large on every batch, a note from
+        2 times on: some methods mean it so, and terms that are large at first may shrink, so it
+        is never a failure. Sums of more than 8 terms are not taken apart.
+    Fix: loss = main + 0.1 * auxiliary; or let the weight rise over the first epochs.
+    References: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
+        Multitask Networks" (ICML 2018).
+    """
+
+    code, name, kind = "LOSS106", "auxiliary-balance", Kind.JUDGEMENT
+    needs = (Needs.STEPS,)
+    probes = (LossTerms,)
+    options: ClassVar[dict[str, float]] = {"note": 2.0, "warn": 10.0}
+
+    def run(self, audit: Audit) -> Result:
+        """Compare each term's pull with the main one's."""
+        found = audit.probe(LossTerms)
+        if not found.terms:
+            return self.skipped("The loss is one term, or the terms share no parameter.")
+        if len({len(terms) for terms in found.terms}) > 1:
+            return self.inconclusive("The loss has other terms on every batch.")
+        main = _main(found)
+        if main is None:
+            return self.skipped(
+                "No single term compares with what the loader gives, so none is the main one."
+            )
+        ratios = [
+            min(_ratio(terms[i], terms[main]) for terms in found.terms)
+            for i in range(len(found.terms[0]))
+        ]
+        ratios[main] = 0.0
+        worst = max(range(len(ratios)), key=lambda i: ratios[i])
+        return self._judged(audit, found, main, worst, ratios[worst])
+
+    def _judged(self, audit: Audit, found: Terms, main: int, worst: int, ratio: float) -> Result:
+        terms = found.terms[0]
+        said = (
+            f"{_name(found, worst)} pulls {ratio:.3g} times as hard on the shared parameters as "
+            f"the main one, {_name(found, main)}"
+        )
+        table = Table(
+            title="Terms of the loss on the first batch",
+            columns=("term", "gradient norm on shared parameters"),
+            rows=tuple((_name(found, i), term.pull) for i, term in enumerate(terms)),
+        )
+        if ratio <= self.option(audit, "note"):
+            return self.passed(f"{said}.", evidence=(table,))
+        call = _call(found, worst) or _call(found, main)
+        weight = (
+            f"{self.option(audit, 'note') / (2 * ratio):.1g}" if math.isfinite(ratio) else "0.1"
+        )
+        answer = self.warned if ratio > self.option(audit, "warn") else self.noted
+        return answer(
+            f"{said}.",
+            measured=f"{ratio:.3g} times",
+            threshold=f"{self.option(audit, 'note'):g} times",
+            evidence=(table,),
+            location=(call.location if call is not None else None)
+            or audit.loop.locate("loss")
+            or audit.loop.locate("training_step"),
+            fix=f"multiply that term by {weight}, or let its weight rise from 0",
+        )
+
+
+def _main(found: Terms) -> int | None:
+    given = [
+        i
+        for i in range(len(found.terms[0]))
+        if (call := _call(found, i)) is not None and is_given(call, found.batch)
+    ]
+    return given[0] if len(given) == 1 else None
+
+
+def _call(found: Terms, term: int) -> LossCall | None:
+    index = found.terms[0][term].call
+    return found.calls[index] if 0 <= index < len(found.calls) else None
+
+
+def _ratio(term: Term, main: Term) -> float:
+    return term.pull / main.pull if main.pull > 0.0 else math.inf
+
+
+def _name(found: Terms, term: int) -> str:
+    call = _call(found, term)
+    place = f"term {term + 1}"
+    return f"{place} ({call.kind.replace('_', ' ')})" if call is not None else f"{place} (by hand)"

@@ -1,0 +1,76 @@
+"""NORM102: biases that the normalisation right behind them takes off again."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.report import Kind, Result, Table
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class RedundantBias(Check):
+    """Does every bias reach the output, rather than being taken off by a normalisation?
+
+    Why: batch and instance normalisation subtract the mean of each channel, and with it the bias
+        of the layer before them. Such a bias is memory and time for nothing, and weight decay is
+        all that acts on it.
+    How: judgement, never more than a note. In the first training step it is followed which
+        module's output is given, as it is, to a batch or instance normalisation that computes its
+        statistics from the batch; those of linear and convolutional layers that train a bias are
+        listed. Layer and group normalisation mix channels, and do not take a bias off.
+    Fix: nn.Conv2d(..., bias=False) before nn.BatchNorm2d.
+    References: Ioffe and Szegedy, Batch Normalization (ICML 2015), section 3.2, "the bias b can
+        be ignored".
+    """
+
+    code, name, kind = "NORM102", "redundant-bias", Kind.JUDGEMENT
+    needs = (Needs.STEPS,)
+    probes = (FirstSteps,)
+
+    def run(self, audit: Audit) -> Result:
+        """Follow the outputs of layers into normalisations."""
+        first = audit.probe(FirstSteps)
+        if not first.steps:
+            first.require()
+        seen, loop = first.completed[0], audit.loop
+        modules = dict(loop.model.named_modules())
+        training = {a.module for a in seen.activations if a.training}
+        if not any(isinstance(modules.get(name), _NORMS) for name in training):
+            return self.skipped("No batch or instance normalisation is in use.")
+        found = [
+            (layer, norm)
+            for layer, norm in dict.fromkeys(seen.flows)
+            if norm in training
+            and isinstance(modules.get(norm), _NORMS)
+            and _trains_bias(modules.get(layer))
+        ]
+        if not found:
+            return self.passed("No bias stands right before a batch or instance normalisation.")
+        layer, norm = found[0]
+        count = sum(modules[name].bias.numel() for name, _ in found)
+        return self.noted(
+            f"{len(found)} layers have a bias right before a normalisation that takes it off again "
+            f"({layer} before {norm} first): {count:,} parameters without effect.",
+            fix=f"bias=False in {layer}",
+            module=layer,
+            location=loop.locate(modules[layer]) or loop.locate(loop.model),
+            evidence=(
+                Table(
+                    title="Biases without effect",
+                    columns=("layer", "normalisation"),
+                    rows=tuple(found[:20]),
+                ),
+            ),
+        )
+
+
+def _trains_bias(module: nn.Module | None) -> bool:
+    if not isinstance(module, _LAYERS) or module.bias is None:
+        return False
+    return module.bias.requires_grad
