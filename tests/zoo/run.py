@@ -1,9 +1,12 @@
 """Audits every program of the zoo and counts what was caught, missed and alarmed falsely.
 
-``python tests/zoo/run.py [--select GLOB] [--checks CODE ...] [--jobs N] [--form module|script]``
+``python tests/zoo/run.py [--select GLOB] [--checks CODE ...] [--quick] [--jobs N]
+[--form module|script]``
 
-Each program is audited in a process of its own. In module form nnaudit drives the functions it
-finds; in script form it runs the program as it is. What must come of it stands in the docstring:
+Each program is audited in a process of its own, forked from one that has imported torch and nnaudit
+and done nothing with them: what importing costs is paid once. In module form nnaudit drives the
+functions it finds; in script form it runs the program as it is. What must come of it stands in the
+docstring:
 
 - ``zoo: healthy``: nothing may fail;
 - ``zoo: near CODE ...``: nothing may fail, though the named checks have reason to look twice;
@@ -20,19 +23,25 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 900.0
@@ -140,44 +149,151 @@ def problems(outcome: Outcome, wanted: Expected) -> list[str]:
     return found
 
 
-def audit(
-    path: Path,
-    *,
-    form: str = "module",
-    threads: int = 1,
-    checks: Iterable[str] = (),
-    seed: int = 0,
-) -> Outcome:
-    """Audit one program in a process of its own, with ``threads`` threads."""
-    command = [sys.executable, __file__, "--child", str(path), "--seed", str(seed)]
-    command += ["--form", form, *(["--checks", *checks] if checks else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    name, started = str(path.relative_to(HERE)), time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False
+@dataclass(frozen=True)
+class Wish:
+    """What to ask a program, and how.
+
+    Attributes:
+        form: ``module`` or ``script``.
+        checks: the codes or families to ask; all when empty.
+        quick: leave out the checks that train, except those named in ``extend``.
+        seed: of the audit.
+    """
+
+    form: str = "module"
+    checks: tuple[str, ...] = ()
+    quick: bool = False
+    extend: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def quick_wish(wanted: Expected) -> Wish:
+    """Return what is enough to ask in each change's tests.
+
+    That nothing alarms falsely is shown by all checks on the healthy programs and the near misses.
+    A fault must be found by its own check, and no check that is quick may name another cause. The
+    checks that train take nine tenths of a faulty program's time, since what cannot be learned is
+    tried again and again: they are asked where they are the ones to find it, and of everything by
+    the whole run, ``python tests/zoo/run.py``.
+    """
+    return Wish(quick=True, extend=wanted.codes) if wanted.faulty else Wish()
+
+
+class Nursery:
+    """Where programs are audited, one at a time, each in a fork of a process that is ready to.
+
+    That process has no thread besides its own and has used neither torch nor numpy, so a fork of it
+    is as good as a new one. It ends with its standard input, and so with whoever made it.
+    """
+
+    def __init__(self, *, threads: int = 1) -> None:
+        """Each audit may use ``threads`` threads."""
+        count = str(threads)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
         )
-    except subprocess.TimeoutExpired:
-        return Outcome(name, seconds=TIMEOUT, crash=f"no end after {TIMEOUT:g} s")
-    seconds = time.perf_counter() - started
-    if done.returncode != 0:
-        tail = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return Outcome(name, seconds=seconds, crash=tail[0])
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Outcome(name, answer["results"], seconds, answer["steps"])
+
+    def audit(self, path: Path, wish: Wish) -> Outcome:
+        """Audit one program."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps([str(path), asdict(wish)]), file=self._process.stdin, flush=True)
+        return Outcome(str(path.relative_to(HERE)), **json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        """End the process."""
+        with self._process:  # leaving closes its input and waits
+            pass
 
 
-def child(path: Path, form: str, checks: Iterable[str], seed: int) -> None:
-    """Audit the program at ``path`` and print its results as one line of JSON."""
-    answer = (
-        _by_command_line(path, checks, seed)
-        if form == "script"
-        else _in_process(path, checks, seed)
-    )
-    print(json.dumps(answer))
+def nursery() -> None:
+    """Answer each wish that comes on standard input, a line each, with a line of JSON."""
+    _import_ahead()
+    gc.freeze()  # else the first collection in a child would copy every page of the parent
+    for line in sys.stdin:
+        started = time.perf_counter()
+        path, wish = json.loads(line)
+        answer = _in_a_fork(Path(path), Wish(**wish))
+        print(json.dumps({**answer, "seconds": time.perf_counter() - started}), flush=True)
 
 
-def _in_process(path: Path, checks: Iterable[str], seed: int) -> dict[str, Any]:
+def _import_ahead() -> None:
+    from nnaudit.checks.registry import Registry
+
+    Registry.load()
+    for name in ("torchvision", "sklearn.datasets", "sklearn.model_selection"):
+        with suppress(ImportError):
+            importlib.import_module(name)
+    assert threading.active_count() == 1, "a fork would lose the other threads"
+
+
+def _in_a_fork(path: Path, wish: Wish) -> dict[str, Any]:
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as cried:
+        pid = os.fork()
+        if pid == 0:
+            _live(path, wish, said.fileno(), cried.fileno())
+        status = _waited_for(pid)
+        said.seek(0)
+        cried.seek(0)
+        if status is None:
+            return {"crash": f"no end after {TIMEOUT:g} s"}
+        if status != 0:
+            return {"crash": (cried.read().strip().splitlines() or [f"exit status {status}"])[-1]}
+        answer: dict[str, Any] = json.loads(said.read().splitlines()[-1])
+        return answer
+
+
+def _live(path: Path, wish: Wish, stdout: int, stderr: int) -> NoReturn:
+    """Do what the forked process is there for, and end it."""
+    import numpy as np
+
+    os.setsid()  # what the program starts can be ended with it
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for ours, standard in ((nothing, 0), (stdout, 1), (stderr, 2)):
+        os.dup2(ours, standard)
+    np.random.seed()  # else every fork draws the same; Python's own generator sees to it itself
+    code = 1
+    try:
+        print(json.dumps(answers(path, wish)))
+        code = 0
+    except SystemExit as error:
+        print(error.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _waited_for(pid: int) -> int | None:
+    """Return the exit status of the child ``pid``; None when it had to be ended."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            _end_group(pid)
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    _end_group(pid)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _end_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def answers(path: Path, wish: Wish) -> dict[str, Any]:
+    """Audit the program at ``path`` in this process."""
+    return _by_command_line(path, wish) if wish.form == "script" else _in_process(path, wish)
+
+
+def _in_process(path: Path, wish: Wish) -> dict[str, Any]:
     import torch
 
     from nnaudit.checks.registry import Registry
@@ -190,24 +306,27 @@ def _in_process(path: Path, checks: Iterable[str], seed: int) -> dict[str, Any]:
     registry = Registry.load()
     for broken in registry.broken:
         raise SystemExit(f"the checks of {broken.name} cannot be loaded: {broken.reason}")
-    loop = DirectLoop(load(path), torch.device("cpu"), seed)
+    battery = registry.select(wish.checks, extend=wish.extend, quick=wish.quick)
+    loop = DirectLoop(load(path), torch.device("cpu"), wish.seed)
     results = [
         result.model_dump(mode="json", exclude={"evidence"})
-        for result in run_checks(registry.select(checks), Audit(loop, seed=seed))
+        for result in run_checks(battery, Audit(loop, seed=wish.seed))
     ]
     return {"results": results, "steps": loop.steps_taken}
 
 
-def _by_command_line(path: Path, checks: Iterable[str], seed: int) -> dict[str, Any]:
+def _by_command_line(path: Path, wish: Wish) -> dict[str, Any]:
     from click.testing import CliRunner
 
     from nnaudit.cli import main as nnaudit
 
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "report.json")
-        words = ["check", str(path), "--as", "script", "--device", "cpu", "--seed", str(seed)]
+        words = ["check", str(path), "--as", "script", "--device", "cpu", "--seed", str(wish.seed)]
         words += ["--output-format", "json", "--output-file", str(written)]
-        words += [word for code in checks for word in ("--select", code)]
+        words += ["--preset", "quick" if wish.quick else "full"]
+        words += [word for code in wish.checks for word in ("--select", code)]
+        words += [word for code in wish.extend for word in ("--extend-select", code)]
         done = CliRunner().invoke(nnaudit, words)
         if not written.exists():
             raise SystemExit(done.output or f"exit status {done.exit_code}")
@@ -274,28 +393,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--select", default="*", help="glob on folder/name, e.g. 'faults/loss*'")
     parser.add_argument("--checks", nargs="*", default=[], help="codes or families to ask")
+    parser.add_argument("--quick", action="store_true", help="ask faults what CI asks them")
     parser.add_argument("--form", choices=["module", "script"], default="module")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write every answer here")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        child(args.child, args.form, args.checks, args.seed)
+    if args.nursery:
+        nursery()
         return 0
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     paths = [path for path in programs(args.select) if _available(path)]
     outcomes: dict[Path, Outcome] = {}
 
+    nurseries: SimpleQueue[Nursery] = SimpleQueue()
+    for _ in range(args.jobs):
+        nurseries.put(Nursery(threads=threads))
+
     def run(path: Path) -> tuple[Path, Outcome]:
-        return path, audit(
-            path, form=args.form, threads=threads, checks=args.checks, seed=args.seed
-        )
+        free = nurseries.get()
+        asked = Wish(checks=tuple(args.checks))
+        if args.quick:
+            asked = quick_wish(expected(path, args.form))
+        outcome = free.audit(path, replace(asked, form=args.form, seed=args.seed))
+        nurseries.put(free)
+        return path, outcome
 
     with ThreadPoolExecutor(args.jobs) as pool:
         for path, outcome in pool.map(run, paths):
             outcomes[path] = outcome
             print(_line(outcome, expected(path, args.form)), flush=True)
+    for _ in range(args.jobs):
+        nurseries.get().close()
     if args.json:
         args.json.write_text(
             json.dumps([asdict(outcome) for outcome in outcomes.values()], indent=1)
