@@ -72,27 +72,35 @@ class ModelCall(Probe[Call | None]):
             UserCodeError: the user's code raised before it called the model.
         """
         loop = audit.loop
-        batch = next(consecutive_batches(loop, 1))
-        seen: list[Inputs] = []
+        return call_on(loop, next(consecutive_batches(loop, 1)))
 
-        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not seen:
-                seen.append((batches.clone(args), batches.clone(kwargs)))
 
-        handle = loop.model.register_forward_pre_hook(note, with_kwargs=True)
-        error: UserCodeError | None = None
-        loss_calls: tuple[LossCall, ...] = ()
-        try:
-            loss_calls = loop.forward(batch).loss_calls
-        except UserCodeError as raised:
-            if not seen:
-                raise
-            error = raised
-        finally:
-            handle.remove()
+def call_on(loop: Loop, batch: Any) -> Call | None:
+    """Return how the model is called first on ``batch``, by a forward pass; None if it is not.
+
+    Raises:
+        UserCodeError: the user's code raised before it called the model.
+    """
+    seen: list[Inputs] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         if not seen:
-            return None
-        return Call(batch, seen[0], _target_of(loop, batch), loss_calls, error)
+            seen.append((batches.clone(args), batches.clone(kwargs)))
+
+    handle = loop.model.register_forward_pre_hook(note, with_kwargs=True)
+    error: UserCodeError | None = None
+    loss_calls: tuple[LossCall, ...] = ()
+    try:
+        loss_calls = loop.forward(batch).loss_calls
+    except UserCodeError as raised:
+        if not seen:
+            raise
+        error = raised
+    finally:
+        handle.remove()
+    if not seen:
+        return None
+    return Call(batch, seen[0], _target_of(loop, batch), loss_calls, error)
 
 
 def _target_of(loop: Loop, batch: Any) -> Any:

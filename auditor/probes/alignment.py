@@ -1,0 +1,186 @@
+"""Whether the fields of a batch belong together: as many rows in each, and another item each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Subset, default_collate
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError, user_code
+from nnaudit.loop.base import seed_everything
+from nnaudit.probes.base import Probe
+from nnaudit.probes.random_access import RandomAccess
+from nnaudit.probes.workers import fingerprint
+
+BATCHES = 64
+SECONDS = 5.0
+ITEMS = 16
+LEAST_ITEMS = 8
+USUAL = 0.8
+"""A share of batches from which on equal lengths are the rule and others the exception."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Items that were looked up one by one, each under the same random numbers.
+
+    Attributes:
+        indices: all different.
+        different: how many different contents they have.
+        batch: the items put together by the loader's collate function.
+        stored: how many different entries of the data set's own were seen to lie behind them; 0
+            where it has no list or tensor of them.
+    """
+
+    indices: tuple[Any, ...]
+    different: int
+    batch: Any
+    stored: int
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What was seen of the batches' lengths.
+
+    Attributes:
+        read: how many batches.
+        odd: those whose fields differ in length, each with the lengths by name.
+        stacked: torch's own collate function makes the batches, so that lengths agree.
+        lookup: None where items cannot be looked up.
+    """
+
+    read: int
+    odd: tuple[tuple[Any, dict[str, int]], ...]
+    stacked: bool
+    lookup: Lookup | None
+
+    @property
+    def usually_agree(self) -> bool:
+        """Whether equal lengths are the rule."""
+        return self.read - len(self.odd) >= max(USUAL * self.read, 3)
+
+
+class Alignment(Probe[Fields]):
+    """The lengths of the fields of the first batches and of the last, and a few single items."""
+
+    def measure(self, audit: Audit) -> Fields:
+        """Read batches where their collate function is the user's; look up a few items.
+
+        Raises:
+            UserCodeError: the loader raised.
+            OutOfBudgetError: the time is used up.
+        """
+        access = RandomAccess.of(audit.loop.train_loader)
+        stacked = access is not None and (
+            access.loader.collate_fn is default_collate and access.loader.batch_sampler is not None
+        )
+        lookup = _lookup(audit, access) if access is not None else None
+        if stacked:
+            return Fields(0, (), stacked, lookup)
+        read, odd = 0, []
+        for batch in _some_batches(audit, access):
+            read += 1
+            lengths = lengths_of(batch)
+            if len(set(lengths.values())) > 1:
+                odd.append((batch, lengths))
+        return Fields(read, tuple(odd[:8]) if len(odd) < read else tuple(odd), stacked, lookup)
+
+
+def _some_batches(audit: Audit, access: RandomAccess | None) -> Iterator[Any]:
+    """Yield the first batches of an epoch, and its last where it can be looked up."""
+    started = time.perf_counter()
+    for batch in islice(audit.loop.batches(), BATCHES):
+        audit.clock.check()
+        yield batch
+        if time.perf_counter() - started > SECONDS:
+            break
+    index = access.index_batches() if access is not None else []
+    if access is not None and len(index) > BATCHES:
+        try:
+            yield access.fetch(index[-1])
+        except UserCodeError:  # what only the loader's workers can read
+            return
+
+
+def lengths_of(batch: Any) -> dict[str, int]:
+    """Return the number of rows of each member of ``batch`` that has rows."""
+    found = {}
+    for name, member in _members(batch):
+        if isinstance(member, (Tensor, np.ndarray)):
+            rows = member.shape[0] if member.ndim else 0
+        elif isinstance(member, (list, tuple)) and not any(True for _ in batches.tensors(member)):
+            rows = len(member)
+        else:
+            rows = batches.size(member)
+        if rows:
+            found[name] = rows
+    return found
+
+
+def _members(batch: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(batch, Mapping):
+        return ((f"[{key!r}]", value) for key, value in batch.items())
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return ((f".{name}", getattr(batch, name)) for name in batch._fields)
+    if isinstance(batch, (tuple, list)):
+        return ((f"[{i}]", value) for i, value in enumerate(batch))
+    return iter(())
+
+
+def cut(batch: Any, rows: int) -> Any:
+    """Return ``batch`` with no more than the first ``rows`` of every field."""
+    return batches.map_leaves(
+        batch,
+        lambda leaf: (
+            leaf[:rows] if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0 else leaf
+        ),
+    )
+
+
+# --- items ---------------------------------------------------------------------------------------
+
+
+def _lookup(audit: Audit, access: RandomAccess) -> Lookup | None:
+    indices = list(dict.fromkeys(i for i in access.spread(ITEMS) if not isinstance(i, list)))
+    if len(indices) < LEAST_ITEMS:
+        return None
+    dataset: Any = access.loader.dataset
+    items = []
+    try:
+        with user_code("reading items of the training set"):
+            for index in indices:
+                # The same augmentation for all: what differs then is the item.
+                seed_everything(audit.seed)
+                items.append(dataset[index])
+            different = len({fingerprint(item) for item in items})
+            several = access.loader.batch_sampler is not None
+            batch = access.loader.collate_fn(items) if several else items[0]
+    except UserCodeError:
+        return None
+    return Lookup(tuple(indices), different, batch, _stored(dataset))
+
+
+def _stored(dataset: Any) -> int:
+    """Return how many different entries the lists and tensors of the data set show, at most 16."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    values = list(vars(dataset).values()) if hasattr(dataset, "__dict__") else []
+    return max((_different(value, len(dataset)) for value in values), default=0)
+
+
+def _different(value: Any, length: int) -> int:
+    listed = isinstance(value, (list, tuple)) or (
+        isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
+    )
+    if not listed or len(value) < max(length, 2):
+        return 0
+    step = max(len(value) // ITEMS, 1)
+    return len({fingerprint(value[i]) for i in range(0, len(value), step)})
