@@ -101,6 +101,7 @@ class Loop(ABC):
         steps_taken: optimizer steps since the audit began, relaunched runs included.
         handed_over_in_eval: the model was in eval mode, and the loop put it into train mode.
         epoch_per_step: gradients are summed over the whole epoch before the optimizer steps.
+        rates_rise: the learning rate is raised step by step, to a height that is not known.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Loop(ABC):
     steps_taken: int
     handed_over_in_eval: bool = False
     epoch_per_step: bool = False
+    rates_rise: bool = False
 
     @property
     @abstractmethod
@@ -158,6 +160,14 @@ class Loop(ABC):
             UserCodeError: the user's code raised; what the taps saw until then is its
                 ``observation`` attribute when ``observe`` was set.
         """
+
+    def next_epoch(self, batch: Any) -> Step | None:
+        """End the epoch, let the user's code do what it does between two, and step on ``batch``.
+
+        The step is observed. None where nothing of the user's runs between epochs, or it cannot be
+        reached.
+        """
+        return None
 
     @abstractmethod
     def forward(self, batch: Any, *, train: bool = False) -> Forward:

@@ -213,19 +213,25 @@ def _diagnose(audit: Audit, tiny: TinyFit) -> Diagnosis:
         run = adam_run(audit, tiny.sighting, rate, limits)
         adams.append(run)
         if tiny.fits(run):
-            return _slow(tiny, run, rate, tuple(adams))
+            return _slow(audit, tiny, run, rate, tuple(adams))
     runs = (*tiny.runs.values(), *adams)
     best = min(runs, key=lambda run: run.final)
     made = _known(audit, tiny, best, limits) if tiny.known else _unknown(audit, tiny, runs)
     return Diagnosis(made.verdict, made.reason, made.fix, tuple(adams))
 
 
-def _slow(tiny: TinyFit, run: Run, rate: float, runs: tuple[Run, ...]) -> Diagnosis:
+def _slow(audit: Audit, tiny: TinyFit, run: Run, rate: float, runs: tuple[Run, ...]) -> Diagnosis:
     if tiny.best.cut:
         reason = (
             f"Adam at {rate:g} fits them in {run.steps} steps, and your optimizer was cut short"
         )
         return Diagnosis("cut", reason, runs=runs)
+    if audit.loop.rates_rise:
+        reason = (
+            f"Adam at {rate:g} fits them in {run.steps} steps, and the script raises its learning "
+            "rate by itself, to a height that is not known"
+        )
+        return Diagnosis("unclear", reason, runs=runs)
     reason = (
         f"the model fits {_rows(tiny)} in {run.steps} steps with Adam at learning rate {rate:g}, "
         "but not with your optimizer at your learning rate, x 0.1 or x 10: at best the loss went "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,8 +10,10 @@ from torch import nn
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.loop.taps import Observation
+from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.reseeded import differing_weights
+from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.report import Kind, Result, Table
 
 _CONTAINERS = (
@@ -45,7 +48,9 @@ class TrainEvalMode(Check):
         it matter (a dropout of rate 0 does not), and that are not within a frozen part, where
         eval mode is right. All in eval mode fails. Batch normalisation in eval mode while the
         rest trains is a customary way to fine-tune, so it is a warning, as is any other mixture.
-        A network in which the mode does not matter passes. Where nnaudit writes the loop, a
+        A network in which the mode does not matter passes. Of a script, the epoch is ended, so
+        that its validation runs, and the first step of the next epoch is looked at too. Where
+        nnaudit writes the loop, a
         model built in eval mode fails if its weights are random, as nothing but an oversight
         explains it, and is a note if they are loaded: libraries hand such networks over in eval
         mode.
@@ -55,20 +60,25 @@ class TrainEvalMode(Check):
 
     code, name, kind = "MODE101", "train-eval-mode", Kind.EXACT
     needs = (Needs.STEPS,)
-    probes = (FirstSteps,)
+    probes = (FirstSteps, SecondEpoch)
 
     def run(self, audit: Audit) -> Result:
         """Read the modes of the first steps."""
         first = audit.probe(FirstSteps)
-        modes = _modes(first, audit.loop.model)
+        modes = _modes(first.observations, audit.loop.model)
         trained = [mode for mode in modes if not mode.frozen]
-        asleep = [mode for mode in trained if not mode.training]
-        if asleep:
-            return self._asleep(audit, first, trained, asleep)
+        if not all(mode.training for mode in trained):
+            return self._asleep(audit, first.observations, trained, "during training steps")
         if not any("" in seen.training_flags for seen in first.observations):
             first.require()  # it broke off before the model had run
         if trained and audit.loop.handed_over_in_eval:
             return self._woken(audit, trained)
+        second = audit.probe(SecondEpoch)
+        later = _modes((second,), audit.loop.model) if second is not None else []
+        left = [mode for mode in later if not mode.frozen]
+        if second is not None and not all(mode.training for mode in left):
+            when = "in training steps after the first epoch: validation, or whatever runs between"
+            return self._asleep(audit, (second,), left, f"{when} epochs, leaves them so")
         return self._awake(modes, trained)
 
     def _woken(self, audit: Audit, trained: list[Mode]) -> Result:
@@ -100,12 +110,13 @@ class TrainEvalMode(Check):
         )
 
     def _asleep(
-        self, audit: Audit, first: First, trained: list[Mode], asleep: list[Mode]
+        self, audit: Audit, seen: Sequence[Observation], trained: list[Mode], when: str
     ) -> Result:
         model = audit.loop.model
+        asleep = [mode for mode in trained if not mode.training]
         kinds = ", ".join(sorted({mode.type for mode in asleep}))
         names = ", ".join(mode.name or "the model itself" for mode in asleep[:3])
-        root = any(seen.training_flags.get("", True) for seen in first.observations)
+        root = any(step.training_flags.get("", True) for step in seen)
         details = {
             "measured": f"{len(asleep)} of {len(trained)} modules in eval mode",
             "threshold": "none",
@@ -118,24 +129,24 @@ class TrainEvalMode(Check):
         only_norms = all(mode.normalises for mode in asleep)
         if len(asleep) == len(trained) and not (root and only_norms):
             return self.failed(
-                f"All {len(asleep)} modules for which it matters ({kinds}) are in eval mode during "
-                "training steps.",
-                fix="Call model.train() before the training steps, and model.eval() only around "
-                "validation.",
+                f"All {len(asleep)} modules for which it matters ({kinds}) are in eval mode "
+                f"{when}.",
+                fix="Call model.train() at the beginning of every epoch, and model.eval() only "
+                "around validation.",
                 **details,
             )
         if only_norms:
             return self.warned(
-                f"{len(asleep)} batch normalisations are in eval mode during training steps "
-                f"({names}): they use their running statistics and do not update them.",
+                f"{len(asleep)} batch normalisations ({names}), which then use their running "
+                f"statistics and do not update them, are in eval mode {when}.",
                 fix="Call model.train(); if they are meant to be frozen, freeze their parameters "
                 "too: for p in norm.parameters(): p.requires_grad_(False).",
                 **details,
             )
         return self.warned(
-            f"{len(asleep)} of the {len(trained)} modules for which it matters are in eval mode "
-            f"during training steps ({names}).",
-            fix="Call model.train() before the training steps.",
+            f"{len(asleep)} of the {len(trained)} modules for which it matters ({names}) are in "
+            f"eval mode {when}.",
+            fix="Call model.train() at the beginning of every epoch.",
             **details,
         )
 
@@ -148,11 +159,11 @@ def _all_random(audit: Audit) -> bool:
     return bool(differing) and all(differing.values())
 
 
-def _modes(first: First, model: nn.Module) -> list[Mode]:
+def _modes(observations: Sequence[Observation], model: nn.Module) -> list[Mode]:
     """Return the modules that ran and to which the mode matters; trained if so in any step."""
     modules = dict(model.named_modules())
     flags: dict[str, bool] = {}
-    for seen in first.observations:
+    for seen in observations:
         for name, training in seen.training_flags.items():
             flags[name] = flags.get(name, False) or training
     return [

@@ -131,6 +131,8 @@ def _not_asked(loop: Loop) -> str:
         return f"{', '.join(sorted(names))} sets the size of its steps itself."
     if len(loop.optimizers) != 1:
         return "Several optimizers share the work: their rates depend on each other."
+    if loop.rates_rise:
+        return "The script raises its learning rate by itself, to a height that is not known."
     return "" if _rate_of(loop) > 0.0 else "The learning rate is 0."
 
 

@@ -15,6 +15,7 @@ import gc
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def adopt(
         _clear_alike(was, now)
     for was, now in pairs:
         object.__setattr__(now, "__dict__", was.__dict__)
+        _take_class(was, type(now))
     # What the script has just chosen: the end of the last execution may have left it in eval mode.
     for was, training in modes:
         was.training = training
@@ -53,6 +55,16 @@ def adopt(
     kept = [now for _, now in [*pairs, *tensors]]
     _redirect(kept, alias)
     return alias, kept
+
+
+def _take_class(was: Any, cls: type) -> None:
+    """Make ``was`` an instance of the class that the script has defined anew.
+
+    It asks ``isinstance`` of that one, and pickles whole networks by it.
+    """
+    if type(was) is not cls:
+        with suppress(TypeError):
+            object.__setattr__(was, "__class__", cls)
 
 
 def _clear_alike(was: nn.Parameter, now: nn.Parameter) -> None:

@@ -46,6 +46,7 @@ class Order:
         observer: listens in the script's thread.
         modes: the auditor's function modes, which count in the script's thread too.
         watch: record the calls of outermost modules.
+        ends_epoch: tell the script first that its training loader has no more batches.
         dry: gradients are zero instead of being computed: only what came before them is wanted.
         train: the mode that modules are put into whenever they are called; None for the script's.
         handed: how many times the script was given the batch.
@@ -58,6 +59,7 @@ class Order:
     observer: Observer | None = None
     modes: tuple[TorchFunctionMode, ...] = ()
     watch: bool = False
+    ends_epoch: bool = False
     dry: bool = False
     train: bool | None = None
     handed: int = 0

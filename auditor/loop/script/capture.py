@@ -156,7 +156,9 @@ def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast
     if free:
         lag, batch = 0, (_virtual(entry, main) if entry is not None else None)
     whole = entry is not None and entry is leave
-    how = recipe(entry.args, entry.kwargs, batch) if whole and batch is not None and entry else None
+    how = None
+    if whole and batch is not None and entry is not None:
+        how = recipe(entry.args, entry.kwargs, batch, fix=free)
     rule = None
     if whole and leave is not None and batch is not None:
         rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
@@ -204,6 +206,9 @@ def _main_model(
     def weight(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if id(p) in owned)
 
+    if not any(weight(call.module) for call in calls):
+        # An optimizer of copies, or of a network that has been replaced: which is to be found.
+        owned = {id(p) for call in calls for p in call.module.parameters() if p.requires_grad}
     called = [call for call in calls if weight(call.module)]
     if not called:
         raise LookupError
@@ -227,6 +232,26 @@ def _main_model(
 
 def _parameters(modules: Iterable[nn.Module]) -> tuple[Tensor, ...]:
     return _unique(p for module in modules for p in module.parameters())
+
+
+def settle_rates(optimizers: Iterable[Optimizer], seen: dict[int, list[list[float]]]) -> bool:
+    """Write the highest rate of a schedule that the script makes by hand where torch's would be.
+
+    Schedulers keep what an optimizer was made with in the group's ``initial_lr``; a script that
+    assigns ``group["lr"]`` before every step does not, and a warm-up's first rate says nothing.
+    ``seen`` are the rates of the groups when an optimizer was made, before the loop, and at its
+    first steps. Returns whether a rate rises from step to step, and above what the optimizer was
+    made with: then its height is not known.
+    """
+    rises = False
+    for optimizer in optimizers:
+        rates = seen.get(id(optimizer), [])
+        for i, group in enumerate(optimizer.param_groups):
+            made, *later = [each[i] for each in rates if i < len(each)] or [0.0]
+            if "initial_lr" not in group and len(set(later)) > 1:
+                group["initial_lr"] = max(made, *later)
+                rises |= later[-1] > max(made, later[0])
+    return rises
 
 
 def _names() -> dict[int, str]:

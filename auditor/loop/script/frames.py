@@ -1,17 +1,21 @@
-"""The numbers that a paused script counts with: ``step``, ``iter_num``, ``tokens_seen``.
+"""What a paused script carries from step to step in variables: ``iter_num``, ``hidden``.
 
 They live in the local and global variables of the user's functions. A learning rate computed from
-``iter_num`` makes two runs from the same weights differ, and ``while step < max_steps`` ends, so
-these numbers belong to the state of a run: :class:`Counters` copies them to a dictionary, which a
-snapshot keeps like any other, and writes back what a restored snapshot has changed there.
+``iter_num`` makes two runs from the same weights differ, ``while step < max_steps`` ends, and a
+recurrent network goes on from the ``hidden`` of its last batch, so these variables belong to the
+state of a run: :class:`Counters` copies them to a dictionary, which a snapshot keeps like any
+other, and writes back what a restored snapshot has changed there.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from torch import Tensor
 
 from nnaudit.loop.script.origins import is_users
 
@@ -23,41 +27,67 @@ FLOOR = "nnaudit_runs_the_script"
 """A local variable by which the frame is known from which a run was started."""
 
 
+Value = int | float | bool | Callable[[], Any] | None
+"""A number, or, for tensors, a function that returns them: a snapshot keeps which tensors a
+variable held, not what was in them, and so copies nothing."""
+
+
 class Counters:
-    """Numbers in the frames of a script that is paused at the same line again and again.
+    """Variables in the frames of a script that is paused at the same line again and again.
 
     Attributes:
         values: what they were at the last pause, or at the time of the snapshot since restored.
+        tensors: variables that hold tensors, or None in their place, are among them.
     """
 
     def __init__(self) -> None:
-        self.values: dict[Key, int | float | bool] = {}
-        self._present: dict[Key, int | float | bool] = {}
+        self.values: dict[Key, Value] = {}
+        self.tensors = True
 
     def read(self) -> None:
-        """Copy the numbers of the calling thread's user frames."""
-        self._present = {
-            (depth, frame.f_code.co_name, name): value
-            for depth, frame in enumerate(user_frames())
-            for name, value in _variables(frame).items()
-            if isinstance(value, (bool, int, float)) and not name.startswith("__")
-        }
+        """Copy the variables of the calling thread's user frames."""
         self.values.clear()
-        self.values.update(self._present)
+        for depth, frame in enumerate(user_frames()):
+            for name, value in _variables(frame).items():
+                key = (depth, frame.f_code.co_name, name)
+                if name.startswith("__"):
+                    continue
+                if _is_number(value):
+                    self.values[key] = value
+                elif self.tensors and (value is None or _is_carried(value)):
+                    self.values[key] = _held(value)
 
     def write(self) -> None:
         """Give the variables the values of :attr:`values` where these are others."""
         for depth, frame in enumerate(user_frames()):
-            changes = {
-                name: value
-                for (at, function, name), value in self.values.items()
-                if at == depth
-                and function == frame.f_code.co_name
-                and self._present.get((at, function, name), value) != value
-            }
+            present = _variables(frame)
+            changes: dict[str, Any] = {}
+            for (at, function, name), value in self.values.items():
+                if at != depth or function != frame.f_code.co_name or name not in present:
+                    continue
+                if not callable(value):
+                    was = present[name]
+                    if (was is None or _is_number(was)) and was != value:
+                        changes[name] = value
+                elif self.tensors and value() is not present[name]:
+                    changes[name] = value()
             if changes:
                 _assign(frame, changes)
-        self._present.update(self.values)
+
+
+def _held(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+def _is_carried(value: Any) -> bool:
+    """Whether ``value`` is a tensor, or a tuple of nothing but tensors, as an LSTM's state is."""
+    if isinstance(value, tuple):
+        return len(value) > 0 and all(_is_carried(part) for part in value)
+    return isinstance(value, Tensor)
 
 
 def user_frames() -> list[FrameType]:

@@ -31,15 +31,24 @@ def adapt(taps: Taps) -> None:
     _adapt_fastai(taps)
 
 
-def make_endless() -> None:
-    """Take the bounds off the framework's loop in which the calling thread's script is paused."""
+def make_endless() -> bool:
+    """Take the bounds off the framework's loop in which the calling thread's script is paused.
+
+    Returns whether it is in one.
+    """
+    found = False
     for owner in _owners():
         kind = f"{type(owner).__module__}.{type(owner).__qualname__}"
         if kind.endswith("loops.fit_loop._FitLoop"):
             _unbind_lightning(owner)
+            found = True
         elif kind == "ignite.engine.engine.Engine":
             owner.state.epoch_length = FOREVER
             owner.state.max_iters = None
+            found = True
+        elif kind.startswith(("fastai.", "skorch.")):
+            found = True
+    return found
 
 
 def validation_of_framework() -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
 from nnaudit import batch as batches
-from nnaudit.errors import NnauditError, TargetError, user_code
+from nnaudit.errors import NnauditError, TargetError, UserCodeError, user_code
 from nnaudit.feed import TARGET_NAMES, device_of
 from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step
 from nnaudit.loop.script import describing
@@ -61,6 +61,7 @@ class ScriptLoop(Loop):
         self.device = device_of(self.model)
         self.train_loader = _Stream(self) if run.free else run.train_loader
         self.val_loader = run.val_loader
+        self.rates_rise = run.rates_rise
         self._recipe: Recipe | None = self._roles.recipe
         self._rule: LossRule | None = self._roles.loss
         self._trusted = False
@@ -267,6 +268,25 @@ class ScriptLoop(Loop):
         return Step(
             loss, order.lr or self._run.rates(), order.ended - order.started, order.observation
         )
+
+    def next_epoch(self, batch: Any) -> Step | None:
+        """Let the script's epoch end, validation and all, and observe the first step of the next.
+
+        None for a script that has only one, that ends or fails in between (validation is cut short,
+        which not all code expects), or whose loop a framework counts.
+        """
+        if not self._run.has_epochs:
+            return None
+        before = self._run.revivals
+        order = Order(batch, Observer(self.model, self.optimizers), ends_epoch=True)
+        try:
+            self._command(order)
+        except UserCodeError:
+            return None
+        self._session.count.taken += 1
+        if self._run.revivals != before:
+            return None
+        return Step(self._loss_of(order), order.lr, order.ended - order.started, order.observation)
 
     def _flush(self, batch: Any) -> None:
         """Get the batches that a script looking ahead has already drawn out of the way."""

@@ -121,17 +121,21 @@ class Recipe:
     Attributes:
         args, kwargs: the call's arguments; :class:`Take` stands where a tensor was.
         target: likewise what the output is compared with; None where that is unknown.
+        rows: the size of the first dimension of the first tensor that was recognised.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     target: Any = None
+    rows: int = 0
 
     def fill(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments made from ``batch``."""
         made: dict[Take, Any] = {}
 
         def make(leaf: Any) -> Any:
+            if isinstance(leaf, _Fixed):
+                return leaf.of_size(self.rows, next((len(v) for v in made.values()), self.rows))
             if not isinstance(leaf, _Slot):
                 return leaf
             if leaf.take not in made:
@@ -163,26 +167,55 @@ class _Slot:
         self.take = take
 
 
-def recipe(args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> Recipe | None:
-    """Return how the arguments come from ``batch``; None where a tensor is not recognised."""
-    if not any(True for _ in batches.tensors((args, kwargs))):
+class _Fixed:
+    """A tensor that is not of the batch, such as the state that a recurrent network goes on from.
+
+    It stays what it was in the call that was watched, so that steps can be repeated.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def of_size(self, before: int, now: int) -> Tensor:
+        """Return it for ``now`` rows instead of ``before``: as many along that one dimension."""
+        along = [i for i, size in enumerate(self.value.shape) if size == before]
+        if now == before or len(along) != 1:
+            return self.value.clone()
+        wanted = torch.arange(now, device=self.value.device) % before
+        return self.value.index_select(along[0], wanted)
+
+
+def recipe(
+    args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any, *, fix: bool = False
+) -> Recipe | None:
+    """Return how the arguments come from ``batch``; None where a tensor is not recognised.
+
+    With ``fix`` those in a tuple or list that are not recognised stay what they are.
+    """
+    first = next((tensor for _, tensor in batches.tensors((args, kwargs))), None)
+    if first is None:
         return None
     try:
         return Recipe(
-            tuple(_slotted(value, batch, "") for value in args),
-            {name: _slotted(value, batch, name) for name, value in kwargs.items()},
+            tuple(_slotted(value, batch, "", fix) for value in args),
+            {name: _slotted(value, batch, name, fix) for name, value in kwargs.items()},
+            rows=len(first) if first.ndim else 0,
         )
     except LookupError:
         return None
 
 
-def _slotted(value: Any, batch: Any, name: str) -> Any:
+def _slotted(value: Any, batch: Any, name: str, fix: bool) -> Any:
+    nested = isinstance(value, (tuple, list))
+
     def slot(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             take = find(leaf, batch, name=name)
-            if take is None:
-                raise LookupError
-            return _Slot(take)
+            if take is not None:
+                return _Slot(take)
+            if fix and nested:
+                return _Fixed(leaf.detach())
+            raise LookupError
         if any(True for _ in batches.tensors(leaf)):
             for path, other in batches.leaves(batch):
                 if type(other) is type(leaf) and batches.digest(other) == batches.digest(leaf):

@@ -43,6 +43,7 @@ from nnaudit.loop.script.capture import (
     autocast_state,
     cast,
     helpers,
+    settle_rates,
     validation_loader,
 )
 from nnaudit.loop.script.frames import Counters, user_frames
@@ -137,6 +138,7 @@ class Run:
         ends_epoch: the optimizer steps after the loader has ended, not in between.
         training_at: the user's line at which the run is led: where it asks for a batch, or steps.
         revivals: how often the script had to be run again because it ended.
+        rates_rise: the script raises its learning rate by itself, to a height that is not known.
     """
 
     def __init__(self, session: Session, seed: int) -> None:
@@ -149,6 +151,7 @@ class Run:
         self.val_loader: Any = None
         self.training_at: Location | None = None
         self.revivals = 0
+        self.rates_rise = False
         self._fruitless = 0
         self._heir: _Heir | None = None
         self._dead: BaseException | None = None
@@ -186,6 +189,8 @@ class Run:
         self._aliased: list[Any] = []
         self._hoards: bool | None = None
         self._slot: Any = None
+        self._counted = False
+        self._rates: dict[int, list[list[float]]] = {}
 
     # --- executing --------------------------------------------------------------------------------
 
@@ -279,6 +284,12 @@ class Run:
                 f"{name} ended after {self._steps} optimizer step(s): nnaudit takes hold of a loop "
                 "when it asks for the next batch, so let it train on two batches or more"
             )
+        if self._backwards:
+            return TargetError(
+                f"{name} ended without an optimizer step, though it called backward() "
+                f"{self._backwards} time(s): nnaudit takes hold of training by the step of a torch "
+                "optimizer, so let one update the weights"
+            )
         return TargetError(
             f"{name} ended without an optimizer step: pass the arguments that make it train after "
             "--, and mind that training in child processes is not seen"
@@ -353,6 +364,14 @@ class Run:
         self.registers.of[kind].add(thing)
         frameworks.adapt(self.session.taps)
 
+    def built(self, optimizer: Optimizer) -> None:
+        """Note the learning rates that an optimizer is made with."""
+        self._note_rates(optimizer)
+
+    def _note_rates(self, optimizer: Optimizer) -> None:
+        rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
+        self._rates.setdefault(id(optimizer), []).append(rates)
+
     @property
     def subjects(self) -> Subjects:
         """Everything a step may change."""
@@ -379,6 +398,8 @@ class Run:
         """Take the snapshot to which the run goes back when it is handed over."""
         self.counters.read()
         self._initial = Snapshot.take(self.subjects)
+        for optimizer in self.registers.of["optimizer"].alive():
+            self._note_rates(optimizer)
         # Several loaders may be read along with one another: what they gave already counts.
         reading = {id(iterator) for iterator in self._being_read().values()}
         old, self._diary = self._diary, Diary()
@@ -460,7 +481,8 @@ class Run:
         order = self._order
         assert order is not None
         assert self.roles is not None
-        if self.ends_epoch and iterator.count:
+        if order.ends_epoch or (self.ends_epoch and iterator.count):
+            order.ends_epoch = False
             iterator.exhausted = True
             raise StopIteration
         if order.handed >= 8 * self.roles.per_step + PATIENCE:
@@ -473,6 +495,17 @@ class Run:
             self._hoards = any(type(holder) is cycle for holder in gc.get_referrers(iterator))
         self._slot = batches.clone(order.batch) if not self._hoards else self._refilled(order.batch)
         return self._slot
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether the script can be told that its loader has ended, and begins another epoch.
+
+        Not where it has no loader, ends its epochs itself, has batches in flight, counts them by a
+        framework, or goes round by ``itertools.cycle``, which asks its loader only once.
+        """
+        roles = self.roles
+        simple = roles is not None and not (self.free or self.ends_epoch or roles.lag)
+        return simple and not self._counted and not self._hoards
 
     def _refilled(self, batch: Any) -> Any:
         """Return ``batch`` in the memory of the one before: itertools.cycle keeps all it gets."""
@@ -610,6 +643,8 @@ class Run:
         optimizer = self._alias.get(id(optimizer), optimizer)
         self._in_step = optimizer
         self._passes = 0
+        if not self._taken:
+            self._note_rates(optimizer)
         if self._order is not None and self.roles is not None and optimizer is self.roles.optimizer:
             self._order.lr = self.rates()
 
@@ -688,8 +723,12 @@ class Run:
             ) from None
         self._settle_loaders()
         self.roles = roles
+        # Where a script draws its batches ahead, or is paused after it has drawn one, its variables
+        # hold what the auditor has already replaced.
+        self.counters.tensors = not (self.free or roles.lag)
         self._go_back()
-        frameworks.make_endless()
+        self.rates_rise = settle_rates(roles.optimizers, self._rates)
+        self._counted = frameworks.make_endless()
         self._handed_over = True
         if len(self.session.runs) == 1:
             self.session.on_first(self)
@@ -739,7 +778,7 @@ class Run:
         self._last = self._alias.get(id(self._last), self._last)
         heir.process.restore()
         self.counters.read()
-        frameworks.make_endless()
+        self._counted = frameworks.make_endless()
         self._heir = None
         self._set_off(heir.order)
 

@@ -39,6 +39,9 @@ class Listener(Protocol):
     def made(self, kind: str, thing: Any) -> None:
         """An object of ``kind`` (module, optimizer, scheduler, scaler, loader) is being built."""
 
+    def built(self, optimizer: Optimizer) -> None:
+        """An optimizer has its parameter groups, as the script gave them."""
+
     def started(self, iterator: TappedIterator) -> None:
         """The script began to iterate over a loader."""
 
@@ -169,6 +172,8 @@ class Taps:
                         if "__iter__" in vars(cls) and issubclass(cls, DataLoader):
                             self._tap_loader_class(cls, self._stack)
             real(thing, *args, **kwargs)
+            if listener is not None and kind == "optimizer":
+                listener.built(thing)
 
         return construct
 

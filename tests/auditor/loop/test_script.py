@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from nnaudit import batch as batches
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.control import constant_lr, without_dropout
+from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
 from nnaudit.loop.script import ScriptLoop, run_script
 from nnaudit.state import preserved
 
@@ -587,3 +587,213 @@ def test_a_layer_is_located_in_its_network(drive: Any) -> None:
         assert "model = Net(" in source[made.line - 1]
 
     run_script(SCRIPTS / "plain.py", ["--hidden", "8"], "cpu", 0, body)
+
+
+# --- between epochs -------------------------------------------------------------------------------
+
+VALIDATION = """
+val_loader = DataLoader(TensorDataset(x, x), batch_size=16)
+ran = sys.ran = []
+def validate():
+    model.eval()
+    with torch.no_grad():
+        for a, _ in val_loader:
+            model(a)
+    ran.append(1)
+"""
+
+
+def epochs(between: str, more: str = "") -> str:
+    return HEAD + more + VALIDATION + BODY.replace("range(3)", "range(50)") + f"    {between}\n"
+
+
+def test_an_epoch_can_be_ended(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch, before = first(loop), weights(loop)
+        with preserved(loop.subjects):
+            loop.step(batch)
+            step = loop.next_epoch(batch)
+            assert len(sys.ran) == 1  # type: ignore[attr-defined]
+            assert step is not None
+            assert step.loss > 0
+            assert step.lr == pytest.approx((0.025,)), "the scheduler's step is part of it"
+            assert not step.observation.training_flags["1"], "nothing called model.train() again"
+        assert weights(loop) == before
+        assert loop.step(batch).lr == (0.05,)
+        assert loop.run.revivals == 0
+
+    schedule = "schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)\n"
+    drive(epochs("validate(); schedule.step()", schedule), body)
+    del sys.ran  # type: ignore[attr-defined]
+
+
+def test_train_mode_is_chosen_anew(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        step = loop.next_epoch(first(loop))
+        assert step is not None
+        assert step.observation is not None
+        assert all(step.observation.training_flags.values())
+
+    drive(epochs("validate(); model.train()"), body)
+    del sys.ran  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("between", ["break", "raise RuntimeError('one batch is too few')"])
+def test_where_no_epoch_follows_the_loop_goes_on(drive: Any, between: str) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        with preserved(loop.subjects):
+            expected = [loop.step(batch).loss for _ in range(2)]
+        with preserved(loop.subjects):
+            assert loop.next_epoch(batch) is None
+        with preserved(loop.subjects):
+            assert [loop.step(batch).loss for _ in range(2)] == expected
+
+    drive(epochs(between), body)
+    del sys.ran  # type: ignore[attr-defined]
+
+
+def test_a_cycle_has_no_epochs(drive: Any) -> None:
+    text = HEAD + "from itertools import cycle\n" + BODY.replace("in loader", "in cycle(loader)")
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        loop.step(batch)
+        assert loop.next_epoch(batch) is None
+        assert loop.step(batch).loss > 0
+
+    drive(text, body)
+
+
+# --- what is carried from step to step ------------------------------------------------------------
+
+
+def test_a_state_carried_from_batch_to_batch_belongs_to_the_state(drive: Any) -> None:
+    text = HEAD.replace(
+        "nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 1))",
+        "nn.GRU(4, 1, batch_first=True)",
+    )
+    text += "def main():\n    state = None\n" + textwrap.indent(
+        BODY.replace(
+            "loss = nn.functional.mse_loss(model(a), b)",
+            "out, state = model(a[:, None], state)\n        state = state.detach()\n"
+            "        loss = nn.functional.mse_loss(out[:, 0], b)",
+        ),
+        "    ",
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        losses = []
+        for _ in range(2):
+            with preserved(loop.subjects):
+                losses.append([loop.step(batch).loss for _ in range(4)])
+        assert losses[0] == losses[1]
+
+    drive(text + "main()\n", body)
+
+
+def test_a_state_beside_a_batch_that_is_drawn_stays(drive: Any) -> None:
+    text = (
+        HEAD.replace(
+            "nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 1))",
+            "nn.LSTM(4, 1, batch_first=True)",
+        )
+        + """
+state = (torch.ones(1, 8, 1), torch.zeros(1, 8, 1))
+while True:
+    i = torch.randint(64, (8,))
+    a, b = x[i][:, None], x[i].sum(1, keepdim=True)[:, None]
+    optimizer.zero_grad()
+    out, state = model(a, tuple(part.detach() for part in state))
+    loss = nn.functional.mse_loss(out, b)
+    loss.backward()
+    optimizer.step()
+"""
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.run.free
+        assert loop.lacks(Needs.STEPS) == ""
+        batch = first(loop)
+        with preserved(loop.subjects):
+            expected = [loop.step(batch).loss for _ in range(3)]
+        with preserved(loop.subjects):
+            assert [loop.step(batch).loss for _ in range(3)] == expected
+        assert expected[2] < expected[0]
+        assert loop.step(batches.take(batch, 3)).loss > 0
+        args = loop.feed(batches.take(batch, 3)).args
+        assert [tuple(part.shape) for part in args[1]] == [(1, 3, 1), (1, 3, 1)]
+
+    drive(text, body)
+
+
+def by_hand(rate: str, made: float) -> str:
+    return (
+        HEAD.replace("lr=0.05", f"lr={made}")
+        + "count = 0\n"
+        + BODY.replace(
+            "        optimizer.zero_grad()\n",
+            "        optimizer.zero_grad()\n        count += 1\n"
+            f"        for group in optimizer.param_groups: group['lr'] = {rate}\n",
+        )
+    )
+
+
+def test_a_warm_up_by_hand_has_the_height_that_its_optimizer_was_made_with(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        assert not loop.rates_rise
+        assert planned_lr(loop.optimizers[0].param_groups[0]) == 0.05
+        assert loop.step(first(loop)).lr[0] == pytest.approx(0.0005)
+
+    drive(by_hand("0.05 * min(count / 100, 1)", 0.05), body)
+
+
+def test_of_a_rate_that_rises_beyond_the_height_is_not_known(drive: Any) -> None:
+    assert drive(by_hand("1e-5 * count", 0.0), lambda loop: loop.rates_rise)
+    assert not drive(HEAD + BODY, lambda loop: loop.rates_rise)
+
+
+def test_a_script_without_an_optimizer_is_told_what_nnaudit_sees(drive: Any) -> None:
+    text = HEAD + BODY.replace(
+        "optimizer.step()", "[p.data.add_(p.grad, alpha=-0.01) for p in model.parameters()]"
+    )
+    with pytest.raises(TargetError, match=r"called backward\(\) 24 time.*torch optimizer"):
+        drive(text)
+
+
+def test_an_optimizer_that_holds_copies_is_audited_all_the_same(drive: Any) -> None:
+    text = HEAD + "import copy\ncopies = copy.deepcopy(model)\n"
+    text += "optimizer = torch.optim.SGD(copies.parameters(), lr=0.05)\n" + BODY
+
+    def body(loop: ScriptLoop) -> None:
+        before = weights(loop)
+        loop.step(first(loop))
+        assert weights(loop) == before
+        assert type(loop.model).__name__ == "Sequential"
+
+    drive(text, body)
+
+
+def test_a_network_of_an_earlier_execution_can_be_pickled(drive: Any, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
+    text = HEAD + "import beside\nmodel = beside.Net(4, 1)\n"
+    text += "optimizer = torch.optim.SGD(model.parameters(), lr=0.05)\n"
+    text += BODY.replace("range(3)", "range(1)").replace("in loader", "in list(loader)[:2]")
+    text += "torch.save(model, 'model.pt')\nassert isinstance(model, beside.Net)\n"
+    text = (
+        text.replace("for a, b in list(loader)[:2]", "for _ in range(2)")
+        .replace(
+            "        optimizer.zero_grad()",
+            "        a, b = next(iterator)\n        optimizer.zero_grad()",
+        )
+        .replace("import beside\n", "import beside\niterator = iter(loader)\n")
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        losses = [loop.step(batch).loss for _ in range(9)]
+        assert losses[-1] < losses[0]
+        assert loop.run.revivals >= 3
+
+    drive(text, body)

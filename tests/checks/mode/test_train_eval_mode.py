@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.checks.mode.train_eval_mode import TrainEvalMode, mode_matters
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.loop.script import run_script
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
@@ -194,3 +196,57 @@ def test_one_that_breaks_off_before_is_an_error() -> None:
         raise KeyError("label")
 
     assert audited(training_step=step).status is Status.ERROR
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+x = torch.randn(96, 6)
+data = TensorDataset(x, x[:, :3].argmax(1))
+loader, val_loader = DataLoader(data, 16, shuffle=True), DataLoader(data, 32)
+model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+model.train()
+for epoch in range(EPOCHS):
+    EVERY_EPOCH
+    for a, b in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(a), b).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        print(sum(float((model(a).argmax(1) == b).sum()) for a, b in val_loader))
+"""
+
+
+class TestScripts:
+    """The commonest way into eval mode: validation, after which nobody goes back."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Callable[..., Result]:
+        def run(epochs: int, every_epoch: str) -> Result:
+            path = tmp_path / "train.py"
+            text = SCRIPT.replace("EPOCHS", str(epochs)).replace("EVERY_EPOCH", every_epoch)
+            path.write_text(text)
+            return run_script(
+                path, [], "cpu", 0, lambda loop: run_check(TrainEvalMode, Audit(loop, seed=0))
+            )
+
+        return run
+
+    def test_a_validation_that_leaves_eval_mode_behind_fails(self, run: Any) -> None:
+        result = run(5, "pass")
+        assert result.status is Status.FAIL
+        assert "(Dropout) are in eval mode in training steps after the first epoch" in (
+            result.message
+        )
+        assert "at the beginning of every epoch" in result.fix
+        assert result.location.file.endswith("train.py")
+
+    @pytest.mark.parametrize(("epochs", "every_epoch"), [(5, "model.train()"), (1, "pass")])
+    def test_one_that_is_followed_by_train_or_by_nothing_passes(
+        self, run: Any, epochs: int, every_epoch: str
+    ) -> None:
+        assert run(epochs, every_epoch).status is Status.PASS
