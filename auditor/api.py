@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -69,6 +70,8 @@ def audit_loop(loop: Loop, settings: config.Settings) -> Report:
     began, record = time.perf_counter(), Record()
     with preserved(loop.subjects):
         engine.conduct(loop, settings, record.take)
+    for remark in record.remarks:
+        warnings.warn(remark, stacklevel=2)
     return record.report(loop.name, settings, seconds=time.perf_counter() - began)
 
 

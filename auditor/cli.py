@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import webbrowser
@@ -222,6 +223,8 @@ def _audit_one(job: Job, *, verbose: bool, bar: bool) -> tuple[Report | None, in
         if error.detail and (verbose or error.exit_code in (OWN_FAULT, USER_CRASH)):
             click.echo(error.detail.rstrip(), err=True)
         return None, error.exit_code
+    for remark in record.remarks:
+        click.echo(f"nnaudit: {remark}", err=True)
     if verbose and record.output:
         click.echo(f"--- output of {job.path}\n{record.output.rstrip()}\n---", err=True)
     return report, _exit_code(report, record, job.settings)
@@ -260,7 +263,7 @@ def _nothing_answered(report: Report) -> bool:
     from nnaudit.report import Status
 
     answered = report.with_status(Status.PASS, Status.NOTE, Status.WARN, Status.FAIL)
-    return bool(report.results) and not answered
+    return bool(report.results) and not (answered or report.suppressed)
 
 
 @main.command("report")
@@ -363,13 +366,22 @@ def target_command(
 
 @main.command("config")
 def config_command() -> None:
-    """Show the settings in force in this folder."""
+    """Show the settings in force in this folder, and where each comes from."""
     with _sentences():
         from nnaudit import config
 
+        found = config.layers()
         for key, value in config.load().model_dump().items():
-            shown = " ".join(value) if isinstance(value, tuple) else value
-            click.echo(f"{key.replace('_', '-'):14} {'' if shown is None else shown}")
+            shown = f"{key.replace('_', '-')} = {_toml(value)}"
+            click.echo(f"{shown:32} # {config.origin(key, found)}")
+
+
+def _toml(value: Any) -> str:
+    """Write a setting as pyproject.toml would; what is not set is an empty string there."""
+    if isinstance(value, dict):
+        pairs = ", ".join(f'"{key}" = {_toml(inner)}' for key, inner in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return json.dumps("" if value is None else value)
 
 
 @main.command()

@@ -9,7 +9,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,6 +73,8 @@ class Settings(BaseModel):
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
         fail_on: the mildest status that makes the exit code 1.
         thresholds: by check code, options of the check.
+        per_module_ignores: by pattern of module names, the checks whose findings about these
+            modules are suppressed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +90,15 @@ class Settings(BaseModel):
     device: Annotated[str, BeforeValidator(device_name)] = "auto"
     fail_on: Literal["fail", "warn"] = "fail"
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    per_module_ignores: dict[str, Words] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one source says of the settings."""
+
+    source: str
+    values: Mapping[str, Any]
 
 
 def load(
@@ -103,19 +115,48 @@ def load(
         UsageError: a source cannot be read, or holds an unknown key or a wrong value; the message
             names the source and, for a key, the nearest valid one.
     """
-    file, table = _pyproject(start or Path.cwd())
+    merged: dict[str, Any] = {}
+    for layer in layers(flags, start=start, environment=environment):
+        merged |= layer.values
+    return Settings(**merged)
+
+
+def layers(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    start: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Layer, ...]:
+    """Return what each source says, the weakest first; see :func:`load`."""
+    start = start or Path.cwd()
+    file, table = _pyproject(start)
+    table = _underscored(table)
     variables = _variables(os.environ if environment is None else environment)
     named = {key: value for key, value in (flags or {}).items() if value not in (None, ())}
-    layers = (
-        (f"{file}, [tool.nnaudit]", _underscored(table)),
-        ("the environment", variables),
-        ("the command line", named),
+    found = (
+        Layer(f"{file}, [tool.nnaudit]", table),
+        Layer("the environment", variables),
+        Layer("the command line", named),
     )
-    merged: dict[str, Any] = {}
-    for source, layer in layers:
-        _validate(source, layer)
-        merged |= layer
-    return Settings(**merged)
+    for layer in found:
+        _validate(layer.source, layer.values)
+    if "targets" in table:
+        table["targets"] = [_from(start, file.parent, name) for name in words(table["targets"])]
+    return found
+
+
+def _from(start: Path, folder: Path, name: str) -> str:
+    """Say from ``start`` what ``name`` says from ``folder``, where the file that names it lies."""
+    if folder.resolve() == start.resolve() or Path(name).is_absolute():
+        return name
+    return os.path.relpath(folder / name, start)
+
+
+def origin(key: str, found: Iterable[Layer]) -> str:
+    """Return where the setting ``key`` comes from, in words."""
+    name = f"NNAUDIT_{key.upper()}"
+    sources = [layer.source for layer in found if key in layer.values] or ["default"]
+    return sources[-1].replace("the environment", name)
 
 
 def _validate(source: str, layer: Mapping[str, Any]) -> None:

@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
+from torch import nn
 
+from nnaudit import suppression
 from nnaudit.checks.base import Check
 from nnaudit.checks.registry import Registry
 from nnaudit.config import Settings
@@ -30,7 +32,7 @@ from nnaudit.job import (
 )
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.overview import overview_of
-from nnaudit.report import Environment
+from nnaudit.report import Environment, Location, Result, TargetInfo
 from nnaudit.runner import plugin_errors, run_checks
 from nnaudit.state import preserved
 
@@ -82,7 +84,7 @@ def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
     """Return the checks the settings ask for.
 
     Raises:
-        UsageError: a selector names nothing, or a threshold an unknown check or option.
+        UsageError: a selector names nothing, or a table an unknown check or option.
     """
     for code, options in settings.thresholds.items():
         check = registry.find(code)
@@ -90,6 +92,11 @@ def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
             if option not in check.options:
                 known = ", ".join(check.options) or "none"
                 raise UsageError(f"thresholds.{code}: unknown option {option!r}; known: {known}")
+    for pattern, selectors in settings.per_module_ignores.items():
+        try:
+            registry.select(selectors)
+        except UsageError as error:
+            raise UsageError(f'per-module-ignores."{pattern}": {error}') from None
     quick = settings.preset == "quick"
     battery = registry.select(settings.select, settings.ignore, settings.extend_select, quick=quick)
     if not battery:
@@ -114,7 +121,8 @@ def conduct(
     lethal = lethal or {}
     registry = Registry.load()
     battery = selected(registry, settings)
-    emit(started(loop, battery))
+    opening = started(loop, battery)
+    emit(opening.model_copy(update={"remarks": _remarks(opening.target, registry)}))
     budget = None if settings.budget is None else max(settings.budget - elapsed, 0.0)
     audit = Audit(
         loop,
@@ -130,7 +138,8 @@ def conduct(
     _try_first_step(audit, emit, lethal)
     asked = [check for check in battery if remaining is None or check.code in remaining]
     for result in run_checks(asked, audit, on_start=lambda c: emit(Asking(code=c.code))):
-        emit(Answered(result=result))
+        judged = suppression.applied(result, settings.per_module_ignores, _places(loop, result))
+        emit(Answered(result=judged))
     if PICTURES not in lethal:
         with audit.measuring(PICTURES), preserved(loop.subjects):
             emit(Pictured(overview=overview_of(loop)))
@@ -144,6 +153,38 @@ def started(loop: Loop, battery: tuple[type[Check], ...]) -> Started:
         environment=environment_of(loop.device),
         questions=tuple(_question(check) for check in battery),
     )
+
+
+def _places(loop: Loop, result: Result) -> tuple[Location, ...]:
+    """Return every line of the user's source that ``result`` is about."""
+    modules = dict(loop.model.named_modules())
+    owners = result.modules if len(result.modules) > 1 else ()
+    found = [result.location, *(loop.locate(_holder(name, modules)) for name in owners)]
+    return tuple(dict.fromkeys(place for place in found if place is not None))
+
+
+def _holder(name: str, modules: dict[str, nn.Module]) -> nn.Module:
+    """Return the innermost module that a module's or parameter's name lies in."""
+    while name not in modules:
+        name = name.rpartition(".")[0]
+    return modules[name]
+
+
+def _remarks(target: TargetInfo, registry: Registry) -> tuple[str, ...]:
+    """Say which comments for nnaudit in the target's files name no check."""
+    files = {target.path, *(part.location.file for part in target.parts if part.location)}
+    said = []
+    for file in sorted(files - {""}):
+        for comment in suppression.comments_in(file):
+            where = f"{file}:{comment.line}"
+            if not comment.selectors:
+                said.append(f"{where}: the comment names no check: write ignore[CODE] reason")
+            for selector in comment.selectors:
+                try:
+                    registry.select([selector])
+                except UsageError as error:
+                    said.append(f"{where}: {error}")
+    return tuple(said)
 
 
 def _try_first_step(audit: Audit, emit: Callable[[Event], None], lethal: dict[str, str]) -> None:

@@ -53,12 +53,17 @@ class Question(Model):
 
 
 class Started(Model):
-    """The target is loaded: what it is, where it runs, and what will be asked."""
+    """The target is loaded: what it is, where it runs, and what will be asked.
+
+    ``remarks`` are sentences about the source that its author should know: a comment for nnaudit
+    that cannot be understood.
+    """
 
     event: Literal["started"] = "started"
     target: TargetInfo
     environment: Environment
     questions: tuple[Question, ...]
+    remarks: tuple[str, ...] = ()
 
 
 class Asking(Model):

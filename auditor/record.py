@@ -89,6 +89,11 @@ class Record:
                 self.steps = max(self.steps, steps)
                 self.finished = True
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the target's author should know of the source."""
+        return self.started.remarks if self.started else ()
+
     def remaining(self) -> tuple[str, ...]:
         """Return the codes of the selected checks that have no result yet."""
         questions = self.started.questions if self.started else ()
@@ -119,7 +124,11 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
     """Return the results in battery order, each failure with the failed check that explains it."""
     rank = {question.code: i for i, question in enumerate(questions)}
     explains = {question.code: question.consequence_of for question in questions}
-    failed = {code for code, result in results.items() if result.status is Status.FAIL}
+    failed = {
+        code
+        for code, result in results.items()
+        if result.status is Status.FAIL and not result.suppressed
+    }
 
     def with_cause(result: Result) -> Result:
         if result.status not in (Status.FAIL, Status.WARN):

@@ -184,9 +184,10 @@ class Result(Model):
 
     ``measured`` and ``threshold`` are phrases for a person ("0.98 of neighbours share a label").
     ``cause`` is the code of a failed check of which this failure is the consequence. ``crash``
-    says, for an ``error``, whose code it was that crashed. ``suppressed`` is the reason why the
-    user does not want to act on this finding: it is listed, and counts in no verdict. ``change``
-    and ``before``, the earlier status, compare it with a baseline where one was given.
+    says, for an ``error``, whose code it was that crashed. ``module`` is the first module that the
+    answer is about, ``modules`` are all, where there are several. ``suppressed`` is the reason why
+    the user does not want to act on this finding: it is listed, and counts in no verdict.
+    ``change`` and ``before``, the earlier status, compare it with a baseline where one was given.
     ``steps`` counts the optimizer steps and ``seconds`` the time spent for this check alone.
     """
 
@@ -202,6 +203,7 @@ class Result(Model):
     evidence: tuple[Evidence, ...] = ()
     location: Location | None = None
     module: str = ""
+    modules: tuple[str, ...] = ()
     fix: str = ""
     cause: str = ""
     crash: Literal["", "user", "nnaudit"] = ""

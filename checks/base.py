@@ -102,9 +102,13 @@ class Check(ABC):
         evidence: tuple[Evidence, ...] = (),
         location: Location | None = None,
         module: str = "",
+        modules: tuple[str, ...] = (),
         fix: str = "",
     ) -> Result:
         """Build the result. ``message`` is one sentence: what was measured against what.
+
+        Where the answer is about several modules or parameters, ``modules`` names all of them, so
+        that whoever suppresses one does not suppress the others.
 
         Raises:
             ValueError: a check of kind judgement says ``fail``, or a finding comes without a fix.
@@ -126,6 +130,7 @@ class Check(ABC):
             evidence=evidence,
             location=location,
             module=module,
+            modules=modules,
             fix=fix,
         )
 

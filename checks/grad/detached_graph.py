@@ -95,6 +95,7 @@ class DetachedGraph(Check):
             or audit.loop.locate(audit.loop.model)
             or audit.loop.locate("model"),
             "module": first.name,
+            "modules": tuple(block.name for block in cut),
         }
         if first.intended:
             return self.warned(

@@ -61,6 +61,7 @@ class GradientsReachAll(Check):
                 evidence=(_table(dead),),
                 location=_location(audit, dead[0].name),
                 module=dead[0].name,
+                modules=tuple(block.name for block in dead),
             )
         if blocks:
             return self.warned(
@@ -72,6 +73,7 @@ class GradientsReachAll(Check):
                 evidence=(_table(blocks),),
                 location=_location(audit, blocks[0].name),
                 module=blocks[0].name,
+                modules=tuple(block.name for block in blocks),
             )
         if not reach.parameters:
             return self.skipped("No optimizer trains a parameter of the model.")
@@ -103,6 +105,7 @@ class GradientsReachAll(Check):
             ),
             location=_location(audit, first.owner),
             module=first.owner,
+            modules=tuple(stray.owner for stray in strays),
         )
 
     def _nothing(self, audit: Audit, reach: Reach, measured: str) -> Result:

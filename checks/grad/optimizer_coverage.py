@@ -78,6 +78,7 @@ class OptimizerCoverage(Check):
             "evidence": (_table(missing, sizes),),
             "location": loop.locate("optimizer") or loop.locate("model"),
             "module": groups[0],
+            "modules": tuple(groups),
         }
         if not strangers and self._used_for_features(audit, missing):
             return self.warned(

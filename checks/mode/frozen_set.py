@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class FrozenSet(Check):
                 ),
             ),
             module=name.rpartition(".")[0],
+            modules=_owners(flipped),
             location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
             fix="set requires_grad once, before the optimizer is made, not in train() or eval()",
         )
@@ -102,6 +104,7 @@ class FrozenSet(Check):
             measured=f"{len(stepped)} frozen parameters change",
             threshold="none",
             module=stepped[0].rpartition(".")[0],
+            modules=_owners(stepped),
             location=audit.loop.locate("optimizer"),
             fix="AdamW([p for p in model.parameters() if p.requires_grad], lr=...)",
         )
@@ -122,6 +125,7 @@ class FrozenSet(Check):
             measured=f"{len(drifted)} normalisations drift, {frozen} parameters are frozen",
             threshold="none",
             module=drifted[0],
+            modules=tuple(drifted),
             location=audit.loop.locate(modules[drifted[0].partition(".")[0]])
             or audit.loop.locate("model"),
             fix="def train(self, mode=True): super().train(mode); self.backbone.eval(); "
@@ -163,3 +167,8 @@ def _statistics(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, ...]:
 
 def _inside(parameter: str, module: str) -> bool:
     return parameter.startswith(f"{module}.") if module else True
+
+
+def _owners(parameters: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that hold the parameters with these names, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in parameters))

@@ -90,6 +90,7 @@ class GradientReset(Check):
             location=next((e.location for e in steps if e.location is not None), None)
             or loop.locate("training_step"),
             module=kept[0].parameter.rpartition(".")[0],
+            modules=tuple({k.parameter.rpartition(".")[0]: None for k in kept}),
             fix="call optimizer.zero_grad() before loss.backward()",
         )
 

@@ -25,7 +25,7 @@ FORBIDDEN = {
 WITHOUT_TORCH = (
     "auditor/cli.py", "auditor/config.py", "auditor/errors.py", "auditor/job.py",
     "auditor/output.py", "auditor/progress.py", "auditor/record.py", "auditor/report.py",
-    "auditor/supervisor.py",
+    "auditor/supervisor.py", "auditor/suppression.py",
 )  # fmt: skip
 
 

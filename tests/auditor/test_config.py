@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from nnaudit import config
+from nnaudit.cli import main
 from nnaudit.errors import UsageError
 
 
@@ -68,6 +70,37 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, sai
 def test_an_unknown_variable_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean seed"):
         config.load(start=tmp_path, environment={"NNAUDIT_SEEED": "1"})
+
+
+def test_targets_of_the_file_are_found_from_a_folder_below(tmp_path: Path) -> None:
+    write(tmp_path, '[tool.nnaudit]\ntargets = ["train.py"]')
+    (tmp_path / "a").mkdir()
+    assert config.load(start=tmp_path, environment={}).targets == ("train.py",)
+    assert config.load(start=tmp_path / "a", environment={}).targets == ("../train.py",)
+
+
+def test_per_module_ignores_may_be_lists_or_words(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        '[tool.nnaudit.per-module-ignores]\n"net.embed.*" = ["GRAD101"]\nhead = "FIT101, DATA"',
+    )
+    settings = config.load(start=tmp_path, environment={})
+    assert settings.per_module_ignores == {"net.embed.*": ("GRAD101",), "head": ("FIT101", "DATA")}
+
+
+def test_every_setting_says_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, '[tool.nnaudit]\nseed = 1\nbudget = "1m"\nselect = ["DATA"]')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NNAUDIT_SEED", "2")
+    said = CliRunner().invoke(main, ["config"]).output
+    lines = {line.partition(" ")[0]: line for line in said.splitlines()}
+    assert lines["seed"].split() == ["seed", "=", "2", "#", "NNAUDIT_SEED"]
+    assert lines["budget"].endswith("pyproject.toml, [tool.nnaudit]")
+    assert lines["preset"].endswith("# default")
+    assert lines["select"].startswith('select = ["DATA"]')
+    assert set(lines) == {key.replace("_", "-") for key in config.Settings.model_fields}
 
 
 @pytest.mark.parametrize(
