@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from nnaudit.checks.data.input_scale import InputScale
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def pixels(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def mlp(inputs: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def ask(x: Tensor, model: Any = mlp, y: Tensor | None = None, **parts: Any) -> Result:
+    data = TensorDataset(x, torch.arange(len(x)) % 2 if y is None else y)
+    loader = DataLoader(data, 32, shuffle=True)
+    target = Target(model, lambda: loader, **parts)
+    return run_check(InputScale, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+# --- scale ---------------------------------------------------------------------------------------
+
+
+def test_a_column_in_the_hundreds_is_warned_of() -> None:
+    x = normal(128, 8)
+    x[:, 3] = 500 + 100 * x[:, 3]
+    result = ask(x)
+    assert result.status is Status.WARN
+    assert "1 of the 8 input channels" in result.message
+    assert "channel 3" in result.message
+    assert result.module == "0"
+
+
+def test_pixels_up_to_255_are_warned_of() -> None:
+    result = ask((255 * pixels(128, 1, 8, 8)).round(), cnn)
+    assert result.status is Status.WARN
+    assert result.fix == "x = x / 255"
+
+
+def test_pixels_divided_twice_are_warned_of() -> None:
+    assert ask(pixels(128, 1, 8, 8) / 255, cnn).status is Status.WARN
+    assert ask(pixels(128, 784) / 255, lambda: mlp(784)).status is Status.WARN
+
+
+@pytest.mark.parametrize(
+    ("x", "model"),
+    [
+        (normal(128, 8), mlp),
+        (pixels(128, 1, 8, 8), cnn),
+        ((16 * pixels(128, 64)).round(), lambda: mlp(64)),
+        (torch.eye(200)[torch.arange(128)], lambda: mlp(200)),
+        (F.normalize(pixels(128, 3000) * (pixels(128, 3000) > 0.99)), lambda: mlp(3000)),
+    ],
+    ids=["standardised", "pixels", "0..16", "one-hot", "tf-idf"],
+)
+def test_the_usual_inputs_pass(x: Tensor, model: Any) -> None:
+    assert ask(x, model).status is Status.PASS
+
+
+class Scaling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x / 255 - 0.5)
+
+
+def test_what_the_network_scales_itself_passes() -> None:
+    assert ask(255 * pixels(128, 1, 8, 8), Scaling).status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: nn.Sequential(nn.BatchNorm1d(8, affine=False), mlp()),
+        lambda: nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)),
+        lambda: nn.Sequential(nn.LayerNorm(8), mlp()),
+    ],
+)
+def test_a_normalisation_takes_the_scale_out(model: Any) -> None:
+    assert ask(300 * normal(128, 8), model).status in (Status.PASS, Status.SKIP)
+
+
+def test_a_frozen_layer_before_is_a_layer() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+            self.trunk.requires_grad_(False)
+            with torch.no_grad():
+                self.trunk.weight.mul_(500)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.trunk(x))
+
+    result = ask(normal(128, 8), Frozen)
+    assert result.status is Status.PASS
+    assert "trunk" in result.message
+
+
+def test_features_of_a_trunk_without_gradient_are_not_judged() -> None:
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                features = 500 * self.trunk(x)
+            return self.head(features)
+
+    assert ask(normal(128, 8), Trunk).status is Status.SKIP
+
+
+def test_a_teacher_that_is_written_to_in_place() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.student, self.teacher = nn.Linear(8, 2), nn.Linear(8, 2)
+            self.teacher.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.teacher.weight.mul_(0.99)
+            return self.student(x)
+
+    assert ask(normal(128, 8), Pair).status is Status.PASS
+
+
+def test_checkpointed_layers_are_no_doors() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.rest = nn.Linear(8, 16), mlp(16)
+            with torch.no_grad():
+                self.first.weight.mul_(200)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.rest, self.first(x), use_reentrant=True)
+
+    result = ask(normal(128, 8), Checkpointed)
+    assert result.status is Status.PASS
+    assert "first" in result.message
+
+
+def test_ids_are_no_numbers() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(1000, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embed(x).mean(1))
+
+    assert ask(torch.randint(1000, (128, 5)), Words).status is Status.SKIP
+
+
+def test_packed_sequences_are_looked_into() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.head = nn.GRU(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_sequence(list(x))
+            return self.head(self.read(packed)[1][0])
+
+    assert ask(100 * normal(128, 5, 8), Reader).status is Status.WARN
+    assert ask(normal(128, 5, 8), Reader).status is Status.PASS
+
+
+# --- constant ------------------------------------------------------------------------------------
+
+
+def test_constant_inputs_fail() -> None:
+    result = ask(torch.zeros(128, 8))
+    assert result.status is Status.FAIL
+    assert "128 rows" in result.message
+    assert ask(normal(1, 8).expand(128, 8)).status is Status.FAIL
+
+
+def test_constant_inputs_and_targets_are_noted() -> None:
+    assert ask(torch.zeros(128, 8), y=torch.zeros(128).long()).status is Status.NOTE
+
+
+def test_one_row_that_differs_is_enough() -> None:
+    x = torch.zeros(128, 8)
+    x[77] = 1.0
+    assert ask(x).status is not Status.FAIL
+
+
+def test_a_constant_grid_beside_a_varying_code_is_fine() -> None:
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.code, self.net = nn.Embedding(128, 8), mlp(16)
+
+        def forward(self, grid: Tensor, number: Tensor) -> Tensor:
+            return self.net(torch.cat([grid, self.code(number)], 1))
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        grid, number = batch
+        return F.cross_entropy(model(grid, number), number % 2)
+
+    result = ask(torch.ones(128, 8), Field, y=torch.arange(128), training_step=step)
+    assert result.status is not Status.FAIL
