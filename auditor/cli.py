@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import webbrowser
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -101,13 +102,18 @@ def main() -> None:
     "formats",
     multiple=True,
     metavar="FORMAT[:PATH]",
-    help="text, json, html; repeatable.",
+    help="text, json, html, markdown, junit, sarif, github, gitlab; repeatable.",
 )
 @click.option(
     "-o",
     "--output-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the report here.",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="An earlier JSON report: say what changed; only what is new fails.",
 )
 @click.option(
     "--fail-on",
@@ -156,7 +162,9 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         color=options["color"],
         quiet=options["quiet"],
         verbose=options["verbose"],
+        fail_on=settings.fail_on,
     )
+    options["before"] = _baseline(options["baseline"])
     reports, code = _audit_all(paths, arguments, settings, options)
     output.write(reports)
     if reports and (page := output.page(reports)) is not None:
@@ -164,6 +172,21 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         if options["view"]:
             webbrowser.open(page.resolve().as_uri())
     sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
+
+
+def _baseline(file: Path | None) -> Callable[[Report], Report]:
+    """Return what compares a report with the one in ``file``; without a file, nothing changes.
+
+    Raises:
+        UsageError: ``file`` is no report.
+    """
+    if file is None:
+        return lambda report: report
+    from nnaudit.baseline import compare
+    from nnaudit.reports.load import load
+
+    old = load(file)
+    return lambda report: compare([report], old, str(file))[0]
 
 
 def _flat(value: Any) -> Any:
@@ -190,7 +213,7 @@ def _audit_all(
             settings=settings,
             threads=threads,
         )
-        return _audit_one(job, verbose=options["verbose"], bar=jobs == 1)
+        return _audit_one(job, options["before"], verbose=options["verbose"], bar=jobs == 1)
 
     with ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(audit_one, paths))
@@ -203,7 +226,9 @@ def _worst(codes: list[int]) -> int:
     return max(codes, key=(OK, FINDINGS, USER_CRASH, USAGE, OWN_FAULT).index)
 
 
-def _audit_one(job: Job, *, verbose: bool, bar: bool) -> tuple[Report | None, int]:
+def _audit_one(
+    job: Job, compared: Callable[[Report], Report], *, verbose: bool, bar: bool
+) -> tuple[Report | None, int]:
     import shlex
 
     from nnaudit import supervisor
@@ -227,6 +252,7 @@ def _audit_one(job: Job, *, verbose: bool, bar: bool) -> tuple[Report | None, in
         click.echo(f"nnaudit: {remark}", err=True)
     if verbose and record.output:
         click.echo(f"--- output of {job.path}\n{record.output.rstrip()}\n---", err=True)
+    report = compared(report)
     return report, _exit_code(report, record, job.settings)
 
 
@@ -237,9 +263,9 @@ def _exit_code(report: Report, record: Record, settings: Settings) -> int:
     crash = _crash_sentence(record)
     if crash:
         click.echo(f"nnaudit: {crash}", err=True)
-    if report.with_status(*findings):
+    if any(result.is_new for result in report.with_status(*findings)):
         return FINDINGS
-    crashes = {result.crash for result in report.with_status(Status.ERROR)}
+    crashes = {result.crash for result in report.with_status(Status.ERROR) if result.is_new}
     if "nnaudit" in crashes:
         return OWN_FAULT
     if crashes or crash or _nothing_answered(report):
@@ -273,13 +299,18 @@ def _nothing_answered(report: Report) -> bool:
     "formats",
     multiple=True,
     metavar="FORMAT[:PATH]",
-    help="text, json, html; repeatable.",
+    help="text, json, html, markdown, junit, sarif, github, gitlab; repeatable.",
 )
 @click.option(
     "-o",
     "--output-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the report here.",
+)
+@click.option(
+    "--baseline",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="An earlier JSON report: say what changed.",
 )
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
 @click.option("-q", "--quiet", is_flag=True, help="Only the verdict and what failed.")
@@ -288,6 +319,7 @@ def report_command(
     file: Path,
     formats: tuple[str, ...],
     output_file: Path | None,
+    baseline: Path | None,
     color: str,
     quiet: bool,
     verbose: bool,
@@ -298,7 +330,8 @@ def report_command(
         from nnaudit.reports.load import load
 
         output = Output.parse(formats, output_file, color=color, quiet=quiet, verbose=verbose)
-        output.write(load(file))
+        compared = _baseline(baseline)
+        output.write([compared(report) for report in load(file)])
 
 
 @main.command()

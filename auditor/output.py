@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Literal, Self, cast
 
 from nnaudit.errors import UsageError
-from nnaudit.report import Report
+from nnaudit.report import Report, Status
 from nnaudit.reports import FORMATS, Options, Verbosity
 
-SUFFIXES = {".html": "html", ".htm": "html", ".json": "json", ".txt": "text"}
+SUFFIXES = {
+    ".html": "html",
+    ".htm": "html",
+    ".json": "json",
+    ".md": "markdown",
+    ".sarif": "sarif",
+    ".txt": "text",
+    ".xml": "junit",
+}
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""The variable in which GitHub names the file that a job's summary is appended to."""
+
+ROOTS = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR", "WORKSPACE")
+"""Variables in which GitHub, GitLab and Jenkins name the folder of the checked-out repository."""
 
 Color = Literal["auto", "always", "never"]
 
@@ -33,7 +47,7 @@ class Output:
 
     destinations: tuple[Destination, ...]
     color: Color
-    verbosity: Verbosity
+    options: Options
 
     @classmethod
     def parse(
@@ -44,8 +58,9 @@ class Output:
         color: str = "auto",
         quiet: bool = False,
         verbose: bool = False,
+        fail_on: str = "fail",
     ) -> Self:
-        """Read ``--output-format`` and ``--output-file``.
+        """Read ``--output-format`` and ``--output-file``; ``fail_on`` is the mildest failure.
 
         Raises:
             UsageError: a format does not exist, two go to stdout, or a file cannot be written.
@@ -61,7 +76,9 @@ class Output:
         for destination in destinations:
             _require_folder(destination.path)
         level = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
-        return cls(tuple(destinations), cast(Color, color), level)
+        failing = (Status.FAIL, Status.WARN) if fail_on == "warn" else (Status.FAIL,)
+        options = Options(verbosity=level, folder=_folder(), failing=failing)
+        return cls(tuple(destinations), cast(Color, color), options)
 
     def write(self, reports: Sequence[Report]) -> None:
         """Render ``reports`` into every destination.
@@ -74,11 +91,13 @@ class Output:
         for destination in self.destinations:
             render = FORMATS[destination.format]
             if destination.path is None:
-                options = Options.for_stream(sys.stdout, color=self.color, verbosity=self.verbosity)
+                options = self.options.for_stream(sys.stdout, color=self.color)
                 sys.stdout.write(render(reports, options))
                 sys.stdout.flush()
             else:
-                _write(destination.path, render(reports, Options(verbosity=self.verbosity)))
+                _write(destination.path, render(reports, self.options))
+            if destination.format == "github" and (summary := os.environ.get(SUMMARY)):
+                _append(Path(summary), FORMATS["markdown"](reports, self.options))
 
     def page(self, reports: Sequence[Report]) -> Path | None:
         """Return where the HTML report lies.
@@ -108,6 +127,17 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "nnaudit"
 
 
+def _folder() -> str:
+    """Return where we are in the repository, with forward slashes; nothing at its root."""
+    here = Path.cwd()
+    named = [Path(value).resolve() for name in ROOTS if (value := os.environ.get(name))]
+    found = [folder for folder in (here, *here.parents) if (folder / ".git").exists()]
+    for root in (*named, *found):
+        if here.is_relative_to(root):
+            return "" if here == root else here.relative_to(root).as_posix()
+    return ""
+
+
 def _destination(text: str) -> Destination:
     name, _, path = text.partition(":")
     if name not in FORMATS:
@@ -134,6 +164,9 @@ def _require_folder(path: Path | None) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write whole or not at all: a report that was there before survives a full disk."""
+    if path.exists() and not path.is_file():
+        return _append(path, text)  # a device or a pipe, such as /dev/stderr
+    path = path.resolve()  # a link stays one, and what it leads to is written
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(
@@ -146,4 +179,12 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from nnaudit import __version__
 from nnaudit.config import Settings
@@ -137,4 +138,13 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
         return result.model_copy(update={"cause": cause})
 
     placed = sorted(results.values(), key=lambda result: rank.get(result.code, len(rank)))
-    return tuple(with_cause(result) for result in placed)
+    return tuple(_nearby(with_cause(result)) for result in placed)
+
+
+def _nearby(result: Result) -> Result:
+    """Name a file in the current folder from there: a report is read on other machines, too."""
+    location = result.location
+    if location is None or not Path(location.file).is_relative_to(Path.cwd()):
+        return result
+    file = str(Path(location.file).relative_to(Path.cwd()))
+    return result.model_copy(update={"location": location.model_copy(update={"file": file})})

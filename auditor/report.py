@@ -213,6 +213,11 @@ class Result(Model):
     steps: int = 0
     seconds: Number = 0.0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it may fail a build: it is new or graver, or was compared with no baseline."""
+        return self.change in (None, Change.NEW, Change.WORSE)
+
 
 class Tool(Model):
     """Which nnaudit wrote the report, how it was called, and when (ISO 8601, UTC)."""

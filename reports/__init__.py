@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnaudit.reports import html, json_, terminal
+from nnaudit.reports import github, gitlab, html, json_, junit, markdown, sarif, terminal
 from nnaudit.reports.base import Options, Renderer, Verbosity
 from nnaudit.reports.load import ReportFileError, load
 
@@ -11,6 +11,11 @@ FORMATS: dict[str, Renderer] = {
     "text": terminal.render,
     "json": json_.render,
     "html": html.render,
+    "markdown": markdown.render,
+    "junit": junit.render,
+    "sarif": sarif.render,
+    "github": github.render,
+    "gitlab": gitlab.render,
 }
 
 __all__ = ["FORMATS", "Options", "Renderer", "ReportFileError", "Verbosity", "load"]

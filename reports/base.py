@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, Protocol, TextIO
 
-from nnaudit.report import Report
+from nnaudit.report import Report, Status
 
 
 class Verbosity(IntEnum):
@@ -22,26 +22,31 @@ class Verbosity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to write a report. A format takes what concerns it and ignores the rest."""
+    """How to write a report. A format takes what concerns it and ignores the rest.
+
+    ``folder`` is where the audit was started, seen from the root of the repository: what formats
+    that name files by their place in a repository put before a relative path. ``failing`` are the
+    statuses that fail a build.
+    """
 
     verbosity: Verbosity = Verbosity.NORMAL
     width: int = 80
     color: bool = False
     encoding: str = "utf-8"
+    folder: str = ""
+    failing: tuple[Status, ...] = (Status.FAIL,)
 
-    @classmethod
     def for_stream(
-        cls,
+        self,
         stream: TextIO,
         *,
         color: Literal["auto", "always", "never"] = "auto",
-        verbosity: Verbosity = Verbosity.NORMAL,
         environ: Mapping[str, str] = os.environ,
     ) -> Options:
-        """Choose what ``stream`` can show: its width, its colours, its encoding."""
+        """Return these options with what ``stream`` can show: its width, colours, encoding."""
         colored = color == "always" or (color == "auto" and _wants_color(stream, environ))
-        return cls(
-            verbosity=verbosity,
+        return replace(
+            self,
             width=shutil.get_terminal_size((80, 24)).columns,
             color=colored,
             encoding=stream.encoding or "utf-8",

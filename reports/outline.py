@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnaudit.report import Report, Result, Status
+from nnaudit.report import Change, Report, Result, Slower, Status
+from nnaudit.reports.text import count, format_seconds
 
 #: Worst first. A crash is never a pass, so it stands next to the failures.
 SEVERITY = (
@@ -36,6 +37,16 @@ LABELS = {
     Status.INCONCLUSIVE: "Inconclusive",
     Status.SKIP: "Skipped",
     Status.PASS: "Pass",
+}
+
+#: What is said of a result that differs from the baseline, worst first.
+CHANGES = {
+    Change.NEW: "new",
+    Change.WORSE: "graver than in the baseline",
+    Change.UNCHANGED: "as in the baseline",
+    Change.MILDER: "milder than in the baseline",
+    Change.UNJUDGED: "found in the baseline, without an answer now",
+    Change.FIXED: "fixed since the baseline",
 }
 
 #: Whose code it was that crashed, as a remark to the reader.
@@ -90,12 +101,27 @@ def findings(report: Report, status: Status) -> tuple[Finding, ...]:
 def _root(result: Result, by_code: dict[str, Result]) -> Result:
     seen = {result.code}
     root = result
-    while (cause := by_code.get(root.cause)) is not None and cause.status in _BROKEN:
+    while (cause := by_code.get(root.cause)) is not None and _explains(cause):
         if cause.code in seen:
             return result  # a ring of causes has no first one: each stands for itself
         seen.add(cause.code)
         root = cause
     return root
+
+
+def _explains(cause: Result) -> bool:
+    return cause.status in _BROKEN and not cause.suppressed
+
+
+def ordered(report: Report) -> tuple[Finding, ...]:
+    """Return all findings, what the baseline has last, else worst first."""
+    every = [finding for status in FINDINGS for finding in findings(report, status)]
+    return tuple(sorted(every, key=lambda finding: rank(finding.result)))
+
+
+def rank(result: Result) -> tuple[bool, int]:
+    """Return what sorts findings: what may fail a build first, then by severity."""
+    return not result.is_new, SEVERITY.index(result.status)
 
 
 def reasons(report: Report, status: Status) -> tuple[Reason, ...]:
@@ -114,6 +140,14 @@ def counts(report: Report) -> dict[Status, int]:
 
 def verdict(report: Report) -> Verdict:
     """Judge one target in one sentence. Only passes make a pass."""
+    judged = _verdict(report)
+    remarks = [_news(report, judged.status)]
+    if hidden := len(report.suppressed):
+        remarks.append(f"{count(hidden, 'finding')} {_verb(hidden, 'are', 'is')} suppressed")
+    return Verdict(judged.status, ", ".join(part for part in (judged.headline, *remarks) if part))
+
+
+def _verdict(report: Report) -> Verdict:
     number = counts(report)
     total = len(report.results)
     of_all = f"of {total} {'check' if total == 1 else 'checks'}"
@@ -126,6 +160,17 @@ def verdict(report: Report) -> Verdict:
     if warns := number.get(Status.WARN, 0):
         return Verdict(Status.WARN, f"No check fails, {warns} {of_all} {_verb(warns, 'warn')}")
     return _quiet_verdict(number, total, of_all)
+
+
+def _news(report: Report, status: Status) -> str:
+    """Say how much of what decides the verdict is new since the baseline."""
+    if report.baseline is None or status not in (*_BROKEN, Status.WARN):
+        return ""
+    deciding = report.with_status(*(_BROKEN if status in _BROKEN else (status,)))
+    news = sum(result.is_new for result in deciding)
+    if news == len(deciding):
+        return "new since the baseline"
+    return f"{news} of them new" if news else "none of them new"
 
 
 def _quiet_verdict(number: dict[Status, int], total: int, of_all: str) -> Verdict:
@@ -141,6 +186,50 @@ def _quiet_verdict(number: dict[Status, int], total: int, of_all: str) -> Verdic
     return Verdict(
         Status.PASS, f"No check fails, {passed} {of_all} {_verb(passed, 'pass', 'passes')}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """One thing to say about the comparison with a baseline, such as ``new: DATA104 shuffling``."""
+
+    label: str
+    text: str
+
+
+def since(report: Report) -> tuple[Since, ...]:
+    """Return what to say about the comparison with the baseline; nothing where there is none."""
+    baseline = report.baseline
+    if baseline is None:
+        return ()
+    groups = {
+        label: [title(result) for result in report.results if result.change is change]
+        for change, label in _GROUPS.items()
+    }
+    lines = [Since(label, ", ".join(names)) for label, names in groups.items() if names]
+    if not lines:
+        lines.append(Since("changed", "nothing"))
+    if baseline.unasked:
+        lines.append(Since("not asked now", ", ".join(baseline.unasked)))
+    if baseline.slower:
+        lines.append(Since("slower", ", ".join(_slower(item) for item in baseline.slower)))
+    made = f", made {baseline.created}" if baseline.created else ""
+    by = f" by nnaudit {baseline.version}" if baseline.version else ""
+    remark = f". {baseline.remark}" if baseline.remark else ""
+    return (*lines, Since("baseline", f"{baseline.file}{made}{by}{remark}"))
+
+
+_GROUPS = {
+    Change.NEW: "new",
+    Change.WORSE: "graver",
+    Change.MILDER: "milder",
+    Change.FIXED: "fixed",
+    Change.UNJUDGED: "no answer now",
+    Change.UNCHANGED: "unchanged",
+}
+
+
+def _slower(item: Slower) -> str:
+    return f"{item.name} ({format_seconds(item.before)}, now {format_seconds(item.now)})"
 
 
 def verdict_of_all(reports: Sequence[Report]) -> Verdict:

@@ -6,7 +6,7 @@ interpreted: no markup, no escape codes, and no character that the stream cannot
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -28,16 +28,15 @@ from nnaudit.report import (
     Table,
     Text,
 )
-from nnaudit.reports import outline
+from nnaudit.reports import inline, outline
 from nnaudit.reports.base import Options, Verbosity
-from nnaudit.reports.geometry import levels
+from nnaudit.reports.inline import Ink
 from nnaudit.reports.outline import Finding, title
 from nnaudit.reports.text import (
     PHRASE_LIMIT,
     TEXT_LIMIT,
     count,
     format_cell,
-    format_number,
     format_seconds,
     one_line,
     visible,
@@ -47,7 +46,7 @@ from nnaudit.reports.text import (
 _WIDEST = 120
 _LABEL = 11
 _WIDE_LABEL = 16
-_SPARK = 24
+_CURVES = 3
 _ROWS = 20
 _TAIL = 6
 
@@ -75,33 +74,15 @@ _WORDS = {
 @dataclass(frozen=True, slots=True)
 class _Glyphs:
     status: dict[Status, str]
-    spark: str
-    gap: str
-    arrow: str
-    dot: str
-    rule: str
+    ink: Ink
 
     def encodable(self, encoding: str) -> bool:
-        every = "".join([*self.status.values(), self.spark, self.gap, self.arrow, self.dot])
-        return _encoded(every + self.rule, encoding) == every + self.rule
+        every = "".join([*self.status.values(), self.ink.ramp, self.ink.gap, self.ink.arrow])
+        return _encoded(every, encoding) == every
 
 
-_UNICODE = _Glyphs(
-    status=dict(zip(outline.SEVERITY, "✗!▲i?–✓", strict=True)),
-    spark="▁▂▃▄▅▆▇█",
-    gap="·",
-    arrow="→",
-    dot="·",
-    rule="─",
-)
-_ASCII = _Glyphs(
-    status=dict(zip(outline.SEVERITY, "x!*i?-+", strict=True)),
-    spark="_.:-=+*#",
-    gap=" ",
-    arrow="->",
-    dot="|",
-    rule="-",
-)
+_UNICODE = _Glyphs(dict(zip(outline.SEVERITY, "✗!▲i?–✓", strict=True)), inline.UNICODE)
+_ASCII = _Glyphs(dict(zip(outline.SEVERITY, "x!*i?-+", strict=True)), inline.ASCII)
 
 
 def render(reports: Sequence[Report], options: Options) -> str:
@@ -186,6 +167,8 @@ class _Page:
     def report(self, report: Report) -> None:
         verbosity = self.options.verbosity
         self.verdict(outline.verdict(report), one_line(report.target.path or report.target.name))
+        for item in outline.since(report):
+            self.field(item.label, one_line(item.text), _WIDE_LABEL)
         for status in outline.FINDINGS:
             if verbosity is not Verbosity.QUIET or status in (Status.FAIL, Status.ERROR):
                 for finding in outline.findings(report, status):
@@ -222,8 +205,10 @@ class _Page:
     def result_title(self, result: Result) -> None:
         status = result.status
         head = Line(f"{self.glyphs.status[status]} {_WORDS[status]}", style=_STYLES[status])
-        name = self.safe(one_line(title(result)))
-        self.hang(head, Line(name, style="bold"), 0, head.cell_len + 1)
+        name = Line(self.safe(one_line(title(result))), style="bold")
+        if result.change:
+            name.append(f" ({outline.CHANGES[result.change]})", style="dim")
+        self.hang(head, name, 0, head.cell_len + 1)
 
     def result_body(self, result: Result) -> None:
         verbose = self.options.verbosity is Verbosity.VERBOSE
@@ -268,43 +253,17 @@ class _Page:
 
     def curve(self, curve: Curve) -> None:
         self.subtitle(curve.title)
-        shown = len(curve.series) if self.options.verbosity is Verbosity.VERBOSE else 3
-        rows = [
-            (self.cell(s.name), f"{self.sparkline(s.y, log=curve.log_y)}  {self.span(s.y)}")
-            for s in curve.series[:shown]
-        ]
-        if len(curve.series) > shown:
-            rows.append(("", f"and {count(len(curve.series) - shown, 'curve')} more: see -v"))
-        limits = [f"{one_line(name)} {format_number(y)}" for name, y in curve.thresholds.items()]
-        if limits:
-            rows.append(("limits" if len(limits) > 1 else "limit", self.safe(", ".join(limits))))
-        width = 6 + min(24, max(cell_len(name) for name, _ in rows)) if rows else 0
-        for name, text in rows:
-            self.hang(Line(name, style="dim"), Line(text), 4, width)
-
-    def span(self, values: Sequence[float]) -> str:
-        finite = [value for value in values if math.isfinite(value)]
-        if not finite:
-            return "no finite value"
-        ends = f"{format_number(values[0])} {self.glyphs.arrow} {format_number(values[-1])}"
-        if self.options.verbosity is not Verbosity.VERBOSE:
-            return ends
-        return f"{ends}, lowest {format_number(min(finite))}, highest {format_number(max(finite))}"
-
-    def sparkline(
-        self, values: Sequence[float], *, log: bool = False, from_zero: bool = False
-    ) -> str:
-        ramp = self.glyphs.spark
-        heights = levels(values, width=_SPARK, height=len(ramp), log=log, from_zero=from_zero)
-        return "".join(self.glyphs.gap if h is None else ramp[h] for h in heights)
+        verbose = self.options.verbosity is Verbosity.VERBOSE
+        shown = len(curve.series) if verbose else _CURVES
+        rows = inline.curve_rows(curve, self.glyphs.ink, shown=shown, extremes=verbose)
+        names = [self.safe(name) for name, _ in rows]
+        width = 6 + min(24, max(map(cell_len, names), default=0))
+        for name, (_, text) in zip(names, rows, strict=True):
+            self.hang(Line(name, style="dim"), Line(self.safe(text)), 4, width)
 
     def histogram(self, histogram: Histogram) -> None:
         self.subtitle(histogram.title)
-        text = self.sparkline(histogram.counts, from_zero=True)
-        if histogram.edges:
-            low, high = (format_number(histogram.edges[end]) for end in (0, -1))
-            text += self.safe(f"  {low} to {high} {one_line(histogram.x_label)}")
-        self.hang("", Line(text), 4, 4)
+        self.hang("", inline.histogram_row(histogram, self.glyphs.ink), 4, 4)
 
     def images(self, images: Images) -> None:
         self.subtitle(images.title)
@@ -374,36 +333,88 @@ class _Page:
         self.field("command", report.tool.command, _WIDE_LABEL)
 
     def accounted(self, report: Report) -> None:
-        """Print one line for each group of results that asks nothing of the reader."""
+        """Account for the results that ask nothing of the reader, in a few lines."""
         self.blank()
         if passed := report.with_status(Status.PASS):
-            names = ", ".join(title(result) for result in passed)
-            self.group(Status.PASS, len(passed), "passed", names)
-        for status, word in ((Status.INCONCLUSIVE, "inconclusive"), (Status.SKIP, "skipped")):
-            for reason in outline.reasons(report, status):
-                names = ", ".join(title(result) for result in reason.results)
-                text = f"{names}: {one_line(reason.text)}"
-                self.group(status, len(reason.results), word, text)
+            self.group(Status.PASS, len(passed), "passed", [compact(passed)])
+        if unsure := report.with_status(Status.INCONCLUSIVE):
+            lines = [_reason(reason) for reason in outline.reasons(report, Status.INCONCLUSIVE)]
+            self.group(Status.INCONCLUSIVE, len(unsure), "inconclusive", lines)
+        if skipped := report.with_status(Status.SKIP):
+            self.group(Status.SKIP, len(skipped), "skipped", self.skips(report))
+        if hidden := report.suppressed:
+            self.group(Status.SKIP, len(hidden), "suppressed", [_hidden(r) for r in hidden])
 
-    def group(self, status: Status, number: int, word: str, text: str) -> None:
+    def skips(self, report: Report) -> list[str]:
+        """Return a line for each reason that several checks share, and one for all the others."""
+        reasons = outline.reasons(report, Status.SKIP)
+        alone = [reason for reason in reasons if len(reason.results) == 1]
+        if self.options.verbosity is Verbosity.VERBOSE or len(alone) == 1:
+            return [_reason(reason) for reason in reasons]
+        lines = [_reason(reason) for reason in reasons if len(reason.results) > 1]
+        if alone:
+            codes = compact([reason.results[0] for reason in alone])
+            lines.append(f"{codes}: do not apply here (-v tells why)")
+        return lines
+
+    def group(self, status: Status, number: int, word: str, lines: Sequence[str]) -> None:
         head = Line(f"{self.glyphs.status[status]} {number} {word}", style=_STYLES[status])
-        self.hang(head, text, 0, 18)
+        for line in lines:
+            self.hang(head, line, 0, 18)
+            head = Line(" ")
 
     def totals(self, report: Report) -> None:
         numbers = ", ".join(
             f"{number} {outline.LABELS[status].lower()}"
             for status, number in outline.counts(report).items()
         )
+        if hidden := len(report.suppressed):
+            numbers += f", {hidden} suppressed"
         checks = count(len(report.results), "check")
         cost = _cost(report.totals.steps, report.totals.seconds)
         device = f" on {one_line(report.environment.device)}" if report.environment.device else ""
         seed = f"seed {report.tool.seed}, preset {one_line(report.tool.preset)}"
         self.blank()
-        text = f"{checks}: {numbers or 'none'}. {cost}{device}, {seed}."
-        self.hang("", Line(self.safe(text), style="dim"), 0, 0)
+        for text in (f"{checks}: {numbers or 'none'}.", f"{cost}{device}, {seed}."):
+            self.hang("", Line(self.safe(text), style="dim"), 0, 0)
 
 
 _ORIGINS = {"user": "you", "default": "nnaudit's defaults", "absent": "nowhere"}
+
+
+def compact(results: Sequence[Result]) -> str:
+    """Return the codes of ``results`` in little space: ``DATA101 102, LOSS101-104``."""
+    families: dict[str, list[int]] = {}
+    for result in results:
+        match = re.fullmatch(r"([A-Z]+)(\d{1,9})", result.code)
+        numbers = families.setdefault(match[1] if match else one_line(title(result)), [])
+        if match:
+            numbers.append(int(match[2]))
+    return ", ".join(f"{family}{_ranges(numbers)}" for family, numbers in families.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    joined = ("-" if len(run) > 2 else " " for run in runs)
+    return " ".join(
+        str(run[0]) if len(run) == 1 else f"{run[0]}{joint}{run[-1]}"
+        for run, joint in zip(runs, joined, strict=True)
+    )
+
+
+def _reason(reason: outline.Reason) -> str:
+    names = ", ".join(one_line(title(result)) for result in reason.results)
+    return f"{names}: {one_line(reason.text)}"
+
+
+def _hidden(result: Result) -> str:
+    label = outline.LABELS[result.status].lower()
+    return f"{one_line(title(result))} ({label}): {one_line(result.suppressed)}"
 
 
 def _where(result: Result) -> str:

@@ -12,6 +12,9 @@ from click.testing import CliRunner, Result
 from programs import SOURCE
 
 from nnaudit.cli import main
+from nnaudit.reports import FORMATS
+
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,7 @@ def test_the_package_runs_as_a_module() -> None:
         (("--output-format", "json", "--output-format", "html", "x.py"), "two formats"),
         (("-o", "no/such/folder/x.html", "x.py"), "no folder"),
         (("report", "missing.json"), "cannot be read"),
+        (("--baseline", "missing.json", "x.py"), "missing.json cannot be read"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(words: tuple[str, ...], said: str) -> None:
@@ -74,6 +78,25 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(words: tuple[str, ...], sai
     assert result.exit_code == 2
     assert said in one_sentence(result)
     assert result.stdout == ""
+
+
+def test_every_format_is_named_in_the_help() -> None:
+    for command in ("check", "report"):
+        text = " ".join(run(command, "--help").stdout.split())
+        assert f"{', '.join(FORMATS)}; repeatable." in text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_saved_report_is_shown_in_every_format(name: str) -> None:
+    result = run("report", str(ASSETS / "failing-v1.json"), "--output-format", name)
+    assert result.exit_code == 0
+    assert "double-activation" in result.stdout or "DoubleActivation" in result.stdout
+
+
+def test_a_saved_report_is_compared_with_another() -> None:
+    file = str(ASSETS / "failing-v1.json")
+    result = run("report", file, "--baseline", file)
+    assert "3 of 39 checks fail, none of them new" in result.stdout
 
 
 def test_a_wrong_option_names_the_right_one() -> None:
@@ -127,6 +150,19 @@ class TestAudits:
         path = program(faulty)
         assert run("--select", "DATA101", path).exit_code == 1
         assert run("--select", "DATA101", "--exit-zero", path).exit_code == 0
+
+    def test_only_what_the_baseline_lacks_fails(self) -> None:
+        faulty = SOURCE.replace("torch.randn(256, 8)", "torch.randn(256, 8) / 0 * 0")
+        asked = ("--select", "DATA101,DATA102")
+        assert run(*asked, "-o", "old.json", program()).exit_code == 0
+        path = program(faulty)
+        new = run(*asked, "-o", "new.json", "--baseline", "old.json", path)
+        assert new.exit_code == 1
+        known = run(*asked, "--baseline", "new.json", path)
+        assert known.exit_code == 0
+        assert "1 of 2 checks fails, none of them new" in known.stdout
+        fixed = run(*asked, "--baseline", "new.json", program())
+        assert "fixed           DATA101 finite-values" in fixed.stdout
 
     def test_several_targets_make_one_json(self) -> None:
         result = run(

@@ -31,14 +31,14 @@ class Stream(io.StringIO):
     ],
 )
 def test_colour_is_chosen_by_flag_then_environment_then_terminal(color, tty, environ, colored):
-    assert Options.for_stream(Stream(tty), color=color, environ=environ).color is colored
+    assert Options().for_stream(Stream(tty), color=color, environ=environ).color is colored
 
 
 def test_the_width_and_encoding_of_the_stream_are_used(monkeypatch):
     monkeypatch.setenv("COLUMNS", "97")
-    options = Options.for_stream(Stream(True), environ={})
+    options = Options().for_stream(Stream(True), environ={})
     assert (options.width, options.encoding) == (97, "cp1252")
-    assert Options.for_stream(io.StringIO(), environ={}).encoding == "utf-8"
+    assert Options().for_stream(io.StringIO(), environ={}).encoding == "utf-8"
 
 
 @pytest.mark.parametrize("name", FORMATS)

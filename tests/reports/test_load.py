@@ -14,7 +14,7 @@ def test_old_report_files_can_still_be_read_and_rendered(name, targets):
     reports = load(ASSETS / name)
     assert len(reports) == targets
     for render in FORMATS.values():
-        assert "double-activation" in render(reports, Options())
+        assert "LOSS101" in render(reports, Options())
 
 
 @pytest.mark.parametrize(

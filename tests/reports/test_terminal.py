@@ -82,7 +82,24 @@ def test_verbose_shows_everything(realistic):
 
 def test_skips_are_grouped_by_reason(realistic):
     text = render([realistic], Options(width=160))
-    assert "2 skipped       DATA108 split-leakage, DATA109 split-shift: The target has" in text
+    shared = "– 3 skipped       DATA108 split-leakage, DATA109 split-shift: The target has no"
+    assert shared in text
+    assert "\n                  GRAD104 causality: Not a next-token model." in text
+
+
+def test_reasons_of_single_checks_are_left_to_verbose(make_report, make_result):
+    results = [make_result(f"LOSS10{i}", Status.SKIP, message=f"Reason {i}.") for i in (1, 2, 3, 5)]
+    report = make_report(*results, make_result("FIT101", Status.SKIP, message="Reason 6."))
+    line = "– 5 skipped       LOSS101-103 105, FIT101: do not apply here (-v tells why)"
+    assert line in lines(report)
+    verbose = render([report], Options(verbosity=Verbosity.VERBOSE))
+    assert all(f"Reason {i}." in verbose for i in (1, 2, 3, 5, 6))
+
+
+def test_passes_are_told_in_little_space(make_report, make_result):
+    codes = ("DATA101", "DATA102", "INIT101", "INIT104", "PLUGIN-1")
+    report = make_report(*(make_result(code) for code in codes))
+    assert "✓ 5 passed        DATA101 102, INIT101 104, PLUGIN-1 some-check" in lines(report)
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])

@@ -1,0 +1,71 @@
+"""Curves and histograms as a line of text, for the terminal and for comments on a pull request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nnaudit.report import Curve, Histogram
+from nnaudit.reports.geometry import levels
+from nnaudit.reports.text import count, format_number, one_line
+
+WIDTH = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Ink:
+    """The characters a chart is drawn with: from low to high, no value, an arrow."""
+
+    ramp: str
+    gap: str
+    arrow: str
+
+
+UNICODE = Ink("▁▂▃▄▅▆▇█", "·", "→")
+ASCII = Ink("_.:-=+*#", " ", "->")
+
+
+def sparkline(
+    values: Sequence[float], ink: Ink, *, log: bool = False, from_zero: bool = False
+) -> str:
+    """Draw ``values`` in at most ``WIDTH`` columns, each the mean of its values."""
+    heights = levels(values, width=WIDTH, height=len(ink.ramp), log=log, from_zero=from_zero)
+    return "".join(ink.gap if height is None else ink.ramp[height] for height in heights)
+
+
+def span(values: Sequence[float], ink: Ink, *, extremes: bool = False) -> str:
+    """Write the first and the last value, and on demand the lowest and the highest."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "no finite value"
+    ends = f"{format_number(values[0])} {ink.arrow} {format_number(values[-1])}"
+    if not extremes:
+        return ends
+    return f"{ends}, lowest {format_number(min(finite))}, highest {format_number(max(finite))}"
+
+
+def curve_rows(
+    curve: Curve, ink: Ink, *, shown: int, extremes: bool = False
+) -> list[tuple[str, str]]:
+    """Return a labelled row for each of the first ``shown`` lines, then one for the limits."""
+    rows = []
+    for series in curve.series[:shown]:
+        line = sparkline(series.y, ink, log=curve.log_y)
+        ends = span(series.y, ink, extremes=extremes)
+        rows.append((one_line(series.name, limit=60), f"{line}  {ends}"))
+    if len(curve.series) > shown:
+        rows.append(("", f"and {count(len(curve.series) - shown, 'curve')} more"))
+    limits = [f"{one_line(name)} {format_number(y)}" for name, y in curve.thresholds.items()]
+    if limits:
+        rows.append(("limits" if len(limits) > 1 else "limit", ", ".join(limits)))
+    return rows
+
+
+def histogram_row(histogram: Histogram, ink: Ink) -> str:
+    """Draw a histogram from zero and say what its edges are."""
+    text = sparkline(histogram.counts, ink, from_zero=True)
+    if histogram.edges:
+        low, high = (format_number(histogram.edges[end]) for end in (0, -1))
+        text += f"  {low} to {high} {one_line(histogram.x_label)}"
+    return text

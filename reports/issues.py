@@ -1,0 +1,86 @@
+"""Findings as the tools that review code know them: a line of a file, words, an identity.
+
+SARIF, GitHub, GitLab and JUnit differ in their syntax; what they say of a finding is said here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from dataclasses import dataclass
+from pathlib import PureWindowsPath
+
+from nnaudit.report import Change, Report, Result
+from nnaudit.reports import outline
+from nnaudit.reports.base import Options
+from nnaudit.reports.outline import Finding
+from nnaudit.reports.text import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of a file; the path has forward slashes and is relative to the repository's root."""
+
+    file: str
+    line: int
+
+
+def place(result: Result, report: Report, options: Options) -> Place:
+    """Return where a finding is shown: its own line, else the first line of the target's file."""
+    if (location := result.location) is None:
+        return Place(target_file(report, options), 1)
+    return Place(_in_repository(location.file, options.folder), max(1, location.line))
+
+
+def target_file(report: Report, options: Options) -> str:
+    """Return the target's file, named as in :func:`place`."""
+    return _in_repository(report.target.path or report.target.name, options.folder)
+
+
+def _in_repository(file: str, folder: str) -> str:
+    slashed = PureWindowsPath(file).as_posix() if "\\" in file else file
+    return posixpath.normpath(posixpath.join(folder, slashed))
+
+
+def fingerprint(result: Result, report: Report) -> str:
+    """Return what tells this finding from others and stays when lines move: 64 hex digits."""
+    identity = (report.target.path or report.target.name, result.code, result.name, result.module)
+    return hashlib.sha256("\0".join(identity).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def facts(result: Result) -> tuple[tuple[str, str], ...]:
+    """Return the labelled facts of a result that are not empty, each on one line."""
+    location = result.location
+    every = (
+        ("measured", result.measured),
+        ("threshold", result.threshold),
+        ("where", f"{location.file}:{location.line}" if location else ""),
+        ("module", result.module),
+        ("crash", outline.CRASHES[result.crash]),
+        ("fix", result.fix),
+        ("because of", result.cause),
+        ("baseline", outline.CHANGES[result.change] if result.change else ""),
+        ("suppressed", result.suppressed),
+    )
+    return tuple((label, one_line(text)) for label, text in every if text)
+
+
+def sentence(finding: Finding) -> str:
+    """Return a finding as one paragraph: message, fix, what follows from it, what is known."""
+    result = finding.result
+    parts = [one_line(result.message)]
+    if result.fix:
+        parts.append(f"Fix: {one_line(result.fix)}")
+    if finding.consequences:
+        names = ", ".join(one_line(outline.title(other)) for other in finding.consequences)
+        parts.append(f"Leads to {names}.")
+    if result.suppressed:
+        parts.append(f"Suppressed: {one_line(result.suppressed)}")
+    elif result.change not in (None, Change.NEW):
+        parts.append(f"({outline.CHANGES[result.change]})")
+    return " ".join(parts)
+
+
+def suppressed(report: Report) -> tuple[Finding, ...]:
+    """Return the suppressed findings: they are listed, each for itself."""
+    return tuple(Finding(result) for result in report.suppressed)
