@@ -99,7 +99,8 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return the correlation of ``a`` and ``b`` (N, ...) row by row, of shape (N,)."""
     a, b = (t.flatten(1).double() for t in (a, b))
     a, b = (t - t.mean(1, keepdim=True) for t in (a, b))
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
+    product: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
+    return product
 
 
 def filter_autocorrelation(filters: Tensor) -> float | None:

@@ -1,0 +1,117 @@
+"""Whether autograd graphs stay alive after their step: how many nodes are reachable, by step."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.probes.base import Probe
+
+SETTLING = 3
+"""Steps before the first count: a loop holds on to its last loss and output, and to first ones."""
+
+COUNTS = 8
+"""Counts after as many steps. Growth in every one of them is no accident on one and the same batch,
+on which every step builds the same graph."""
+
+MOST_NODES = 200_000
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What :class:`KeptGraphs` saw after each of the counted steps.
+
+    Attributes:
+        nodes: autograd nodes that some live tensor leads to.
+        tensors: live tensors that have a history.
+        kinds: those of which there are more at the end than at the beginning, by the name of the
+            node that made them and their shape, with how many more.
+    """
+
+    nodes: tuple[int, ...]
+    tensors: tuple[int, ...]
+    kinds: tuple[tuple[str, int], ...]
+
+
+class KeptGraphs(Probe[Kept]):
+    """The same batch, step after step; between the steps what is alive is counted."""
+
+    def measure(self, audit: Audit) -> Kept:
+        """Take the steps.
+
+        Raises:
+            UserCodeError: the user's code raised.
+            OutOfBudgetError: the time is used up.
+        """
+        loop = audit.loop
+        batch = batches.clone(next(iter(loop.batches())))
+        for _ in range(SETTLING):
+            loop.step(batch)
+        nodes: list[int] = []
+        tensors: list[int] = []
+        kinds: list[Counter[str]] = []
+        with _older_tensors() as older:
+            for _ in range(COUNTS):
+                audit.clock.check()
+                loop.step(batch)
+                alive = _with_history(older)
+                nodes.append(_reachable(alive))
+                tensors.append(len(alive))
+                kinds.append(Counter(_kind(tensor) for tensor in alive))
+                del alive
+        more = kinds[-1] - kinds[0]
+        return Kept(tuple(nodes), tuple(tensors), tuple(more.most_common(3)))
+
+
+@contextmanager
+def _older_tensors() -> Iterator[list[weakref.ref[Tensor]]]:
+    """Yield the tensors there are, and hide everything there is from the garbage collector.
+
+    A process with torch in it holds a million objects, and to go through them takes a second. What
+    is made from now on is few. Who has hidden objects already keeps them as they are.
+    """
+    ours = not gc.get_freeze_count()
+    older = [weakref.ref(tensor) for tensor in _tensors()] if ours else []
+    if ours:
+        gc.freeze()
+    try:
+        yield older
+    finally:
+        if ours:
+            gc.unfreeze()
+
+
+def _tensors() -> list[Tensor]:
+    # By type, not isinstance: that would ask the class of every lazy proxy in the process.
+    return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
+
+
+def _with_history(older: list[weakref.ref[Tensor]]) -> list[Tensor]:
+    gc.collect()
+    still = [tensor for reference in older if (tensor := reference()) is not None]
+    return [tensor for tensor in (*still, *_tensors()) if tensor.grad_fn is not None]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{type(tensor.grad_fn).__name__} {tuple(tensor.shape)}"
+
+
+def _reachable(tensors: Iterable[Tensor]) -> int:
+    """Count the nodes that the graphs of ``tensors`` have, each once."""
+    pending: list[Any] = [tensor.grad_fn for tensor in tensors]
+    seen = set(pending)
+    while pending and len(seen) < MOST_NODES:
+        for node, _ in pending.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                pending.append(node)
+    return len(seen)

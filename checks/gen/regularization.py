@@ -1,0 +1,186 @@
+"""GEN101: how far training and validation part, and what holds them together."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.levers import Lever, Levers, next_lever
+from nnaudit.probes.training_run import Moment, Training, TrainingRun
+from nnaudit.report import Curve, Kind, Result, Series, Table
+
+ENOUGH = 100
+"""Rows of which the mean loss is taken as it is where no batches tell how much it varies."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How training and validation parted in a run.
+
+    Attributes:
+        share: of what was learnt on training batches, the part that validation batches lack.
+        rise: by how much validation is above its best, in what it had gained at its best.
+        certain: the rise is more than three standard errors of the validation batches' mean, or
+            its batches are one or two and hold at least :data:`ENOUGH` rows.
+    """
+
+    share: float
+    rise: float
+    certain: bool
+
+    @classmethod
+    def of(cls, moments: tuple[Moment, ...], rows: int = ENOUGH) -> Gap | None:
+        """Return the gap at the end of ``moments``; None where nothing was learnt.
+
+        ``rows`` is how many there are in the validation batches.
+        """
+        first, last = moments[0], moments[-1]
+        learnt = first.val.loss - last.fixed.loss
+        best = min(moments, key=lambda moment: moment.val.loss)
+        gained = first.val.loss - best.val.loss
+        if not math.isfinite(learnt + gained) or learnt <= 0:
+            return None
+        up = last.val.loss - best.val.loss
+        differences = [b - a for a, b in zip(best.val.losses, last.val.losses, strict=False)]
+        error = 0.0 if rows >= ENOUGH else math.inf
+        if len(differences) > 2:
+            error = statistics.stdev(differences) / math.sqrt(len(differences))
+        rise = up / gained if gained > 0 else float("inf") if up > 0 else 0.0
+        return cls((last.val.loss - last.fixed.loss) / learnt, rise, up > 3 * error)
+
+
+class Regularization(Check):
+    """Does what is learnt on training data hold on validation data?
+
+    Why: a network that can fit its data next learns it by heart. Which brake to pull first is known
+        from practice, and the order matters: more data always helps, augmentation makes some,
+        normalisation is nearly free, weight decay and dropout cost a little fit, and less capacity
+        comes last, because it takes away what the others need.
+    How: judgement, on one run of a few hundred steps on the real stream. The loss in eval mode on
+        training batches that were trained on, against that on validation batches, at five moments.
+        The gap is given as a share of what was learnt on the training batches, from the first
+        validation loss down: below 0.2 it passes, above it is a note. A warning where, besides,
+        validation has risen from its best by more than 10 % of what it had gained and by three
+        standard errors. No verdict where the two differ before training: they then measure
+        different things. The ledger is read from the real objects: rows, items looked up twice,
+        modules, optimizer groups. The next lever is the first that is off.
+    Fix: the ledger's next line; torch.optim.AdamW(model.parameters(), lr=..., weight_decay=0.01)
+        where nothing is on.
+    References: Goodfellow et al., Deep Learning, chapter 7; Loshchilov and Hutter, "Decoupled
+        Weight Decay Regularization" (2019); Srivastava et al., Dropout (JMLR 15, 2014).
+    """
+
+    code, name, kind = "GEN101", "regularization", Kind.JUDGEMENT
+    needs = (Needs.STEPS, Needs.VAL_LOADER)
+    probes = (TrainingRun, Levers)
+    trains = True
+    options: ClassVar[dict[str, float]] = {"gap": 0.2, "rise": 0.1}
+
+    def run(self, audit: Audit) -> Result:
+        """Measure the gap and read the ledger."""
+        training = audit.probe(TrainingRun)
+        levers = audit.probe(Levers)
+        moments = tuple(m for m in training.moments if m.val.losses and m.fixed.losses)
+        pulled = next_lever(levers)
+        evidence = (*_curves(moments), _ledger(levers, pulled))
+        if len(moments) < 2 or training.broke is not None:
+            return self.inconclusive(
+                "The losses on training and validation batches could not be followed.",
+                evidence=evidence,
+            )
+        first, last = moments[0], moments[-1]
+        if not _comparable(first):
+            return self.inconclusive(
+                f"Before training the loss is {first.fixed.loss:.3g} on training batches and "
+                f"{first.val.loss:.3g} on validation batches: they cannot be compared.",
+                evidence=evidence,
+            )
+        gap = Gap.of(moments, sum(batches.size(batch) for batch in training.val))
+        if gap is None:
+            return self.inconclusive(
+                f"In {last.step} steps the loss on training batches did not fall below that of an "
+                "untrained network.",
+                evidence=evidence,
+            )
+        return self._verdict(audit, gap, training, pulled, evidence)
+
+    def _verdict(
+        self, audit: Audit, gap: Gap, training: Training, pulled: Lever, evidence: tuple[Any, ...]
+    ) -> Result:
+        last = training.moments[-1]
+        told = (
+            f"After {last.step} steps the loss is {last.fixed.loss:.3g} on training and "
+            f"{last.val.loss:.3g} on validation batches"
+        )
+        details: dict[str, Any] = {
+            "measured": f"a gap of {100 * max(gap.share, 0.0):.0f} % of what was learnt",
+            "threshold": f"{100 * self.option(audit, 'gap'):.0f} %",
+            "evidence": evidence,
+        }
+        if gap.share < self.option(audit, "gap"):
+            return self.passed(f"{told}.", **details)
+        advice = f"Next, unless more data can be had: {pulled.name}. {pulled.line}"
+        if gap.rise > self.option(audit, "rise") and gap.certain:
+            return self.warned(
+                f"{told}, where it has risen from its best: the training set is being learnt by "
+                "heart.",
+                fix=advice,
+                location=audit.loop.locate("optimizer"),
+                **details,
+            )
+        return self.noted(
+            f"{told}: {100 * gap.share:.0f} % of what was learnt does not carry over.",
+            fix=advice,
+            **details,
+        )
+
+
+def _comparable(first: Moment) -> bool:
+    """Whether both losses are alike before anything was learnt.
+
+    Within a quarter, or within what their batches differ among themselves.
+    """
+    spread = statistics.pstdev((*first.fixed.losses, *first.val.losses))
+    scale = max(abs(first.fixed.loss), abs(first.val.loss))
+    return abs(first.fixed.loss - first.val.loss) <= max(0.25 * scale, 2 * spread)
+
+
+def _curves(moments: tuple[Moment, ...]) -> tuple[Curve, ...]:
+    if len(moments) < 2:
+        return ()
+    steps = tuple(float(moment.step) for moment in moments)
+    lines = {
+        "training batches": tuple(moment.fixed.loss for moment in moments),
+        "validation batches": tuple(moment.val.loss for moment in moments),
+    }
+    return (
+        Curve(
+            title="Loss in eval mode while training",
+            x_label="step",
+            y_label="loss",
+            series=tuple(Series(name=name, x=steps, y=y) for name, y in lines.items()),
+        ),
+    )
+
+
+def _ledger(levers: tuple[Lever, ...], pulled: Lever) -> Table:
+    words = {True: "on", False: "off", None: ""}
+    return Table(
+        title="What holds training and validation together, in the order to pull it",
+        columns=("lever", "", "setting", "the line to write"),
+        rows=tuple(
+            (
+                each.name,
+                words[each.on],
+                each.setting,
+                f"{'next: ' if each is pulled else ''}{each.line}",
+            )
+            for each in levers
+        ),
+    )
