@@ -1,0 +1,210 @@
+"""Rows that the training and the validation set have in common, by the surest way there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnaudit import stats
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.probes.base import Probe
+from nnaudit.probes.random_access import RandomAccess
+from nnaudit.probes.rows import Layout, Rows, TrainRows, ValRows, hash_under
+from nnaudit.probes.stored_rows import Stored
+
+RICH = 8
+"""Elements in which rows of a rich domain differ at least: no two are the same by chance."""
+
+_COMPARED = 384
+_COLUMNS = 2048
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two lists of rows have in common.
+
+    Attributes:
+        train, val: how many rows were compared.
+        shared: rows of the validation set that are in the training set too.
+        twins: the share of training rows that have a twin among them: the rate by nature.
+        p: the probability of as many mixed groups of equal rows if the split were random.
+        by_number: rows are known by their number in one store: no two are equal by nature.
+        certain: an equal row means an equal item; False where the two sets may make different
+            items of it.
+        coverage: the share of the training set that was compared.
+    """
+
+    train: int
+    val: int
+    shared: int
+    twins: float
+    p: float
+    by_number: bool = False
+    certain: bool = True
+    coverage: float = 1.0
+
+    @property
+    def share(self) -> float:
+        """The share of validation rows that are in the training set too."""
+        return self.shared / self.val if self.val else 0.0
+
+    @property
+    def excess(self) -> float:
+        """By how much :attr:`share` exceeds the rate of twins, for all of the training set.
+
+        Of a training set read in part only some of what is shared shows, and of the twins as well.
+        """
+        return min((self.share - self.twins) / self.coverage, 1.0)
+
+    @property
+    def significant(self) -> bool:
+        """Whether chance does not explain what is shared."""
+        return self.shared > 0 and (self.by_number or self.p < stats.ALPHA)
+
+
+def overlap(train: Sequence[Any], val: Sequence[Any]) -> Overlap:
+    """Compare two lists of rows, each known by its content.
+
+    The null hypothesis is that all rows were dealt to the two sides at random, equal rows by
+    chance to the same or to both. A group of s equal rows is then mixed with probability
+    1 - f^s - (1-f)^s, f being the share of the validation set, and the number of mixed groups is a
+    sum of independent draws. Its upper tail is at most that of a binomial of the mean probability
+    (Hoeffding, 1956), so p errs on the safe side.
+    """
+    mine, theirs = Counter(train), Counter(val)
+    shared = sum(count for row, count in theirs.items() if row in mine)
+    twins = sum(count for count in mine.values() if count > 1) / max(len(train), 1)
+    fraction = len(val) / max(len(train) + len(val), 1)
+    sizes = [(mine[row] + theirs[row]) for row in {*mine, *theirs}]
+    chances = [1 - fraction**s - (1 - fraction) ** s for s in sizes if s > 1]
+    mixed = sum(1 for row in theirs if row in mine)
+    mean = sum(chances) / len(chances) if chances else 0.0
+    expected = mean * len(chances)
+    p = stats.binomial_sf(mixed, len(chances), mean) if mixed > expected + 1 else 1.0
+    return Overlap(len(train), len(val), shared, twins, p)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What :class:`SharedRows` found.
+
+    Attributes:
+        by_number: of rows known by their number in the store that both sets read; None where
+            there is no such store.
+        by_store: of rows as the two stores hold them; None where they cannot be read.
+        by_content: of rows as they come out of the loaders; None where these draw them anew.
+        train, val: the rows that came out; ``val`` is None where its batches have another form.
+        rich: rows differ from one another in many elements, so that equal ones are copies.
+    """
+
+    by_number: Overlap | None
+    by_store: Overlap | None
+    by_content: Overlap | None
+    train: Rows
+    val: Rows | None
+    rich: bool
+
+
+class SharedRows(Probe[Shared]):
+    """The rows that both sets hold: by number where they read one store, else by content."""
+
+    probes = (TrainRows, ValRows)
+
+    def measure(self, audit: Audit) -> Shared:
+        """Compare the rows, and the stores they come from.
+
+        Raises:
+            UserCodeError: a sampler of the user's raised.
+        """
+        read, val = audit.probe(TrainRows), audit.probe(ValRows)
+        train = read.rows
+        content = None
+        if val is not None and not (train.random or val.random) and train.whole == val.whole:
+            found = overlap(train.items, val.items)
+            content = dataclasses.replace(found, coverage=train.coverage)
+        number, store = _by_store(audit, read.layout)
+        return Shared(number, store, content, train, val, is_rich(train))
+
+
+def _by_store(audit: Audit, layout: Layout) -> tuple[Overlap | None, Overlap | None]:
+    access = RandomAccess.of(audit.loop.train_loader)
+    train, val = Stored.of(access), Stored.of(RandomAccess.of(audit.loop.val_loader))
+    if access is None or train is None or val is None:
+        return None, None
+    alike = train.is_seen_like(val)
+    if train.base is val.base:
+        if not _depends_on_index(access, layout):
+            return None, None
+        rows = set(train.rows)
+        shared = sum(row in rows for row in val.rows)
+        certain = alike and train.is_set_like(val) and _collated_alike(audit)
+        return Overlap(
+            len(rows), len(val.rows), shared, 0.0, 0.0, by_number=True, certain=certain
+        ), None
+    hashes = (train.hashes(), val.hashes()) if alike else (None, None)
+    if hashes[0] is None or hashes[1] is None:
+        return None, None
+    found = overlap(hashes[0], hashes[1])
+    return None, dataclasses.replace(found, certain=train.is_set_like(val))
+
+
+def _collated_alike(audit: Audit) -> bool:
+    """Whether both loaders make batches in the same way, as far as the function's code says."""
+    one, other = audit.loop.train_loader.collate_fn, audit.loop.val_loader.collate_fn
+    return getattr(one, "__code__", type(one)) is getattr(other, "__code__", type(other))
+
+
+def _depends_on_index(access: RandomAccess, layout: Layout) -> bool:
+    """Whether items differ by their number, and not only by the random numbers drawn for them."""
+    asked = [i for one in access.index_batches(most=64) for i in one]
+    some = asked[:: max(1, len(asked) // 8)][:8]
+    try:
+        return len({hash_under(access, layout, i, 1) for i in some}) > 1
+    except UserCodeError:
+        return False
+
+
+def is_rich(rows: Rows) -> bool:
+    """Whether a row differs from its nearest other in many elements.
+
+    Among rows made of a few discrete values (one-hot, counts, short words) next to every row there
+    are others that differ in one or two, and equal ones are to be expected. Where nine in ten rows
+    differ from all others in :data:`RICH` elements (nine in ten of the elements that vary, where
+    there are fewer), equal rows are copies.
+    """
+    flat = _flattened(rows)
+    if flat is None or len(flat) < 8:
+        return False
+    distinct = torch.unique(flat, dim=0)
+    varying = distinct[:, (distinct != distinct[:1]).any(0)]
+    if len(distinct) < 8 or varying.shape[1] == 0:
+        return False
+    nearest = torch.stack([_to_nearest(varying, i) for i in range(len(varying))])
+    needed = min(RICH, int(np.ceil(0.9 * varying.shape[1])))
+    return bool((nearest >= needed).float().mean() >= 0.9)
+
+
+def _to_nearest(rows: Tensor, which: int) -> Tensor:
+    differing = (rows != rows[which]).sum(1)
+    differing[which] = rows.shape[1] + 1
+    return differing.min()
+
+
+def _flattened(rows: Rows) -> Tensor | None:
+    """The first rows as vectors (rows, elements); of several lengths, padded with zeros."""
+    parts = []
+    for values in rows.sample.values():
+        vectors = [value.flatten()[:_COLUMNS].double() for value in values[:_COMPARED]]
+        longest = max((len(vector) for vector in vectors), default=0)
+        if longest:
+            padded = [torch.nn.functional.pad(v, (0, longest - len(v))) for v in vectors]
+            parts.append(torch.stack(padded))
+    return torch.cat(parts, 1)[:, :_COLUMNS] if parts else None

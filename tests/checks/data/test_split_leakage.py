@@ -1,0 +1,411 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    random_split,
+)
+
+from nnaudit import stats
+from nnaudit.checks.data.split_leakage import SplitLeakage
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes.shared_rows import overlap
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(500, 6, generator=GENERATOR)
+Y = (X[:, 0] > 0).long()
+SILENT = (Status.PASS, Status.SKIP, Status.INCONCLUSIVE)
+
+
+class Anything(nn.Module):
+    """Takes inputs of any shape, so that tests need not fit a network to their data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        return self.head(sum(t.float().flatten(1).mean(1, keepdim=True) for t in (x, *more)))
+
+
+def ask(train: Any, val: Any, loss: Any = F.cross_entropy) -> Result:
+    target = Target(Anything, train, val_loader=val, loss=loss)
+    return run_check(SplitLeakage, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def loaders(train: Any, val: Any, **options: Any) -> tuple[DataLoader, DataLoader]:
+    return DataLoader(train, 32, shuffle=True, **options), DataLoader(val, 32, **options)
+
+
+def table(rows: Any) -> TensorDataset:
+    return TensorDataset(X[rows], Y[rows])
+
+
+class Augmented(Dataset):
+    """Rows with noise in training; ``transform`` makes it."""
+
+    def __init__(self, x: Tensor, y: Tensor, transform: Callable[[Tensor], Tensor] | None) -> None:
+        self.x, self.y, self.transform = x, y, transform
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x = self.x[i]
+        return (self.transform(x) if self.transform else x), self.y[i]
+
+
+class View(Dataset):
+    """The usual class around a subset that adds a transform."""
+
+    def __init__(self, inner: Dataset, transform: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.inner, self.transform = inner, transform
+
+    def __len__(self) -> int:
+        return len(self.inner)  # type: ignore[arg-type]
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = self.inner[i]
+        return (self.transform(x) if self.transform else x), y
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x + 0.1 * torch.randn(x.shape)
+
+
+# --- leaks --------------------------------------------------------------------------------------
+
+
+def sliced_with_an_overlap() -> tuple[DataLoader, DataLoader]:
+    return loaders(table(slice(0, 400)), table(slice(350, 500)))
+
+
+def two_random_splits() -> tuple[DataLoader, DataLoader]:
+    data = table(slice(None))
+    halves = [random_split(data, [400, 100], torch.Generator().manual_seed(s)) for s in (1, 2)]
+    return loaders(halves[0][0], halves[1][1])
+
+
+def two_random_splits_of_augmented_rows() -> tuple[DataLoader, DataLoader]:
+    data = Augmented(X, Y, noisy)
+    halves = [random_split(data, [400, 100], torch.Generator().manual_seed(s)) for s in (1, 2)]
+    return loaders(halves[0][0], halves[1][1])
+
+
+def two_splits_under_views() -> tuple[DataLoader, DataLoader]:
+    data = table(slice(None))
+    halves = [random_split(data, [400, 100], torch.Generator().manual_seed(s)) for s in (1, 2)]
+    return loaders(View(halves[0][0], noisy), View(halves[1][1]))
+
+
+def two_splits_of_two_objects() -> tuple[DataLoader, DataLoader]:
+    train, val = Augmented(X, Y, noisy), Augmented(X.clone(), Y, None)
+    halves = [
+        random_split(data, [400, 100], torch.Generator().manual_seed(s))
+        for s, data in ((1, train), (2, val))
+    ]
+    return loaders(halves[0][0], halves[1][1])
+
+
+def augmented_against_the_same_rows() -> tuple[DataLoader, DataLoader]:
+    return loaders(Augmented(X[:400], Y[:400], noisy), Augmented(X[350:], Y[350:], None))
+
+
+def samplers_that_overlap() -> tuple[DataLoader, DataLoader]:
+    data = table(slice(None))
+    one, other = SubsetRandomSampler(range(400)), SubsetRandomSampler(range(380, 500))
+    return DataLoader(data, 32, sampler=one), DataLoader(data, 32, sampler=other)
+
+
+def the_training_part_twice() -> tuple[DataLoader, DataLoader]:
+    return loaders(table(slice(0, 400)), table(slice(0, 400)))
+
+
+def validation_within_training() -> tuple[DataLoader, DataLoader]:
+    data = table(slice(None))
+    return loaders(data, Subset(data, range(400, 500)))
+
+
+def one_seed_for_both_streams() -> tuple[Any, Any]:
+    class Stream(IterableDataset):
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+            generator = torch.Generator().manual_seed(7)
+            for _ in range(self.n):
+                x = torch.randn(6, generator=generator)
+                yield x, int(x[0] > 0)
+
+    return DataLoader(Stream(400), 32), DataLoader(Stream(100), 32)
+
+
+def pictures_in_dictionaries() -> tuple[DataLoader, DataLoader]:
+    pictures = torch.rand(200, 1, 8, 8, generator=GENERATOR)
+
+    def rows(which: range) -> list[dict[str, Any]]:
+        return [{"x": pictures[i], "labels": int(Y[i]), "number": i + 1000 * k}
+                for k, i in enumerate(which)]  # fmt: skip
+
+    return loaders(rows(range(150)), rows(range(120, 200)))
+
+
+LEAKS = (
+    sliced_with_an_overlap, two_random_splits, two_random_splits_of_augmented_rows,
+    two_splits_of_two_objects, augmented_against_the_same_rows, samplers_that_overlap,
+    the_training_part_twice, validation_within_training, one_seed_for_both_streams,
+    pictures_in_dictionaries,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", LEAKS, ids=lambda make: make.__name__)
+def test_rows_on_both_sides_fail(make: Callable[[], tuple[Any, Any]]) -> None:
+    result = ask(*make())
+    assert result.status is Status.FAIL, result.message
+    assert result.fix
+
+
+def test_rows_seen_through_unlike_views_warn() -> None:
+    train, val = two_splits_under_views()
+    assert ask(train, val).status is Status.FAIL
+    plain = DataLoader(val.dataset.inner, 32)  # type: ignore[attr-defined]
+    assert ask(train, plain).status is Status.WARN
+
+
+def test_copies_made_before_the_split_warn() -> None:
+    rare = torch.where(Y == 1)[0][:50]
+    rows = torch.cat([torch.arange(500), rare.repeat(6)])
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(3))]
+    result = ask(*loaders(table(rows[:640]), table(rows[640:])))
+    assert result.status is Status.WARN
+    assert "before the split" in result.message
+
+
+def test_a_row_at_the_seam_warns() -> None:
+    data = table(slice(None))
+    result = ask(*loaders(Subset(data, range(301)), Subset(data, range(300, 500))))
+    assert result.status is Status.WARN
+
+
+def test_a_demonstration_on_a_few_rows_is_told_so() -> None:
+    assert ask(*loaders(table(slice(0, 64)), table(slice(0, 64)))).status is Status.WARN
+    loader = DataLoader(table(slice(0, 64)), 32, shuffle=True)
+    assert ask(loader, loader).status is Status.WARN
+
+
+# --- no leaks -----------------------------------------------------------------------------------
+
+
+def split_once() -> tuple[DataLoader, DataLoader]:
+    return loaders(*random_split(table(slice(None)), [400, 100]))
+
+
+def split_once_and_augmented() -> tuple[DataLoader, DataLoader]:
+    train, val = random_split(table(slice(None)), [400, 100])
+    return loaders(View(train, noisy), View(val))
+
+
+def a_few_twins_by_nature() -> tuple[DataLoader, DataLoader]:
+    x, y = X.clone(), Y.clone()
+    x[450:455], y[450:455] = x[:5], y[:5]
+    rows = torch.randperm(500, generator=torch.Generator().manual_seed(5))
+    return loaders(TensorDataset(x[rows[:400]], y[rows[:400]]),
+                   TensorDataset(x[rows[400:]], y[rows[400:]]))  # fmt: skip
+
+
+def twelve_kinds_of_customers() -> tuple[DataLoader, DataLoader]:
+    rng = np.random.default_rng(0)
+    x = np.concatenate([np.eye(4)[rng.integers(0, 4, 800)], np.eye(3)[rng.integers(0, 3, 800)]], 1)
+    data = TensorDataset(torch.tensor(x).float(), torch.tensor(rng.integers(0, 2, 800)))
+    return loaders(*random_split(data, [600, 200]))
+
+
+def short_sentences() -> tuple[DataLoader, DataLoader]:
+    rng = np.random.default_rng(0)
+    words = np.minimum(rng.zipf(1.6, (900, 4)), 40)
+    data = TensorDataset(torch.tensor(words), torch.tensor(words[:, 0] % 2))
+    return loaders(*random_split(data, [700, 200]))
+
+
+def windows_up_to_the_border() -> tuple[DataLoader, DataLoader]:
+    series = torch.randn(400, generator=torch.Generator().manual_seed(1)).cumsum(0)
+    windows = series.unfold(0, 24, 1)
+    data = TensorDataset(windows[:, :23], (windows[:, 23] > windows[:, 22]).long())
+    return loaders(Subset(data, range(300)), Subset(data, range(300, len(windows))))
+
+
+def noise_drawn_at_each_access() -> tuple[DataLoader, DataLoader]:
+    class Drawn(Dataset):
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __len__(self) -> int:
+            return self.n
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            x = torch.randn(6)
+            return x, int(x[0] > 0)
+
+    return loaders(Drawn(300), Drawn(100))
+
+
+def one_generator_behind_both() -> tuple[DataLoader, DataLoader]:
+    data = noise_drawn_at_each_access()[0].dataset
+    return loaders(data, data)
+
+
+def parts_of_every_series() -> tuple[DataLoader, DataLoader]:
+    class Parts(Dataset):
+        """Of each of 60 series the first moments for training, the last for validation."""
+
+        def __init__(self, series: Tensor, start: int, end: int) -> None:
+            self.series, self.start, self.end = series, start, end
+
+        def __len__(self) -> int:
+            return len(self.series)
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            part = self.series[i, self.start : self.end]
+            return part[:9], (part[9] > 0).long()
+
+    series = torch.randn(60, 20, generator=torch.Generator().manual_seed(2))
+    return loaders(Parts(series, 0, 10), Parts(series, 10, 20))
+
+
+def other_targets_for_the_same_inputs() -> tuple[DataLoader, DataLoader]:
+    ratings = torch.rand(80, 12, generator=torch.Generator().manual_seed(3))
+    kept = ratings * (torch.rand(80, 12, generator=torch.Generator().manual_seed(4)) < 0.8)
+    return loaders(TensorDataset(kept, kept), TensorDataset(kept, ratings - kept))
+
+
+def one_graph_with_masks() -> tuple[DataLoader, DataLoader]:
+    graph = [(torch.rand(30, 4), torch.rand(30, 2))]
+    return DataLoader(graph, 1), DataLoader(graph, 1)
+
+
+def numbered_rows_in_two_folders() -> tuple[DataLoader, DataLoader]:
+    class Folder(Dataset):
+        def __init__(self, seed: int, n: int) -> None:
+            self.names = [f"{i:04}.png" for i in range(n)]
+            self.numbers = torch.arange(n)
+            self.seed = seed
+
+        def __len__(self) -> int:
+            return len(self.names)
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            picture = torch.rand(16, generator=torch.Generator().manual_seed(self.seed + i))
+            return {"x": picture, "labels": i % 2, "name": self.names[i], "number": i}
+
+    return loaders(Folder(0, 200), Folder(1000, 80))
+
+
+def padded_to_the_longest() -> tuple[DataLoader, DataLoader]:
+    rng = np.random.default_rng(0)
+    texts = [torch.tensor(rng.integers(1, 500, rng.integers(12, 30))) for _ in range(300)]
+
+    def collate(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return x, x[:, 0] % 2
+
+    return loaders(texts[:220], texts[220:], collate_fn=collate)
+
+
+HEALTHY = (
+    split_once, split_once_and_augmented, a_few_twins_by_nature, twelve_kinds_of_customers,
+    short_sentences, windows_up_to_the_border, noise_drawn_at_each_access,
+    one_generator_behind_both, other_targets_for_the_same_inputs, one_graph_with_masks,
+    numbered_rows_in_two_folders, padded_to_the_longest,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", HEALTHY, ids=lambda make: make.__name__)
+def test_sound_splits_are_silent(make: Callable[[], tuple[Any, Any]]) -> None:
+    result = ask(*make(), loss=lambda o, y: F.mse_loss(o.mean(), y.float().mean()))
+    assert result.status in SILENT, f"{result.status}: {result.message}"
+
+
+def test_other_parts_of_the_same_series_do_not_fail() -> None:
+    assert ask(*parts_of_every_series()).status is not Status.FAIL
+
+
+def test_a_padded_text_is_the_same_beside_any_other() -> None:
+    train, val = padded_to_the_longest()
+    leaking = DataLoader([*train.dataset[:30], *val.dataset], 32, collate_fn=val.collate_fn)
+    assert ask(train, leaking).status is Status.FAIL
+
+
+def test_without_validation_rows_there_is_no_question() -> None:
+    assert ask(DataLoader(table(slice(None)), 32), None).status is Status.SKIP
+    few = ask(*loaders(table(slice(0, 400)), table(slice(400, 404))))
+    assert few.status is Status.INCONCLUSIVE
+
+
+def test_files_listed_on_both_sides_fail(tmp_path: Path) -> None:
+    for i in range(60):
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).normal(size=6).astype("f4"))
+
+    class Files(Dataset):
+        def __init__(self, numbers: range, transform: Callable[[Tensor], Tensor] | None) -> None:
+            self.samples = [(str(tmp_path / f"{i}.npy"), i % 2) for i in numbers]
+            self.transform = transform
+
+        def __len__(self) -> int:
+            return len(self.samples)
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            path, label = self.samples[i]
+            x = torch.tensor(np.load(path))
+            return (self.transform(x) if self.transform else x), label
+
+    assert ask(*loaders(Files(range(50), noisy), Files(range(35, 60), None))).status is Status.FAIL
+    assert ask(*loaders(Files(range(40), noisy), Files(range(40, 60), None))).status is Status.PASS
+
+
+# --- the statistic --------------------------------------------------------------------------------
+
+
+def dealt(rng: np.random.Generator, rows: list[int], share: float) -> float:
+    held_out = rng.random(len(rows)) < share
+    one = [row for row, out in zip(rows, held_out, strict=True) if not out]
+    other = [row for row, out in zip(rows, held_out, strict=True) if out]
+    return overlap(one, other).p
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_random_dealing_is_rejected_no_more_often_than_its_level(share: float) -> None:
+    rng = np.random.default_rng(0)
+    pools = (
+        [*range(400), *range(30)],
+        [*range(200), *range(60), *range(60), *range(20)],
+        rng.integers(0, 150, 500).tolist(),
+    )
+    ps = np.array([dealt(rng, rows, share) for rows in pools for _ in range(400)])
+    for level in (0.05, 0.01):
+        low, _ = stats.clopper_pearson(int((ps < level).sum()), len(ps), 0.999)
+        assert low <= level
+    assert (ps < stats.ALPHA).sum() <= 1
+
+
+@pytest.mark.parametrize("leaked", [0.05, 0.1, 0.3])
+def test_power_to_see_a_leak(leaked: float) -> None:
+    val = list(range(1000, 1200))
+    train = [*range(1000), *range(1000, 1000 + int(200 * leaked))]
+    assert overlap(train, val).p < stats.ALPHA
