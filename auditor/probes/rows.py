@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from nnaudit import batch as batches
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.loop.base import Fed, Loop, seed_everything
+from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
 from nnaudit.probes.base import Probe
 from nnaudit.probes.epoch_order import row_targets, taken_apart
 from nnaudit.probes.random_access import RandomAccess
 
 ROWS = 4096
 """Rows read one by one, drawn at random; of a stream its first."""
-SECONDS = 5.0
+SECONDS = 4.0
 WHOLE_ROWS = 2**16
 WHOLE_BYTES = 2**28
 """A data set that lies in memory is read as a whole up to this size."""
@@ -146,7 +146,7 @@ class TrainRows(Probe[TrainRowsRead]):
 
 
 class ValRows(Probe[Rows | None]):
-    """The rows of the validation set; None where its batches are not like the training's."""
+    """The rows of the validation set; None without one or where its batches are of another form."""
 
     probes = (TrainRows,)
 
@@ -158,6 +158,8 @@ class ValRows(Probe[Rows | None]):
             OutOfBudgetError: the time is used up.
         """
         layout, loop = audit.probe(TrainRows).layout, audit.loop
+        if loop.lacks(Needs.VAL_LOADER):
+            return None
         first = next(iter(loop.val_batches()), None)
         if first is None or not layout.fits(first):
             return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +23,8 @@ from nnaudit.probes.stored_rows import Stored
 RICH = 8
 """Elements in which rows of a rich domain differ at least: no two are the same by chance."""
 
-_COMPARED = 384
+_COMPARED = 768
+_LOOKED_AT = 128
 _COLUMNS = 2048
 
 
@@ -102,7 +103,7 @@ class Shared:
         by_store: of rows as the two stores hold them; None where they cannot be read.
         by_content: of rows as they come out of the loaders; None where these draw them anew.
         train, val: the rows that came out; ``val`` is None where its batches have another form.
-        rich: rows differ from one another in many elements, so that equal ones are copies.
+        rich: the rows that are equal to others differ from all the rest in many elements: copies.
     """
 
     by_number: Overlap | None
@@ -131,7 +132,9 @@ class SharedRows(Probe[Shared]):
             found = overlap(train.items, val.items)
             content = dataclasses.replace(found, coverage=train.coverage)
         number, store = _by_store(audit, read.layout)
-        return Shared(number, store, content, train, val, is_rich(train))
+        twice = {item for item, count in Counter(train.items).items() if count > 1}
+        equal = twice | ({*train.items} & {*val.items} if val is not None else set())
+        return Shared(number, store, content, train, val, is_rich(train, equal))
 
 
 def _by_store(audit: Audit, layout: Layout) -> tuple[Overlap | None, Overlap | None]:
@@ -172,30 +175,32 @@ def _depends_on_index(access: RandomAccess, layout: Layout) -> bool:
         return False
 
 
-def is_rich(rows: Rows) -> bool:
+def is_rich(rows: Rows, among: Collection[bytes] = ()) -> bool:
     """Whether a row differs from its nearest other in many elements.
 
     Among rows made of a few discrete values (one-hot, counts, short words) next to every row there
     are others that differ in one or two, and equal ones are to be expected. Where nine in ten rows
     differ from all others in :data:`RICH` elements (nine in ten of the elements that vary, where
-    there are fewer), equal rows are copies.
+    there are fewer), equal rows are copies. Only the rows that are ``among`` the given items are
+    looked at, where any of these was sampled: a text may repeat its short lines, not its long ones.
     """
     flat = _flattened(rows)
     if flat is None or len(flat) < 8:
         return False
-    distinct = torch.unique(flat, dim=0)
-    varying = distinct[:, (distinct != distinct[:1]).any(0)]
-    if len(distinct) < 8 or varying.shape[1] == 0:
+    varying = flat[:, (flat != flat[:1]).any(0)]
+    if varying.shape[1] == 0:
         return False
-    nearest = torch.stack([_to_nearest(varying, i) for i in range(len(varying))])
-    needed = min(RICH, int(np.ceil(0.9 * varying.shape[1])))
-    return bool((nearest >= needed).float().mean() >= 0.9)
+    known = [i for i, item in enumerate(rows.items[: len(flat)]) if item in among]
+    distances = [_to_nearest(varying, i) for i in (known or range(len(varying)))[:_LOOKED_AT]]
+    needed = min(RICH, math.ceil(0.9 * varying.shape[1]))
+    return sum(distance >= needed for distance in distances) >= 0.9 * len(distances)
 
 
-def _to_nearest(rows: Tensor, which: int) -> Tensor:
+def _to_nearest(rows: Tensor, which: int) -> int:
+    """In how many elements the nearest row that is not the same differs; 0 where all are."""
     differing = (rows != rows[which]).sum(1)
-    differing[which] = rows.shape[1] + 1
-    return differing.min()
+    differing = differing[differing > 0]
+    return int(differing.min()) if len(differing) else 0
 
 
 def _flattened(rows: Rows) -> Tensor | None:

@@ -163,8 +163,8 @@ class SplitLeakage(Check):
                 evidence=_evidence(way),
             )
         return self.passed(
-            f"{way.shared:,} of {_rows(way.val)} validation rows equal a training row, no more "
-            f"than a random split of data with {way.twins:.1%} twins explains.",
+            f"{way.shared:,} of {_rows(way.val)} validation rows equal a training row: no more "
+            f"than chance explains where {way.twins:.1%} of the training rows have a twin.",
             evidence=_evidence(way),
         )
 

@@ -1,0 +1,296 @@
+"""DATA110: classes that are missing among the training rows, or rare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from nnaudit import stats
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall
+from nnaudit.probes.first_steps import First, FirstSteps, MainLoss
+from nnaudit.probes.random_access import RandomAccess
+from nnaudit.probes.rows import Rows, TrainRows, ValRows
+from nnaudit.report import Evidence, Kind, Result, Table
+
+CLASSES = frozenset({"cross_entropy", "nll", "multi_margin"})
+BINARY = frozenset({"bce", "bce_with_logits"})
+
+_UNIFORM = (RandomSampler, SequentialSampler, SubsetRandomSampler, DistributedSampler)
+_LISTED = 20
+_FEW_CLASSES = 64
+"""Dense targets of more classes than this are a vocabulary, which is never balanced."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each class occurs.
+
+    Attributes:
+        train: rows of each class (classes,).
+        val: the same of the validation rows that were read; None where there are none.
+        dense: the rows counted are pixels or words, of a few batches.
+    """
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64] | None = None
+    dense: bool = False
+
+    @property
+    def commonest(self) -> int:
+        """The class with most rows."""
+        return int(self.train.argmax())
+
+    @property
+    def rarest(self) -> int:
+        """The class with fewest rows, of those that have any."""
+        present = np.flatnonzero(self.train)
+        return int(present[self.train[present].argmin()])
+
+    @property
+    def ratio(self) -> float:
+        """Rows of the commonest class to rows of the rarest."""
+        return float(self.train[self.commonest] / self.train[self.rarest])
+
+    def p_within(self, ratio: float) -> float:
+        """The probability of so uneven a pair if no class were ``ratio`` times rarer than another.
+
+        The rows of two classes in the ratio 1 : r split like a binomial with probability
+        1 / (1 + r); Bonferroni for the choice of the pair.
+        """
+        few, many = int(self.train[self.rarest]), int(self.train[self.commonest])
+        at_most = 1.0 - stats.binomial_sf(few + 1, few + many, 1 / (1 + ratio))
+        return min(1.0, at_most * max(len(np.flatnonzero(self.train)) - 1, 1))
+
+
+class ClassBalance(Check):
+    """Does every class occur in training, and often enough?
+
+    Why: A class without training rows is never predicted, and one of rare rows hardly: at 1 in 100
+        a network that ignores the input is right in 99 cases, and the accuracy looks excellent.
+    How: Counts the classes among the training rows, when the loss is one of classes: all rows of a
+        data set in memory, else 4,096 drawn at random. Under the null hypothesis that training and
+        validation rows come from one distribution, a class of which 20 training rows are expected,
+        by its share of validation, is absent with a probability of 2e-9: that fails, when besides
+        p < 1e-4 by dealing the rows at random. (Only classes that the network has an output for
+        count: the new faces that a recogniser is validated on have none.) Without validation the
+        20 are expected of equal classes: a gap in the numbers warns, unused outputs at either end
+        are noted. A class more than 10 times rarer than another warns (p < 1e-4 against a ratio of
+        10), unless the program says that it knows:
+        weights of the loss, a weighted or own sampler, a loss of its own like the focal loss.
+        Pixels, words and several labels per row are rare by nature: noted.
+    Fix: Look at how the rows were chosen; `train_test_split(..., stratify=y)`. Report
+        `f1_score(..., average="macro")`, balanced accuracy, or IoU for masks, beside accuracy;
+        weigh the loss, `nn.CrossEntropyLoss(weight=...)`, or draw with `WeightedRandomSampler`.
+    References: He and Garcia, Learning from Imbalanced Data (2009). Buda et al., A Systematic
+        Study of the Class Imbalance Problem in Convolutional Neural Networks (2018).
+    """
+
+    code = "DATA110"
+    name = "class-balance"
+    kind = Kind.STATISTICAL
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (FirstSteps, TrainRows, ValRows)
+    options: ClassVar[dict[str, float]] = {"imbalance": 10.0, "expected": 20.0}
+
+    def run(self, audit: Audit) -> Result:
+        """Count, and see whether a class is missing, then whether one is rare."""
+        first = audit.probe(FirstSteps)
+        main = _of_classes(first)
+        if main is None:
+            return self.skipped("No loss of classes compares the output with the targets.")
+        train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
+        counts = _counted(first, main, train, val)
+        if counts is None or counts.train.sum() == 0:
+            return self.skipped("The classes of the rows could not be counted.")
+        missing = self._missing(audit, counts)
+        return missing or self._rare(audit, counts, _declared(audit, main))
+
+    def _missing(self, audit: Audit, counts: Counts) -> Result | None:
+        if counts.dense:
+            return None
+        expected = self.option(audit, "expected")
+        unseen = _unseen(counts, expected)
+        val = counts.val
+        if len(unseen) and val is not None:
+            told = _named(unseen).capitalize()
+            message = (
+                f"{told} {'has' if len(unseen) == 1 else 'have'} {int(val[unseen].sum()):,} of "
+                f"{int(val.sum()):,} validation rows and none of {int(counts.train.sum()):,} "
+                "training rows"
+            )
+            return self.failed(
+                f"{message}.",
+                measured="0 training rows",
+                threshold=f"{expected:g} expected by its share of validation",
+                evidence=_table(counts),
+                location=audit.loop.locate("train_loader"),
+                fix="train, val = train_test_split(rows, stratify=y)",
+            )
+        return self._unused_outputs(audit, counts, expected)
+
+    def _unused_outputs(self, audit: Audit, counts: Counts, expected: float) -> Result | None:
+        total, classes = int(counts.train.sum()), len(counts.train)
+        present = np.flatnonzero(counts.train)
+        absent = np.flatnonzero(counts.train == 0)
+        if not len(absent) or total / classes < expected or not len(present):
+            return None
+        if counts.val is not None and counts.val[absent].sum():
+            return None  # rare, not missing
+        inner = absent[(absent > present[0]) & (absent < present[-1])]
+        message = (
+            f"The network has an output for {_named(absent)}, but no row of that class is among "
+            f"the {total:,} training rows read"
+        )
+        if len(inner) and len(inner) <= len(present):
+            return self.warned(
+                f"{message}, where {total / classes:.0f} of each would be expected.",
+                measured="0 rows",
+                threshold=f"{expected:g} expected",
+                evidence=_table(counts),
+                location=audit.loop.locate("train_loader"),
+                fix="print(numpy.bincount(labels))  # are these rows lost on the way?",
+            )
+        if counts.ratio > self.option(audit, "imbalance"):
+            return None  # that matters more
+        return self.noted(f"{message}.", evidence=_table(counts))
+
+    def _rare(self, audit: Audit, counts: Counts, declared: str) -> Result:
+        most = self.option(audit, "imbalance")
+        present = np.flatnonzero(counts.train)
+        unit = "pixels or words" if counts.dense else "training rows"
+        if len(present) < 2:
+            return self.skipped(f"All {int(counts.train.sum()):,} {unit} are of one class.")
+        message = (
+            f"Class {counts.rarest} has {int(counts.train[counts.rarest]):,} {unit} where class "
+            f"{counts.commonest} has {int(counts.train[counts.commonest]):,}, "
+            f"{counts.ratio:.1f} times as many"
+        )
+        if counts.ratio <= most or counts.p_within(most) >= stats.ALPHA:
+            return self.passed(f"{message}.", evidence=_table(counts))
+        if declared:
+            return self.passed(f"{message}, and the program {declared}.", evidence=_table(counts))
+        if counts.dense:
+            return self.noted(
+                f"{message}: beside accuracy report IoU or F1 per class.", evidence=_table(counts)
+            )
+        return self.warned(
+            f"{message}: accuracy says little about the rare class, report macro F1 or balanced "
+            "accuracy.",
+            measured=f"{counts.ratio:.0f} to 1",
+            threshold=f"{most:g} to 1",
+            evidence=_table(counts),
+            location=audit.loop.locate("train_loader"),
+            fix='f1_score(labels, predictions, average="macro")  # instead of accuracy',
+        )
+
+
+def _of_classes(first: First) -> MainLoss | None:
+    """Return the loss that compares with classes; None where none does."""
+    for main in first.supervised:
+        if main.calls[0].kind in CLASSES | BINARY:
+            return main
+    return None
+
+
+def _counted(first: First, main: MainLoss, train: Rows, val: Rows | None) -> Counts | None:
+    """Count rows by the loader's targets where these are what the loss takes, else by the loss's.
+
+    None where there is nothing to count.
+    """
+    call = main.calls[0]
+    classes = _number_of_classes(call)
+    labels = _labels(train.targets, call, classes)
+    if labels is not None:
+        theirs = _labels(val.targets, call, classes) if val is not None else None
+        held_out = np.bincount(theirs, minlength=classes) if theirs is not None else None
+        return Counts(np.bincount(labels, minlength=classes), held_out)
+    if first.repeats_one_batch or call.kind not in CLASSES or classes > _FEW_CLASSES:
+        return None
+    found = [_valid(each.target, each, classes) for each in main.calls]
+    if call.target.is_floating_point() or call.target.ndim < 2 or not found:
+        return None
+    return Counts(np.bincount(np.concatenate(found), minlength=classes), dense=True)
+
+
+def _number_of_classes(call: LossCall) -> int:
+    source = call.input
+    if call.kind in BINARY:
+        return 2
+    return source.shape[1] if source.ndim > 1 else source.shape[0]
+
+
+def _labels(
+    values: NDArray[np.generic] | None, call: LossCall, classes: int
+) -> NDArray[np.int64] | None:
+    """The classes of rows that have one each; None where they have not."""
+    if values is None or values.ndim != 1 or len(values) == 0:
+        return None
+    if call.kind in BINARY and call.input.numel() != call.input.shape[0]:
+        return None  # several labels per row
+    numbers = values.astype(np.float64)
+    if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
+        return None
+    if call.kind in CLASSES and call.target.ndim > 1 and not call.target.is_floating_point():
+        return None
+    kept = _valid(torch.from_numpy(values.astype(np.int64)), call, classes)
+    # What the loss does not take was something else, or is for DATA102 to say.
+    return kept if len(kept) >= 0.5 * len(values) else None
+
+
+def _valid(target: Tensor, call: LossCall, classes: int) -> NDArray[np.int64]:
+    flat = target.detach().cpu().reshape(-1).long()
+    ignored = call.arguments.get("ignore_index", -100)
+    keep = (flat >= 0) & (flat < classes) & (flat != (-100 if ignored is None else ignored))
+    return np.asarray(flat[keep])
+
+
+def _declared(audit: Audit, main: MainLoss) -> str:
+    """Say how the program shows that it knows of an imbalance; empty where it does not."""
+    call = main.calls[0]
+    for name in ("weight", "pos_weight"):
+        if isinstance(call.arguments.get(name), Tensor):
+            return "weighs its loss"
+    if call.reduction == "none" and (not main.whole or abs(main.factor - 1) > 0.02):
+        return "weighs its losses row by row"
+    access = RandomAccess.of(audit.loop.train_loader)
+    if access is not None and type(access.sampler) not in _UNIFORM:
+        return "chooses its rows with a sampler of its own"
+    return ""
+
+
+def _unseen(counts: Counts, expected: float) -> NDArray[np.intp]:
+    """The classes that validation has and training should have, by chance, and has not."""
+    if counts.val is None or counts.val.sum() == 0:
+        return np.zeros(0, dtype=np.intp)
+    mine, theirs = int(counts.train.sum()), int(counts.val.sum())
+    absent = (counts.train == 0) & (counts.val / theirs * mine >= expected)
+    dealt = (theirs / (mine + theirs)) ** counts.val.astype(np.float64)
+    return np.flatnonzero(absent & (dealt * len(counts.train) < stats.ALPHA))
+
+
+def _named(classes: NDArray[np.intp]) -> str:
+    listed = ", ".join(str(each) for each in classes[:5].tolist())
+    if len(classes) == 1:
+        return f"class {listed}"
+    return f"classes {listed}{f' and {len(classes) - 5} more' if len(classes) > 5 else ''}"
+
+
+def _table(counts: Counts) -> tuple[Evidence, ...]:
+    order = np.argsort(counts.train, kind="stable")[:_LISTED]
+    val = counts.val
+    columns = ("class", "training rows", *(("validation rows",) if val is not None else ()))
+    rows = tuple(
+        (float(c), float(counts.train[c]), *((float(val[c]),) if val is not None else ()))
+        for c in order
+    )
+    return (Table(title="Rows of each class, rarest first", columns=columns, rows=rows),)

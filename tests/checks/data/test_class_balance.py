@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from nnaudit.checks.data.class_balance import ClassBalance, Counts
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.stats import ALPHA, clopper_pearson
+from nnaudit.targets import Target
+
+SILENT = (Status.PASS, Status.SKIP, Status.NOTE)
+
+
+def labels(*counts: int, seed: int = 0) -> Tensor:
+    found = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))]
+
+
+def rows(y: Tensor, seed: int = 0) -> TensorDataset:
+    return TensorDataset(torch.randn(len(y), 4, generator=torch.Generator().manual_seed(seed)), y)
+
+
+def ask(
+    y: Tensor,
+    val: Tensor | None = None,
+    loss: Any = F.cross_entropy,
+    outputs: int = 5,
+    net: Any = None,
+    **loading: Any,
+) -> Result:
+    loading = loading or {"shuffle": True}
+    target = Target(
+        net or (lambda: nn.Linear(4, outputs)),
+        lambda: DataLoader(rows(y), 32, **loading),
+        val_loader=None if val is None else lambda: DataLoader(rows(val, 1), 64),
+        loss=loss,
+    )
+    return run_check(ClassBalance, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def binary(output: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(output[:, 0], target.float())
+
+
+# --- missing ------------------------------------------------------------------------------------
+
+
+def test_a_class_that_only_validation_has_fails() -> None:
+    result = ask(labels(100, 100, 100, 100, 0), labels(25, 25, 25, 25, 25))
+    assert result.status is Status.FAIL
+    assert "class 4" in result.message
+    assert "stratify" in result.fix
+
+
+def test_half_the_classes_lost_to_a_sorted_split_fail() -> None:
+    assert ask(labels(120, 120, 60, 0, 0), labels(0, 0, 30, 60, 60)).status is Status.FAIL
+
+
+def test_a_rare_class_may_be_absent_by_chance() -> None:
+    result = ask(labels(150, 150, 150, 149, 0), labels(50, 50, 50, 50, 1))
+    assert result.status in SILENT
+
+
+def test_classes_that_the_network_has_no_output_for_are_not_missed() -> None:
+    val = labels(0, 0, 0, 60, 60)
+    assert ask(labels(100, 100, 100), val, outputs=3).status is Status.PASS
+    assert ask(labels(100, 100, 100), val).status is Status.FAIL
+
+
+def test_a_gap_in_the_numbers_warns() -> None:
+    result = ask(labels(100, 100, 0, 100, 100))
+    assert result.status is Status.WARN
+    assert "class 2" in result.message
+
+
+@pytest.mark.parametrize("counts", [(0, 100, 100, 100, 100), (100, 100, 100, 0, 0)])
+def test_outputs_without_a_class_are_noted(counts: tuple[int, ...]) -> None:
+    assert ask(labels(*counts)).status is Status.NOTE
+
+
+def test_a_large_head_is_noted() -> None:
+    assert ask(labels(300, 300, 300), outputs=40).status is Status.NOTE
+    assert ask(labels(100, 100, 100), outputs=1000).status is Status.PASS
+
+
+# --- rare ---------------------------------------------------------------------------------------
+
+
+def test_a_class_twenty_times_rarer_warns_and_names_the_metric() -> None:
+    result = ask(labels(500, 400, 300, 300, 20))
+    assert result.status is Status.WARN
+    assert "F1" in result.message
+    assert "f1_score" in result.fix
+    assert ask((labels(950, 40) > 0).float(), loss=binary, outputs=1).status is Status.WARN
+
+
+def test_twelve_to_one_in_few_rows_may_be_ten_to_one() -> None:
+    assert ask(labels(60, 60, 60, 60, 5)).status is Status.PASS
+
+
+def weighted(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, weight=torch.tensor([1.0, 1, 1, 1, 9]))
+
+
+def focal(output: Tensor, target: Tensor) -> Tensor:
+    each = F.cross_entropy(output, target, reduction="none")
+    return ((1 - torch.exp(-each)) ** 2 * each).mean()
+
+
+def hard_examples(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, reduction="none").topk(8).values.mean()
+
+
+def positives_weighted(output: Tensor, target: Tensor) -> Tensor:
+    weight = torch.tensor(20.0)
+    return F.binary_cross_entropy_with_logits(output[:, 0], (target > 3).float(), pos_weight=weight)
+
+
+@pytest.mark.parametrize("loss", [weighted, focal, hard_examples, positives_weighted])
+def test_a_loss_that_knows_is_left_alone(loss: Callable[..., Tensor]) -> None:
+    assert ask(labels(500, 400, 300, 300, 20), loss=loss).status in SILENT
+
+
+def test_a_sampler_that_knows_is_left_alone() -> None:
+    y = labels(500, 400, 300, 300, 20)
+    weights = (1 / torch.bincount(y).float())[y]
+    sampler = WeightedRandomSampler(weights.tolist(), len(y))
+    assert ask(y, sampler=sampler).status in SILENT
+
+
+def test_an_option_sets_the_ratio() -> None:
+    y = labels(500, 400, 300, 300, 20)
+    target = Target(lambda: nn.Linear(4, 5), lambda: DataLoader(rows(y), 32), loss=F.cross_entropy)
+    loop = DirectLoop(target, torch.device("cpu"), seed=0)
+    options = {"DATA110": {"imbalance": 60.0}}
+    assert run_check(ClassBalance, Audit(loop, options=options)).status is Status.PASS
+
+
+# --- nothing to say -------------------------------------------------------------------------------
+
+
+def mean_squares(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output[:, 0], target.float())
+
+
+def log_likelihood(output: Tensor, target: Tensor) -> Tensor:
+    return F.poisson_nll_loss(output[:, 0], target.float())
+
+
+@pytest.mark.parametrize("loss", [mean_squares, log_likelihood])
+def test_quantities_are_no_classes(loss: Callable[..., Tensor]) -> None:
+    assert ask(labels(500, 300, 100, 20, 2), loss=loss).status is Status.SKIP
+
+
+def test_several_labels_per_row_are_left_alone() -> None:
+    y = (torch.rand(400, 5, generator=torch.Generator().manual_seed(0)) < 0.03).float()
+    assert ask(y, loss=F.binary_cross_entropy_with_logits).status in SILENT
+
+
+def test_balanced_and_mildly_uneven_classes_pass() -> None:
+    assert ask(labels(90, 110, 100, 95, 105), labels(20, 20, 20, 20, 20)).status is Status.PASS
+    assert ask(labels(400, 300, 200, 100, 60), labels(80, 60, 40, 20, 12)).status is Status.PASS
+
+
+def test_unlabelled_rows_are_not_counted() -> None:
+    y = torch.cat([labels(100, 100, 100, 100, 100), torch.full((30,), -100)])
+    assert ask(y).status is Status.PASS
+
+
+def test_soft_labels_count_by_their_most_probable_class() -> None:
+    y = F.one_hot(labels(100, 100, 100, 100, 100), 5).float() * 0.9 + 0.02
+    assert ask(y).status is Status.PASS
+
+
+def test_one_class_is_no_question() -> None:
+    assert ask(torch.zeros(200), loss=binary, outputs=1).status in SILENT
+
+
+def test_pixels_are_noted_at_most() -> None:
+    net = lambda: nn.Sequential(nn.Linear(4, 2 * 64), nn.Unflatten(1, (2, 8, 8)))  # noqa: E731
+    mask = (torch.rand(200, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.01).long()
+    result = ask(mask, net=net)
+    assert result.status is Status.NOTE
+    assert "IoU" in result.message
+
+
+def test_a_crash_of_the_step_is_for_others_to_say() -> None:
+    def odd(output: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("no idea")
+
+    assert ask(labels(100, 100), loss=odd).status is Status.SKIP
+
+
+def test_ten_to_one_is_rejected_no_more_often_than_its_level() -> None:
+    rng = np.random.default_rng(0)
+    shares = np.array([10, 10, 10, 1, 1]) / 32
+    ps = np.array([Counts(rng.multinomial(400, shares)).p_within(10.0) for _ in range(2000)])
+    for level in (0.05, 0.01):
+        low, _ = clopper_pearson(int((ps < level).sum()), len(ps), 0.999)
+        assert low <= level
+    assert Counts(np.array([1000, 20])).p_within(10.0) < ALPHA
