@@ -323,11 +323,15 @@ def _grad(tensor: Tensor) -> Tensor | None:
 
 
 def keep_class(obj: Any) -> Undo:
-    """Lazy modules and parametrisations change the class of a living object."""
+    """Lazy modules and parametrisations change the class of a living object.
+
+    A class of the same name is the same one, defined anew by a script that has been run again.
+    """
     cls = type(obj)
 
     def undo() -> None:
-        if type(obj) is not cls:
+        now = type(obj)
+        if (now.__module__, now.__qualname__) != (cls.__module__, cls.__qualname__):
             object.__setattr__(obj, "__class__", cls)
 
     return undo

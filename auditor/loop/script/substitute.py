@@ -62,7 +62,8 @@ class TargetSwap(TorchFunctionMode):
     ) -> Any:
         """Call ``func`` with the batch's target, where it is that function."""
         kwargs = dict(kwargs or {})
-        if func is self._function:
+        # The same function is asked for the loss of a validation, whose batches stay what they are.
+        if func is self._function and torch.is_grad_enabled():
             target = self._others.get("target")
             if target is not None and len(args) > 1:
                 args = (args[0], target, *args[2:])

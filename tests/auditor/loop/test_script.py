@@ -665,6 +665,30 @@ def test_a_cycle_has_no_epochs(drive: Any) -> None:
     drive(text, body)
 
 
+def test_the_targets_of_a_validation_are_its_own(drive: Any) -> None:
+    text = (
+        HEAD
+        + """
+for step in range(12):
+    i = torch.randint(64, (8,))
+    a, b = x[i], x[i].sum(1, keepdim=True)
+    optimizer.zero_grad()
+    loss = nn.functional.mse_loss(model(a), b)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        nn.functional.mse_loss(model(x), x.sum(1, keepdim=True))
+"""
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        assert len(batch[0]) == 8
+        assert [loop.step(batch).loss > 0 for _ in range(3)] == [True] * 3
+
+    drive("import warnings\nwarnings.simplefilter('error')\n" + text, body)
+
+
 # --- what is carried from step to step ------------------------------------------------------------
 
 
@@ -792,8 +816,10 @@ def test_a_network_of_an_earlier_execution_can_be_pickled(drive: Any, tmp_path: 
 
     def body(loop: ScriptLoop) -> None:
         batch = first(loop)
-        losses = [loop.step(batch).loss for _ in range(9)]
-        assert losses[-1] < losses[0]
+        for _ in range(2):
+            with preserved(loop.subjects):
+                losses = [loop.step(batch).loss for _ in range(5)]
+                assert losses[-1] < losses[0]
         assert loop.run.revivals >= 3
 
     drive(text, body)
