@@ -99,14 +99,14 @@ def _change(result: Result, old: Result | None) -> Change | None:
 
 
 def _same_fault(result: Result, old: Result) -> bool:
-    """Whether a finding is the one that the baseline has, and not another of the same check.
+    """Whether the baseline told of every module that a finding is about.
 
-    A check names the first module that is concerned and tells the others. Where the first of two
-    was mended, the second comes first, and it is no news: the old finding told of it.
+    The first module that is named is another one where the first of two was mended: no news.
     """
     if (result.status is Status.ERROR) != (old.status is Status.ERROR):
         return False
-    return not result.module or result.module == old.module or result.module in _told(old)
+    now = {result.module, *result.modules} - {""}
+    return all(module in old.modules or module in _told(old) for module in now)
 
 
 def _told(result: Result) -> str:

@@ -66,6 +66,9 @@ def test_another_module_is_another_fault_unless_the_baseline_told_of_it():
     assert change(old, result(module="net.a")) is Change.UNCHANGED
     assert change(old, result(module="net.b")) is Change.UNCHANGED
     assert change(old, result(module="net.c")) is Change.NEW
+    several = result(module="net.a", modules=("net.a", "net.c"))
+    assert change(old, several) is Change.NEW
+    assert change(several, several) is Change.UNCHANGED
     table = Table(title="t", columns=("module",), rows=(("net.c",),))
     assert change(result(module="net.a", evidence=(table,)), result(module="net.c")) is (
         Change.UNCHANGED
