@@ -173,18 +173,26 @@ def generators_of(dataset: Any) -> Iterator[tuple[str, Any]]:
     ``dataset.transform.rng`` reads like Python; a global of the user's module goes by its name.
     """
     seen: set[int] = set()
+    for name, thing in reachable(dataset):
+        for found, part in ((name, thing), *_globals_of(thing)):
+            fresh = isinstance(part, _GENERATORS) and id(part) not in seen
+            if fresh and not isinstance(part, random.SystemRandom):
+                seen.add(id(part))
+                yield found, part
+
+
+def reachable(dataset: Any) -> Iterator[tuple[str, Any]]:
+    """Yield ``(name, object)`` for ``dataset`` and what it holds, a few levels deep, once each."""
+    seen: set[int] = set()
     todo: list[tuple[str, Any, int]] = [("dataset", dataset, _DEPTH)]
     while todo:
         name, thing, depth = todo.pop(0)
         if id(thing) in seen or isinstance(thing, (Tensor, np.ndarray, str, type)):
             continue
         seen.add(id(thing))
-        if isinstance(thing, _GENERATORS):
-            if not isinstance(thing, random.SystemRandom):
-                yield name, thing
-        elif depth > 0:
+        yield name, thing
+        if depth > 0 and not isinstance(thing, _GENERATORS):
             todo += [(f"{name}{step}", part, depth - 1) for step, part in _parts(thing)]
-            todo += [(step, part, 0) for step, part in _globals_of(thing)]
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,176 @@
+"""The same items, read twice: what comes out different, in training and in validation data."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from nnaudit import batch as batches
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Fed, Needs
+from nnaudit.probes.base import Probe
+from nnaudit.probes.epoch_order import taken_apart
+from nnaudit.probes.random_access import RandomAccess
+from nnaudit.probes.workers import fingerprint, reachable
+from nnaudit.state import preserved
+
+ROWS = 32
+CHUNK = 4
+SECONDS = 5.0
+VAL_BATCHES = 4
+
+_RANDOM = re.compile(r"Random|Jitter|Erasing|Augment(?!ed)|Cutout|MixUp|CutMix|GaussianNoise")
+"""Names of transforms that draw random numbers."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """How two readings of the same items compare.
+
+    Attributes:
+        rows: how many were read twice.
+        inputs, targets: how many rows came out with another input, and with another target.
+        labelled: there are targets, and they are not made of the inputs (as in reconstruction).
+        declared: names of the random transforms that the data set holds.
+        called: one of them was called meanwhile.
+    """
+
+    rows: int
+    inputs: int
+    targets: int
+    labelled: bool
+    declared: tuple[str, ...]
+    called: bool = False
+
+
+@dataclass(frozen=True)
+class Refetched:
+    """Training and validation items; None where they cannot be read twice."""
+
+    train: Repeat | None
+    val: Repeat | None
+
+
+class Refetch(Probe[Refetched]):
+    """Reads a few training and validation items twice each, in this process."""
+
+    def measure(self, audit: Audit) -> Refetched:
+        """Look items up where the loader has an index; read the validation batches twice else.
+
+        Raises:
+            OutOfBudgetError: the time is used up.
+        """
+        loop = audit.loop
+        train = _looked_up(audit, loop.train_loader)
+        if loop.lacks(Needs.VAL_LOADER):
+            return Refetched(train, None)
+        with preserved(loop.subjects):
+            val = _looked_up(audit, loop.val_loader) or _read_through(audit)
+        return Refetched(train, val)
+
+
+def _looked_up(audit: Audit, loader: Any) -> Repeat | None:
+    access = RandomAccess.of(loader)
+    if access is None:
+        return None
+    transforms = _transforms(access.loader.dataset)
+    calls: list[int] = []
+    with ExitStack() as stack:
+        for transform in transforms:
+            if isinstance(transform, nn.Module):
+                hook = transform.register_forward_hook(lambda *_: calls.append(1))
+                stack.callback(hook.remove)
+        try:
+            pairs = list(_pairs_of(audit, access))
+        except UserCodeError:
+            # What worker_init_fn sets up exists in workers only.
+            return None
+    return _compared(audit, pairs, transforms, bool(calls))
+
+
+def _pairs_of(audit: Audit, access: RandomAccess) -> Iterator[tuple[Any, Any]]:
+    started = time.perf_counter()
+    spread = access.spread(ROWS)
+    size = 1 if access.loader.batch_sampler is None else CHUNK
+    for start in range(0, len(spread), size):
+        audit.clock.check()
+        chunk = spread[start : start + size]
+        yield access.fetch(chunk), access.fetch(chunk)
+        if time.perf_counter() - started > SECONDS:
+            return
+
+
+def _read_through(audit: Audit) -> Repeat | None:
+    """Read the beginning of the validation data twice; None where their order is not fixed."""
+    loop = audit.loop
+    try:
+        first, second = (list(islice(loop.val_batches(), VAL_BATCHES)) for _ in range(2))
+    except UserCodeError:
+        return None
+    pairs = list(zip(first, second, strict=False))
+    targets = [(taken_apart(loop, a).target, taken_apart(loop, b).target) for a, b in pairs]
+    fixed = all(fingerprint((a,)) == fingerprint((b,)) for a, b in targets)
+    # Labels at the same place show that the same items are: if there are any, and several kinds.
+    several = len({row for a, _ in targets for row in _row_prints(a)}) > 1
+    if not fixed or not several:
+        return None
+    return _compared(audit, pairs, _transforms(getattr(loop.val_loader, "dataset", None)), False)
+
+
+def _compared(
+    audit: Audit, pairs: list[tuple[Any, Any]], transforms: list[Any], called: bool
+) -> Repeat | None:
+    rows = inputs = targets = 0
+    labelled = True
+    for one, other in pairs:
+        first, second = taken_apart(audit.loop, one), taken_apart(audit.loop, other)
+        rows += max(batches.size(first.inputs), 1)
+        inputs += _differing(first.inputs, second.inputs)
+        if first.target is not None:
+            targets += _differing((first.target,), (second.target,))
+        labelled = labelled and _is_labelled(first)
+    if not rows:
+        return None
+    names = tuple(dict.fromkeys(type(each).__name__ for each in transforms))
+    return Repeat(rows, inputs, targets, labelled, names, called)
+
+
+def _is_labelled(fed: Fed) -> bool:
+    """Whether the target is something else than an input, or a picture of the input's shape."""
+    if fed.target is None or any(fed.target is each for each in fed.inputs):
+        return False
+    shapes = {tuple(t.shape) for _, t in batches.tensors(fed.inputs) if t.ndim > 1}
+    return all(tuple(t.shape) not in shapes for _, t in batches.tensors((fed.target,)))
+
+
+def _differing(one: Any, other: Any) -> int:
+    """Return in how many rows two structures differ; in all where their rows do not match."""
+    rows, others = _row_prints(one), _row_prints(other)
+    if len(rows) != len(others):
+        return max(len(rows), len(others))
+    return sum(a != b for a, b in zip(rows, others, strict=True))
+
+
+def _row_prints(value: Any) -> list[str]:
+    size = batches.size(value)
+    tensors: list[Tensor] = [
+        t for _, t in batches.tensors(value) if t.ndim > 0 and t.shape[0] == size
+    ]
+    if not tensors:
+        return [fingerprint(value)]
+    digests = [batches.row_digests(t) for t in tensors]
+    return ["".join(parts) for parts in zip(*digests, strict=True)]
+
+
+def _transforms(dataset: Any) -> list[Any]:
+    """Return the random transforms within reach of ``dataset``, by the name of their class."""
+    is_random: Callable[[Any], bool] = lambda thing: bool(_RANDOM.search(type(thing).__name__))  # noqa: E731
+    return [thing for _, thing in reachable(dataset) if callable(thing) and is_random(thing)]
