@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from nnaudit.floor import Bounds, bounds, placeholder
 from nnaudit.loop.base import Fed, Loop
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.pace import Stopwatch
 
 # --- what the program does with some rows ----------------------------------------------------
 
@@ -251,7 +251,10 @@ _FEW_PASSES = 25
 
 @dataclass(frozen=True)
 class Limits:
-    """How long to train: ``passes`` over the rows, up to ``most`` while the loss still falls."""
+    """How long to train: ``passes`` over the rows, up to ``most`` while the loss still falls.
+
+    ``seconds`` are counted as on a quiet machine.
+    """
 
     passes: int = 300
     most: int = 1500
@@ -266,7 +269,7 @@ class Run:
         label: what took the steps, for people: ``your optimizer, lr x 10``.
         losses: the mean loss of each pass over the rows, each taken before its updates.
         steps: optimizer steps taken.
-        seconds: what they cost.
+        seconds: what they cost, as on a quiet machine.
         fitted: the loss came down to the level asked for.
         crashed: what the user's code raised once the run had diverged; else empty.
         cut: the time was up before the run had its full length.
@@ -338,7 +341,7 @@ def train(
         UserCodeError: the very first step raised.
     """
     order = np.random.default_rng(seed)
-    started = time.perf_counter()
+    watch = Stopwatch()
     passes: list[float] = []
     steps, crashed, fitted, cut = 0, "", False, False
     while not (fitted or crashed or cut or _settled(passes, floor, limits)):
@@ -353,19 +356,18 @@ def train(
                 crashed = str(error)
                 break
             steps += 1
-            if not math.isfinite(taken[-1]) or _too_long(started, len(passes), limits):
+            if not math.isfinite(taken[-1]) or _too_long(watch.seconds, len(passes), limits):
                 cut = True
                 break
         passes += [sum(taken) / len(taken)] if taken else []
         fitted = level is not None and _fitted(passes, level)
-    seconds = time.perf_counter() - started
+    seconds = watch.seconds
     cut = cut and math.isfinite(passes[-1])
     return Run(label, tuple(passes), steps, seconds, fitted, crashed, cut)
 
 
-def _too_long(started: float, passes: int, limits: Limits) -> bool:
+def _too_long(elapsed: float, passes: int, limits: Limits) -> bool:
     """Slow steps get three times as long: most networks that fit do so in a few."""
-    elapsed = time.perf_counter() - started
     return elapsed > limits.seconds * (1 if passes >= _FEW_PASSES else 3)
 
 

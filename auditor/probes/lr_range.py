@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import constant_lr
+from nnaudit.pace import Stopwatch
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.state import preserved
 
@@ -83,7 +83,7 @@ class _RangeTest:
         self._average = 0.0
         self._pace = float(_PACE)
         self._seconds = seconds
-        self._started = time.perf_counter()
+        self._watch = Stopwatch()
 
     def ends_with(self, loss: float) -> bool:
         """Take in the loss of a step at :attr:`factor`; return whether that was the last."""
@@ -97,7 +97,7 @@ class _RangeTest:
         if len(self.losses) > _FIRST and self._exploded():
             self._diverged = self.factor
             return True
-        spent = time.perf_counter() - self._started
+        spent = self._watch.seconds
         if len(self.losses) == 3:  # slow steps: fewer to a power of ten
             affordable = self._seconds / max(spent / 3, 1e-6)
             self._pace = min(max(affordable / math.log10(HIGH / LOWEST), _HURRY), _PACE)

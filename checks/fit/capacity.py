@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnaudit import batch as batches
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.runs import series_of, trainable_layers
+from nnaudit.checks.fit.runs import capital, series_of, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.fitting import Head, Limits, Run, Sighting, head_of, sight
@@ -167,7 +167,7 @@ class Capacity(Check):
                 if unfair
                 else "it is not the size but data, labels or the number of steps"
             )
-            return self.inconclusive(f"{_capital(versus)}; {why}.", evidence=evidence)
+            return self.inconclusive(f"{capital(versus)}; {why}.", evidence=evidence)
         unseen = (
             f"on unseen ones {_percent(own.unseen)} and {_percent(best.unseen)}"
             if own.held_out
@@ -176,7 +176,7 @@ class Capacity(Check):
         gain, t = _gain(own, best)
         if not gain >= 0.1 or t < 3:
             return self.passed(
-                f"{_capital(versus)}; {unseen}: more capacity would fit these examples better, "
+                f"{capital(versus)}; {unseen}: more capacity would fit these examples better, "
                 "not the task.",
                 evidence=evidence,
             )
@@ -200,7 +200,7 @@ class Capacity(Check):
             "location": audit.loop.locate("model"),
             "fix": _fix(audit, best),
         }
-        said = _capital(said)
+        said = capital(said)
         if not (best.wider and _clear(own, best, rows)) or _meant(audit):
             return self.warned(f"{said}.", **details)
         if not self._again(audit, rows, head, best):
@@ -216,7 +216,7 @@ class Capacity(Check):
         """Answer where nothing was compared: no need, no time, or no way."""
         if own.closed >= 0.9:
             return self.passed(
-                f"{_capital(said)}: it is large enough, and where it does not fit, the optimizer "
+                f"{capital(said)}: it is large enough, and where it does not fit, the optimizer "
                 "is why.",
                 evidence=evidence,
             )
@@ -224,9 +224,9 @@ class Capacity(Check):
             return self.inconclusive(f"Time was up when {said}.", evidence=evidence)
         if own.run.falling(rows.bounds.floor, 0.1):
             answer = self.passed if own.closed >= 0.5 else self.inconclusive
-            return answer(f"{_capital(said)}, and the loss is still falling.", evidence=evidence)
+            return answer(f"{capital(said)}, and the loss is still falling.", evidence=evidence)
         return self.inconclusive(
-            f"{_capital(said)}, and no wider network could be made to compare it with.",
+            f"{capital(said)}, and no wider network could be made to compare it with.",
             evidence=evidence,
         )
 
@@ -505,7 +505,3 @@ def _narrowest(model: nn.Module) -> tuple[str, int] | None:
 
 def _percent(closed: float) -> str:
     return f"{100 * min(max(closed, 0.0), 1.0):.0f} %" if not math.isnan(closed) else "unknown"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

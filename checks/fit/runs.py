@@ -55,3 +55,8 @@ def loss_words(run: Run, sighting: Sighting) -> str:
 def trainable_layers(model: nn.Module) -> int:
     """Count the weights with two or more dimensions that are trained: layers that mix inputs."""
     return sum(p.requires_grad and p.ndim >= 2 for p in model.parameters())
+
+
+def capital(text: str) -> str:
+    """Return ``text`` as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]

@@ -11,7 +11,7 @@ from torch import nn
 
 from nnaudit import batch as batches
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.runs import curve_of, loss_words, trainable_layers
+from nnaudit.checks.fit.runs import capital, curve_of, loss_words, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.fitting import Limits, Run, head_of, sight, updates_by
 from nnaudit.floor import REGRESSION
@@ -100,13 +100,13 @@ class TinySubsetOverfit(Check):
                 f"known: {tiny.sighting.unknown or 'all targets are alike'}"
             )
         if run is author:
-            return self.passed(f"{_capital(said)}.", evidence=evidence)
+            return self.passed(f"{capital(said)}.", evidence=evidence)
         remark = f" at {run.label}"
         if author.diverged and not _scheduled(audit.loop):
             again = tiny_fit(audit, second=True)
             if again.runs[1.0].diverged:
                 return self.warned(
-                    f"{_capital(said)}, but only{remark}: at your own the loss went from "
+                    f"{capital(said)}, but only{remark}: at your own the loss went from "
                     f"{author.initial:.4g} to {_plain(author.final)}, and on other examples too.",
                     threshold="the loss at your learning rate does not grow",
                     evidence=evidence,
@@ -114,7 +114,7 @@ class TinySubsetOverfit(Check):
                     fix=f"lower the learning rate to {_rates(audit.loop, tiny.best_factor)}",
                 )
         return self.passed(
-            f"{_capital(said)},{remark}; at your own it reached {_plain(author.final)} "
+            f"{capital(said)},{remark}; at your own it reached {_plain(author.final)} "
             f"in {author.steps} steps.",
             evidence=evidence,
         )
@@ -132,22 +132,22 @@ class TinySubsetOverfit(Check):
         )
         details: dict[str, Any] = {"evidence": evidence, "threshold": _threshold(tiny)}
         if first.verdict in ("cut", "unclear"):
-            return self.inconclusive(f"{_capital(said)}; {first.reason}.", **details)
+            return self.inconclusive(f"{capital(said)}; {first.reason}.", **details)
         if first.verdict in ("slow", "useless"):
             return self._optimizer(audit, first, details)
         details |= {"location": audit.loop.locate("model"), "fix": first.fix}
         if first.verdict == "weak":
-            return self.warned(f"{_capital(said)}; {first.reason}.", **details)
+            return self.warned(f"{capital(said)}; {first.reason}.", **details)
         verdict, anew = _anew(audit)
         if verdict == "broken":
             details["evidence"] = (*evidence, _gradients(audit.loop, tiny))
             return self.failed(
-                f"{_capital(said)}; {first.reason}; so it was with {anew}.", **details
+                f"{capital(said)}; {first.reason}; so it was with {anew}.", **details
             )
         if verdict == "weak":
-            return self.warned(f"{_capital(said)}; {first.reason}; less so with {anew}.", **details)
+            return self.warned(f"{capital(said)}; {first.reason}; less so with {anew}.", **details)
         return self.inconclusive(
-            f"{_capital(said)}; with {anew} it was otherwise.",
+            f"{capital(said)}; with {anew} it was otherwise.",
             evidence=evidence,
             threshold=_threshold(tiny),
         )
@@ -158,17 +158,17 @@ class TinySubsetOverfit(Check):
         if first.verdict == "useless":
             verdict, anew = _anew(audit)
             if verdict == "useless":
-                return self.failed(f"{_capital(first.reason)}; so it was with {anew}.", **details)
-        return self.warned(f"{_capital(first.reason)}.", **details)
+                return self.failed(f"{capital(first.reason)}; so it was with {anew}.", **details)
+        return self.warned(f"{capital(first.reason)}.", **details)
 
     def _blind(self, audit: Audit, tiny: TinyFit) -> Result:
         again = tiny_fit(audit, second=True)
         if not _all_inputs_equal(again):
             return self.inconclusive(
-                f"{_capital(_rows(tiny))} enter the network all alike, others do not."
+                f"{capital(_rows(tiny))} enter the network all alike, others do not."
             )
         return self.failed(
-            f"{_capital(_rows(tiny))} enter the network all alike, with different targets, and so "
+            f"{capital(_rows(tiny))} enter the network all alike, with different targets, and so "
             "do others: there is nothing to learn from.",
             threshold="inputs differ where targets do",
             location=audit.loop.locate("train_loader"),
@@ -423,7 +423,3 @@ def _share(closed: float) -> str:
 
 def _plain(loss: float) -> str:
     return f"{loss:.4g}" if math.isfinite(loss) else "NaN or infinity"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

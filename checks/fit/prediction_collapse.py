@@ -1,0 +1,254 @@
+"""FIT110: the predictions must differ after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit.checks.base import Check
+from nnaudit.checks.fit.stream import FEWEST, curve_of_run, still_falling
+from nnaudit.context import Audit
+from nnaudit.feed import main_tensor
+from nnaudit.floor import CLASSIFICATION, REGRESSION
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall
+from nnaudit.probes.training_run import Look, Training, TrainingRun
+from nnaudit.report import Evidence, Kind, Result, Table
+
+_FEWEST_TARGETS = 64
+_SAME = 1e-4
+_COLLAPSED, _PRIOR = 0.99, 0.9
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the predictions for some rows differ.
+
+    Attributes:
+        rows: of the output.
+        variation: the standard deviation of the output across rows (mean over its elements),
+            against its size; 0 when every row gives the same.
+        predicted, prior: the shares of each class among predictions and targets; empty unless
+            the loss is of classes.
+        relative: for a quantity, the deviation of the predictions against the targets'; else NaN.
+    """
+
+    rows: int
+    variation: float
+    predicted: tuple[float, ...] = ()
+    prior: tuple[float, ...] = ()
+    relative: float = math.nan
+
+    @property
+    def most(self) -> float:
+        """The largest share of one class among the predictions; 0 where there are no classes."""
+        return max(self.predicted, default=0.0)
+
+    @property
+    def one_class(self) -> bool:
+        """Whether one class is predicted for over 99 %, and is under 90 % of the targets."""
+        return self.most > _COLLAPSED and max(self.prior) < _PRIOR
+
+
+def spread_of(calls: Sequence[LossCall]) -> Spread | None:
+    """Look at the inputs of the loss: predictions of all ``calls``; None with too few."""
+    shapes = {call.input.shape[1:] for call in calls}
+    if len({call.kind for call in calls}) != 1 or calls[0].input.ndim == 0:
+        return None
+    variation = _variation([call.input for call in calls]) if len(shapes) == 1 else math.nan
+    rows = sum(len(call.input) for call in calls)
+    predicted, target = _classes(calls)
+    if predicted is not None and target is not None and len(target) >= _FEWEST_TARGETS:
+        count = int(max(predicted.max(), target.max())) + 1
+        return Spread(rows, variation, _shares(predicted, count), _shares(target, count))
+    if calls[0].kind in REGRESSION and len(shapes) == 1 and rows >= _FEWEST_TARGETS // 2:
+        given = torch.cat([call.input for call in calls]).float().reshape(rows, -1)
+        wanted = torch.cat([call.target for call in calls]).float()
+        if wanted.numel() == given.numel():
+            deviation = wanted.reshape(rows, -1).std(0).mean()
+            relative = float(given.std(0).mean() / deviation) if deviation > 0 else math.nan
+            return Spread(rows, variation, relative=relative)
+    return None if math.isnan(variation) else Spread(rows, variation)
+
+
+def _classes(calls: Sequence[LossCall]) -> tuple[Tensor | None, Tensor | None]:
+    """Return predicted and wanted classes, both flat; None where the loss is not of classes."""
+    predicted: list[Tensor] = []
+    wanted: list[Tensor] = []
+    for call in calls:
+        given, target = call.input, call.target
+        if call.kind in CLASSIFICATION and not target.is_floating_point() and given.ndim > 1:
+            answer, target = given.argmax(1).reshape(-1), target.reshape(-1)[: len(given)]
+            if given.ndim > 2:
+                target = call.target[: len(given)].reshape(-1)
+            counted = target != int(call.arguments.get("ignore_index", -100))
+            if answer.shape != target.shape:
+                return None, None
+            predicted.append(answer[counted])
+            wanted.append(target[counted].long())
+        elif call.kind in ("bce_with_logits", "bce") and given.shape[1:].numel() == 1:
+            limit = 0.0 if call.kind == "bce_with_logits" else 0.5
+            predicted.append((given.reshape(-1) > limit).long())
+            wanted.append((call.target[: len(given)].reshape(-1) > 0.5).long())
+        else:
+            return None, None
+    return torch.cat(predicted), torch.cat(wanted)
+
+
+def _shares(classes: Tensor, count: int) -> tuple[float, ...]:
+    found: list[float] = (torch.bincount(classes, minlength=count) / len(classes)).tolist()
+    return tuple(found)
+
+
+def _variation(outputs: Sequence[Tensor]) -> float:
+    """Return the deviation across rows against the size; NaN where there are too few rows."""
+    rows = torch.cat([t.detach().double().reshape(len(t), -1) for t in outputs])
+    if len(rows) < 8 or not bool(torch.isfinite(rows).all()):
+        return math.nan
+    size = float(rows.square().mean().sqrt())
+    return float(rows.std(0).mean()) / size if size > 0 else 0.0
+
+
+class PredictionCollapse(Check):
+    """Does the network say different things about different examples after some training?
+
+    Why: a network whose units have died, whose representation has collapsed to a point or whose
+    loss rewards the most frequent class answers every question in the same way. Its loss looks
+    like that of a hard task, and its accuracy like the share of one class.
+    How: after 300 steps of your own loop on real batches the network predicts, in eval mode, the
+    validation batches (up to 512 rows), or two training batches where there are none. Three things
+    are looked for: outputs that do not change with the example (a deviation across rows under
+    1e-4 of their size), one class predicted for over 99 % while no class has 90 % of the targets,
+    and for a quantity predictions that vary under 1 % as much as the targets. Outputs that do not
+    change are a warning; one class is one too where the loss has stopped falling above that of the
+    best constant, else a note, for a slow start predicts the most frequent class for a while. At
+    least 64 targets are needed.
+    Fix: lower the learning rate tenfold and build the network anew, for dead units stay dead;
+    print(output.std(0)) layer by layer shows where examples become alike.
+    References: Lu, Shin, Su and Karniadakis, "Dying ReLU and Initialization" (2019); Andrej
+    Karpathy, "A Recipe for Training Neural Networks" (2019), "visualize prediction dynamics".
+    """
+
+    code, name, kind = "FIT110", "prediction-collapse", Kind.JUDGEMENT
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (TrainingRun,)
+    trains = True
+    consequence_of = (
+        "FIT104", "FIT101", "FIT102", "DATA101", "DATA104", "DATA110", "DATA111", "LOSS101",
+        "LOSS102", "GRAD101", "GRAD102", "GRAD106", "GRAD107", "GRAD108", "MODE101", "INIT101",
+        "STEP102",
+    )  # fmt: skip
+
+    def run(self, audit: Audit) -> Result:
+        """Look at the predictions at the end of the run."""
+        training = audit.probe(TrainingRun)
+        if training.broke is not None:
+            return self.inconclusive("The run ended in no numbers: see FIT104.")
+        look, where = _looked_at(training)
+        found = spread_of(look.calls) if look.calls else _of_outputs(look)
+        if found is None or (math.isnan(found.variation) and not found.predicted):
+            return self.inconclusive("Too few predictions could be compared with each other.")
+        details: dict[str, Any] = {"evidence": _evidence(training, found)}
+        if found.variation < _SAME:
+            return self._blind(audit, training, found, where, details)
+        if found.one_class:
+            return self._one_class(audit, training, found, where, details)
+        if found.relative < 0.01:
+            return self.noted(
+                f"Predictions for {where} vary {100 * found.relative:.2g} % as much as the "
+                "targets: hardly more than a constant was learnt.",
+                **details,
+            )
+        said = f"Predictions for {where} differ"
+        if found.predicted:
+            said = f"{said}: the most frequent class is predicted for {100 * found.most:.0f} %"
+        return self.passed(f"{said}.", **details)
+
+    def _blind(
+        self,
+        audit: Audit,
+        training: Training,
+        found: Spread,
+        where: str,
+        details: dict[str, Any],
+    ) -> Result:
+        begun = _looked_at(training, first=True)[0]
+        before = spread_of(begun.calls) if begun.calls else _of_outputs(begun)
+        said = f"The outputs for {where} are all the same after {len(training.losses)} steps"
+        if before is None or before.variation < _SAME:
+            return self.inconclusive(
+                f"{said}, as they were before: see GRAD108 and FIT101.", **details
+            )
+        return self.warned(
+            f"{said}, and differed before: the network no longer sees its input.",
+            measured=f"a deviation of {found.variation:.1g} of their size",
+            threshold=f"{_SAME:g}",
+            location=audit.loop.locate("optimizer"),
+            fix=f"lower the learning rate, now {max(training.rates):.2g}, tenfold; look for dead "
+            "units",
+            **details,
+        )
+
+    def _one_class(
+        self,
+        audit: Audit,
+        training: Training,
+        found: Spread,
+        where: str,
+        details: dict[str, Any],
+    ) -> Result:
+        said = (
+            f"One class is predicted for {100 * found.most:.0f} % of the {where}, and no class "
+            f"has more than {100 * max(found.prior):.0f} % of the targets"
+        )
+        if len(training.losses) < FEWEST or still_falling(training.losses):
+            return self.inconclusive(f"{said}; but the loss is still falling.", **details)
+        last = training.last()
+        mean = sum(last) / len(last)
+        if not mean > training.constant + 0.05 * abs(training.constant):
+            return self.noted(f"{said}: little more than a constant was learnt.", **details)
+        return self.warned(
+            f"{said}, while the loss of {mean:.4g} has stopped falling above the "
+            f"{training.constant:.4g} that a constant costs.",
+            measured=f"{100 * found.most:.0f} % one class",
+            threshold=f"{100 * _COLLAPSED:.0f} %",
+            location=audit.loop.locate("optimizer"),
+            fix=f"lower the learning rate, now {max(training.rates):.2g}, tenfold",
+            **details,
+        )
+
+
+def _looked_at(training: Training, *, first: bool = False) -> tuple[Look, str]:
+    """Return what was looked at before or after training, and what it is called."""
+    moment = training.moments[0 if first else -1]
+    if moment.val.losses or moment.val.outputs is not None:
+        return moment.val, "validation examples"
+    return moment.fixed, "training examples"
+
+
+def _of_outputs(look: Look) -> Spread | None:
+    """Where the loss is composite, only the network's own output can be looked at."""
+    output = main_tensor(look.outputs)
+    if output is None or output.ndim < 2 or len(output) < 8:
+        return None
+    return Spread(len(output), _variation([output]))
+
+
+def _evidence(training: Training, found: Spread) -> tuple[Evidence, ...]:
+    curve = curve_of_run(training)
+    if not found.predicted or len(found.predicted) > 100:
+        return (curve,)
+    table = Table(
+        title="Shares of the classes after training",
+        columns=("class", "predicted", "among the targets"),
+        rows=tuple(
+            (str(i), predicted, prior)
+            for i, (predicted, prior) in enumerate(zip(found.predicted, found.prior, strict=True))
+        ),
+    )
+    return table, curve
