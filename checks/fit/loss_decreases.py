@@ -27,6 +27,7 @@ class Standing:
         mean, error: of the last third, and the standard error of that mean.
         constant: the loss of the best constant prediction; NaN where it is not known.
         start_error: the standard error of ``start``.
+        began: the loss of two batches before the first step, in eval mode; NaN if unknown.
     """
 
     start: float
@@ -34,6 +35,7 @@ class Standing:
     error: float
     constant: float
     start_error: float = 0.0
+    began: float = math.nan
 
     @classmethod
     def of(cls, training: Training) -> Standing:
@@ -42,7 +44,8 @@ class Standing:
         start, error = statistics.median(training.losses[:5]), standard_error(last)
         # A median of five scatters 1.2 times as much as their mean.
         start_error = 1.2 * error * math.sqrt(len(last) / 5)
-        return cls(start, statistics.mean(last), error, training.constant, start_error)
+        began = training.moments[0].fixed.loss
+        return cls(start, statistics.mean(last), error, training.constant, start_error, began)
 
     @property
     def below(self) -> bool:
@@ -58,7 +61,12 @@ class Standing:
 
     @property
     def moved(self) -> bool:
-        """Whether it is another than at the start, beyond chance and by a fiftieth."""
+        """Whether it is another than at the start, beyond chance and by a fiftieth.
+
+        Or clearly higher than before the first step: it may have risen within the first five.
+        """
+        if self.mean - self.began > max(4 * self.error, 0.25 * abs(self.began)):
+            return True
         chance = 4 * math.hypot(self.error, self.start_error)
         return abs(self.start - self.mean) > max(chance, 0.02 * abs(self.start))
 
