@@ -23,6 +23,7 @@ from nnaudit.errors import (
     user_location,
     user_traceback,
 )
+from nnaudit.metrics import NAMES as METRIC_NAMES
 from nnaudit.report import Location
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -52,6 +53,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "build_scheduler", "make_scheduler", "get_scheduler", "scheduler", "lr_scheduler",
     ),
     "training_step": ("training_step", "train_step"),
+    "metric": METRIC_NAMES,
     "datamodule": (
         "build_datamodule", "make_datamodule", "get_datamodule", "datamodule", "data_module", "dm",
     ),
@@ -80,6 +82,8 @@ class Target:
         scheduler: a factory ``scheduler(optimizer)``.
         training_step: ``training_step(model, batch) -> loss``, in place of ``loss`` where the
             forward pass is more than ``loss(model(x), y)``. The batch is on the model's device.
+        metric: ``metric(output, target)``, an object with ``update`` and ``compute``, or several
+            in a dict.
         name: how reports call it.
         locations: the line of the user's source where each part is defined, by part name.
         reload: makes the same target anew from its source, where there is one.
@@ -92,6 +96,7 @@ class Target:
     optimizer: Any = None
     scheduler: Any = None
     training_step: Callable[[nn.Module, Any], Tensor] | None = None
+    metric: Any = None
     name: str = "model"
     locations: dict[str, Location] = field(default_factory=dict, repr=False)
     reload: Callable[[], Target] | None = field(default=None, repr=False)

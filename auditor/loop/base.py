@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.metrics import Metric
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state import Subjects
 
@@ -101,6 +102,7 @@ class Loop(ABC):
         steps_taken: optimizer steps since the audit began, relaunched runs included.
         handed_over_in_eval: the model was in eval mode, and the loop put it into train mode.
         epoch_per_step: gradients are summed over the whole epoch before the optimizer steps.
+        metrics: the user's own, where some were found.
         rates_rise: the learning rate is raised step by step, to a height that is not known.
     """
 
@@ -116,6 +118,7 @@ class Loop(ABC):
     handed_over_in_eval: bool = False
     epoch_per_step: bool = False
     rates_rise: bool = False
+    metrics: tuple[Metric, ...] = ()
 
     @property
     @abstractmethod

@@ -22,6 +22,7 @@ from nnaudit.errors import TargetError, user_code
 from nnaudit.feed import Convention, DefaultLoss, convention_for, own_loss
 from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step, seed_everything
 from nnaudit.loop.taps import Observation, Observer
+from nnaudit.metrics import metrics_of
 from nnaudit.report import Location, Part, TargetInfo
 from nnaudit.state import Subjects, preserved
 from nnaudit.targets import Target, defined_at
@@ -75,6 +76,7 @@ class DirectLoop(Loop):
         self.optimizers = self._build_optimizers()
         self.schedulers = self._build_schedulers()
         self.models = (self.model,)
+        self.metrics = metrics_of(target.metric)
         self.model.train()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -27,6 +28,7 @@ from nnaudit.loop.script.run import Run, Session
 from nnaudit.loop.script.substitute import placed, why_not
 from nnaudit.loop.script.taps import Taps
 from nnaudit.loop.taps import LossCall, Observation, Observer
+from nnaudit.metrics import metrics_in
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state import (
     Subjects,
@@ -67,6 +69,7 @@ class ScriptLoop(Loop):
         self._trusted = False
         self._in_flight: list[str] = []
         self._execution = 0
+        self.metrics = metrics_in(vars(sys.modules["__main__"]))
 
     @property
     def epoch_per_step(self) -> bool:  # type: ignore[override]

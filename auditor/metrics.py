@@ -1,0 +1,165 @@
+"""Metrics: the user's own, however they want to be called, and the plain ones of each task."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnaudit.errors import user_code
+
+NAMES = ("metric", "metrics", "metric_fn", "compute_metric", "compute_metrics", "build_metric")
+"""Under which names a file holds its metric: ``metric(output, target)``, or a dict of them."""
+
+_BUILDERS = ("build_", "make_", "get_", "create_")
+_TARGET_FIRST = ("y_true", "target", "targets", "label", "labels", "truth", "gt", "y", "true")
+
+Task = Literal["classes", "binary", "numbers"]
+
+
+class Prediction(NamedTuple):
+    """What a metric of one argument is given, under the names that transformers uses."""
+
+    predictions: np.ndarray
+    label_ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of the user's.
+
+    Attributes:
+        name: how the user calls it.
+        stateful: it gathers batches by ``update`` and gives one value by ``compute``.
+    """
+
+    name: str
+    function: Any
+    stateful: bool
+
+    def value(self, output: Tensor, target: Tensor) -> dict[str, float]:
+        """Return its values by name: one, or as many as it has in a dict.
+
+        Raises:
+            UserCodeError: it raised, whether it was given the output or the classes in it.
+        """
+        with user_code(f"computing the metric {self.name}"):
+            try:
+                found = self._call(output, target)
+            except Exception:
+                if output.ndim <= target.ndim:
+                    raise
+                # Some take the classes that were decided for, not a number for each of them.
+                found = self._call(output.argmax(1), target)
+        if isinstance(found, Mapping):
+            return {str(key): float(value) for key, value in found.items()}
+        return {self.name: float(found)}
+
+    def _call(self, output: Tensor, target: Tensor) -> Any:
+        if self.stateful:
+            fresh = copy.deepcopy(self.function)
+            fresh.reset()
+            fresh.update(output, target)
+            return fresh.compute()
+        if str(getattr(self.function, "__module__", "")).startswith("sklearn."):
+            decided = output.argmax(1) if output.ndim > target.ndim else output
+            return self.function(target.numpy(), decided.numpy())
+        names = _required(self.function)
+        if len(names) == 1:
+            return self.function(Prediction(output.numpy(), target.numpy()))
+        if names and names[0] in _TARGET_FIRST:
+            return self.function(target, output)
+        return self.function(output, target)
+
+
+def metrics_in(namespace: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Return the metrics that a program holds under a conventional name."""
+    found = (metrics_of(namespace[name], name) for name in NAMES if name in namespace)
+    return next((metrics for metrics in found if metrics), ())
+
+
+def metrics_of(made: Any, name: str = "metric") -> tuple[Metric, ...]:
+    """Return the metrics in ``made``; none where the name means something else.
+
+    They are functions, objects with ``update`` and ``compute``, dicts of these, and builders of
+    one of them, told by their names.
+    """
+    if isinstance(made, Mapping) and not callable(made):
+        return tuple(m for key, value in made.items() for m in metrics_of(value, str(key)))
+    if all(callable(getattr(made, part, None)) for part in ("update", "compute", "reset")):
+        return () if inspect.isclass(made) else (Metric(name, made, stateful=True),)
+    if not callable(made) or inspect.isclass(made):
+        return ()
+    if not _required(made):
+        if not str(getattr(made, "__name__", "")).startswith(_BUILDERS):
+            return ()  # it measures the network by itself, and how long that takes nobody knows
+        with user_code(f"building the metric {name}"):
+            built = made()
+        return () if built is made else metrics_of(built, name)
+    return (Metric(getattr(made, "__name__", name), made, stateful=False),)
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ["output", "target"]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind in positional]
+
+
+# --- plain metrics --------------------------------------------------------------------------------
+
+
+def plain(task: Task, output: Tensor, target: Tensor) -> dict[str, float]:
+    """Return the usual metrics of ``task``.
+
+    Classes and binary: accuracy, balanced accuracy (mean recall), macro F1, mean IoU over classes
+    that occur. Numbers: mean absolute error and R2.
+    """
+    if task == "numbers":
+        error = output.double() - target.double()
+        spread = (target.double() - target.double().mean()).square().mean()
+        return {
+            "MAE": float(error.abs().mean()),
+            "R2": 1.0 - float(error.square().mean() / spread.clamp_min(1e-30)),
+        }
+    return _of_classes(decided(task, output).flatten(), target.flatten().long())
+
+
+def decided(task: Task, output: Tensor) -> Tensor:
+    """Return the class that ``output`` decides for, or the numbers themselves."""
+    if task == "classes":
+        return output.argmax(1)
+    if task == "binary":
+        probabilities = float(output.min()) >= 0.0 and float(output.max()) <= 1.0
+        return (output > (0.5 if probabilities else 0.0)).long()
+    return output
+
+
+def _of_classes(guess: Tensor, truth: Tensor) -> dict[str, float]:
+    recall, f1, iou = (
+        torch.tensor(values, dtype=torch.float64)
+        for values in zip(*_by_class(guess, truth), strict=True)
+    )
+    return {
+        "accuracy": float((guess == truth).double().mean()),
+        "balanced accuracy": float(recall.mean()),
+        "macro F1": float(f1.mean()),
+        "mean IoU": float(iou.mean()),
+    }
+
+
+def _by_class(guess: Tensor, truth: Tensor) -> Iterator[tuple[float, float, float]]:
+    for each in torch.unique(truth):
+        said, is_so = guess == each, truth == each
+        both = float((said & is_so).sum())
+        either = float((said | is_so).sum())
+        total = float(said.sum() + is_so.sum())
+        yield both / float(is_so.sum()), 2 * both / total, both / either

@@ -1,0 +1,311 @@
+"""GEN105: whether the metric measures what it is named for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall
+from nnaudit.metrics import Metric, Task, plain
+from nnaudit.probes.training_run import Training, TrainingRun
+from nnaudit.report import Kind, Result, Table
+
+REPEATS = 20
+"""Permutations: that a metric falls on the wrong side in all of them has a chance of 2 ** -20."""
+
+FEWEST = 32
+"""Rows below which a tenth of them is nothing to measure with."""
+
+_BEST_IS_ONE = re.compile(r"acc|f1|iou|dice|jaccard|auc|precision|recall|(^|_)r2", re.IGNORECASE)
+
+_TASKS: dict[str, Task] = {
+    "cross_entropy": "classes", "nll": "classes", "multi_margin": "classes",
+    "bce": "binary", "bce_with_logits": "binary",
+    "mse": "numbers", "l1": "numbers", "smooth_l1": "numbers", "huber": "numbers",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Predictions of the network after a short run, with what they should have been.
+
+    Attributes:
+        batches: output (N, C, ...) and target by batch of the loader.
+        validation: they are of validation data.
+    """
+
+    task: Task
+    batches: tuple[tuple[Tensor, Tensor], ...]
+    validation: bool
+    steps: int
+
+    @property
+    def output(self) -> Tensor:
+        """All outputs."""
+        return torch.cat([output for output, _ in self.batches])
+
+    @property
+    def target(self) -> Tensor:
+        """All targets."""
+        return torch.cat([target for _, target in self.batches])
+
+    def ideal(self, target: Tensor) -> Tensor:
+        """Return the output that says ``target`` with certainty, in the form of the real ones."""
+        if self.task == "numbers":
+            return target.clone().float()
+        low, high = _extremes(self.output)
+        if self.task == "binary":
+            return torch.where(target > 0.5, high, low)
+        output = torch.full((len(target), *self.output.shape[1:]), low)
+        return output.scatter_(1, target.unsqueeze(1), high)
+
+    @property
+    def majority(self) -> float:
+        """The share of the most frequent class."""
+        counts = torch.unique(self.target.long(), return_counts=True)[1]
+        return float(counts.max() / counts.sum())
+
+
+def _extremes(output: Tensor) -> tuple[float, float]:
+    """Return what stands for no and yes in such outputs: probabilities, their logs, or logits."""
+    low, high = float(output.min()), float(output.max())
+    if low >= 0.0 and high <= 1.0:
+        return 0.0, 1.0
+    return (-20.0, 0.0) if high <= 0.0 else (-10.0, 10.0)
+
+
+class MetricMeaning(Check):
+    """Does the metric call perfect predictions perfect, and random ones worse?
+
+    Why: the metric decides which model is kept. One that compares the wrong axis, broadcasts, or
+        takes its arguments in the other order gives plausible numbers for years. And on
+        imbalanced data accuracy praises a network that always says the same.
+    How: the user's metric (metric(output, target) by name, an object with update and compute, a
+        function of scikit-learn) is given outputs that state the validation targets with
+        certainty, the same with a tenth of the rows exchanged at random, and with all. Null
+        hypothesis: it is best on perfect predictions. It fails where all 20 permutations are given
+        the very value of perfect predictions; where all 20 exchanges of a tenth are judged better
+        than perfect, and 20 others again (by chance 2 ** -40); where a metric that is named for
+        accuracy, F1, IoU, recall and the like is neither 1 nor 100, nor counts the rows, on
+        perfect predictions. A note where the mean over the loader's batches differs by more than
+        0.02 from the value on all predictions at once. A warning where 90 % or more are of one
+        class (an imbalance of 9) and accuracy is all that is measured. Without a metric of the
+        user's the plain ones of a short run are shown, and a note says where they disagree.
+    Fix: compute from all predictions at once: f1_score(all_targets, all_predictions); on
+        imbalanced data report balanced accuracy or F1 beside accuracy, for pixels IoU.
+    References: Opitz and Burst, Macro F1 and Macro F1 (2019); Brodersen et al., The balanced
+        accuracy and its posterior distribution (ICPR 2010).
+    """
+
+    code, name, kind = "GEN105", "metric", Kind.STATISTICAL
+    needs = (Needs.STEPS, Needs.TARGETS)
+    probes = (TrainingRun,)
+    trains = True
+    options: ClassVar[dict[str, float]] = {"batches": 0.02, "majority": 0.9}
+
+    def run(self, audit: Audit) -> Result:
+        """Try each metric, then look at what they say of the network."""
+        sample = sample_of(audit.probe(TrainingRun))
+        if sample is None or len(sample.target) < FEWEST:
+            return self.skipped(
+                "The predictions and targets of a short run could not be read off the loss."
+            )
+        metrics = audit.loop.metrics
+        if not metrics:
+            return self._without(sample)
+        try:
+            for metric in metrics:
+                if (finding := self._wrong(audit, metric, sample)) is not None:
+                    return finding
+            return self._right(audit, metrics, sample)
+        except UserCodeError as error:
+            return self.inconclusive(
+                "The metric could not be called with the output and target that the loss is given "
+                f"({error.original}).",
+                location=error.location,
+            )
+
+    def _wrong(self, audit: Audit, metric: Metric, sample: Sample) -> Result | None:
+        """Return what is wrong with ``metric`` on predictions whose worth is known."""
+        target = sample.target
+        perfect = metric.value(sample.ideal(target), target)
+        random = [_exchanged(metric, sample, 1.0, i) for i in range(REPEATS)]
+        tenths = [_exchanged(metric, sample, 0.1, i) for i in range(2 * REPEATS)]
+        varied = len(torch.unique(target)) > 1
+        for name, best in perfect.items():
+            chance = [values[name] for values in random]
+            mean = sum(chance) / len(chance)
+            evidence = _trial(name, best, [values[name] for values in tenths], mean)
+            details: dict[str, Any] = {
+                "evidence": (evidence,),
+                "location": audit.loop.locate("metric"),
+                "measured": f"{best:.4g} on perfect predictions, {mean:.4g} on random ones",
+            }
+            if varied and all(value == best for value in chance):
+                return self.failed(
+                    f"{name} is {best:.4g} for perfect predictions and the same for random ones.",
+                    threshold="a difference",
+                    fix="Compare output.argmax(1) with the target, of one shape, row by row.",
+                    **details,
+                )
+            up = mean > best
+            if varied and all((values[name] > best) is not up and values[name] != best
+                              for values in tenths):  # fmt: skip
+                return self.failed(
+                    f"{name} finds predictions that are wrong in a tenth better than perfect ones.",
+                    threshold="perfect predictions are the best",
+                    fix="Check the order of the arguments and the axis: metric(output, target).",
+                    **details,
+                )
+            if _BEST_IS_ONE.search(name) and not _is_perfect(best, target):
+                return self.failed(
+                    f"{name} is {best:.4g} for perfect predictions, and should be 1.",
+                    threshold="1, or 100 %, or the number of rows",
+                    fix="Check axis and shapes: (output.argmax(1) == target).float().mean()",
+                    **details,
+                )
+        return None
+
+    def _right(self, audit: Audit, metrics: Sequence[Metric], sample: Sample) -> Result:
+        values = {k: v for m in metrics for k, v in m.value(sample.output, sample.target).items()}
+        usual = plain(sample.task, sample.output, sample.target)
+        evidence = (_table(sample, usual, values),)
+        only_accuracy = sample.task != "numbers" and all(
+            abs(value - usual["accuracy"]) < 1e-6 for value in values.values()
+        )
+        if only_accuracy and sample.majority >= self.option(audit, "majority"):
+            return self.warned(
+                f"{100 * sample.majority:.0f} % of the targets are of one class, and the metric is "
+                f"accuracy: always to answer that class would score {sample.majority:.2f}.",
+                measured=f"balanced accuracy {usual['balanced accuracy']:.2f}, macro F1 "
+                f"{usual['macro F1']:.2f}",
+                threshold=f"{100 * self.option(audit, 'majority'):.0f} % of one class",
+                evidence=evidence,
+                location=audit.loop.locate("metric"),
+                fix="sklearn.metrics.balanced_accuracy_score(targets, predictions), f1_score(..., "
+                'average="macro")',
+            )
+        for metric in metrics:
+            if (note := self._by_batch(audit, metric, sample, evidence)) is not None:
+                return note
+        told = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+        return self.passed(
+            f"The metric is best on perfect predictions and worse on random ones ({told} after "
+            f"{sample.steps} steps).",
+            evidence=evidence,
+        )
+
+    def _by_batch(
+        self, audit: Audit, metric: Metric, sample: Sample, evidence: tuple[Table, ...]
+    ) -> Result | None:
+        if metric.stateful or len(sample.batches) < 2:
+            return None
+        whole = metric.value(sample.output, sample.target)
+        each = [metric.value(output, target) for output, target in sample.batches]
+        for name, value in whole.items():
+            mean = sum(values[name] for values in each) / len(each)
+            if abs(value) <= 1 and abs(mean - value) > self.option(audit, "batches"):
+                return self.noted(
+                    f"{name} is {value:.3f} on all {len(sample.target)} rows, and {mean:.3f} as "
+                    f"the mean over {len(each)} batches: it depends on the batch size.",
+                    evidence=evidence,
+                    location=audit.loop.locate("metric"),
+                    fix="Gather the predictions of all batches and compute it once.",
+                )
+        return None
+
+    def _without(self, sample: Sample) -> Result:
+        usual = plain(sample.task, sample.output, sample.target)
+        evidence = (_table(sample, usual, {}),)
+        told = ", ".join(f"{name} {value:.3g}" for name, value in usual.items())
+        data = "validation" if sample.validation else "training"
+        shown = f"on {data} data after {sample.steps} steps: {told}"
+        if sample.task != "numbers" and usual["accuracy"] - usual["balanced accuracy"] > 0.1:
+            return self.noted(
+                f"Accuracy flatters a network on data of which {100 * sample.majority:.0f} % are "
+                f"of one class; {shown}.",
+                evidence=evidence,
+                fix="Report balanced accuracy or macro F1 beside accuracy, for pixels mean IoU.",
+            )
+        return self.skipped(f"No metric of your own was found; {shown}.", evidence=evidence)
+
+
+def sample_of(training: Training) -> Sample | None:
+    """Return the predictions at the end of ``training`` by task; None where they are unknown."""
+    last = training.moments[-1] if training.moments else None
+    if last is None or training.broke is not None:
+        return None
+    calls = last.val.calls or last.fixed.calls
+    tasks = {_TASKS.get(call.kind) for call in calls}
+    task = tasks.pop() if len(tasks) == 1 else None
+    if task is None:
+        return None
+    pairs = [pair for call in calls if (pair := _pair(task, call)) is not None]
+    shapes = {(output.shape[1:], target.shape[1:]) for output, target in pairs}
+    if len(pairs) < len(calls) or len(shapes) != 1:
+        return None
+    return Sample(task, tuple(pairs), bool(last.val.calls), last.step)
+
+
+def _pair(task: Task, call: LossCall) -> tuple[Tensor, Tensor] | None:
+    """Return output and target of ``call`` on the CPU; None where they are not plain."""
+    if not isinstance(call.arguments.get("input"), Tensor):
+        return None
+    output, target = call.input.detach().float().cpu(), call.target.detach().cpu()
+    if output.ndim == 0 or target.ndim == 0 or len(output) != len(target):
+        return None
+    if task == "classes":
+        if target.is_floating_point() or target.shape != (output.shape[:1] + output.shape[2:]):
+            return None
+        ignored = call.arguments.get("ignore_index", -100)
+        whole = not bool((target == ignored).any()) and int(target.max()) < output.shape[1]
+        return (output, target.long()) if whole else None
+    if output.shape != target.shape:
+        return None
+    binary = bool(((target == 0) | (target == 1)).all())
+    return (output, target) if binary or task == "numbers" else None
+
+
+def _exchanged(metric: Metric, sample: Sample, share: float, seed: int) -> dict[str, float]:
+    """Return the metric of perfect predictions, the given share of them exchanged at random."""
+    generator = torch.Generator().manual_seed(seed)
+    target = sample.target
+    rows = torch.randperm(len(target), generator=generator)[: max(2, round(share * len(target)))]
+    said = target.clone()
+    said[rows] = target[rows[torch.randperm(len(rows), generator=generator)]]
+    return metric.value(sample.ideal(said), target)
+
+
+def _is_perfect(value: float, target: Tensor) -> bool:
+    return any(abs(value - best) <= 1e-3 * best for best in (1, 100, len(target), target.numel()))
+
+
+def _trial(name: str, perfect: float, tenths: list[float], random: float) -> Table:
+    return Table(
+        title=f"{name} of predictions whose worth is known",
+        columns=("predictions", name),
+        rows=(
+            ("perfect", perfect),
+            ("a tenth exchanged, mean", sum(tenths) / len(tenths)),
+            ("all exchanged, mean", random),
+        ),
+    )
+
+
+def _table(sample: Sample, usual: dict[str, float], own: dict[str, float]) -> Table:
+    data = "validation" if sample.validation else "training"
+    rows = [*((f"{name} (yours)", value) for name, value in own.items()), *usual.items()]
+    return Table(
+        title=f"Metrics on {len(sample.target)} {data} rows after {sample.steps} steps",
+        columns=("metric", "value"),
+        rows=tuple(rows),
+    )

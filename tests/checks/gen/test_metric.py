@@ -1,0 +1,272 @@
+"""GEN105: metrics that praise the wrong thing, and the ways in which right ones are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import f1_score, r2_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nnaudit.checks.gen.metric import MetricMeaning
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.loop.script.loop import run_script
+from nnaudit.metrics import metrics_of, plain
+from nnaudit.probes.training_run import TrainingRun, training_run
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+
+
+@pytest.fixture(autouse=True)
+def _short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingRun, "measure", lambda _, audit: training_run(audit, steps=40))
+
+
+def data(task: str, rows: int, seed: int, share: float = 0.5) -> TensorDataset:
+    """Rows of 8 features with a class, a yes or no of which ``share`` are no, or a number."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 8, generator=g)
+    if task == "classes":
+        return TensorDataset(x, x[:, :3].argmax(1))
+    if task == "numbers":
+        return TensorDataset(x, 5 + 2 * x[:, :1] + 0.1 * torch.randn(rows, 1, generator=g))
+    return TensorDataset(x, (x[:, :1] > x[:, :1].quantile(share)).float())
+
+
+LOSSES: dict[str, Any] = {
+    "classes": F.cross_entropy,
+    "binary": F.binary_cross_entropy_with_logits,
+    "numbers": F.mse_loss,
+}
+
+
+def ask(metric: Any, task: str = "classes", **changes: Any) -> Result:
+    """Ask about a linear model of ``task`` with ``metric``."""
+    share = changes.get("share", 0.5)
+    target = Target(
+        model=lambda: nn.Linear(8, 3 if task == "classes" else 1),
+        train_loader=lambda: DataLoader(data(task, 512, 0, share), batch_size=32, shuffle=True),
+        val_loader=lambda: DataLoader(data(task, 300, 1, share), batch_size=64),
+        loss=LOSSES[task],
+        optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=0.03),
+        metric=metric,
+    )
+    return run_check(MetricMeaning, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+
+
+def accuracy(output: Tensor, target: Tensor) -> float:
+    return (output.argmax(1) == target).float().mean().item()
+
+
+def binary_accuracy(output: Tensor, target: Tensor) -> float:
+    return ((output > 0) == target).float().mean().item()
+
+
+def accuracy_over_columns(output: Tensor, target: Tensor) -> float:
+    """Compares every prediction with every target."""
+    return (output.argmax(1) == target.unsqueeze(1)).float().mean().item()
+
+
+def accuracy_of_itself(output: Tensor, target: Tensor) -> float:
+    return torch.eq(output.argmax(1), output.argmax(1)).float().mean().item()
+
+
+def wrong_axis_accuracy(output: Tensor, target: Tensor) -> float:
+    return (output.argmax(0)[0] == target).float().mean().item()
+
+
+def inverted(output: Tensor, target: Tensor) -> float:
+    """Finds a few mistakes better than none, and many worse."""
+    wrong = (output.argmax(1) != target).float().mean().item()
+    return wrong if wrong < 0.3 else wrong - 0.8
+
+
+@pytest.mark.parametrize(
+    "metric", [accuracy_over_columns, accuracy_of_itself, wrong_axis_accuracy, inverted]
+)
+def test_metrics_that_measure_something_else_fail(metric: Callable[..., Any]) -> None:
+    result = ask(metric)
+    assert result.status is Status.FAIL, result.message
+    assert result.location is None or result.fix
+
+
+class Running:
+    """A metric with a state, of torchmetrics' form."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.right = self.seen = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self.right += int((output.argmax(1) == target).sum())
+        self.seen += len(target)
+
+    def compute(self) -> Tensor:
+        return torch.tensor(self.right / max(self.seen, 1))
+
+
+def accuracy_of_labels(y_true: Tensor, y_pred: Tensor) -> float:
+    assert y_pred.shape == y_true.shape
+    return (y_pred == y_true).float().mean().item()
+
+
+def compute_metrics(evaluated: Any) -> dict[str, float]:
+    logits, labels = evaluated
+    return {"accuracy": float((logits.argmax(-1) == labels).mean())}
+
+
+def count_of_right(output: Tensor, target: Tensor) -> int:
+    return int((output.argmax(1) == target).sum())
+
+
+def accuracy_in_percent(output: Tensor, target: Tensor) -> float:
+    return 100 * accuracy(output, target)
+
+
+def error_rate(output: Tensor, target: Tensor) -> float:
+    return 1 - accuracy(output, target)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        accuracy, accuracy_of_labels, compute_metrics, count_of_right, accuracy_in_percent,
+        error_rate, Running(), {"accuracy": accuracy, "errors": error_rate}, F.cross_entropy,
+    ],
+)  # fmt: skip
+def test_right_metrics_pass_however_they_are_called(metric: Any) -> None:
+    result = ask(metric)
+    assert result.status is Status.PASS, result.message
+
+
+@pytest.mark.parametrize(
+    ("metric", "task"),
+    [
+        (r2_score, "numbers"), (F.l1_loss, "numbers"), (F.mse_loss, "numbers"),
+        (binary_accuracy, "binary"),
+        (lambda o, t: accuracy_of_labels(t, o.sigmoid().round()), "binary"),
+    ],
+)  # fmt: skip
+def test_right_metrics_of_other_tasks_pass(metric: Any, task: str) -> None:
+    result = ask(metric, task)
+    assert result.status in (Status.PASS, Status.NOTE), result.message
+
+
+def macro_f1(output: Tensor, target: Tensor) -> float:
+    return float(f1_score(target.numpy(), (output > 0).numpy(), average="macro"))
+
+
+def test_accuracy_alone_on_imbalanced_data_warns() -> None:
+    result = ask(binary_accuracy, "binary", share=0.95)
+    assert result.status is Status.WARN, result.message
+    assert "f1_score" in result.fix
+
+
+def test_accuracy_beside_another_metric_does_not() -> None:
+    metrics = {"accuracy": binary_accuracy, "f1": macro_f1}
+    assert ask(metrics, "binary", share=0.95).status is not Status.WARN
+
+
+def test_mild_imbalance_does_not() -> None:
+    assert ask(binary_accuracy, "binary", share=0.7).status is Status.PASS
+
+
+def test_a_metric_that_depends_on_the_batch_size_is_a_note() -> None:
+    result = ask(macro_f1, "binary", share=0.93)
+    assert result.status is Status.NOTE, result.message
+    assert "batch size" in result.message
+
+
+def test_without_a_metric_plain_ones_are_shown() -> None:
+    result = ask(None)
+    assert result.status is Status.SKIP
+    assert "balanced accuracy" in result.message
+    assert ask(None, "numbers").status is Status.SKIP
+
+
+def test_without_a_metric_flattering_accuracy_is_a_note() -> None:
+    torch.manual_seed(0)
+    noise = data("binary", 300, 1, 0.95)
+    target = Target(
+        model=lambda: nn.Linear(8, 1),
+        train_loader=lambda: DataLoader(
+            TensorDataset(torch.randn(512, 8), data("binary", 512, 0, 0.95).tensors[1]),
+            batch_size=32, shuffle=True,
+        ),
+        val_loader=lambda: DataLoader(noise, batch_size=64),
+        loss=F.binary_cross_entropy_with_logits,
+        optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=0.1),
+    )  # fmt: skip
+    result = run_check(MetricMeaning, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+    assert result.status is Status.NOTE, result.message
+
+
+def test_a_metric_that_cannot_be_called_is_inconclusive() -> None:
+    def metric(output: Any, target: Any) -> float:
+        raise KeyError("loss")
+
+    assert ask(metric).status is Status.INCONCLUSIVE
+
+
+def test_names_that_mean_something_else_do_no_harm() -> None:
+    for other in ({"loss": [], "accuracy": []}, "accuracy", torch, [1], nn.Linear, lambda: 1 / 0):
+        assert metrics_of(other) == ()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_perfect_predictions_are_perfect_by_every_plain_metric(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    target = (torch.rand(64, generator=g) < 0.05).long()
+    if target.sum() == 0:
+        target[0] = 1
+    values = plain("classes", F.one_hot(target, 2).float(), target)
+    assert set(values.values()) == {1.0}
+
+
+def test_plain_metrics_agree_with_scikit_learns() -> None:
+    g = torch.Generator().manual_seed(0)
+    output, target = torch.randn(200, 4, generator=g), torch.randint(0, 4, (200,), generator=g)
+    ours = plain("classes", output, target)
+    assert ours["macro F1"] == pytest.approx(f1_score(target, output.argmax(1), average="macro"))
+    numbers = plain("numbers", output[:, :1], output[:, 1:2])
+    assert numbers["R2"] == pytest.approx(r2_score(output[:, 1], output[:, 0]), rel=1e-5)
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+x = torch.randn(512, 8)
+loader = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=32, shuffle=True)
+model = nn.Linear(8, 3)
+optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+
+
+def metric(output, target):
+    return (output.argmax(1) == target{column}).float().mean().item()
+
+
+for epoch in range(3):
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(("column", "status"), [("[:, None]", Status.FAIL), ("", Status.PASS)])
+def test_the_metric_of_a_script(tmp_path: Path, column: str, status: Status) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT.replace("{column}", column))
+    result = run_script(path, [], "cpu", 0, lambda loop: run_check(MetricMeaning, Audit(loop)))
+    assert result.status is status, result.message
