@@ -25,6 +25,7 @@ from nnaudit.job import (
     Crashed,
     Event,
     Finished,
+    Listed,
     Measuring,
     Pictured,
     Question,
@@ -144,6 +145,26 @@ def conduct(
         with audit.measuring(PICTURES), preserved(loop.subjects):
             emit(Pictured(overview=overview_of(loop)))
     emit(Finished(steps=loop.steps_taken))
+
+
+def listed(settings: Settings) -> Listed:
+    """Return the checks that the settings select, and the plug-ins that cannot be loaded.
+
+    Raises:
+        UsageError: a setting names something unknown.
+    """
+    registry = Registry.load()
+    broken = tuple(
+        Question(
+            code=error.code,
+            name=error.name,
+            family=error.family,
+            kind=error.kind,
+            question=error.message,
+        )
+        for error in plugin_errors(registry.broken)
+    )
+    return Listed(questions=(*(_question(c) for c in selected(registry, settings)), *broken))
 
 
 def started(loop: Loop, battery: tuple[type[Check], ...]) -> Started:

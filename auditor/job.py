@@ -28,6 +28,7 @@ class Job(Model):
             tried again.
         elapsed: seconds that earlier children used of the budget.
         inspect: only say what the target is.
+        battery: only say which checks the settings select; there is no target.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Job(Model):
     lethal: dict[str, str] = Field(default_factory=dict)
     elapsed: float = 0.0
     inspect: bool = False
+    battery: bool = False
 
 
 class Question(Model):
@@ -64,6 +66,13 @@ class Started(Model):
     environment: Environment
     questions: tuple[Question, ...]
     remarks: tuple[str, ...] = ()
+
+
+class Listed(Model):
+    """These are the checks that the settings select; a plug-in that cannot be loaded is one too."""
+
+    event: Literal["listed"] = "listed"
+    questions: tuple[Question, ...]
 
 
 class Asking(Model):
@@ -121,7 +130,7 @@ class Finished(Model):
 
 
 Event = Annotated[
-    Started | Asking | Measuring | Answered | Crashed | Pictured | Refused | Finished,
+    Started | Listed | Asking | Measuring | Answered | Crashed | Pictured | Refused | Finished,
     Field(discriminator="event"),
 ]
 

@@ -18,6 +18,7 @@ from nnaudit.job import (
     Crashed,
     Event,
     Finished,
+    Listed,
     Measuring,
     Pictured,
     Question,
@@ -50,6 +51,7 @@ class Record:
     """What children said so far, and where the present one is."""
 
     started: Started | None = None
+    listed: tuple[Question, ...] | None = None
     results: dict[str, Result] = field(default_factory=dict)
     crashed: Crashed | None = None
     overview: Overview = field(default_factory=Overview)
@@ -69,6 +71,8 @@ class Record:
         match event:
             case Started():
                 self.started = self.started or event
+            case Listed():
+                self.listed = event.questions
             case Asking(code=code):
                 self.asking = code
             case Measuring(probe=probe, begins=True):

@@ -74,6 +74,19 @@ def inspect(job: Job) -> Started:
     return record.started
 
 
+def battery(job: Job) -> tuple[Question, ...]:
+    """Return the checks that the settings of ``job`` select, without loading a target.
+
+    Raises:
+        RefusedError: the settings name something unknown.
+    """
+    record = Record()
+    death = _run_child(job.model_copy(update={"battery": True}), record, _ignore)
+    if record.listed is None:
+        raise RefusedError(f"the process that lists the checks {death.how}", 3, death.output)
+    return record.listed
+
+
 def _ignore(event: Event, record: Record) -> None:
     return None
 

@@ -60,6 +60,9 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     from nnaudit.loop.direct import DirectLoop
     from nnaudit.loop.script import objects, run_script
 
+    if job.battery:
+        emit(engine.listed(job.settings))
+        return
     engine.limit_threads(job.threads)
     path, settings = Path(job.path), job.settings
     device = engine.device_for(settings.device)

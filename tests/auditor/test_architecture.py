@@ -26,6 +26,7 @@ WITHOUT_TORCH = (
     "auditor/cli.py", "auditor/config.py", "auditor/errors.py", "auditor/job.py",
     "auditor/output.py", "auditor/progress.py", "auditor/record.py", "auditor/report.py",
     "auditor/supervisor.py", "auditor/suppression.py",
+    "auditor/pytest_plugin.py", "auditor/pytest_items.py",
 )  # fmt: skip
 
 
