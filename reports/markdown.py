@@ -145,9 +145,8 @@ def _folded(summary: str, parts: Sequence[str]) -> str:
 
 def _head(result: Result) -> str:
     labels = ("measured", "threshold", "module", "crash")
-    lines = [f"- {label}: {prose(text, _TEXT)}" for label, text in facts(result) if label in labels]
-    question = [prose(result.question, _TEXT) + "\n"] if result.question else []
-    return "\n".join([*question, *lines])
+    lines = [f"- {label}: {prose(text)}" for label, text in facts(result) if label in labels]
+    return "\n".join(lines)
 
 
 def _evidence(result: Result) -> list[str]:

@@ -83,7 +83,10 @@ def title(result: Result) -> str:
 
 
 def findings(report: Report, status: Status) -> tuple[Finding, ...]:
-    """Return the findings of ``status``, each with its consequences; those never stand alone."""
+    """Return the findings of ``status``, new ones first, each with its consequences.
+
+    A consequence never stands alone.
+    """
     by_code = {result.code: result for result in report.results}
     groups: dict[int, list[Result]] = {}
     for result in report.with_status(*FINDINGS):
@@ -93,7 +96,7 @@ def findings(report: Report, status: Status) -> tuple[Finding, ...]:
     folded = {id(result) for group in groups.values() for result in group}
     return tuple(
         Finding(result, tuple(groups.get(id(result), ())))
-        for result in report.with_status(status)
+        for result in sorted(report.with_status(status), key=rank)
         if id(result) not in folded
     )
 

@@ -354,7 +354,7 @@ class _Page:
         lines = [_reason(reason) for reason in reasons if len(reason.results) > 1]
         if alone:
             codes = compact([reason.results[0] for reason in alone])
-            lines.append(f"{codes}: do not apply here (-v tells why)")
+            lines.append(f"{codes}: do not apply (-v says why)")
         return lines
 
     def group(self, status: Status, number: int, word: str, lines: Sequence[str]) -> None:
