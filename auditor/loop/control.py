@@ -52,6 +52,15 @@ def constant_lr(loop: Loop, factor: float = 1.0) -> Iterator[Rate]:
         yield rate
 
 
+def is_scheduled(loop: Loop) -> bool:
+    """Whether a scheduler moves the learning rate, or has left its marks in a group.
+
+    The rate at the start then says nothing of the rate to come.
+    """
+    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
+    return bool(loop.schedulers) or any("initial_lr" in g or "max_lr" in g for g in groups)
+
+
 def planned_lr(group: dict[str, Any]) -> float:
     """Return the highest learning rate that a parameter group is known to reach.
 

@@ -15,6 +15,11 @@ from nnaudit.probes.first_steps import consecutive_batches
 STEPS = 4
 """Enough to see what every step does alike."""
 
+ZEROED = (
+    "Gradients are zeroed between backward and the step (STEP102): none is left to be looked at."
+)
+"""What checks of gradients at the step have to say then."""
+
 
 @dataclass(frozen=True)
 class TracedStep:
@@ -76,6 +81,27 @@ class StepTrace(Probe[Trace]):
                     step.observation.output = None
                 traced.append(TracedStep(step, events))
         return Trace(tuple(traced), tuple(taken))
+
+
+def zeroed_before_use(trace: Trace) -> list[Event]:
+    """Return the steps that found nothing, if every step of that optimizer did.
+
+    Backward had made gradients: they were zeroed in between.
+    """
+    empty: dict[int, list[Event]] = {}
+    used: set[int] = set()
+    made: dict[int, float] = {}
+    for event in trace.events:
+        if event.kind is Happening.BACKWARD:
+            made.update({i: norm or 0.0 for i, norm in enumerate(event.norms)})
+        elif event.kind is Happening.STEP and not event.closure:
+            had, has = made.get(event.which), event.norms[event.which]
+            if had is not None and had > 0.0 and not has:
+                empty.setdefault(event.which, []).append(event)
+            elif has:
+                used.add(event.which)
+    found = [steps for which, steps in empty.items() if which not in used and len(steps) > 1]
+    return found[0] if found else []
 
 
 def describe(events: tuple[Event, ...], optimizers: int) -> str:

@@ -16,6 +16,7 @@ from nnaudit.context import Audit
 from nnaudit.fitting import Limits, Run, head_of, sight, updates_by
 from nnaudit.floor import REGRESSION
 from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.control import is_scheduled
 from nnaudit.probes.subsets import TinyFit, TinyFitting, adam_run, fixed_rows, tiny_fit
 from nnaudit.reference import fit_reference
 from nnaudit.report import Evidence, Kind, Numbers, Result
@@ -102,7 +103,7 @@ class TinySubsetOverfit(Check):
         if run is author:
             return self.passed(f"{capital(said)}.", evidence=evidence)
         remark = f" at {run.label}"
-        if author.diverged and not _scheduled(audit.loop):
+        if author.diverged and not is_scheduled(audit.loop):
             again = tiny_fit(audit, second=True)
             if again.runs[1.0].diverged:
                 return self.warned(
@@ -392,12 +393,6 @@ def _gradients(loop: Loop, tiny: TinyFit) -> Numbers:
             "with a gradient of zero": zero,
         },
     )
-
-
-def _scheduled(loop: Loop) -> bool:
-    """Whether the rate is planned to be lower at first: its peak need not be safe at the start."""
-    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
-    return bool(loop.schedulers) or any("initial_lr" in g or "max_lr" in g for g in groups)
 
 
 def _rates(loop: Loop, factor: float) -> str:

@@ -8,6 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.gradient_reach import Block, GradientReach, Reach
+from nnaudit.probes.step_trace import ZEROED, StepTrace, zeroed_before_use
 from nnaudit.report import Kind, Result, Table
 
 
@@ -42,7 +43,7 @@ class DetachedGraph(Check):
 
     code, name, kind = "GRAD107", "detached-graph", Kind.EXACT
     needs = (Needs.STEPS,)
-    probes = (GradientReach,)
+    probes = (GradientReach, StepTrace)
     consequence_of = ("STEP102",)
 
     def run(self, audit: Audit) -> Result:
@@ -51,6 +52,8 @@ class DetachedGraph(Check):
         if reach.severed is not None:
             return self._severed(audit, reach)
         cut = [block for block in reach.blocks if block.moves_loss]
+        if cut and not reach.reached and zeroed_before_use(audit.probe(StepTrace)):
+            return self.inconclusive(ZEROED)
         if cut:
             # What nothing excuses comes first.
             return self._cut(audit, reach, sorted(cut, key=lambda block: bool(block.intended)))

@@ -6,6 +6,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.gradient_reach import Block, GradientReach, Reach, Stray
+from nnaudit.probes.step_trace import ZEROED, StepTrace, zeroed_before_use
 from nnaudit.report import Kind, Location, Result, Table
 
 
@@ -39,7 +40,7 @@ class GradientsReachAll(Check):
 
     code, name, kind = "GRAD101", "gradient-reach", Kind.EXACT
     needs = (Needs.STEPS,)
-    probes = (GradientReach,)
+    probes = (GradientReach, StepTrace)
     consequence_of = ("GRAD107", "STEP102")
 
     def run(self, audit: Audit) -> Result:
@@ -109,6 +110,8 @@ class GradientsReachAll(Check):
         )
 
     def _nothing(self, audit: Audit, reach: Reach, measured: str) -> Result:
+        if reach.severed is None and zeroed_before_use(audit.probe(StepTrace)):
+            return self.inconclusive(ZEROED)
         why = (
             "the loss hangs on no parameter"
             if reach.severed is not None

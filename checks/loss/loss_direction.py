@@ -74,7 +74,8 @@ class LossDirection(Check):
         Probabilities of the right classes must cost more than those of any other labelling, since
         a loss may renumber classes; a single number between 0 and 1 per sample may be a distance,
         and fails only without a floor either. Embeddings, margins and targets in several parts
-        give no answer. No steps beyond the first 5; 3 to 40 forward passes.
+        give no answer. An optimizer with maximize=True turns all this round. No steps beyond the
+        first 5; 3 to 40 forward passes.
     Fix: loss = -log_probability, loss = 1 - dice; input first, target second.
     References: PyTorch documentation of BCELoss and KLDivLoss; Karpathy, "A Recipe for Training
         Neural Networks", 2019.
@@ -85,6 +86,31 @@ class LossDirection(Check):
     probes = (FirstSteps,)
 
     def run(self, audit: Audit) -> Result:
+        """Find the direction in which the loss falls, and hold the optimizer's against it."""
+        answer = self._direction(audit)
+        groups = [group for o in audit.loop.optimizers for group in o.param_groups]
+        maximizes = bool(groups) and all(group.get("maximize") for group in groups)
+        return self._climbing(audit, answer) if maximizes else answer
+
+    def _climbing(self, audit: Audit, answer: Result) -> Result:
+        """Turn the answer round: the optimizer climbs, so better outputs must raise the loss."""
+        if answer.status is Status.PASS:
+            return self.failed(
+                f"{answer.message.rstrip('.')}, and the optimizer has maximize=True: it climbs.",
+                fix="Remove maximize=True from the optimizer.",
+                measured="maximize=True",
+                threshold="a score to be maximised, or maximize=False",
+                evidence=answer.evidence,
+                location=audit.loop.locate("optimizer"),
+            )
+        if answer.status is Status.FAIL:
+            return self.passed(
+                "The loss rises when the output is made better, and maximize=True climbs it.",
+                measured=answer.measured,
+            )
+        return answer
+
+    def _direction(self, audit: Audit) -> Result:
         """Read the sign of known losses, and try out the others."""
         first = audit.probe(FirstSteps)
         if exchanged := _exchanged(first):

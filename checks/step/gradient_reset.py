@@ -7,7 +7,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.events import Event, Happening
 from nnaudit.probes.step_replay import Remainder, StepReplay
-from nnaudit.probes.step_trace import StepTrace, Trace, describe
+from nnaudit.probes.step_trace import StepTrace, Trace, describe, zeroed_before_use
 from nnaudit.report import Kind, Location, Result, Table, Text
 
 
@@ -38,7 +38,7 @@ class GradientReset(Check):
     def run(self, audit: Audit) -> Result:
         """Look for gradients that vanished on the way, then for ones that stayed."""
         trace = audit.probe(StepTrace)
-        zeroed = _zeroed_before_use(trace)
+        zeroed = zeroed_before_use(trace)
         if zeroed:
             return self._emptied(audit, trace, zeroed)
         remainders = audit.probe(StepReplay)
@@ -93,24 +93,6 @@ class GradientReset(Check):
             modules=tuple({k.parameter.rpartition(".")[0]: None for k in kept}),
             fix="call optimizer.zero_grad() before loss.backward()",
         )
-
-
-def _zeroed_before_use(trace: Trace) -> list[Event]:
-    """Return the steps that found nothing, if every step of that optimizer did."""
-    empty: dict[int, list[Event]] = {}
-    used: set[int] = set()
-    made: dict[int, float] = {}
-    for event in trace.events:
-        if event.kind is Happening.BACKWARD:
-            made.update({i: norm or 0.0 for i, norm in enumerate(event.norms)})
-        elif event.kind is Happening.STEP and not event.closure:
-            had, has = made.get(event.which), event.norms[event.which]
-            if had is not None and had > 0.0 and not has:
-                empty.setdefault(event.which, []).append(event)
-            elif has:
-                used.add(event.which)
-    found = [steps for which, steps in empty.items() if which not in used and len(steps) > 1]
-    return found[0] if found else []
 
 
 def _line_of_zero(trace: Trace) -> Location | None:

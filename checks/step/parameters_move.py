@@ -7,6 +7,7 @@ from typing import Any
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.loop.control import is_scheduled
 from nnaudit.loop.taps import Gradient
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.movement import Movement, movements
@@ -30,9 +31,11 @@ class ParametersMove(Check):
         have not moved by then, or when nothing of the whole model has; where only some are
         missing from the optimizer, GRAD102 says so. What a step changed and the program's own
         code then set back is a constraint, unless it is all of the weights. A learning rate of
-        zero is a warning, and so are, when nothing moves at all, updates below 10 units in the last
-        place of the parameters' own precision (a tiny rate); of single parameters, such as gains
-        in bfloat16, that is a note. Steps that a gradient scaler skips do not count.
+        zero for everything, in all these steps and without a scheduler that may raise it, is a
+        failure; for a part it is a warning, and so are, when nothing moves at all, updates below
+        10 units in the last place of the parameters' own precision (a tiny rate); of single
+        parameters, such as gains in bfloat16, that is a note. Steps that a gradient scaler
+        skips do not count.
     Fix: give the optimizer the parameters themselves: torch.optim.AdamW(model.parameters()).
     References: PyTorch documentation of torch.optim, "Constructing it".
     """
@@ -96,6 +99,14 @@ class ParametersMove(Check):
 
     def _excused(self, audit: Audit, still: list[Movement], of: int) -> Result:
         stopped = [each for each in still if each.lr == 0.0]
+        if len(stopped) == of and not is_scheduled(audit.loop):
+            return self.failed(
+                f"The learning rate is 0 in all of {MORE_STEPS} steps and no scheduler raises it: "
+                "nothing is trained.",
+                measured="learning rate 0",
+                fix="give the optimizer a learning rate above 0, such as lr=1e-3",
+                **_details(audit, stopped),
+            )
         if stopped:
             return self.warned(
                 f"{len(stopped)} of {of} parameters with a gradient do not change in {MORE_STEPS} "

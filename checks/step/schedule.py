@@ -57,11 +57,12 @@ class Schedule(Check):
         throughout; a step, multi-step or exponential decay, whose settings know no length of the
         run, that is stepped every batch and falls for good to a hundredth of its peak before half
         of the first epoch is over, and within 500 batches (longer ones may be a run's that
-        counts iterations); OneCycleLR made for at least two epochs of batches and
-        not stepped in any of the steps looked at. Warnings, since a run may be meant to end
-        within an epoch: a cosine stepped every batch whose period is less than half an epoch, and
-        OneCycleLR that ends, and raises, before the epoch does. A schedule that never moves is a
-        note. Handed over without its loop (module form), only the plan itself is looked at.
+        counts iterations, and before the end of the first epoch it is a warning); OneCycleLR made
+        for at least two epochs of batches and not stepped in any of the steps looked at. Warnings,
+        since a run may be meant to end within an epoch: a cosine stepped every batch whose period
+        is less than half an epoch, and OneCycleLR that ends, and raises, before the epoch does. A
+        schedule that never moves is a note. Handed over without its loop (module form), only the
+        plan itself is looked at.
     Fix: step per-epoch schedules once per epoch; for a schedule per batch count batches:
         total_steps = epochs * len(train_loader)
     References: PyTorch documentation of torch.optim, "How to adjust learning rate" and OneCycleLR.
@@ -185,14 +186,14 @@ def _dies(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     dead = plan.dead_after(_DEAD)
     if not rhythm.per_step or plan.scheduler not in _PLANLESS or dead is None:
         return None
-    if dead >= min(rhythm.epoch / 2, _SOON):
+    if dead >= min(rhythm.epoch, _SOON):
         return None
     setting = _settings(plan)
     return Misfit(
         f"{plan.scheduler}{setting} is stepped every batch: the learning rate is at a "
         f"hundredth of its peak after {dead} of the {rhythm.epoch} batches of the first epoch.",
         "call scheduler.step() once per epoch, outside the loop over batches",
-        True,
+        dead < rhythm.epoch / 2,
     )
 
 

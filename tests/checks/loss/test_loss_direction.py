@@ -112,6 +112,21 @@ def test_no_answer_where_better_is_not_known(unclear: tuple[Any, ...]) -> None:
     assert audited(*unclear).status is not Status.FAIL
 
 
+def climbing(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+
+
+def test_an_optimizer_that_climbs_a_loss_fails() -> None:
+    result = audited(F.cross_entropy, optimizer=climbing)
+    assert result.status is Status.FAIL
+    assert "maximize=True" in result.message
+
+
+def test_an_optimizer_that_climbs_a_likelihood_passes() -> None:
+    result = audited(lambda o, y: picked(o.log_softmax(1), y).mean(), optimizer=climbing)
+    assert result.status is Status.PASS
+
+
 def test_a_reversed_divergence_is_legitimate() -> None:
     teacher = torch.randn(64, 3).softmax(1)
 

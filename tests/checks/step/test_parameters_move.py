@@ -61,6 +61,23 @@ def test_a_group_without_a_learning_rate_warns() -> None:
     assert "their learning rate is 0" in result.message
 
 
+def test_a_learning_rate_of_zero_that_nothing_raises_fails() -> None:
+    result = ask(ParametersMove, target(optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.0)))
+    assert result.status is Status.FAIL
+    assert "learning rate is 0" in result.message
+
+
+def test_a_rate_that_a_scheduler_may_raise_warns() -> None:
+    result = ask(
+        ParametersMove,
+        target(
+            optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.0),
+            scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: 1.0),
+        ),
+    )
+    assert result.status is Status.WARN
+
+
 def test_updates_below_rounding_warn() -> None:
     tiny = target(optimizer=lambda m: torch.optim.SGD(m.parameters(), 1e-12))
     result = ask(ParametersMove, tiny)

@@ -69,6 +69,7 @@ def test_one_cycle_over_all_batches_that_is_not_stepped_with_them_fails() -> Non
         lambda o: schedulers.CosineAnnealingLR(o, T_max=10),
         lambda o: schedulers.CosineAnnealingWarmRestarts(o, 20),
         lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=30),
+        lambda o: schedulers.StepLR(o, 100, 0.1),
     ],
 )
 def test_what_may_be_a_short_run_only_warns(make: Callable[..., Any]) -> None:
