@@ -26,7 +26,7 @@ def audit(
     *,
     val_loader: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
     scheduler: Any = None,
-    training_step: Callable[[nn.Module, Any], Tensor] | None = None,
+    training_step: Callable[..., Tensor] | None = None,
     name: str = "model",
     **settings: Any,
 ) -> Report:

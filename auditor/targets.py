@@ -82,6 +82,8 @@ class Target:
         scheduler: a factory ``scheduler(optimizer)``.
         training_step: ``training_step(model, batch) -> loss``, in place of ``loss`` where the
             forward pass is more than ``loss(model(x), y)``. The batch is on the model's device.
+            With a parameter named ``optimizer`` (and ``scheduler``) it does the whole step:
+            zero_grad, backward, optimizer.step(), and returns the loss.
         metric: ``metric(output, target)``, an object with ``update`` and ``compute``, or several
             in a dict.
         name: how reports call it.
@@ -95,7 +97,7 @@ class Target:
     loss: Callable[[Any, Any], Tensor] | None = None
     optimizer: Any = None
     scheduler: Any = None
-    training_step: Callable[[nn.Module, Any], Tensor] | None = None
+    training_step: Callable[..., Tensor] | None = None
     metric: Any = None
     name: str = "model"
     locations: dict[str, Location] = field(default_factory=dict, repr=False)

@@ -1,7 +1,8 @@
 """The loop for a target handed over in parts: nnaudit writes the training loop itself.
 
 It is the plain loop of every tutorial: train mode, zero the gradients, forward, loss, backward,
-step. With ``training_step`` the user's own forward and loss take the place of ours.
+step. With ``training_step`` the user's own forward and loss take the place of ours; one that asks
+for the optimizer does the whole step itself.
 """
 
 from __future__ import annotations
@@ -169,7 +170,11 @@ class DirectLoop(Loop):
             handle = self.model.register_forward_pre_hook(note, with_kwargs=True)
             try:
                 with torch.enable_grad(), user_code("running the training step"):
-                    self._target.training_step(self.model, batches.to_device(batch, self.device))
+                    self._target.training_step(
+                        self.model,
+                        batches.to_device(batch, self.device),
+                        **self._asked_for(self._target.training_step),
+                    )
             finally:
                 handle.remove()
         if not calls:  # only parts of the model are called
@@ -207,6 +212,28 @@ class DirectLoop(Loop):
         return Step(loss, lrs, self._clock() - started, observation)
 
     def _update(self, batch: Any, observation: Observation | None) -> float:
+        if (step := self._target.training_step) is not None and (asked := self._asked_for(step)):
+            with user_code("running the training step"):
+                loss = float(self._checked(step(self.model, batch, **asked)).detach())
+            if observation is not None:
+                observation.total_loss = loss
+            return loss
+        return self._plain_update(batch, observation)
+
+    def _asked_for(self, step: Callable[..., Any]) -> dict[str, Any]:
+        """Return what a ``training_step`` that updates the weights itself is given for it."""
+        offered = {
+            "optimizer": self.optimizers[0] if len(self.optimizers) == 1 else self.optimizers,
+            "optimizers": self.optimizers,
+            "scheduler": self.schedulers[0] if len(self.schedulers) == 1 else self.schedulers,
+            "schedulers": self.schedulers,
+        }
+        names = _parameters_of(step)
+        if not {"optimizer", "optimizers"} & names:
+            return {}
+        return {name: value for name, value in offered.items() if name in names}
+
+    def _plain_update(self, batch: Any, observation: Observation | None) -> float:
         losses: list[float] = []
 
         def closure() -> Tensor:
@@ -265,12 +292,23 @@ class DirectLoop(Loop):
         self.model.train(train)
         try:
             with torch.no_grad(), observer, user_code("running the model on a batch"):
-                loss = self._checked(self._training_loss(moved))
+                loss = self._evaluated_loss(moved)
         finally:
             for module, mode in modes.items():
                 module.training = mode
         seen = observer.observation
-        return Forward(seen.output, float(loss), tuple(seen.loss_calls))
+        value = None if loss is None else float(loss)
+        return Forward(seen.output, value, tuple(seen.loss_calls))
+
+    def _evaluated_loss(self, batch: Any) -> Tensor | None:
+        """Return the loss of a forward pass; None where only a whole step computes it."""
+        step = self._target.training_step
+        if step is None or not self._asked_for(step):
+            return self._checked(self._training_loss(batch))
+        fed = self.feed(batch)
+        output = self.model(*fed.args, **fed.kwargs)
+        known = self._target.loss is not None or own_loss(output) is not None
+        return self._checked(self._loss_of(output, fed)) if known else None
 
     @contextmanager
     def _relaunch(self, seed: int, width: float) -> Iterator[Loop]:
@@ -445,6 +483,13 @@ class _Generated:
 
     def __iter__(self) -> Iterator[Any]:
         return self._factory()
+
+
+def _parameters_of(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:

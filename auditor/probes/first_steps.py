@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from nnaudit import batch as batches
 from nnaudit.context import Audit
@@ -60,6 +61,7 @@ class First:
             step only; loss inputs up to :data:`MOST_BYTES`.
         error: what ended them early; None when nothing did.
         partial: what was seen of the step that raised.
+        still: trainable parameters of the model that are bit for bit what they were before.
     """
 
     batches: tuple[Any, ...]
@@ -67,6 +69,7 @@ class First:
     steps: tuple[Step, ...]
     error: UserCodeError | None = None
     partial: Observation | None = None
+    still: frozenset[str] = frozenset()
 
     @property
     def completed(self) -> tuple[Observation, ...]:
@@ -125,6 +128,12 @@ class FirstSteps(Probe[First]):
         taken: list[Any] = []
         targets: list[Any] = []
         steps: list[Step] = []
+        model = audit.loop.model
+        before = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not is_lazy(parameter)
+        }
         for batch in consecutive_batches(audit.loop, STEPS):
             audit.clock.check()
             taken.append(batch)
@@ -136,7 +145,13 @@ class FirstSteps(Probe[First]):
                 return First(tuple(taken), tuple(targets), tuple(steps), error, partial)
             _slim(step.observation, keep_output=not steps)
             steps.append(step)
-        return First(tuple(taken), tuple(targets), tuple(steps))
+        now = dict(model.named_parameters())
+        still = frozenset(n for n, was in before.items() if n in now and _same(was, now[n]))
+        return First(tuple(taken), tuple(targets), tuple(steps), still=still)
+
+
+def _same(was: Tensor, now: Tensor) -> bool:
+    return was.shape == now.shape and torch.equal(was, now.detach())
 
 
 def consecutive_batches(loop: Loop, count: int) -> Iterator[Any]:

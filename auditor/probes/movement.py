@@ -13,6 +13,7 @@ from torch import Tensor
 from nnaudit.context import Audit
 from nnaudit.evaluation import agreement
 from nnaudit.loop.base import Loop
+from nnaudit.loop.control import constant_lr
 from nnaudit.loop.events import parameters_of
 from nnaudit.probes.first_steps import consecutive_batches
 
@@ -46,6 +47,8 @@ class Movement:
 def movements(audit: Audit, steps: int) -> list[Movement]:
     """Take ``steps`` steps and return what became of every trainable parameter of the model.
 
+    They are taken at the rate that the author plans for: a warm-up may begin at zero.
+
     Raises:
         UserCodeError: a step raised.
         OutOfBudgetError: the time is used up.
@@ -56,6 +59,7 @@ def movements(audit: Audit, steps: int) -> list[Movement]:
     owned = {id(p) for optimizer in loop.optimizers for p in parameters_of(optimizer)}
     found = {n: Movement(n, id(p) in owned, p.dtype) for n, p in watched.items()}
     with ExitStack() as stack:
+        stack.enter_context(constant_lr(loop))
         watch = _Watch(watched, found)
         for optimizer in loop.optimizers:
             stack.callback(optimizer.register_step_pre_hook(watch.before).remove)

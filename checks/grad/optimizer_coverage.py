@@ -23,13 +23,14 @@ class OptimizerCoverage(Check):
         given one part of the model, or when parameter groups leave something out. Training goes
         on, a little worse than it could.
     How: exact: the parameters of the model that require a gradient and have one that is not zero
-        in at least one of the first steps, against the parameters of all optimizers. One
-        exception is looked for: where only later layers are optimised, and another seed gives
-        those other values and the missing ones the same, or changes nothing at all, a loaded
-        network is being used for its features. That is a warning, since the gradients are
-        computed for nothing. Missing parameters without a gradient, parameters of the optimizer
-        that the model does not have, or that do not require a gradient, and parameters in two
-        optimizers are notes.
+        in at least one of the first steps, against the parameters of all optimizers. Those that
+        change from step to step all the same are updated by the program itself, from master
+        copies in float32 or by hand, and do not count. One exception is looked for: where only
+        later layers are optimised, and another seed gives those other values and the missing ones
+        the same, or changes nothing at all, a loaded network is being used for its features. That
+        is a warning, since the gradients are computed for nothing. Missing parameters without a
+        gradient, parameters of the optimizer that the model does not have, or that do not require
+        a gradient, and parameters in two optimizers are notes.
     Fix: make the optimizer after the model is complete, from model.parameters().
     References: PyTorch documentation of torch.optim, "Constructing it".
     """
@@ -111,14 +112,14 @@ class OptimizerCoverage(Check):
 
 
 def _missing(first: First) -> list[str]:
-    """Return the parameters that got a gradient in some step and are in no optimizer."""
-    found = (
-        gradient.parameter
-        for seen in first.observations
-        for gradient in seen.gradients
-        if not gradient.owned and gradient.norm is not None and gradient.norm != 0.0
-    )
-    return list(dict.fromkeys(found))
+    """Return the parameters that got a gradient in some step, are in no optimizer and stay."""
+    strays = [g for seen in first.observations for g in seen.gradients if not g.owned]
+    driven = [g.parameter for g in strays if g.norm is not None and g.norm != 0.0]
+    sizes: dict[str, set[float]] = {}
+    for gradient in strays:
+        sizes.setdefault(gradient.parameter, set()).add(gradient.weight_norm)
+    # What changes all the same is updated by the program: from master weights, by hand.
+    return [name for name in dict.fromkeys(driven) if len(sizes[name]) == 1]
 
 
 def _held(loop: Loop) -> list[Tensor]:

@@ -27,6 +27,9 @@ _ADAPTIVE = (
 
 _TOO_LARGE = 1.5
 
+_PARTS = 4
+"""Fewer parts of a batch, each with a loss of its own, may be domains or tasks."""
+
 
 @dataclass(frozen=True)
 class Accumulation:
@@ -36,11 +39,13 @@ class Accumulation:
         count: how many backward passes it took.
         scale: the sum of what was back-propagated over the mean of the losses: 1 where divided.
         location: the line of the backward.
+        parts: each pass is on a part of the batch, rather than on all of it.
     """
 
     count: int
     scale: float
     location: Location | None
+    parts: bool = False
 
 
 class AccumulationScale(Check):
@@ -50,14 +55,16 @@ class AccumulationScale(Check):
         Otherwise the gradient is k times too large: with SGD that multiplies the learning rate
         by k, with clipping it changes what is clipped, and whoever changes k changes both.
     How: exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
-        passes from the same line, each of the mean-reduced loss of one line, and each on the
-        whole of the batch that the loop was given, which here is the same batch k times, so that
-        without dropout the k losses must be equal. What was back-propagated, a gradient scaler's
-        factor taken out, is divided by those losses and summed over the k passes: 1 if divided by
-        k, k if not. It fails where the sum is at least 1.5 and the optimizer's step grows with
-        its gradient or the gradient is clipped; an adaptive optimizer without clipping does not
-        feel it, which is a note. Several different losses, sums, and losses per token are not
-        judged.
+        passes from the same line, each of the mean-reduced loss of one line, and either each on
+        the whole of the batch that the loop was given, which here is the same batch k times, so
+        that without dropout the k losses must be equal; or each on a part of it, the parts (four
+        or more, of two rows or more) making up the whole in order: two or three may be domains
+        with a loss each. What was back-propagated, a gradient scaler's
+        factor taken out, is summed over the k passes and divided by the mean loss of a row: 1 if
+        divided by k, k if not. It fails where the sum is at least 1.5 and the optimizer's step
+        grows with its gradient or the gradient is clipped; an adaptive optimizer without clipping
+        does not feel it, which is a note. Several different losses, sums, and losses per token are
+        not judged.
     Fix: (loss / accumulation_steps).backward()
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
@@ -82,7 +89,8 @@ class AccumulationScale(Check):
                 "A step has several backward passes, and that they are of the same mean-reduced "
                 "loss over several batches could not be shown."
             )
-        if known[0].scale >= _TOO_LARGE and not _repeats(audit.loop, trace.batches[0]):
+        whole = not known[0].parts
+        if whole and known[0].scale >= _TOO_LARGE and not _repeats(audit.loop, trace.batches[0]):
             return self.inconclusive(
                 "The backward passes of a step differ in what they are given: these may be several "
                 "views of one batch rather than several batches."
@@ -143,7 +151,9 @@ def _accumulation(loop: Loop, step: TracedStep, batch: object) -> Accumulation |
     calls = seen.loss_calls
     if len(calls) != len(passes) or not _are_one_loop(passes, calls):
         return None
-    if not all(_is_whole(loop, batch, call) for call in calls):
+    target = _target(loop, batch)
+    parts = _are_parts(target, calls)
+    if not parts and not all(_is_whole(target, call) for call in calls):
         return None
     ratios = []
     for event, call in zip(passes, calls, strict=True):
@@ -153,7 +163,7 @@ def _accumulation(loop: Loop, step: TracedStep, batch: object) -> Accumulation |
         ratios.append(event.root / event.scale / value)
     if max(ratios) > 1.05 * min(ratios):
         return None
-    return Accumulation(len(passes), sum(ratios), passes[0].location)
+    return Accumulation(len(passes), sum(ratios), passes[0].location, parts)
 
 
 def _are_one_loop(passes: list[Event], calls: list[LossCall]) -> bool:
@@ -164,16 +174,35 @@ def _are_one_loop(passes: list[Event], calls: list[LossCall]) -> bool:
     return len(lines) == 1 and len(losses) == 1 and means
 
 
-def _is_whole(loop: Loop, batch: object, call: LossCall) -> bool:
-    """Whether the loss is of every row of the batch, and of its very targets."""
+def _target(loop: Loop, batch: object) -> Tensor | None:
     try:
         target = loop.feed(batch).target
     except UserCodeError:
-        return False
+        return None
+    return target.detach().cpu() if isinstance(target, Tensor) and batches.size(batch) else None
+
+
+def _is_whole(target: Tensor | None, call: LossCall) -> bool:
+    """Whether the loss is of every row of the batch, and of its very targets."""
     given = call.arguments.get("target")
-    if not isinstance(target, Tensor) or not isinstance(given, Tensor):
+    if target is None or not isinstance(given, Tensor):
         return False
-    if target.numel() != given.numel() or call.input.shape[:1] != given.shape[:1]:
+    if call.input.shape[:1] != given.shape[:1]:
         return False
-    flat, other = target.detach().cpu().flatten(), given.detach().cpu().flatten()
-    return bool(torch.equal(flat.to(other.dtype), other)) and batches.size(batch) > 0
+    return _equal(target, given)
+
+
+def _are_parts(target: Tensor | None, calls: list[LossCall]) -> bool:
+    """Whether the losses are of consecutive parts of the batch, enough of them and large enough."""
+    given = [call.arguments.get("target") for call in calls]
+    tensors = [each for each in given if isinstance(each, Tensor) and each.ndim]
+    if target is None or len(tensors) < max(len(calls), _PARTS):
+        return False
+    if min(len(each) for each in tensors) < 2 or len({each.shape[1:] for each in tensors}) > 1:
+        return False
+    return _equal(target, torch.cat(tensors))
+
+
+def _equal(target: Tensor, given: Tensor) -> bool:
+    flat, other = target.flatten(), given.detach().cpu().flatten()
+    return flat.shape == other.shape and bool(torch.equal(flat.to(other.dtype), other))

@@ -258,3 +258,62 @@ def test_steps_are_undone_by_a_snapshot_of_the_subjects() -> None:
     assert torch.equal(before, weights(loop))
     with preserved(loop.subjects):
         assert [loop.step(batch).loss for _ in range(5)] == first
+
+
+class TestTrainingStepThatUpdates:
+    """A training_step that asks for the optimizer does the whole step itself."""
+
+    @staticmethod
+    def whole(model, batch, optimizer):
+        x, y = batch
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def test_it_takes_the_place_of_the_plain_step(self) -> None:
+        ours, theirs = loop_of(), loop_of(training_step=self.whole, loss=None)
+        for loop in (ours, theirs):
+            torch.manual_seed(0)
+            loop.step(next(loop.batches()))
+        assert torch.equal(weights(ours), weights(theirs))
+
+    def test_gradients_are_not_zeroed_for_it(self) -> None:
+        def forgetful(model, batch, optimizer):
+            loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        loop = loop_of(training_step=forgetful)
+        batch = next(loop.batches())
+        for parameter in loop.model.parameters():
+            parameter.grad = torch.full_like(parameter, 100.0)
+        loop.step(batch)
+        assert all(float(p.grad.mean()) > 90 for p in loop.model.parameters())
+
+    def test_several_optimizers_and_the_scheduler_are_handed_over(self) -> None:
+        seen: dict[str, Any] = {}
+
+        def step(model, batch, optimizers, scheduler=None):
+            seen.update(optimizers=optimizers, scheduler=scheduler)
+            return TestTrainingStepThatUpdates.whole(model, batch, optimizers[0])
+
+        loop = loop_of(
+            training_step=step,
+            scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 5),
+        )
+        loop.step(next(loop.batches()))
+        assert seen["optimizers"] == loop.optimizers
+        assert seen["scheduler"] is loop.schedulers[0]
+
+    def test_the_loss_without_a_step_is_known_where_a_loss_function_is(self) -> None:
+        loop = loop_of(training_step=self.whole, loss=nn.functional.cross_entropy)
+        before = weights(loop)
+        done = loop.forward(next(loop.batches()))
+        assert done.loss is not None
+        assert loop_of(training_step=self.whole, loss=None).forward(
+            next(loop.batches())
+        ).loss is None  # fmt: skip
+        assert torch.equal(before, weights(loop))

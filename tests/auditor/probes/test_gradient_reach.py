@@ -53,7 +53,8 @@ def test_the_state_is_put_back() -> None:
 
     def model() -> nn.Module:
         made = Net()
-        before.update({n: p.detach().clone() for n, p in made.named_parameters()})
+        if not before:  # it may be made anew
+            before.update({n: p.detach().clone() for n, p in made.named_parameters()})
         return made
 
     _, loop = reach_of(model)

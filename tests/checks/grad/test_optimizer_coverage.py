@@ -156,3 +156,27 @@ class TestHealthy:
 
     def test_a_default_optimizer_is_not_judged(self) -> None:
         assert audited(None).status is Status.SKIP
+
+    def test_weights_that_follow_master_copies_pass(self) -> None:
+        def step(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer) -> Tensor:
+            masters = optimizer.param_groups[0]["params"]
+            model.zero_grad()
+            loss = F.cross_entropy(model(batch[0]), batch[1])
+            loss.backward()
+            for master, parameter in zip(masters, model.parameters(), strict=True):
+                master.grad = parameter.grad.clone()
+            optimizer.step()
+            with torch.no_grad():
+                for master, parameter in zip(masters, model.parameters(), strict=True):
+                    parameter.copy_(master)
+            return loss
+
+        x = torch.randn(64, 6)
+        target = Target(
+            Net,
+            DataLoader(TensorDataset(x, x[:, :2].argmax(1)), batch_size=16),
+            training_step=step,
+            optimizer=lambda m: sgd([p.detach().clone() for p in m.parameters()]),
+        )
+        result = run_check(OptimizerCoverage, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+        assert result.status is Status.NOTE

@@ -111,6 +111,27 @@ def halves(loop: AuthorLoop, batch: Any) -> Tensor:
     return total
 
 
+def quarters(divisor: float) -> Callable[..., Tensor]:
+    def run(loop: AuthorLoop, batch: Any) -> Tensor:
+        loop.optimizers[0].zero_grad()
+        total = torch.zeros(())
+        for x, y in zip(*(part.chunk(4) for part in batch), strict=True):
+            loss = F.cross_entropy(loop.model(x), y)
+            (loss / divisor).backward()
+            total = total + loss.detach() / 4
+        loop.optimizers[0].step()
+        return total
+
+    return run
+
+
+def test_parts_of_a_batch_whose_losses_are_not_divided_fail() -> None:
+    result = ask(AccumulationScale, target(), quarters(1))
+    assert result.status is Status.FAIL
+    assert "4 times" in result.message
+    assert ask(AccumulationScale, target(), quarters(4)).status is Status.PASS
+
+
 def summed(loop: AuthorLoop, batch: Any) -> Tensor:
     x, y = batch
     loop.optimizers[0].zero_grad()

@@ -186,3 +186,37 @@ def test_steps_that_the_scaler_skips_say_nothing() -> None:
         return loss
 
     assert ask(ParametersMove, target(), body).status is Status.INCONCLUSIVE
+
+
+def test_weights_that_are_set_back_from_elsewhere_fail() -> None:
+    """Sharpness-aware steps begin at weights that differ from step to step."""
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        optimizer, parameters = loop.optimizers[0], list(loop.model.parameters())
+        optimizer.zero_grad()
+        loss = loss_of(loop, batch)
+        loss.backward()
+        before = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(0.1 * p.grad)
+        optimizer.zero_grad()
+        loss_of(loop, batch).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for p, was in zip(parameters, before, strict=True):
+                p.copy_(was)
+        return loss
+
+    result = ask(ParametersMove, target(), body)
+    assert result.status is Status.FAIL
+    assert "set back" in result.message
+
+
+def test_a_warm_up_that_begins_at_zero_is_held_at_the_planned_rate() -> None:
+    def warming(m: nn.Module) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(m.parameters(), 1e-2)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 500)
+        return optimizer
+
+    assert ask(ParametersMove, target(optimizer=warming)).status is Status.PASS
