@@ -57,8 +57,8 @@ class Layout:
         """
         fed = taken_apart(loop, batch)
         own = dict(batches.tensors(batch))
-        targets = tuple(path for path, tensor in own.items() if _among(tensor, (fed.target,)))
-        inputs = [path for path, tensor in own.items() if _among(tensor, fed.inputs)]
+        targets = tuple(path for path, tensor in own.items() if among(tensor, (fed.target,)))
+        inputs = [path for path, tensor in own.items() if among(tensor, fed.inputs)]
         inputs = inputs or [path for path in own if path not in targets] or list(own)
         told = [path for path in inputs if not _tells_rows_apart(own[path])]
         return cls(tuple(told or inputs), targets)
@@ -75,7 +75,8 @@ def _tells_rows_apart(tensor: Tensor) -> bool:
     return len(torch.unique(tensor)) == len(tensor)
 
 
-def _among(tensor: Tensor, values: Any) -> bool:
+def among(tensor: Tensor, values: Any) -> bool:
+    """Whether one of the tensors in ``values`` holds what ``tensor`` holds, whatever its shape."""
     return any(_same_values(tensor, other) for _, other in batches.tensors(values))
 
 

@@ -1,0 +1,276 @@
+"""DATA109: validation inputs that are scaled unlike the training's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+
+from nnaudit import stats
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.channels import Channels, Pair
+from nnaudit.probes.passage import Passage
+from nnaudit.probes.rows import TrainRows
+from nnaudit.report import Evidence, Kind, Result, Status, Table
+
+FEWEST = 20
+"""Rows of each set below which a difference of means says little."""
+Z = 4.0
+
+_UNITS = 16.0
+"""A ratio of scales in every channel that no shift of the data makes; 255 is far beyond it."""
+_COLUMNS_OFF = 0.5
+_FAR = 3.0
+_UNLIKE = 30.0
+"""The widest column has so many times the deviation of the narrowest: they have units."""
+_WITNESSES = 2.0
+"""So many independent columns must be off: series that move together do so by nature."""
+_SWAPPED = 0.1
+
+Signature = Callable[[Pair], str]
+
+
+class SplitShift(Check):
+    """Are validation's inputs on the scale of the training's?
+
+    Why: A transform forgotten or applied twice in one of the two pipelines (a normalisation, a
+        division by 255, the order of the colours) leaves training untouched and makes validation
+        meaningless: the loss is high from the first epoch and looks like overfitting.
+    How: Compares mean and standard deviation of each channel (colour, feature, column) over up to
+        1,024 rows of each set. The null hypothesis is that rows of both sets come from one
+        distribution; a row is one observation, z > 4 (p < 6.4e-5), and the even and the odd rows
+        must agree. Data differ between two sets for many good reasons, a split by time among them,
+        so a difference alone warns: a mean more than 1 training deviation off, or deviations whose
+        ratio is outside [1/3, 3]; from 0.5 and [1/2, 2] it is noted. It fails for what only a
+        pipeline does: scales that differ more than sixteenfold in every channel; pictures of which
+        one set lies in [0, 1] and the other is normalised; tables of which one set has the mean 0
+        and deviation 1 of standardised columns, and the other such as have units: deviations that
+        differ thirtyfold among the columns, half of which, at least two independent ones, are more
+        than 3 deviations or a factor of 3 away; colours whose means are off, but fit in reverse
+        order. Windows of a series are noted at most. Inputs that the training step changes on their
+        way to the network warn at most: what it does to validation is not seen.
+    Fix: Give both loaders the same deterministic transforms; standardise validation with the mean
+        and deviation of the training set.
+    References: Rabanser et al., Failing Loudly: An Empirical Study of Methods for Detecting
+        Dataset Shift (2019). Welch, The Generalization of Student's Problem (1947).
+    """
+
+    code = "DATA109"
+    name = "split-shift"
+    kind = Kind.STATISTICAL
+    needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
+    probes = (Channels, Passage, TrainRows)
+    options: ClassVar[dict[str, float]] = {"shift": 0.5, "ratio": 2.0}
+
+    def run(self, audit: Audit) -> Result:
+        """Look for what only a pipeline does, then for any difference."""
+        pairs = audit.probe(Channels)
+        if pairs is None:
+            return self.inconclusive(
+                "The validation loader's batches do not hold what the training's do."
+            )
+        if not pairs:
+            return self.skipped("The inputs hold no quantities that could be scaled.")
+        enough = [pair for pair in pairs if min(pair.train.rows, pair.val.rows) >= FEWEST]
+        if not enough:
+            few = min(min(pair.train.rows, pair.val.rows) for pair in pairs)
+            return self.inconclusive(f"Only {few} rows of one set, too few to compare scales.")
+        for pair in enough:
+            told = _replicated(pair)
+            if told:
+                return self._pipeline(audit, pair, told)
+        return self._difference(audit, max(enough, key=_worst))
+
+    def _pipeline(self, audit: Audit, pair: Pair, told: str) -> Result:
+        seen = pair.path in audit.probe(Passage)
+        doubt = "" if seen else "; the training step changes its inputs, and perhaps validation's"
+        answer = self.failed if seen else self.warned
+        return answer(
+            f"{told}{doubt}.",
+            measured=_measured(pair),
+            threshold="the training's mean and standard deviation",
+            evidence=_table(pair),
+            location=audit.loop.locate("val_loader"),
+            fix="x_val = (x_val - x_train.mean(0)) / x_train.std(0)  # the same transform for both",
+        )
+
+    def _difference(self, audit: Audit, pair: Pair) -> Result:
+        shift, ratio = self.option(audit, "shift"), self.option(audit, "ratio")
+        which = [c for c in _off(pair, shift, ratio) if _agreed(pair, c)]
+        if not which:
+            return self.passed(
+                f"Mean and deviation of validation's inputs are the training's, {_measured(pair)}.",
+                evidence=_table(pair),
+            )
+        c = max(which, key=lambda each: _effect(pair, each))
+        large = c in _off(pair, 2 * shift, 1.5 * ratio)
+        # Augmentation shifts inputs, and time a series: both are meant to.
+        meant = pair.sequence or audit.probe(TrainRows).rows.random
+        status = Status.WARN if large and not meant else Status.NOTE
+        more = f" ({len(which)} of {len(pair.shift)} channels)" if len(pair.shift) > 1 else ""
+        return self.answer(
+            status,
+            f"Channel {c} of batch{pair.path} has mean {pair.val.mean[c]:.3g} and deviation "
+            f"{pair.val.deviation[c]:.3g} in validation, {pair.train.mean[c]:.3g} and "
+            f"{pair.train.deviation[c]:.3g} in training{more}: right if the split is by time or "
+            "place, else another transform.",
+            measured=_measured(pair),
+            threshold=f"{shift:g} deviations, a ratio of {ratio:g}",
+            evidence=_table(pair),
+            location=audit.loop.locate("val_loader"),
+            fix="x_val = (x_val - x_train.mean(0)) / x_train.std(0)",
+        )
+
+
+# --- what only a pipeline does ------------------------------------------------------------------
+
+
+def _replicated(pair: Pair) -> str:
+    """Say what a pipeline did, where all rows and both halves of them show it."""
+    for signature in (_other_units, _not_normalised, _not_standardised, _reversed_colours):
+        if all(signature(half) for half in (pair.half(0), pair.half(1))):
+            return signature(pair)
+    return ""
+
+
+def _other_units(pair: Pair) -> str:
+    ratio = pair.ratio[pair.varying & ~pair.train.binary]
+    mine, theirs = (max(abs(m.low), abs(m.high)) for m in (pair.train, pair.val))
+    if len(ratio) == 0 or min(mine, theirs) == 0:
+        return ""
+    if (ratio > _UNITS).all() and theirs > _UNITS * mine:
+        larger, smaller = "validation", "training"
+    elif (ratio < 1 / _UNITS).all() and mine > _UNITS * theirs:
+        larger, smaller = "training", "validation"
+    else:
+        return ""
+    return (
+        f"The inputs of {larger} reach {max(mine, theirs):.4g}, those of {smaller} "
+        f"{min(mine, theirs):.3g}: one of them is not scaled"
+    )
+
+
+def _not_normalised(pair: Pair) -> str:
+    """Pictures as they were read, in [0, 1], against such as have mean 0 and deviation 1."""
+    if not pair.pictures:
+        return ""
+    for raw, other, which in (
+        (pair.val, pair.train, "Validation"),
+        (pair.train, pair.val, "Training"),
+    ):
+        unit = raw.low >= 0 and raw.high <= 1 and raw.high > 0.9 and raw.low < 0.1
+        wide = other.low < -0.2 and bool((other.deviation > 1.5 * raw.deviation).all())
+        if unit and wide:
+            against = "training" if raw is pair.val else "validation"
+            return (
+                f"{which} pictures lie between {raw.low:.2g} and {raw.high:.2g}, those of "
+                f"{against} between {other.low:.2g} and {other.high:.2g}: they are not normalised"
+            )
+    return ""
+
+
+def _not_standardised(pair: Pair) -> str:
+    """Columns in their own units against such as have mean 0 and deviation 1."""
+    columns = pair.varying & ~pair.train.binary & ~pair.val.binary
+    if pair.pictures or columns.sum() < 3:
+        return ""
+    for standard, other, which, against in (
+        (pair.train, pair.val, "validation", "training"),
+        (pair.val, pair.train, "training", "validation"),
+    ):
+        deviation = np.maximum(standard.deviation, 1e-12)
+        usual = (np.abs(standard.mean) < 0.3) & (deviation > 0.7) & (deviation < 1.4)
+        ratio = np.maximum(other.deviation / deviation, 1e-12)
+        far = np.abs(other.mean - standard.mean) > _FAR * deviation
+        far = (far | (np.maximum(ratio, 1 / ratio) > _FAR)) & columns
+        if usual[columns].mean() < 0.8 or far[columns].mean() < _COLUMNS_OFF:
+            continue
+        units = ratio[columns].max() / ratio[columns].min()
+        if units > _UNLIKE and pair.witnesses(far) >= _WITNESSES:
+            return (
+                f"Columns of {against} have mean 0 and deviation 1, but {int(far.sum())} of "
+                f"{int(columns.sum())} columns of {which} are far from that: they are not "
+                "standardised alike"
+            )
+    return ""
+
+
+def _reversed_colours(pair: Pair) -> str:
+    """Means by colour that differ from the training's, and do not in reverse order."""
+    if not pair.pictures or len(pair.train.mean) != 3:
+        return ""
+    mine, theirs = pair.train, pair.val
+    error = np.sqrt(mine.means.var(0) / mine.rows + theirs.means.var(0) / theirs.rows)
+    error = np.maximum(np.maximum(error, error[::-1]), 1e-12)
+    apart = np.abs(mine.mean[0] - mine.mean[2]) / max(float(mine.deviation.mean()), 1e-12)
+    straight = float((((theirs.mean - mine.mean) / error) ** 2).sum())
+    turned = float((((theirs.mean - mine.mean[::-1]) / error) ** 2).sum())
+    if apart < _SWAPPED or stats.chi2_sf(straight, 3) >= stats.ALPHA:
+        return ""
+    if stats.chi2_sf(turned, 3) < 0.01:
+        return ""
+    return "The means of validation's colours are the training's in reverse order (BGR for RGB)"
+
+
+# --- any difference -----------------------------------------------------------------------------
+
+
+def _off(pair: Pair, shift: float, ratio: float) -> list[int]:
+    """The channels whose mean or deviation is off by more than that, beyond chance."""
+    moved = (np.abs(pair.shift) > shift) & (np.abs(pair.z_shift) > Z)
+    both = pair.train.binary & pair.val.binary
+    # One-hot columns of rare things have small deviations: their share must change visibly.
+    moved &= ~both | (np.abs(pair.val.mean - pair.train.mean) > 0.25)
+    scaled = (np.maximum(pair.ratio, 1 / np.maximum(pair.ratio, 1e-12)) > ratio) & ~both
+    scaled &= np.abs(pair.z_ratio) > Z
+    sparse = pair.train.sparse & pair.val.sparse
+    return [int(c) for c in np.flatnonzero((moved | scaled) & pair.varying & ~sparse)]
+
+
+def _agreed(pair: Pair, channel: int) -> bool:
+    """Whether both halves of the rows are off to the same side, by half as much at least."""
+    shifts, logs = [], []
+    for each in (pair, pair.half(0), pair.half(1)):
+        shifts.append(float(each.shift[channel]))
+        logs.append(float(np.log(max(float(each.ratio[channel]), 1e-12))))
+    return any(
+        all(value / whole > 0.5 for value in halves)
+        for whole, *halves in (shifts, logs)
+        if whole != 0.0
+    )
+
+
+def _effect(pair: Pair, channel: int) -> float:
+    ratio = max(float(pair.ratio[channel]), 1e-12)
+    return max(abs(float(pair.shift[channel])), abs(float(np.log2(ratio))) / 2)
+
+
+def _worst(pair: Pair) -> float:
+    return max(_effect(pair, c) for c in range(len(pair.shift)))
+
+
+def _measured(pair: Pair) -> str:
+    c = max(range(len(pair.shift)), key=lambda each: _effect(pair, each))
+    return (
+        f"at most {abs(pair.shift[c]):.2f} training deviations off and {pair.ratio[c]:.2f} times "
+        "as wide"
+    )
+
+
+def _table(pair: Pair) -> tuple[Evidence, ...]:
+    order = sorted(range(len(pair.shift)), key=lambda each: -_effect(pair, each))[:20]
+    rows = tuple(
+        (
+            float(c),
+            float(pair.train.mean[c]),
+            float(pair.val.mean[c]),
+            float(pair.train.deviation[c]),
+            float(pair.val.deviation[c]),
+        )
+        for c in order
+    )
+    names = ("channel", "training mean", "validation mean", "training sd", "validation sd")
+    return (Table(title=f"Scale of batch{pair.path}", columns=names, rows=rows),)
