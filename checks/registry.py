@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -91,12 +92,16 @@ class Registry:
 
     def _unknown(self, selector: str) -> UsageError:
         known = [word for c in self.checks for word in (c.code, c.family(), c.name)]
-        near = difflib.get_close_matches(
-            selector, known, n=1, cutoff=0.5
-        ) or difflib.get_close_matches(selector.upper(), known, n=1, cutoff=0.5)
+        # Letters that look like the digits of a code are read as these.
+        code = re.sub(r"(?<=\d)[OIL]", lambda m: _DIGITS[m.group()], selector.upper())
+        near = [code] if code in known else []
+        for word in (selector, selector.upper()):
+            near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "`nnaudit rule --all` lists them"
         return UsageError(f"no check has the code, family or name {selector!r}: {hint}")
 
+
+_DIGITS = {"O": "0", "I": "1", "L": "1"}
 
 FAMILIES = ("DATA", "INIT", "LOSS", "GRAD", "STEP", "MODE", "NORM", "FIT", "SEED", "GEN", "PERF")
 """The battery's order."""
