@@ -89,6 +89,7 @@ class Target:
         name: how reports call it.
         locations: the line of the user's source where each part is defined, by part name.
         reload: makes the same target anew from its source, where there is one.
+        unused: why the file's own training loop is not what is audited; empty where it has none.
     """
 
     model: nn.Module | Callable[..., nn.Module]
@@ -104,6 +105,7 @@ class Target:
     reload: Callable[[], Target] | None = field(default=None, repr=False)
     path: str = ""
     form: str = "python"
+    unused: str = ""
 
     def __post_init__(self) -> None:
         """Reject what can never work, in words.
@@ -209,31 +211,44 @@ def top_level(tree: ast.Module) -> dict[str, ast.stmt]:
 def form_of(path: Path) -> Literal["module", "script"]:
     """Tell from the file's syntax tree, before anything runs, in which form the target is.
 
-    A marked function makes a module; so do a model and its training data, or a framework's trainer,
-    under conventional names, unless the file trains when it is imported.
-    Any other program that does something when it is run is a script. What is left, model classes
-    or a model alone, is a module.
+    A marked function makes a module. A program that runs a training loop of its own is a script,
+    whatever else it defines: its loop is what will train, and so what is to be audited. A model
+    and its training data, or a framework's trainer, under conventional names make a module, unless
+    the file trains when it is imported. Any other program that does something when it is run is a
+    script. What is left, model classes or a model alone, is a module.
 
     Raises:
         TargetError: the file cannot be read, or is neither.
     """
     tree = parse(path)
-    names = top_level(tree)
-    if any(_is_marked(node) for node in names.values()):
+    if any(_is_marked(node) for node in top_level(tree).values()):
         return "module"
-    has = {part for part, known in NAMES.items() if any(name in names for name in known)}
-    complete = (
-        {"model", "train_loader"} <= has
-        or {"model", "datamodule"} <= has
-        or ("trainer" in has and _imports_a_library(tree))
-    )
-    if complete and not _trains_at_top_level(tree):
+    if _has_all_parts(tree) and not (_trains_at_top_level(tree) or _runs_its_own_loop(tree)):
         return "module"
     if _does_something(tree) and _imports_a_library(tree):
         return "script"
     if _defines_model(tree):
         return "module"
     raise TargetError(_nothing_found(path, tree))
+
+
+def has_all_parts(path: Path) -> bool:
+    """Whether the file at ``path`` can be taken as a module, by the names that it defines.
+
+    Raises:
+        TargetError: it cannot be read.
+    """
+    return _has_all_parts(parse(path))
+
+
+def _has_all_parts(tree: ast.Module) -> bool:
+    names = top_level(tree)
+    has = {part for part, known in NAMES.items() if any(name in names for name in known)}
+    return (
+        {"model", "train_loader"} <= has
+        or {"model", "datamodule"} <= has
+        or ("trainer" in has and _imports_a_library(tree))
+    )
 
 
 def _defines_model(tree: ast.Module) -> bool:
@@ -259,6 +274,22 @@ def _trains_at_top_level(tree: ast.Module) -> bool:
         if isinstance(statement, (ast.For, ast.While, ast.With, ast.Expr, ast.Try))
         for node in ast.walk(statement)
     )
+
+
+def _runs_its_own_loop(tree: ast.Module) -> bool:
+    """Whether the file does something when it is run, and calls ``backward()`` and ``step()``.
+
+    Not within a function that is itself a part to be handed over: a training step, a closure of it.
+    """
+    parts = {name for known in NAMES.values() for name in known}
+    called = {
+        node.func.attr
+        for statement in tree.body
+        if getattr(statement, "name", "") not in parts
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    return {"backward", "step"} <= called and _does_something(tree)
 
 
 def _does_something(tree: ast.Module) -> bool:

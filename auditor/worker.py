@@ -13,9 +13,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnaudit.job import Event, Job, Refused
+
+if TYPE_CHECKING:
+    from nnaudit.errors import NnauditError
+    from nnaudit.loop.base import Loop
 
 
 def main() -> None:
@@ -56,7 +62,7 @@ def _writer(pipe: int) -> Callable[[Event], None]:
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit import engine, targets
-    from nnaudit.loop.base import Loop, seed_everything
+    from nnaudit.loop.base import seed_everything
     from nnaudit.loop.direct import DirectLoop
     from nnaudit.loop.script import objects, run_script
 
@@ -80,19 +86,49 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
             elapsed=job.elapsed,
         )
 
+    unused = ""
     if (job.form or targets.form_of(path)) == "script":
-        run_script(path, list(job.arguments), settings.device, settings.seed, audit)
-        return
+        failure = _as_script(job, audit)
+        if failure is None:
+            return
+        unused = str(failure)
     seed_everything(settings.seed)
     itself = objects.trains_itself(path)
     if not itself:
         module = targets.imported(path)
         itself = objects.training_of(module, path, settings.device) is not None
         if not itself:
-            audit(DirectLoop(targets.found_in(module, path), device, settings.seed))
+            target = replace(targets.found_in(module, path), unused=unused)
+            audit(DirectLoop(target, device, settings.seed))
             return
         targets.forget(module)
     run_script(path, [], settings.device, settings.seed, audit, objects=True)
+
+
+def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
+    """Audit the file as a script; return why it cannot be, where its parts will do instead.
+
+    Arguments that are required, say, keep a script from training, and not its parts from being
+    audited.
+    """
+    from nnaudit import targets
+    from nnaudit.errors import TargetError, UserCodeError
+    from nnaudit.loop.script import run_script
+
+    begun: list[Loop] = []
+
+    def body(loop: Loop) -> None:
+        begun.append(loop)
+        audit(loop)
+
+    path = Path(job.path)
+    try:
+        run_script(path, list(job.arguments), job.settings.device, job.settings.seed, body)
+    except (TargetError, UserCodeError) as error:
+        if begun or job.form or job.arguments or not targets.has_all_parts(path):
+            raise
+        return error
+    return None
 
 
 def _refusal(error: BaseException) -> Refused:

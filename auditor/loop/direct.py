@@ -450,6 +450,13 @@ class DirectLoop(Loop):
         if self.schedulers:
             names = ", ".join(type(s).__name__ for s in self.schedulers)
             yield self._part("scheduler", f"{names}; tiny-subset runs hold the lr constant")
+        if self._target.unused:
+            yield Part(
+                name="own loop",
+                description=f"not audited, for as a script {self._target.unused}",
+                origin="absent",
+                disables=("checks of what only your loop does",),
+            )
 
     def _loss_part(self) -> Part:
         if self._target.training_step is not None:

@@ -31,6 +31,20 @@ def build_optimizer(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 """
 
+LOOP = """
+def main():
+    model = build_model()
+    optimizer = build_optimizer(model)
+    for x, y in train_loader():
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+
+if __name__ == "__main__":
+    main()
+"""
+"""A training loop on these parts, which forgets zero_grad."""
+
 
 def blobs() -> DataLoader:
     """Three classes of 8 features, in batches of 32."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from programs import SOURCE
+from programs import LOOP, SOURCE
 
 from nnaudit.cli import main
 from nnaudit.reports import FORMATS
@@ -125,6 +125,18 @@ class TestAudits:
         assert str(page) in result.stderr
         assert "<html" in page.read_text()
         assert sorted(p.name for p in Path().iterdir()) == ["cache", "net.py"]
+
+    def test_a_loop_in_the_file_is_audited_and_not_one_of_ours(self) -> None:
+        found = run("--select", "STEP102", program(SOURCE + LOOP))
+        assert found.exit_code == 1
+        assert "zero_grad is not called" in found.stdout
+
+    def test_the_parts_are_audited_where_the_loop_cannot_be_run(self) -> None:
+        text = SOURCE + LOOP.replace("def main():", "import sys\n\ndef main():\n    sys.argv[1]")
+        result = run("--select", "STEP102", "--output-format", "json", program(text))
+        parts = {p["name"]: p for p in json.loads(result.stdout)["target"]["parts"]}
+        assert result.exit_code == 0
+        assert "IndexError" in parts["own loop"]["description"]
 
     def test_json_on_stdout_is_nothing_but_json(self) -> None:
         noisy = program("print('hello')\n" + SOURCE)
