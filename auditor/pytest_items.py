@@ -139,10 +139,17 @@ class Collection:
                 'as in [tool.nnaudit] targets = ["train.py"]'
             )
         self.targets = {target.resolve() for target in targets}
+        self.found: set[Path] = set()
         self.asked: dict[Path, tuple[str, ...]] = {}
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
-            # They may lie outside of testpaths. Who names paths gets what lies under these.
-            config.args += [str(target) for target in targets]
+            # They may lie outside of testpaths. Who names paths gets what lies under these. What is
+            # under one already is not named: pytest 8 would then forget the rest of that folder.
+            config.args += [str(target) for target in targets if not self._is_visited(target)]
+
+    def _is_visited(self, target: Path) -> bool:
+        """Whether ``target`` lies under a folder that this session collects."""
+        folders = [self.config.invocation_params.dir / arg for arg in self.config.args]
+        return any(target.resolve().is_relative_to(folder.resolve()) for folder in folders)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collect_file(
@@ -152,17 +159,36 @@ class Collection:
         others = yield
         if file_path.resolve() not in self.targets:
             return others
+        self.found.add(file_path.resolve())
         patterns = self.config.getini("python_files")
         if not any(file_path.match(pattern) for pattern in patterns):
             others = [one for one in others if not isinstance(one, pytest.Module)]
         return [*others, Target.from_parent(parent, path=file_path, collection=self)]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note what is left of the questions once -k, -m and --lf have chosen."""
+        """Note what is left of the questions once -k, -m and --lf have chosen.
+
+        Raises:
+            pytest.UsageError: a target is in a folder that pytest passes over; what was not audited
+                must not look like a success.
+        """
+        for target in self.targets - self.found if session.items else ():
+            if self._is_visited(target) and not self._is_ignored(target):
+                raise pytest.UsageError(
+                    f"--nnaudit: pytest did not visit {target}: name it on the command line, or "
+                    "see norecursedirs and collect_ignore"
+                )
         for item in session.items:
             if isinstance(item, Asked):
                 codes = self.asked.get(item.path, ())
                 self.asked[item.path] = (*codes, item.question.code)
+
+    def _is_ignored(self, target: Path) -> bool:
+        ignored = self.config.getoption("ignore") or ()
+        globs = self.config.getoption("ignore_glob") or ()
+        return any(target.is_relative_to(Path(one).resolve()) for one in ignored) or any(
+            target.match(glob) for glob in globs
+        )
 
     def job(self, path: Path, codes: tuple[str, ...] | None = None) -> Job:
         """Return the audit of the target at ``path``, of some of the questions or of all."""

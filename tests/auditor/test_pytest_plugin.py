@@ -146,6 +146,17 @@ def test_targets_outside_of_testpaths_are_found_once(project: pytest.Pytester) -
     ran(project, "--nnaudit", ".").assert_outcomes(**both)
 
 
+def test_a_target_that_pytest_passes_over_is_told(project: pytest.Pytester) -> None:
+    project.makepyfile(test_mine="def test_mine(): pass")
+    project.makepyprojecttoml('[tool.nnaudit]\ntargets = ["old/model.py"]')
+    project.mkdir("old").joinpath("model.py").write_text("")
+    result = ran(project, "--nnaudit", "-o", "norecursedirs=old")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*did not visit *model.py*"])
+    result = ran(project, "--nnaudit", "-o", "norecursedirs=old", "--ignore", "old")
+    result.assert_outcomes(passed=1)
+
+
 def test_a_target_that_holds_tests_keeps_them(project: pytest.Pytester) -> None:
     project.makepyprojecttoml('[tool.nnaudit]\ntargets = ["test_model.py"]')
     project.makepyfile(test_model="def test_mine(): pass")
