@@ -302,7 +302,7 @@ class _Run:
     def _look(self, step: int) -> None:
         loop = self.audit.loop
         with preserved(loop.subjects):
-            moment = Moment(step, _look(loop, self.fixed), _look(loop, self.val))
+            moment = Moment(step, look_at(loop, self.fixed), look_at(loop, self.val))
         self.moments.append(moment)
 
     def result(self, whole: bool) -> Training:
@@ -361,7 +361,8 @@ def _validation(loop: Loop) -> tuple[tuple[Any, ...], bool]:
     return tuple(found), True
 
 
-def _look(loop: Loop, some: Sequence[Any]) -> Look:
+def look_at(loop: Loop, some: Sequence[Any]) -> Look:
+    """Run the network on ``some`` batches in eval mode; what cannot be computed is left out."""
     losses: list[float] = []
     calls: list[LossCall] = []
     first: Any = None

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from nnaudit.checks.base import Check
+from nnaudit.checks.fit.predictions import classes_of
 from nnaudit.checks.fit.stream import FEWEST, curve_of_run, still_falling
 from nnaudit.context import Audit
 from nnaudit.feed import main_tensor
-from nnaudit.floor import CLASSIFICATION, REGRESSION
+from nnaudit.floor import REGRESSION
 from nnaudit.loop.base import Needs
 from nnaudit.loop.taps import LossCall
 from nnaudit.probes.training_run import Look, Training, TrainingRun
@@ -62,7 +63,7 @@ def spread_of(calls: Sequence[LossCall]) -> Spread | None:
         return None
     variation = _variation([call.input for call in calls]) if len(shapes) == 1 else math.nan
     rows = sum(len(call.input) for call in calls)
-    predicted, target = _classes(calls)
+    predicted, target = classes_of(calls)
     if predicted is not None and target is not None and len(target) >= _FEWEST_TARGETS:
         count = int(max(predicted.max(), target.max())) + 1
         return Spread(rows, variation, _shares(predicted, count), _shares(target, count))
@@ -74,30 +75,6 @@ def spread_of(calls: Sequence[LossCall]) -> Spread | None:
             relative = float(given.std(0).mean() / deviation) if deviation > 0 else math.nan
             return Spread(rows, variation, relative=relative)
     return None if math.isnan(variation) else Spread(rows, variation)
-
-
-def _classes(calls: Sequence[LossCall]) -> tuple[Tensor | None, Tensor | None]:
-    """Return predicted and wanted classes, both flat; None where the loss is not of classes."""
-    predicted: list[Tensor] = []
-    wanted: list[Tensor] = []
-    for call in calls:
-        given, target = call.input, call.target
-        if call.kind in CLASSIFICATION and not target.is_floating_point() and given.ndim > 1:
-            answer, target = given.argmax(1).reshape(-1), target.reshape(-1)[: len(given)]
-            if given.ndim > 2:
-                target = call.target[: len(given)].reshape(-1)
-            counted = target != int(call.arguments.get("ignore_index", -100))
-            if answer.shape != target.shape:
-                return None, None
-            predicted.append(answer[counted])
-            wanted.append(target[counted].long())
-        elif call.kind in ("bce_with_logits", "bce") and given.shape[1:].numel() == 1:
-            limit = 0.0 if call.kind == "bce_with_logits" else 0.5
-            predicted.append((given.reshape(-1) > limit).long())
-            wanted.append((call.target[: len(given)].reshape(-1) > 0.5).long())
-        else:
-            return None, None
-    return torch.cat(predicted), torch.cat(wanted)
 
 
 def _shares(classes: Tensor, count: int) -> tuple[float, ...]:

@@ -1,0 +1,279 @@
+"""FIT102: what is learnt must come from the inputs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.checks.fit.predictions import Told, classes_of, told_of
+from nnaudit.checks.fit.runs import capital
+from nnaudit.checks.fit.stream import curve_of_run, standard_error
+from nnaudit.context import Audit
+from nnaudit.fitting import Limits, sight
+from nnaudit.floor import input_tensors
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall
+from nnaudit.probes.held_out import HeldOut, held_out_run
+from nnaudit.probes.training_run import Training, TrainingRun
+from nnaudit.reference import inputs_of, reference_for, train_on
+from nnaudit.report import Kind, Result, Table
+from nnaudit.stats import total_variation
+
+_SURE = 4.0
+_NOTHING = 2.0
+_WORTH = 0.15
+_LEARNT = 0.25
+_ROWS_PER_CLASS = 10
+_REFERENCE_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One training, and what the network then tells of rows it learnt and of others."""
+
+    where: str
+    learnt: Told
+    unseen: Told
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether rows were learnt by heart, and nothing that holds for others.
+
+        Nothing means within two deviations of chance, and too few right answers for 15 % of the
+        way to all of them with a confidence of 1 - 1e-4.
+        """
+        heart = self.learnt.share >= _LEARNT and self.learnt.z > _SURE
+        return heart and self.unseen.z < _NOTHING and self.unseen.upper < _WORTH
+
+
+class InputDependence(Check):
+    """Does the training learn from its inputs what holds for unseen examples?
+
+    Why: where labels do not belong to their inputs (one of the two lists was shuffled or sorted
+    alone), where all inputs are alike or overwritten, a network still lowers its loss: it learns
+    how frequent the classes are, then each example by heart. The curve looks like overfitting;
+    nothing can be learnt from such data.
+    How: predictions for rows that were not trained on are held against their targets. If the
+    network told no more of them than it does when inputs are exchanged between rows, the right
+    answers would number as those of independent predictions with the same shares of classes; for
+    quantities and probabilities the correlation with the targets would be 0. Validation rows are
+    looked at after 300 steps on the real stream, or the losses of the first epoch, taken before
+    each row was trained on, against the best constant. More than four deviations from chance, and
+    the inputs matter: a healthy program pays nothing more. Only where training rows were learnt (a
+    quarter of the way) and of others nothing, it is tried again on 768 rows of the stream with up
+    to 512 held out, twice where there is no validation loader, with other weights. It fails when
+    every time less than 15 % of the way is told, by the exact binomial bound at 1e-4, a plain
+    reference network trained on the same rows tells nothing either, and there are three classes or
+    more with ten training rows each and inputs that are quantities: for two classes, for
+    quantities and for symbols there are honest tasks of which 768 rows tell nothing, and it is a
+    warning. A network that has not learnt its training rows yet proves nothing.
+    Fix: shuffle, sort and filter inputs and targets by one and the same order, and look at a few
+    pairs; x[i] and y[i] must belong together after every step of the preparation.
+    References: Zhang et al., "Understanding deep learning requires rethinking generalization"
+    (ICLR 2017): random labels are learnt by heart; Andrej Karpathy, "A Recipe for Training Neural
+    Networks" (2019), "input-independent baseline"; Ojala and Garriga, "Permutation Tests for
+    Studying Classifier Performance" (2010).
+    """
+
+    code, name, kind = "FIT102", "input-dependence", Kind.STATISTICAL
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS, Needs.TARGETS)
+    probes = (TrainingRun,)
+    trains = True
+    consequence_of = (
+        "DATA101", "DATA102", "DATA103", "DATA111", "LOSS102", "GRAD103", "GRAD108", "FIT101",
+        "FIT104",
+    )  # fmt: skip
+
+    def run(self, audit: Audit) -> Result:
+        """Believe what unseen rows tell; look closely where they tell nothing."""
+        training = audit.probe(TrainingRun)
+        details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
+        if training.broke is not None:
+            return self.inconclusive("The run ended in no numbers: see FIT104.")
+        last = training.moments[-1]
+        told = told_of(last.val.calls)
+        if told is not None and told.z > _SURE:
+            return self.passed(f"Of unseen validation examples the network tells: {told}.",
+                               **details)  # fmt: skip
+        early = _first_epoch(training)
+        if early:
+            return self.passed(early, **details)
+        learnt = told_of(last.fixed.calls)
+        if learnt is None:
+            return self.inconclusive(
+                "The loss is not a comparison of predictions with targets that can be counted.",
+                **details,
+            )
+        if not (learnt.share >= _LEARNT and learnt.z > _SURE):
+            return self.inconclusive(
+                f"After {len(training.losses)} steps too little was learnt of the training "
+                f"examples themselves ({learnt}).",
+                **details,
+            )
+        first = None if told is None else Evidence("validation examples", learnt, told)
+        return self._suspicious(audit, first, details)
+
+    def _suspicious(self, audit: Audit, first: Evidence | None, details: dict[str, Any]) -> Result:
+        """Try again on held-out rows of the stream, until one of the tries clears the program."""
+        tries = [] if first is None else [first]
+        if first is not None and not first.suspicious:
+            return self._unclear(first, details)
+        run: HeldOut | None = None
+        for seed in range(audit.seed + len(tries), audit.seed + 2):
+            run = _held_out(audit, seed)
+            found = None if run is None else _evidence_of(run)
+            if run is None or found is None:
+                return self.inconclusive(
+                    "Training examples were learnt, and there are too few others, or others of "
+                    "other classes, to say whether more than those.",
+                    **details,
+                )
+            if not found.suspicious:
+                return self._unclear(found, details)
+            tries.append(found)
+        assert run is not None
+        return self._nothing_told(audit, tries, run, details)
+
+    def _unclear(self, found: Evidence, details: dict[str, Any]) -> Result:
+        said = f"After training, {found.where}: {found.unseen}"
+        if found.unseen.z > _SURE:
+            return self.passed(f"{said}.", **details)
+        return self.inconclusive(f"{said}; trained ones: {found.learnt}.", **details)
+
+    def _nothing_told(
+        self, audit: Audit, tries: list[Evidence], run: HeldOut, details: dict[str, Any]
+    ) -> Result:
+        last = tries[-1]
+        kind, plain = _reference(audit, run)
+        said = (
+            f"the network learnt its training examples ({last.learnt}) and tells nothing of "
+            f"{tries[0].where} ({tries[0].unseen}) nor, in another run, of {last.where} "
+            f"({last.unseen})"
+        )
+        details = {
+            "evidence": (_table(tries, kind, plain), *details["evidence"]),
+            "measured": str(last.unseen),
+            "threshold": f"{100 * _WORTH:.0f} % of the way from chance",
+            "location": audit.loop.locate("train_loader"),
+            "fix": "pair every input with its own target: shuffle, sort and filter both by one "
+            "order, and look at a few pairs",
+        }
+        if plain is not None and plain.z >= _NOTHING:
+            return self.inconclusive(
+                f"{capital(said)}; but {kind} tells of them: {plain}.",
+                evidence=details["evidence"],
+            )
+        if plain is not None:
+            said = f"{said}; {kind} tells nothing of them either ({plain})"
+        weak = _why_weak(audit, run, last, plain)
+        if weak:
+            return self.warned(f"{capital(said)}; {weak}.", **details)
+        return self.failed(f"{capital(said)}: the inputs do not belong to these targets.",
+                           **details)  # fmt: skip
+
+
+def _first_epoch(training: Training) -> str:
+    """Say that the first epoch's losses, all of unseen rows, fell below the constant's; or not."""
+    losses = training.first_epoch[len(training.first_epoch) // 2 :]
+    constant = training.constant
+    if len(losses) < 5 or math.isnan(constant):
+        return ""
+    mean, error = statistics.mean(losses), standard_error(losses)
+    if not constant - mean > max(_SURE * error, 0.02 * abs(constant)):
+        return ""
+    return (
+        f"The loss of examples met for the first time is {mean:.4g}, below the {constant:.4g} of "
+        "the best constant: it is the inputs that tell."
+    )
+
+
+def _held_out(audit: Audit, seed: int) -> HeldOut | None:
+    """Train on some rows and hold others out; with fresh weights for another seed."""
+    if seed == audit.seed or audit.loop.lacks(Needs.FRESH_RUN):
+        return held_out_run(audit)
+    with audit.loop.relaunched(seed) as fresh:
+        remaining = audit.clock.remaining
+        budget = remaining if math.isfinite(remaining) else None
+        return held_out_run(Audit(fresh, seed=seed, budget=budget))
+
+
+def _evidence_of(run: HeldOut) -> Evidence | None:
+    """Compare; None where the two sets of rows are not of the same classes."""
+    learnt, unseen = told_of(run.on_trained.calls), told_of(run.on_unseen.calls)
+    if learnt is None or unseen is None or _shifted(run):
+        return None
+    return Evidence("held-out examples", learnt, unseen)
+
+
+def _shifted(run: HeldOut) -> bool:
+    """Whether the held-out rows are of other classes: data in the order of their labels."""
+    counts = []
+    for calls in (run.on_trained.calls, run.on_unseen.calls):
+        wanted = classes_of(calls)[1]
+        if wanted is None:
+            return False
+        counts.append(wanted)
+    size = int(max(wanted.max() for wanted in counts)) + 1
+    shares = [torch.bincount(wanted, minlength=size).numpy() for wanted in counts]
+    return total_variation(*shares) > 0.25
+
+
+def _reference(audit: Audit, run: HeldOut) -> tuple[str, Told | None]:
+    """Train a plain network on the same rows; return its kind and what it tells of the others."""
+    trained, unseen = sight(audit.loop, run.trained), sight(audit.loop, run.unseen)
+    network = reference_for(trained, seed=audit.seed)
+    if network is None or len(unseen.calls) != len(run.unseen) or not unseen.feds:
+        return "", None
+    inputs = [inputs_of(trained, part) for part in range(len(trained.parts))]
+    passes = math.ceil(_REFERENCE_STEPS / len(inputs))
+    try:
+        train_on(
+            list(network.parameters()),
+            lambda part: network(inputs[part]),
+            trained,
+            label=network.kind,
+            learning_rate=1e-3,
+            level=None,
+            limits=Limits(passes, passes, 5.0),
+            clock=audit.clock,
+            seed=audit.seed,
+        )
+        with torch.no_grad():
+            predicted = [network(inputs_of(unseen, part)) for part in range(len(unseen.parts))]
+    except RuntimeError:  # shapes that differ from batch to batch
+        return "", None
+    return network.kind, told_of(
+        [_with_input(call, made) for call, made in zip(unseen.calls, predicted, strict=True)]
+    )
+
+
+def _with_input(call: LossCall, made: torch.Tensor) -> LossCall:
+    return LossCall(call.kind, call.function, {**call.arguments, "input": made}, None)
+
+
+def _why_weak(audit: Audit, run: HeldOut, found: Evidence, plain: Told | None) -> str:
+    """Say why so little told is no proof of a fault; empty where it is one."""
+    if plain is None:
+        return "no plain network could be tried on them"
+    classes = found.unseen.classes
+    inputs = input_tensors(audit.loop.feed(run.trained[0]), batches.size(run.trained[0]))
+    if classes < 3 or not any(t.is_floating_point() for t in inputs):
+        return "there are honest tasks with so little to learn from so few examples"
+    rows = sum(batches.size(part) for part in run.trained)
+    if rows < _ROWS_PER_CLASS * classes:
+        return f"{rows} examples are few for {classes} classes"
+    return ""
+
+
+def _table(tries: list[Evidence], kind: str, plain: Told | None) -> Table:
+    rows = [(f"run {i + 1}, training examples", str(t.learnt)) for i, t in enumerate(tries)]
+    rows += [(f"run {i + 1}, {t.where}", str(t.unseen)) for i, t in enumerate(tries)]
+    if plain is not None:
+        rows.append((f"{kind}, held-out examples", str(plain)))
+    return Table(title="What the predictions tell", columns=("examples", "told"), rows=tuple(rows))
