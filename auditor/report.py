@@ -63,9 +63,28 @@ class Kind(StrEnum):
 
 
 class Model(BaseModel):
-    """Base of every model here: frozen, and an unknown field is an error."""
+    """Base of every model here: frozen, and an unknown field is an error.
+
+    A lone surrogate, as Python puts into text that it could not decode, is written as its escape:
+    no file and no pipe could take it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encodable(cls, data: Any) -> Any:
+        return _without_surrogates(data)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_without_surrogates(item) for item in value)
+    return value
 
 
 def _float_to_json(value: float) -> float | str:

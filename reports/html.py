@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,7 +20,11 @@ from nnaudit.reports.base import Options
 
 #: Bytes of pictures, tables and texts in one file; what is over it is left to the JSON.
 EVIDENCE_BUDGET = 1_500_000
+#: Bytes of one file. Where phrases make it larger, they are cut shorter: nobody reads so much.
+LIMIT = 2_000_000
 MAX_ROWS = 200
+
+_PHRASES = (text.PHRASE_LIMIT, 300, 60)
 
 _CELL_LIMIT = 300
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -28,12 +32,22 @@ _CODE = re.compile(r"`([^`\n]+)`")
 
 def render(reports: Sequence[Report], options: Options) -> str:
     """Return the reports as one page, with one section for each target."""
-    page = _environment().get_template("report.html.j2")
-    html = page.render(
+    pages = (_page(reports, limit) for limit in _PHRASES)
+    shortest = ""
+    for shortest in pages:
+        if len(shortest) < LIMIT:
+            break
+    return shortest
+
+
+def _page(reports: Sequence[Report], limit: int) -> str:
+    """Return the page with every phrase cut after ``limit`` characters."""
+    environment = _environment(limit)
+    html = environment.get_template("report.html.j2").render(
         reports=reports,
         verdict_of_all=outline.verdict_of_all(reports),
         anchor=_Anchors(),
-        figure=_Figures(),
+        figure=_Figures(environment),
     )
     # ASCII only: whatever encoding a console or a server puts on the file, it stays readable.
     return html.encode("ascii", "xmlcharrefreplace").decode("ascii") + "\n"
@@ -63,18 +77,18 @@ class _Anchors:
 class _Figures:
     """Draws evidence until the file is as large as it may become. Failures come first."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Environment) -> None:
+        self._template: Any = environment.get_template("charts.svg.j2").module
         self._left = EVIDENCE_BUDGET
         self._drawn = 0
 
     def __call__(self, evidence: Evidence) -> Markup:
         self._drawn += 1
-        template: Any = _environment().get_template("charts.svg.j2").module
-        drawn: Markup = template.figure(evidence, f"figure-{self._drawn}")
+        drawn: Markup = self._template.figure(evidence, f"figure-{self._drawn}")
         # Counted as it will be written: every character that is not ASCII becomes a reference.
         size = len(drawn.encode("ascii", "xmlcharrefreplace"))
         if size > self._left:
-            left_out: Markup = template.left_out(evidence)
+            left_out: Markup = self._template.left_out(evidence)
             return left_out
         self._left -= size
         return drawn
@@ -85,16 +99,16 @@ def _sparkline(result: Result) -> str:
     return charts.sparkline_path(curve, 88, 20) if curve else ""
 
 
-def _finalize(value: Any) -> Any:
+def _finalize(value: Any, limit: int) -> Any:
     """Make what an expression yields safe to read; markup was made by us and stays."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return text.visible(value)
+        return text.visible(value, limit)
     return value
 
 
-def _prose(value: str) -> Markup:
+def _prose(value: str, limit: int) -> Markup:
     """Escape a sentence and set what stands between back-ticks as code."""
-    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text.visible(value)))))
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text.visible(value, limit)))))
 
 
 def _verbatim(value: str) -> Markup:
@@ -110,11 +124,11 @@ def _lines(value: str) -> int:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(limit: int) -> Environment:
     environment = Environment(
         loader=PackageLoader("nnaudit.reports"),
         autoescape=True,
-        finalize=_finalize,
+        finalize=partial(_finalize, limit=limit),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -123,7 +137,7 @@ def _environment() -> Environment:
         cell=_cell,
         lines=_lines,
         number=text.format_number,
-        prose=_prose,
+        prose=partial(_prose, limit=limit),
         seconds=text.format_seconds,
         verbatim=_verbatim,
     )

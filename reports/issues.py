@@ -14,7 +14,10 @@ from nnaudit.report import Change, Report, Result
 from nnaudit.reports import outline
 from nnaudit.reports.base import Options
 from nnaudit.reports.outline import Finding
-from nnaudit.reports.text import one_line
+from nnaudit.reports.text import one_line, visible
+
+#: No system has longer paths.
+_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def target_file(report: Report, options: Options) -> str:
 
 def _in_repository(file: str, folder: str) -> str:
     slashed = PureWindowsPath(file).as_posix() if "\\" in file else file
-    return posixpath.normpath(posixpath.join(folder, slashed))
+    return visible(posixpath.normpath(posixpath.join(folder, slashed)), _PATH)
 
 
 def fingerprint(result: Result, report: Report) -> str:

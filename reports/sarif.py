@@ -180,7 +180,7 @@ def _location(result: Result, report: Report, options: Options) -> _Json:
 
 
 def _uri(path: str) -> str:
-    quoted = quote(path.encode("utf-8", "surrogatepass"))
+    quoted = quote(path)
     if re.match(r"[A-Za-z]%3A/", quoted):
         return f"file:///{quoted[0]}:{quoted[4:]}"
     return f"file://{quoted}" if quoted.startswith("/") else quoted

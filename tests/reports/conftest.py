@@ -34,7 +34,7 @@ from nnaudit.report import (
 )
 
 HOSTILE = (
-    "[red]x[/red] \x1b[31mred\x1b[0m \x00\x07 \u202eevil\u202c \ufeff "
+    "[red]x[/red] \x1b[31mred\x1b[0m \x00\x07 \u202eevil\u202c \ufeff \ud800 "
     "<script>alert(1)</script> ]]> --> \"quoted\" 'single' & {{ 7*7 }} {% raw %} `<b>`"
 )
 

@@ -71,3 +71,11 @@ def test_the_text_is_ascii_and_a_curve_stays_on_one_line(make_report, make_resul
     text = render([make_report(make_result(evidence=(curve,), message="\ud800 é"))], Options())
     assert text.isascii()
     assert len(text.splitlines()) < 100
+
+
+def test_what_could_not_be_decoded_is_written_as_its_escape(make_result):
+    """A child's results come over a pipe as UTF-8, which has no lone surrogates."""
+    values = {"k\udcff": "v\udcff"}
+    result = make_result(message="caf\udce9 数", evidence=(Numbers(title="\ud800", values=values),))
+    assert result.message == "caf\\udce9 数"
+    assert "k\\\\udcff" in result.model_dump_json()
