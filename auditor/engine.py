@@ -37,6 +37,9 @@ from nnaudit.report import Environment, Location, Result, TargetInfo
 from nnaudit.runner import plugin_errors, run_checks
 from nnaudit.state import preserved
 
+_PICTURE_SECONDS = 5.0
+"""What must be left of the budget for the pictures to take a few steps."""
+
 
 def device_for(name: str) -> torch.device:
     """Return the device that ``name`` asks for; ``auto`` is the GPU where there is one.
@@ -143,7 +146,8 @@ def conduct(
         emit(Answered(result=judged))
     if PICTURES not in lethal:
         with audit.measuring(PICTURES), preserved(loop.subjects):
-            emit(Pictured(overview=overview_of(loop)))
+            train = FIRST_STEP not in lethal and audit.clock.remaining > _PICTURE_SECONDS
+            emit(Pictured(overview=overview_of(loop, train=train)))
     emit(Finished(steps=loop.steps_taken))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,22 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nnaudit import batch as batches
+from nnaudit.dynamics import Followed, charts, follow, predictions
 from nnaudit.errors import UserCodeError
+from nnaudit.gallery import as_text, decoder, is_picture, stages
 from nnaudit.loop.base import Fed, Loop, Needs
-from nnaudit.report import Evidence, Histogram, Image, Images, Overview, Section, Table, Text
+from nnaudit.report import (
+    Curve,
+    Evidence,
+    Histogram,
+    Image,
+    Images,
+    Overview,
+    Section,
+    Series,
+    Table,
+    Text,
+)
 
 TILES = 24
 ROWS = 8
@@ -24,30 +37,120 @@ LAYERS = 24
 """How much is shown: picture tiles, rows and columns of a table, layers with a histogram."""
 
 BINS = 32
+FILTERS = 16
+HEAT_ROWS, HEAT_COLUMNS = 32, 48
+"""Filters of the first layer; rows and columns of a heat map."""
 
 
-def overview_of(loop: Loop) -> Overview:
-    """Picture the first training batch as it enters the network, and the weights by layer."""
+def overview_of(loop: Loop, *, train: bool = True) -> Overview:
+    """Picture what the network is fed, and its layers, before and after a few steps.
+
+    ``train`` allows these steps; the caller preserves the state.
+    """
     sections = []
+    shape: tuple[int, ...] = ()
     if not loop.lacks(Needs.TRAIN_LOADER):
-        sections.append(_data_section(loop))
-    sections.append(_weights_section(loop.model))
-    return Overview(sections=tuple(sections))
+        data, shape = _data_section(loop)
+        sections.append(data)
+        sections += _stages_section(loop) if shape else ()
+    drawn = _first_filters(loop.model, shape)
+    weights = _weights_section(loop.model)
+    followed = follow(loop) if train else None
+    if followed is None or not followed.steps:
+        return Overview(sections=(*sections, *_filters_section(drawn, None, 0), weights))
+    now = _first_filters(loop.model, shape)
+    return Overview(
+        sections=(
+            *sections,
+            *_predictions_section(followed),
+            *_filters_section(drawn, now, followed.steps),
+            Section(
+                title=f"Layers before and after {followed.steps} steps",
+                text=weights.text.partition(".")[0]
+                + ". The share of the numbers that lie at each value; at most "
+                f"{len(followed.before.weights)} layers, from the first to the last.",
+                evidence=charts(followed),
+            ),
+        )
+    )
 
 
-def _data_section(loop: Loop) -> Section:
+def _stages_section(loop: Loop) -> tuple[Section, ...]:
+    found = stages(loop)
+    if len(found) < 2:
+        return ()
+    return (
+        Section(
+            title="The same examples on their way into the network",
+            evidence=tuple(
+                _as_images(pictures, [], f"{name[0].upper()}{name[1:]}")
+                for name, pictures in found.items()
+            ),
+        ),
+    )
+
+
+def _predictions_section(followed: Followed) -> tuple[Section, ...]:
+    curve = predictions(followed)
+    if curve is None:
+        return ()
+    text = "Each line is a row of the first batch, in eval mode, while the network trains."
+    return (Section(title="Predictions on a fixed batch", text=text, evidence=(curve,)),)
+
+
+def _first_filters(model: nn.Module, shape: tuple[int, ...]) -> Tensor | None:
+    """Return the first layer's weights as pictures (N, C, H, W); None where they are none.
+
+    ``shape`` is that of a row of the input, where these are pictures.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and min(module.kernel_size) > 2:
+            return module.weight.detach()[:FILTERS].clone() if not is_lazy(module.weight) else None
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            flat = isinstance(module, nn.Linear) and not is_lazy(module.weight)
+            fits = flat and len(shape) == 3 and module.weight.shape[1] == np.prod(shape)
+            return module.weight.detach()[:FILTERS].reshape(-1, *shape).clone() if fits else None
+    return None
+
+
+def _filters_section(before: Tensor | None, after: Tensor | None, steps: int) -> list[Section]:
+    if before is None:
+        return []
+    pictures = {"Before training": before}
+    if after is not None:
+        pictures[f"After {steps} steps"] = after
+    return [
+        Section(
+            title="The first layer's filters",
+            text="Noise is what they begin as; edges, blobs and strokes are what they become.",
+            evidence=tuple(
+                _as_images(_enlarged(tiles), [], name) for name, tiles in pictures.items()
+            ),
+        )
+    ]
+
+
+def _enlarged(tiles: Tensor) -> Tensor:
+    """Return ``tiles`` with every number as a square, large enough to be seen."""
+    return _squared(tiles.float(), max(1, 40 // max(tiles.shape[2:])))
+
+
+def _data_section(loop: Loop) -> tuple[Section, tuple[int, ...]]:
+    """Return the section, and the shape of a row of the input where that is a picture."""
     title = "The first training batch, as it enters the network"
     try:
         batch = next(iter(loop.batches()))
         fed = loop.called_with(batch)
     except (UserCodeError, StopIteration) as error:
-        return Section(title=title, text=f"No batch could be read: {error}")
-    pictures = tuple(_inputs_pictured(fed))
-    return Section(
+        return Section(title=title, text=f"No batch could be read: {error}"), ()
+    section = Section(
         title=title,
         text=f"{batches.size(batch)} examples; {_described(fed)}.",
-        evidence=(_statistics(fed), *pictures),
+        evidence=(_statistics(fed), *_inputs_pictured(loop, fed)),
     )
+    first = next((tensor for _, tensor in batches.tensors(fed.inputs)), None)
+    pictured = first is not None and is_picture(first)
+    return section, tuple(first.shape[1:]) if first is not None and pictured else ()
 
 
 def _described(fed: Fed) -> str:
@@ -89,23 +192,22 @@ def _real(tensor: Tensor) -> Tensor:
     return (tensor.abs() if tensor.is_complex() else tensor).float().cpu()
 
 
-def _inputs_pictured(fed: Fed) -> Iterator[Evidence]:
+def _inputs_pictured(loop: Loop, fed: Fed) -> Iterator[Evidence]:
     captions = _captions(fed.target)
     for path, tensor in batches.tensors(fed.inputs):
-        if _is_image(tensor):
+        if is_picture(tensor):
             yield _as_images(tensor, captions, f"Input{path} as pictures")
         elif tensor.ndim == 2 and tensor.is_floating_point():
             yield _as_table(tensor, captions, f"Input{path} as a table")
+            if min(tensor.shape) > 3:
+                yield _as_heat_map(tensor, f"Input{path} as a heat map")
         elif tensor.ndim == 2:
-            yield _as_ids(tensor, captions, f"Input{path} as ids")
+            yield _as_ids(tensor, captions, f"Input{path} as ids", decoder(loop, tensor))
         elif tensor.ndim == 3 and tensor.is_floating_point():
+            yield _as_series(tensor, captions, f"Input{path} as series, its first column")
             yield _as_images(
                 tensor.unsqueeze(1), captions, f"Input{path} as pictures, a row a step"
             )
-
-
-def _is_image(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and min(tensor.shape[2:]) > 1 and tensor.dtype != torch.long
 
 
 def _captions(target: Any) -> list[str]:
@@ -162,13 +264,54 @@ def _as_table(tensor: Tensor, captions: list[str], title: str) -> Table:
     )
 
 
-def _as_ids(tensor: Tensor, captions: list[str], title: str) -> Text:
+def _as_heat_map(tensor: Tensor, title: str) -> Images:
+    """Rows down, columns across, each column standardised: what sticks out is an outlier."""
+    values = _real(tensor[:HEAT_ROWS, :HEAT_COLUMNS])
+    values = (values - values.mean(0)) / values.std(0, correction=0).clamp_min(1e-12)
+    cells = values.nan_to_num(0.0).clamp(-3, 3)[None, None]
+    return _as_images(_squared(cells, 8), [""], f"{title}, columns standardised")
+
+
+def _squared(tiles: Tensor, factor: int) -> Tensor:
+    return tiles.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def _as_series(tensor: Tensor, captions: list[str], title: str) -> Curve:
+    rows = _real(tensor[:4, :256, 0])
+    steps = tuple(float(i) for i in range(rows.shape[1]))
+    return Curve(
+        title=title,
+        x_label="step",
+        y_label="value",
+        series=tuple(
+            Series(
+                name=f"row {i}{f', target {captions[i]}' if i < len(captions) else ''}",
+                x=steps,
+                y=tuple(round(v, 6) for v in row),
+            )
+            for i, row in enumerate(rows.tolist())
+        ),
+    )
+
+
+def _as_ids(
+    tensor: Tensor,
+    captions: list[str],
+    title: str,
+    decode: Callable[[Sequence[int]], str] | None,
+) -> Text:
+    if decode is not None:
+        title = title.replace("as ids", "as text, by the program's own vocabulary")
     lines = [
-        f"{' '.join(str(v) for v in row[:64])}{' ...' if len(row) > 64 else ''}"
-        f"{f'  -> {captions[i]}' if i < len(captions) else ''}"
+        (as_text(decode, row) if decode is not None else _id_line(row))
+        + (f"  -> {captions[i]}" if i < len(captions) else "")
         for i, row in enumerate(tensor[:ROWS].tolist())
     ]
     return Text(title=title, text="\n".join(lines))
+
+
+def _id_line(row: list[int]) -> str:
+    return f"{' '.join(str(v) for v in row[:64])}{' ...' if len(row) > 64 else ''}"
 
 
 def _weights_section(model: nn.Module) -> Section:

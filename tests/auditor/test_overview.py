@@ -17,7 +17,7 @@ from nnaudit.targets import Target
 
 def sections(**parts: object):
     loop = DirectLoop(target(**parts), torch.device("cpu"), seed=0)
-    return overview_of(loop).sections
+    return overview_of(loop, train=False).sections
 
 
 def loader(*tensors: torch.Tensor) -> DataLoader:
@@ -30,8 +30,8 @@ def kinds(section) -> list[str]:
 
 def test_a_table_shows_rows_and_targets() -> None:
     data, weights = sections()
-    assert kinds(data) == ["table", "table"]
-    statistics, rows = data.evidence
+    assert kinds(data) == ["table", "table", "images"]
+    statistics, rows, _ = data.evidence
     assert [row[0] for row in statistics.rows] == ["input[0]", "target"]
     assert rows.columns[-1] == "target"
     assert kinds(weights) == ["histogram"] * 4
@@ -39,7 +39,7 @@ def test_a_table_shows_rows_and_targets() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_pictures_are_png_with_their_label(channels: int) -> None:
-    data, _ = sections(
+    data, *_ = sections(
         train_loader=loader(torch.randn(8, channels, 6, 6), torch.arange(8)),
         model=lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(8)),
     )
@@ -49,7 +49,7 @@ def test_pictures_are_png_with_their_label(channels: int) -> None:
 
 
 def test_constant_pictures_and_weights_have_a_scale() -> None:
-    data, weights = sections(
+    data, _, weights = sections(
         train_loader=loader(torch.zeros(8, 1, 6, 6), torch.arange(8)),
         model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 8, bias=False), nn.LayerNorm(8)),
     )
