@@ -126,8 +126,13 @@ class Record:
 
 
 def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tuple[Result, ...]:
-    """Return the results in battery order, each failure with the failed check that explains it."""
+    """Return the results in battery order, each finding with the one that explains it.
+
+    That is a failed check of which it may be the consequence, or the first check that crashed in
+    the same way: a program that cannot take a step is broken once, not once for each check.
+    """
     rank = {question.code: i for i, question in enumerate(questions)}
+    placed = sorted(results.values(), key=lambda result: rank.get(result.code, len(rank)))
     explains = {question.code: question.consequence_of for question in questions}
     failed = {
         code
@@ -135,14 +140,23 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
         if result.status is Status.FAIL and not result.suppressed
     }
 
+    crashed = {_crash(r): r.code for r in reversed(placed) if r.status is Status.ERROR}
+
     def with_cause(result: Result) -> Result:
-        if result.status not in (Status.FAIL, Status.WARN):
+        if result.status not in (Status.FAIL, Status.ERROR, Status.WARN):
             return result
         cause = next((c for c in explains.get(result.code, ()) if c in failed), "")
+        if result.status is Status.ERROR:
+            first = crashed[_crash(result)]
+            cause = cause or (first if first != result.code else "")
         return result.model_copy(update={"cause": cause})
 
-    placed = sorted(results.values(), key=lambda result: rank.get(result.code, len(rank)))
     return tuple(_nearby(with_cause(result)) for result in placed)
+
+
+def _crash(result: Result) -> str:
+    """Return what crashed, without what was being done at the time."""
+    return result.message.partition(" while ")[0]
 
 
 def _nearby(result: Result) -> Result:

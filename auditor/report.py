@@ -202,10 +202,11 @@ class Result(Model):
     """A check's answer, complete in itself.
 
     ``measured`` and ``threshold`` are phrases for a person ("0.98 of neighbours share a label").
-    ``cause`` is the code of a failed check of which this failure is the consequence. ``crash``
-    says, for an ``error``, whose code it was that crashed. ``module`` is the first module that the
-    answer is about, ``modules`` are all, where there are several. ``suppressed`` is the reason why
-    the user does not want to act on this finding: it is listed, and counts in no verdict.
+    ``cause`` is the code of a failed check of which this failure is the consequence, or of one
+    that crashed in the same way. ``crash`` says, for an ``error``, whose code it was that crashed.
+    ``module`` is the first module that the answer is about, ``modules`` are all, where there are
+    several. ``suppressed`` is the reason why the user does not want to act on this finding: it is
+    listed, and counts in no verdict.
     ``change`` and ``before``, the earlier status, compare it with a baseline where one was given.
     ``steps`` counts the optimizer steps and ``seconds`` the time spent for this check alone.
     """

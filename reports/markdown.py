@@ -130,7 +130,7 @@ def _details(finding: Finding) -> str:
     """Return what the table leaves out; nothing where it says all."""
     result = finding.result
     parts = [_head(result), *_evidence(result)]
-    for other in finding.consequences:
+    for other in finding.told:
         parts.append(f"Leads to **{prose(title(other), 60)}**: {prose(other.message)}")
         parts += [_head(other), *_evidence(other)]
     parts = [part for part in parts if part]

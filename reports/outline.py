@@ -60,6 +60,17 @@ class Finding:
     result: Result
     consequences: tuple[Result, ...] = ()
 
+    @property
+    def told(self) -> tuple[Result, ...]:
+        """The consequences that have something of their own to say."""
+        return tuple(c for c in self.consequences if c.message != self.result.message)
+
+    @property
+    def alike(self) -> str:
+        """The names of the consequences that would only say the same again."""
+        told = self.told
+        return ", ".join(title(c) for c in self.consequences if c not in told)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

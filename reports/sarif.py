@@ -146,10 +146,10 @@ def _result(finding: Finding, report: Report, options: Options, index: dict[str,
             if text
         },
     }
-    if finding.consequences:
+    if finding.told:
         written["relatedLocations"] = [
             {"id": number, **_location(other, report, options), "message": {"text": _told(other)}}
-            for number, other in enumerate(finding.consequences, start=1)
+            for number, other in enumerate(finding.told, start=1)
         ]
     if result.suppressed:
         written["suppressions"] = [

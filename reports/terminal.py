@@ -193,11 +193,13 @@ class _Page:
         self.blank()
         self.result_title(result)
         self.result_body(result)
-        for position, consequence in enumerate(finding.consequences):
+        for position, consequence in enumerate(finding.told):
             line = f"{title(consequence)}: {one_line(consequence.message)}"
             self.field("leads to" if position == 0 else "", line)
+        if finding.alike:
+            self.field("so did", one_line(finding.alike))
         if self.options.verbosity is Verbosity.VERBOSE:
-            for consequence in finding.consequences:
+            for consequence in finding.told:
                 self.blank()
                 self.result_title(consequence)
                 self.result_body(consequence)

@@ -25,6 +25,18 @@ def test_consequences_stand_under_their_first_cause(make_report, make_result):
     assert codes(findings(report, Status.WARN)) == [("E", [])]
 
 
+def test_what_would_only_say_the_same_again_is_named_and_not_told(make_report, make_result):
+    same = {"status": Status.ERROR, "message": "Your code raised."}
+    report = make_report(
+        make_result("A", **same),
+        make_result("B", **same, cause="A"),
+        make_result("C", status=Status.ERROR, message="Another.", cause="A"),
+    )
+    (finding,) = findings(report, Status.ERROR)
+    assert [result.code for result in finding.told] == ["C"]
+    assert finding.alike.split()[0] == "B"
+
+
 @pytest.mark.parametrize("cause", ["GONE", "P", "B"])
 def test_a_cause_that_is_no_failure_hides_nothing(make_report, make_result, cause):
     report = make_report(make_result("P"), make_result("B", Status.FAIL, cause=cause))

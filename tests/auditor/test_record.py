@@ -1,0 +1,53 @@
+"""What a child's events add up to."""
+
+from __future__ import annotations
+
+from nnaudit.config import Settings
+from nnaudit.job import Answered, Question, Started
+from nnaudit.record import Record
+from nnaudit.report import Environment, Kind, Report, Result, Status, TargetInfo
+
+QUESTIONS = {"DATA102": (), "INIT101": ("DATA102",), "LOSS104": (), "STEP101": (), "FIT101": ()}
+"""Codes, and the causes each may be a consequence of."""
+
+
+def reported(**answers: tuple[Status, str]) -> Report:
+    """The report of checks that answered with a status and a message each."""
+    record = Record()
+    details = {
+        code: {"code": code, "name": "x", "family": code[:4], "kind": Kind.EXACT}
+        for code in QUESTIONS
+    }
+    questions = tuple(
+        Question(**details[code], question="Is it?", consequence_of=causes)
+        for code, causes in QUESTIONS.items()
+    )
+    record.take(
+        Started(target=TargetInfo(name="net"), environment=Environment(), questions=questions)
+    )
+    # Checks are asked in another order than they are reported in.
+    for code, (status, message) in reversed(answers.items()):
+        record.take(Answered(result=Result(**details[code], status=status, message=message)))
+    return record.report("net.py", Settings(), seconds=1.0)
+
+
+def causes(report: Report) -> dict[str, str]:
+    return {result.code: result.cause for result in report.results}
+
+
+def test_a_crash_that_many_checks_met_is_told_once() -> None:
+    crash = (Status.ERROR, "Your code raised IndexError while computing the loss.")
+    again = (Status.ERROR, "Your code raised IndexError while calling the model.")
+    told = reported(LOSS104=crash, STEP101=again, FIT101=(Status.ERROR, "Another."))
+    assert causes(told) == {"LOSS104": "", "STEP101": "LOSS104", "FIT101": ""}
+
+
+def test_a_crash_that_a_failure_explains_belongs_to_it() -> None:
+    crash = (Status.ERROR, "Your code raised IndexError.")
+    told = reported(DATA102=(Status.FAIL, "Classes are missing."), INIT101=crash, LOSS104=crash)
+    assert causes(told) == {"DATA102": "", "INIT101": "DATA102", "LOSS104": "INIT101"}
+
+
+def test_passes_have_no_cause() -> None:
+    told = reported(DATA102=(Status.FAIL, "Wrong."), INIT101=(Status.PASS, "Fine."))
+    assert causes(told) == {"DATA102": "", "INIT101": ""}
