@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from nnaudit import __version__
 
@@ -41,6 +42,14 @@ class DefaultGroup(click.Group):
             args = ["check", *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer files too: a target may stand where a command may."""
+        return [*super().shell_complete(ctx, incomplete), CompletionItem(incomplete, type="file")]
+
+
+def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
 
 @click.group(
     cls=DefaultGroup,
@@ -65,7 +74,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("targets", nargs=-1)
+@click.argument("targets", nargs=-1, shell_complete=_files)
 @click.option(
     "--select", multiple=True, metavar="CODES", help="Ask only these: codes, families or names."
 )
@@ -367,7 +376,7 @@ def _indented(text: str) -> str:
 
 
 @main.command("target")
-@click.argument("file")
+@click.argument("file", shell_complete=_files)
 @click.option("--device", default="cpu", metavar="NAME", help="Where to build it (cpu).")
 @click.option("--as", "form", type=click.Choice(["module", "script"]), help="How to take the file.")
 @click.pass_context
