@@ -132,8 +132,8 @@ class SharedRows(Probe[Shared]):
             found = overlap(train.items, val.items)
             content = dataclasses.replace(found, coverage=train.coverage)
         number, store = _by_store(audit, read.layout)
-        twice = {item for item, count in Counter(train.items).items() if count > 1}
-        equal = twice | ({*train.items} & {*val.items} if val is not None else set())
+        counts, theirs = Counter(train.items), {*val.items} if val is not None else set()
+        equal = [i for i, row in enumerate(train.items) if counts[row] > 1 or row in theirs]
         return Shared(number, store, content, train, val, is_rich(train, equal))
 
 
@@ -175,14 +175,14 @@ def _depends_on_index(access: RandomAccess, layout: Layout) -> bool:
         return False
 
 
-def is_rich(rows: Rows, among: Collection[bytes] = ()) -> bool:
+def is_rich(rows: Rows, which: Collection[int] = ()) -> bool:
     """Whether a row differs from its nearest other in many elements.
 
     Among rows made of a few discrete values (one-hot, counts, short words) next to every row there
     are others that differ in one or two, and equal ones are to be expected. Where nine in ten rows
     differ from all others in :data:`RICH` elements (nine in ten of the elements that vary, where
-    there are fewer), equal rows are copies. Only the rows that are ``among`` the given items are
-    looked at, where any of these was sampled: a text may repeat its short lines, not its long ones.
+    there are fewer), equal rows are copies. Only the rows at the places ``which`` are looked
+    at, where any of these was sampled: a text may repeat its short lines, and not its long ones.
     """
     flat = _flattened(rows)
     if flat is None or len(flat) < 8:
@@ -190,8 +190,8 @@ def is_rich(rows: Rows, among: Collection[bytes] = ()) -> bool:
     varying = flat[:, (flat != flat[:1]).any(0)]
     if varying.shape[1] == 0:
         return False
-    known = [i for i, item in enumerate(rows.items[: len(flat)]) if item in among]
-    distances = [_to_nearest(varying, i) for i in (known or range(len(varying)))[:_LOOKED_AT]]
+    sampled = [i for i in which if i < len(flat)] or list(range(len(flat)))
+    distances = [_to_nearest(varying, i) for i in sampled[:_LOOKED_AT]]
     needed = min(RICH, math.ceil(0.9 * varying.shape[1]))
     return sum(distance >= needed for distance in distances) >= 0.9 * len(distances)
 

@@ -1,0 +1,123 @@
+"""DATA115: training rows that are the same, or the same but for their label."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import ClassVar
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.rows import Rows, TrainRows
+from nnaudit.probes.shared_rows import is_rich
+from nnaudit.report import Evidence, Kind, Result, Table
+
+FEWEST = 8
+"""Contradicting rows below this are not worth a warning."""
+
+_LISTED = 20
+
+
+class Duplicates(Check):
+    """Does no training row repeat another, with another label?
+
+    Why: Two equal inputs with different labels cannot both be learnt: they put a floor under the
+        loss, and a network that is large enough to overfit never does. Often they are a join that
+        went wrong, annotations that were merged twice, or labels that slipped by a row. Copies with
+        the same label weigh some rows more than others, and leak when the data are split later.
+    How: Hashes the inputs of the training rows (all in memory, else 4,096 drawn at random) and
+        looks at equal ones. Inputs made of few discrete values repeat by nature and have varying
+        outcomes: that is noted. Inputs that differ from all others in many elements do not: it
+        warns when at least 1 % of such rows, and 8, contradict another in their class; it notes
+        when 5 % are copies. Both shares are judgement. Items that change at every access are not
+        compared.
+    Fix: `rows = rows.drop_duplicates()`; look at the pairs, and keep one label, or the share of
+        each label as a soft target.
+    References: Northcutt et al., Pervasive Label Errors in Test Sets Destabilize Machine Learning
+        Benchmarks (2021). Barz and Denzler, Do We Train on Test Data? (2020).
+    """
+
+    code = "DATA115"
+    name = "duplicates"
+    kind = Kind.JUDGEMENT
+    needs = (Needs.TRAIN_LOADER,)
+    probes = (TrainRows,)
+    consequence_of = ("DATA103",)
+    options: ClassVar[dict[str, float]] = {"contradictions": 0.01, "copies": 0.05}
+
+    def run(self, audit: Audit) -> Result:
+        """Group equal rows."""
+        rows = audit.probe(TrainRows).rows
+        if rows.random:
+            return self.inconclusive("Rows are drawn or augmented anew at each access.")
+        if not rows.whole:
+            return self.inconclusive("The rows of a batch cannot be taken apart.")
+        if len(rows) < FEWEST or len(set(rows.inputs)) < 2:
+            return self.skipped(f"There is nothing to compare in {len(rows):,} rows.")
+        groups = _groups(rows)
+        torn = [group for group in groups if len(_labels(rows, group)) > 1]
+        rich = is_rich(rows, [i for group in torn or groups for i in group])
+        if torn:
+            return self._contradictions(audit, rows, torn, rich)
+        return self._copies(audit, rows, groups, rich)
+
+    def _contradictions(
+        self, audit: Audit, rows: Rows, torn: list[list[int]], rich: bool
+    ) -> Result:
+        count = sum(len(group) for group in torn)
+        message = (
+            f"{count:,} of {len(rows):,} training rows have the very input of another row and a "
+            "different label"
+        )
+        if not rich:
+            return self.noted(
+                f"{message}: inputs of few values, whose outcomes vary.",
+                evidence=_table(rows, torn),
+            )
+        if count < max(FEWEST, self.option(audit, "contradictions") * len(rows)):
+            return self.noted(f"{message}.", evidence=_table(rows, torn))
+        return self.warned(
+            f"{message}: they cannot all be learnt.",
+            measured=f"{count / len(rows):.1%} contradict another row",
+            threshold=f"{self.option(audit, 'contradictions'):.0%}",
+            evidence=_table(rows, torn),
+            location=audit.loop.locate("train_loader"),
+            fix="rows = rows.drop_duplicates(subset=inputs)  # after looking at them",
+        )
+
+    def _copies(self, audit: Audit, rows: Rows, groups: list[list[int]], rich: bool) -> Result:
+        copies = sum(len(group) - 1 for group in groups)
+        message = f"{copies or 'None'} of {len(rows):,} training rows read repeat another"
+        if rich and copies >= self.option(audit, "copies") * len(rows):
+            return self.noted(f"{message}: they are copies.", evidence=_table(rows, groups))
+        return self.passed(f"{message}.")
+
+
+def _groups(rows: Rows) -> list[list[int]]:
+    """The places of rows whose inputs are equal, in groups of two and more, the largest first."""
+    places: dict[bytes, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows.inputs):
+        places[row].append(i)
+    return sorted((group for group in places.values() if len(group) > 1), key=lambda g: -len(g))
+
+
+def _labels(rows: Rows, group: list[int]) -> Counter[str]:
+    """How often each class occurs in ``group``; of quantities, nothing."""
+    targets = rows.targets
+    if targets is None or targets.ndim != 1 or targets.dtype.kind not in "iub":
+        whole = targets is not None and targets.ndim == 1 and bool((targets == targets // 1).all())
+        if targets is None or not whole or len(set(targets.tolist())) > len(targets) / 4:
+            return Counter()
+    return Counter(f"{float(targets[i]):g}" for i in group)
+
+
+def _table(rows: Rows, groups: list[list[int]]) -> tuple[Evidence, ...]:
+    listed = tuple(
+        (
+            float(len(group)),
+            ", ".join(f"{label} ({n})" for label, n in _labels(rows, group).most_common(8)),
+        )
+        for group in groups[:_LISTED]
+    )
+    columns = ("equal rows", "their labels (how often)")
+    return (Table(title="Equal inputs", columns=columns, rows=listed),)
