@@ -99,17 +99,17 @@ class SplitShift(Check):
 
     def _difference(self, audit: Audit, pair: Pair) -> Result:
         shift, ratio = self.option(audit, "shift"), self.option(audit, "ratio")
-        which = [c for c in _off(pair, shift, ratio) if _agreed(pair, c)]
+        # Augmentation shifts inputs, and time a series: both are meant to.
+        meant = pair.sequence or audit.probe(TrainRows).rows.random
+        grave = _off(pair, 2 * shift, 1.5 * ratio)
+        which = [c for c in (grave if meant else _off(pair, shift, ratio)) if _agreed(pair, c)]
         if not which:
             return self.passed(
                 f"Mean and deviation of validation's inputs are the training's, {_measured(pair)}.",
                 evidence=_table(pair),
             )
         c = max(which, key=lambda each: _effect(pair, each))
-        large = c in _off(pair, 2 * shift, 1.5 * ratio)
-        # Augmentation shifts inputs, and time a series: both are meant to.
-        meant = pair.sequence or audit.probe(TrainRows).rows.random
-        status = Status.WARN if large and not meant else Status.NOTE
+        status = Status.WARN if c in grave and not meant else Status.NOTE
         more = f" ({len(which)} of {len(pair.shift)} channels)" if len(pair.shift) > 1 else ""
         return self.answer(
             status,

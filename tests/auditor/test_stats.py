@@ -165,6 +165,23 @@ def test_homogeneity() -> None:
     assert stats.homogeneity([[3, 0], [4, 0]]) == (1.0, 0)
 
 
+def test_moments_of_an_association_are_those_of_all_matchings() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(6, 6)), rng.integers(0, 2, (6, 6))
+    found = stats.association(a, b)
+    x, y = (a + a.T) / 2, (b + b.T) / 2
+    np.fill_diagonal(x, 0), np.fill_diagonal(y, 0)
+    orders = [list(order) for order in itertools.permutations(range(6))]
+    sums = [float((x * y[np.ix_(order, order)]).sum()) for order in orders]
+    assert found.observed == pytest.approx(sums[0])
+    assert found.mean == pytest.approx(np.mean(sums))
+    assert found.sd == pytest.approx(np.std(sums))
+
+
+def test_an_association_of_too_few_says_nothing() -> None:
+    assert stats.association(np.ones((3, 3)), np.ones((3, 3))).z == 0.0
+
+
 def test_permutation_test_is_exact_and_has_power() -> None:
     rng = np.random.default_rng(5)
     null = [

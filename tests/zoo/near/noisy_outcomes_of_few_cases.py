@@ -1,6 +1,6 @@
 """Customers in twelve kinds who buy or do not: identical inputs have different labels, by nature.
 
-zoo: near FIT101 FIT106
+zoo: near FIT101 FIT106 DATA108 DATA115
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Imbalanced digits drawn with replacement by a WeightedRandomSampler: no epoch covers the data.
 
-zoo: near DATA104
+zoo: near DATA104 DATA110
 """
 
 import argparse

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nnaudit.checks.data.label_signal import LabelSignals
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes.label_signal import signal_of
+from nnaudit.probes.rows import Rows
+from nnaudit.report import Result, Status
+from nnaudit.runner import run_check
+from nnaudit.targets import Target
+
+SILENT = (Status.PASS, Status.SKIP, Status.INCONCLUSIVE)
+
+
+class Anything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 10)
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        return self.head(sum(t.float().flatten(1).mean(1, keepdim=True) for t in (x, *more)))
+
+
+def squares(output: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(output[:, 0], y.float())
+
+
+def ask(*tensors: Tensor, val: tuple[Tensor, ...] | None = None, loss: Any = None) -> Result:
+    loss = loss or (squares if tensors[-1].is_floating_point() else F.cross_entropy)
+    target = Target(
+        Anything,
+        lambda: DataLoader(TensorDataset(*tensors), 32, shuffle=True),
+        val_loader=None if val is None else lambda: DataLoader(TensorDataset(*val), 32),
+        loss=loss,
+    )
+    return run_check(LabelSignals, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def real(load: Any) -> tuple[Tensor, Tensor]:
+    x, y = load(return_X_y=True)
+    return torch.tensor(x).float(), torch.tensor(y)
+
+
+def shuffled(y: Tensor, seed: int = 5) -> Tensor:
+    return y[torch.randperm(len(y), generator=generator(seed))]
+
+
+DATA = {
+    "digits": (real(load_digits)[0].reshape(-1, 1, 8, 8), real(load_digits)[1]),
+    "flat digits": real(load_digits),
+    "cancer": real(load_breast_cancer),
+    "diabetes": (real(load_diabetes)[0], real(load_diabetes)[1].float()),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_labels_shuffled_apart_from_their_inputs_warn(name: str) -> None:
+    x, y = DATA[name]
+    assert ask(x, shuffled(y)).status is Status.WARN
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_labels_in_place_pass(name: str) -> None:
+    assert ask(*DATA[name]).status is Status.PASS
+
+
+def test_labels_moved_by_half_the_table_warn() -> None:
+    x, y = DATA["cancer"]
+    order = torch.randperm(len(y), generator=generator())
+    assert ask(x[order], y[order].roll(200)).status is Status.WARN
+
+
+def test_validation_that_shows_what_training_does_not_is_said() -> None:
+    x, y = DATA["digits"]
+    result = ask(x[:1200], shuffled(y[:1200]), val=(x[1200:], y[1200:]))
+    assert result.status is Status.WARN
+    assert "validation" in result.message
+
+
+def test_small_tables_pass_or_are_left_alone() -> None:
+    for load in (load_iris, load_wine):
+        assert ask(*real(load)).status is Status.PASS
+    x, y = real(load_iris)
+    assert ask(x, shuffled(y)).status is Status.INCONCLUSIVE
+    assert ask(x[::4], shuffled(y)[::4]).status is Status.SKIP
+
+
+# --- signals of other kinds ---------------------------------------------------------------------
+
+
+def spirals() -> tuple[Tensor, ...]:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    t = rng.uniform(0.5, 3, 400) * np.pi
+    x = np.stack([t * np.cos(t + np.pi * y), t * np.sin(t + np.pi * y)], 1)
+    return torch.tensor(x).float(), torch.tensor(y)
+
+
+def tones_at_any_phase() -> tuple[Tensor, ...]:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 400)
+    time = np.arange(200)
+    x = np.sin(0.1 * (y[:, None] + 2) * time + rng.uniform(0, 6.3, (400, 1)))
+    return torch.tensor(x + 0.5 * rng.normal(size=x.shape)).float(), torch.tensor(y)
+
+
+def words_anywhere() -> tuple[Tensor, ...]:
+    rng = np.random.default_rng(0)
+    words = rng.integers(10, 400, (600, 12))
+    y = rng.integers(0, 3, 600)
+    for i in range(600):
+        words[i, rng.choice(12, 2, replace=False)] = y[i]
+    return torch.tensor(words), torch.tensor(y)
+
+
+@pytest.mark.parametrize("make", [spirals, tones_at_any_phase, words_anywhere])
+def test_signals_of_other_kinds_are_seen(make: Callable[[], tuple[Tensor, ...]]) -> None:
+    result = ask(*make())
+    assert result.status is Status.PASS, result.message
+
+
+# --- tasks that need more -------------------------------------------------------------------------
+
+
+def parity() -> tuple[Tensor, ...]:
+    bits = torch.randint(0, 2, (600, 10), generator=generator()).float()
+    return bits, bits.sum(1).long() % 2
+
+
+def modular_addition() -> tuple[Tensor, ...]:
+    pairs = torch.randint(0, 97, (900, 2), generator=generator())
+    return pairs, pairs.sum(1) % 97 % 10
+
+
+def same_or_not() -> tuple[Tensor, ...]:
+    x, y = DATA["flat digits"]
+    one = torch.randperm(len(y), generator=generator(1))[:900]
+    other = torch.randperm(len(y), generator=generator(2))[:900]
+    other[::2] = torch.stack([(y == y[i]).nonzero()[0, 0] for i in one[::2]])
+    return x[one], x[other], (y[one] == y[other]).long()
+
+
+def noise_sounds() -> tuple[Tensor, ...]:
+    return torch.randn(400, 2, 500, generator=generator()), torch.arange(400) % 3
+
+
+@pytest.mark.parametrize("make", [parity, modular_addition, same_or_not, noise_sounds])
+def test_tasks_that_need_more_than_distances_are_left_alone(
+    make: Callable[[], tuple[Tensor, ...]],
+) -> None:
+    result = ask(*make())
+    assert result.status in SILENT, result.message
+
+
+def test_without_single_targets_there_is_no_question() -> None:
+    x = torch.randn(300, 12, generator=generator())
+    assert ask(x, x).status is Status.SKIP
+    assert ask(x, torch.zeros(300).long()).status is Status.SKIP
+
+
+def test_shuffled_labels_look_significant_no_more_often_than_chance() -> None:
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.normal(size=(150, 6))).float()
+    best = []
+    for _ in range(200):
+        rows = Rows((), (), rng.integers(0, 3, 150), {"[0]": list(x)}, 150)
+        seen = signal_of(rows)
+        assert seen is not None
+        best += list(seen.z.values())
+    assert abs(float(np.mean(best))) < 0.2
+    assert np.mean(np.array(best) > 2) < 0.05
+    assert max(best) < 4.5
