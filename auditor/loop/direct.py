@@ -158,7 +158,7 @@ class DirectLoop(Loop):
 
     def called_with(self, batch: Any) -> Fed:
         """Let a ``training_step`` of the user's call the model, and note what it is given."""
-        if self._target.training_step is None:
+        if self._target.training_step is None or isinstance(self.model, torch.jit.ScriptModule):
             return self.feed(batch)
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -214,7 +214,10 @@ class DirectLoop(Loop):
     def _update(self, batch: Any, observation: Observation | None) -> float:
         if (step := self._target.training_step) is not None and (asked := self._asked_for(step)):
             with user_code("running the training step"):
-                loss = float(self._checked(step(self.model, batch, **asked)).detach())
+                returned = step(self.model, batch, **asked)
+            # What was back-propagated already may well come as a number.
+            number = isinstance(returned, (int, float))
+            loss = float(returned if number else self._checked(returned).detach())
             if observation is not None:
                 observation.total_loss = loss
             return loss
@@ -288,11 +291,12 @@ class DirectLoop(Loop):
         """Run model and loss without gradient; modes are put back."""
         modes = {module: module.training for module in self.model.modules()}
         moved = batches.to_device(batch, self.device)
+        compute = self._loss_without_step(moved)
         observer = Observer(self.model)
         self.model.train(train)
         try:
             with torch.no_grad(), observer, user_code("running the model on a batch"):
-                loss = self._evaluated_loss(moved)
+                loss = compute()
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -300,15 +304,21 @@ class DirectLoop(Loop):
         value = None if loss is None else float(loss)
         return Forward(seen.output, value, tuple(seen.loss_calls))
 
-    def _evaluated_loss(self, batch: Any) -> Tensor | None:
-        """Return the loss of a forward pass; None where only a whole step computes it."""
+    def _loss_without_step(self, batch: Any) -> Callable[[], Tensor | None]:
+        """Return what computes the loss of a forward pass: None where only a whole step does."""
         step = self._target.training_step
         if step is None or not self._asked_for(step):
-            return self._checked(self._training_loss(batch))
-        fed = self.feed(batch)
-        output = self.model(*fed.args, **fed.kwargs)
-        known = self._target.loss is not None or own_loss(output) is not None
-        return self._checked(self._loss_of(output, fed)) if known else None
+            return lambda: self._checked(self._training_loss(batch))
+        if not _has_forward(self.model):
+            return lambda: None
+        fed = self.called_with(batch)
+
+        def compute() -> Tensor | None:
+            output = self.model(*fed.args, **fed.kwargs)
+            known = self._target.loss is not None or own_loss(output) is not None
+            return self._checked(self._loss_of(output, fed)) if known else None
+
+        return compute
 
     @contextmanager
     def _relaunch(self, seed: int, width: float) -> Iterator[Loop]:
@@ -497,6 +507,11 @@ def _parameters_of(function: Callable[..., Any]) -> set[str]:
         return set(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return set()
+
+
+def _has_forward(model: nn.Module) -> bool:
+    """Whether the model can be called as a whole, rather than its parts only."""
+    return getattr(type(model), "forward", None) is not nn.Module.forward
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:

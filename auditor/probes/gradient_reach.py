@@ -34,6 +34,9 @@ DIRECTIONS = 5
 MOVE = 1e-3
 """How far, relative to the root mean square of the parameter: a smooth loss moves by less."""
 
+FAR = 0.3
+"""How far a block is moved that no graph connects: enough to cross the steps of a step function."""
+
 BLOCKS = 16
 """Blocks that are moved, at most: one cause makes few."""
 
@@ -356,12 +359,20 @@ class _Mover:
         return loss, outputs_of(done.output)
 
     def moves(self, names: tuple[str, ...], *, absent: bool) -> tuple[bool, bool]:
-        """Say whether moving ``names`` moves the loss (or what stands for it) and the output."""
+        """Say whether moving ``names`` moves the loss (or what stands for it) and the output.
+
+        What has no graph cannot be moved by any distance: where a little does nothing, for what
+        follows is a step function (int, >, argmax), much is tried too.
+        """
+        little = self._moves_by(MOVE, names, absent)
+        return self._moves_by(FAR, names, absent) if absent and not any(little) else little
+
+    def _moves_by(self, size: float, names: tuple[str, ...], absent: bool) -> tuple[bool, bool]:
         votes = [[0, 0] for _ in range(2)]
         for _ in range(DIRECTIONS):
             self._audit.clock.check()
             self._snapshot.restore()
-            self._shift(names)
+            self._shift(names, size)
             try:
                 moved = self._forward()
             except UserCodeError:
@@ -382,14 +393,14 @@ class _Mover:
         rounding = 0.0 if absent else ROUNDINGS * max(self._eps, 2.0**-23) * float(base.abs().max())
         return distance > max(REPEATS * self._noise[index], rounding)
 
-    def _shift(self, names: Iterable[str]) -> None:
+    def _shift(self, names: Iterable[str], by: float) -> None:
         with torch.no_grad():
             for name in names:
                 parameter = self._parameters[name]
                 values = parameter.detach()
                 size = float(values.abs().float().square().mean().sqrt()) or 0.01
                 step = torch.randn(values.shape, generator=self._generator).to(values.device)
-                parameter.add_((MOVE * size * step).to(values.dtype))
+                parameter.add_((by * size * step).to(values.dtype))
 
 
 def _distance(first: Tensor | None, second: Tensor | None) -> float:

@@ -81,6 +81,9 @@ def call_on(loop: Loop, batch: Any) -> Call | None:
     Raises:
         UserCodeError: the user's code raised before it called the model.
     """
+    if isinstance(loop.model, torch.jit.ScriptModule):  # no hook can be put on it
+        fed = loop.feed(batch)
+        return Call(batch, batches.clone((fed.args, fed.kwargs)), fed.target)
     seen: list[Inputs] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:

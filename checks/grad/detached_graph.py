@@ -20,7 +20,8 @@ class DetachedGraph(Check):
         initial weights, while the rest trains on random features and the loss goes down.
     How: exact. For each block of trained parameters whose gradient is None or exactly zero in 10
         steps (GRAD101's measurement), the loss is computed again with the block moved by 0.1 % of
-        its size, in 5 random directions, from the same state with the same random numbers. If the
+        its size (then by 30 %, where there is no graph and nothing moves), in 5 random
+        directions, from the same state with the same random numbers. If the
         loss moves in the majority of directions while autograd says that it cannot, the graph is
         cut. Null hypothesis: the block is not connected, so not one bit of the loss may change
         (None: 10 times the difference of two identical runs, usually 0) or no more than roundings
@@ -86,8 +87,7 @@ class DetachedGraph(Check):
         modules = dict(audit.loop.model.named_modules())
         home = first.name if first.name in modules else first.name.rpartition(".")[0]
         what = (
-            f"Moving {names}{more} by 0.1 % changes the loss, yet its gradient {kind} in "
-            f"{reach.steps} steps"
+            f"Moving {names}{more} changes the loss, yet its gradient {kind} in {reach.steps} steps"
         )
         details: dict[str, Any] = {
             "measured": f"{sum(len(b.parameters) for b in cut)} parameter tensors move the loss "

@@ -29,9 +29,10 @@ class DropoutPlacement(Check):
     How: judgement. Whether what a dropout returns is the loss's input is followed by identity in
         the first training step. Where dropout and batch normalisation are both in use, the first
         step is repeated at the same weights without dropout, and for each normalisation the
-        variances of its input by channel are compared. It warns where their median ratio is
-        above 1.5 anywhere, which dropout of a third right before it makes and the dropout of 0.5
-        far before it does not; whether predictions suffer is MODE104's question.
+        variances of its input by channel are compared. A median ratio above 1.5 anywhere, which
+        dropout of a third right before it makes, is a note: many networks are built so and do
+        well. Whether predictions suffer is MODE104's question. Dropout on the output is a
+        warning.
     Fix: take dropout off the output; move it behind the last batch normalisation, or use
         nn.LayerNorm or nn.GroupNorm.
     References: Li et al., "Understanding the Disharmony between Dropout and Batch Normalization
@@ -93,9 +94,10 @@ class DropoutPlacement(Check):
                 **details,
             )
         modules = dict(audit.loop.model.named_modules())
-        return self.warned(
+        return self.noted(
             f"Dropout makes the variance of the input of {worst} {ratios[worst]:.2f} times as "
-            "large, and batch normalisation remembers it for eval mode, where it is not so.",
+            "large, and batch normalisation remembers it for eval mode, where it is not so "
+            "(MODE104 says whether predictions suffer).",
             fix="put dropout behind the last batch normalisation, or use nn.GroupNorm or "
             "nn.LayerNorm",
             location=audit.loop.locate(modules[worst]) or audit.loop.locate(audit.loop.model),

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.mode.eval_purity import EvalPurity
 from nnaudit.report import Status
@@ -131,3 +132,23 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("build", HEALTHY.values(), ids=HEALTHY)
 def test_networks_that_validation_leaves_alone_pass(build, ask) -> None:
     assert ask(EvalPurity, build).status is Status.PASS
+
+
+class MomentumEncoder(Net):
+    """Its frozen copy follows in every forward, as in the authors' MoCo, which never validates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = nn.Linear(*reversed(self.a.weight.shape)).requires_grad_(False)
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.key.weight.lerp_(self.a.weight, 0.01)
+        return h
+
+
+def test_a_frozen_copy_that_follows_warns_unless_there_is_validation(ask) -> None:
+    assert ask(EvalPurity, MomentumEncoder).status is Status.WARN
+    x = torch.randn(64, 12)
+    validation = DataLoader(TensorDataset(x, torch.zeros(64).long()), batch_size=32)
+    assert ask(EvalPurity, MomentumEncoder, val_loader=validation).status is Status.FAIL

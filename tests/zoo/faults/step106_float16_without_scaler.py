@@ -62,7 +62,7 @@ def training_step(model, batch, optimizer):
     optimizer.zero_grad()
     with torch.autocast("cpu", dtype=torch.float16):
         logits = model(images)
-        loss = 1e-4 * loss_fn(logits, labels)  # weighted as in the multi-task run
+        loss = 1e-5 * loss_fn(logits, labels)  # weighted as in the multi-task run
     loss.backward()
     optimizer.step()
     return loss
