@@ -110,7 +110,7 @@ class Inputs:
 
     Attributes:
         doors: the first layers, in the order in which they were reached.
-        rows: rows of the batches.
+        rows: rows of the batches of all whole steps.
         constant: every row that the model was called with, in every call, was the same.
         targets_vary: the targets were not.
     """
@@ -141,9 +141,8 @@ class DoorInputs(Probe[Inputs]):
         for batch in read:
             for _, tensor in batches.tensors((taken_apart(audit.loop, batch).target,)):
                 targets.add(tensor)
-        rows = sum(max(batches.size(batch), 1) for batch in read)
         doors = tuple(door for door in watch.doors.values() if door.rows)
-        return Inputs(doors, rows, watch.inputs.constant, not targets.constant)
+        return Inputs(doors, watch.rows, watch.inputs.constant, not targets.constant)
 
 
 def _read(audit: Audit) -> list[Any]:
@@ -164,8 +163,14 @@ def _watched(audit: Audit, read: list[Any], *, thaw: bool) -> _Watch:
     with preserved(loop.subjects):
         for batch in read:
             audit.clock.check()
-            with watch.on(loop.models, thaw=thaw):
-                loop.step(batch)
+            try:
+                with watch.on(loop.models, thaw=thaw):
+                    loop.step(batch)
+            except UserCodeError:
+                if not watch.doors:
+                    raise
+                return watch  # what went in was seen all the same
+            watch.rows += max(batches.size(batch), 1)
     return watch
 
 
@@ -173,14 +178,12 @@ class _Variety:
     """Whether tensors' rows were all the same, so far."""
 
     def __init__(self) -> None:
-        self.seen = 0
         self.constant = True
         self._first: dict[str, Tensor] = {}
 
     def add(self, tensor: Tensor, name: str = "") -> None:
         if tensor.ndim == 0 or tensor.layout is not torch.strided or not tensor.numel():
             return
-        self.seen += len(tensor)
         first = self._first.setdefault(name, tensor[:1].detach().clone())
         same = first.shape[1:] == tensor.shape[1:] and bool((tensor == first).all())
         self.constant = self.constant and same
@@ -192,6 +195,7 @@ class _Watch:
     def __init__(self) -> None:
         self.doors: dict[nn.Module, Door] = {}
         self.inputs = _Variety()
+        self.rows = 0
         self._outputs: dict[int, Door] = {}
         self._kept: list[Any] = []
         self._untracked = False

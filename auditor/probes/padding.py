@@ -99,7 +99,7 @@ class NoPadding:
     applies: bool = False
 
 
-class PaddingLeak(Probe[Leak | NoPadding]):
+class PaddingContrast(Probe[Leak | NoPadding]):
     """Compares the shorter rows of a padded batch with and without the padding they share."""
 
     def measure(self, audit: Audit) -> Leak | NoPadding:

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.padding import Leak, Moved, NoPadding, PaddingLeak
+from nnaudit.probes.padding import Leak, Moved, NoPadding, PaddingContrast
 from nnaudit.report import Kind, Numbers, Result, Status
 
 EXACT = 1e-3
 """Deviations up to which outputs agree: other widths may be summed in another order."""
 
 
-class PaddingLeakCheck(Check):
+class PaddingLeak(Check):
     """Do outputs and loss stay the same however far a sequence is padded?
 
     Why: Padding is there because a batch must be rectangular. If attention looks at it, a mean is
@@ -42,12 +42,12 @@ class PaddingLeakCheck(Check):
     name = "padding-leak"
     kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER,)
-    probes = (PaddingLeak,)
+    probes = (PaddingContrast,)
     options: ClassVar[dict[str, float]] = {"moved": 0.05, "loss": 1e-3}
 
     def run(self, audit: Audit) -> Result:
         """Compare outputs, then losses."""
-        leak = audit.probe(PaddingLeak)
+        leak = audit.probe(PaddingContrast)
         if isinstance(leak, NoPadding):
             answer = self.inconclusive if leak.applies else self.skipped
             return answer(f"{leak.why[0].upper()}{leak.why[1:]}.")

@@ -137,6 +137,11 @@ def test_features_of_a_trunk_without_gradient_are_not_judged() -> None:
     assert ask(normal(128, 8), Trunk).status is Status.SKIP
 
 
+def test_what_went_in_is_known_although_the_step_raises() -> None:
+    result = ask(300 * normal(128, 8), y=torch.full((128,), 7))
+    assert result.status is Status.WARN
+
+
 def test_a_teacher_that_is_written_to_in_place() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 from torch.utils.data import DataLoader
 
-from nnaudit.checks.data.padding_leak import PaddingLeakCheck
+from nnaudit.checks.data.padding_leak import PaddingLeak
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
@@ -59,7 +59,7 @@ def labels(rows: list[Tensor]) -> Tensor:
 def ask(collate: Any, model: Any, **parts: Any) -> Result:
     loader = DataLoader(sentences(), 16, shuffle=True, collate_fn=collate)
     target = Target(model, lambda: loader, **parts)
-    return run_check(PaddingLeakCheck, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+    return run_check(PaddingLeak, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
 
 
 class Attention(nn.Module):
