@@ -9,6 +9,7 @@ import shlex
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from nnaudit import __version__
 from nnaudit.config import Settings
@@ -28,6 +29,7 @@ from nnaudit.job import (
 from nnaudit.report import (
     Environment,
     Overview,
+    Part,
     Report,
     Result,
     Status,
@@ -35,6 +37,8 @@ from nnaudit.report import (
     Tool,
     totals_of,
 )
+
+Located = TypeVar("Located", Part, Result)
 
 
 class RefusedError(Exception):
@@ -118,7 +122,7 @@ class Record:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
             environment=started.environment if started else Environment(),
-            target=started.target if started else TargetInfo(name=path, path=path),
+            target=_target(started.target) if started else TargetInfo(name=path, path=path),
             results=results,
             overview=self.overview,
             totals=totals_of(results, steps=self.steps, seconds=seconds),
@@ -151,7 +155,7 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
             cause = cause or (first if first != result.code else "")
         return result.model_copy(update={"cause": cause})
 
-    return tuple(_nearby(with_cause(result)) for result in placed)
+    return tuple(_located(with_cause(result)) for result in placed)
 
 
 def _crash(result: Result) -> str:
@@ -159,10 +163,20 @@ def _crash(result: Result) -> str:
     return result.message.partition(" while ")[0]
 
 
-def _nearby(result: Result) -> Result:
+def _nearby(path: str) -> str:
     """Name a file in the current folder from there: a report is read on other machines, too."""
-    location = result.location
-    if location is None or not Path(location.file).is_relative_to(Path.cwd()):
-        return result
-    file = str(Path(location.file).relative_to(Path.cwd()))
-    return result.model_copy(update={"location": location.model_copy(update={"file": file})})
+    inside = path and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if inside else path
+
+
+def _located(model: Located) -> Located:
+    """Return a result, or a part of the target, with the file of its location named from here."""
+    if (location := model.location) is None:
+        return model
+    here = location.model_copy(update={"file": _nearby(location.file)})
+    return model.model_copy(update={"location": here})
+
+
+def _target(target: TargetInfo) -> TargetInfo:
+    parts = tuple(_located(part) for part in target.parts)
+    return target.model_copy(update={"path": _nearby(target.path), "parts": parts})

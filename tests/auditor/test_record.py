@@ -5,7 +5,16 @@ from __future__ import annotations
 from nnaudit.config import Settings
 from nnaudit.job import Answered, Question, Started
 from nnaudit.record import Record
-from nnaudit.report import Environment, Kind, Report, Result, Status, TargetInfo
+from nnaudit.report import (
+    Environment,
+    Kind,
+    Location,
+    Part,
+    Report,
+    Result,
+    Status,
+    TargetInfo,
+)
 
 QUESTIONS = {"DATA102": (), "INIT101": ("DATA102",), "LOSS104": (), "STEP101": (), "FIT101": ()}
 """Codes, and the causes each may be a consequence of."""
@@ -51,3 +60,23 @@ def test_a_crash_that_a_failure_explains_belongs_to_it() -> None:
 def test_passes_have_no_cause() -> None:
     told = reported(DATA102=(Status.FAIL, "Wrong."), INIT101=(Status.PASS, "Fine."))
     assert causes(told) == {"DATA102": "", "INIT101": ""}
+
+
+def test_files_in_this_folder_are_named_from_here(tmp_path, monkeypatch) -> None:
+    """A report is read, compared and put beside the source on other machines."""
+    monkeypatch.chdir(tmp_path)
+    inside, outside = str(tmp_path / "a" / "train.py"), str(tmp_path.parent / "net.py")
+    part = Part(name="model", description="", origin="user", location=Location(file=inside, line=1))
+    target = TargetInfo(name="train", path=inside, parts=(part,))
+    record = Record()
+    record.take(Started(target=target, environment=Environment(), questions=()))
+    for code, file in (("DATA101", inside), ("DATA102", outside)):
+        result = Result(
+            code=code, name="x", family="DATA", kind=Kind.EXACT, status=Status.FAIL, message="",
+            location=Location(file=file, line=3),
+        )  # fmt: skip
+        record.take(Answered(result=result))
+    report = record.report(inside, Settings(), seconds=1.0)
+    assert report.target.path == "a/train.py"
+    assert report.target.parts[0].location == Location(file="a/train.py", line=1)
+    assert [r.location.file for r in report.results] == ["a/train.py", outside]
