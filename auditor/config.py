@@ -64,14 +64,16 @@ class Settings(BaseModel):
     """How an audit is to be done.
 
     Attributes:
-        targets: what to audit when the command line names nothing.
-        select, ignore, extend_select: codes, families or names of checks.
-        preset: ``quick`` leaves out the checks that train.
-        budget: seconds for one target, None without limit.
+        targets: what to audit when the command line names nothing; relative to the file's folder.
+        select: ask only these: codes, families or names of checks.
+        ignore: do not ask these.
+        extend_select: ask these too, whatever the preset leaves out.
+        preset: ``quick`` leaves out the checks that train, ``full`` asks all.
+        budget: seconds for one target, or ``60s``, ``2m``, ``1h``; no limit when not set.
         check_timeout: seconds after which a check is taken to hang and its process is ended.
         seed: what every random choice derives from.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
-        fail_on: the mildest status that makes the exit code 1.
+        fail_on: the mildest finding that makes the exit code 1: ``fail`` or ``warn``.
         thresholds: by check code, options of the check.
         per_module_ignores: by pattern of module names, the checks whose findings about these
             modules are suppressed.

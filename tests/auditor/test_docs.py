@@ -1,0 +1,45 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nnaudit import config, engine
+from nnaudit.checks.registry import Registry
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITTEN = ("README.md", "configuration.md", "ci.md", "plugins.md")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_links_lead_somewhere(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    for link in re.findall(r"\]\(([^)#:]+)[)#]", text):
+        assert (ROOT / "docs" / link).exists(), link
+
+
+def test_settings_shown_in_the_documentation_are_valid(tmp_path: Path) -> None:
+    registry = Registry.load()
+    shown = [
+        block
+        for name in WRITTEN
+        for block in re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+        if "nnaudit" in tomllib.loads(block).get("tool", {})
+    ]
+    assert len(shown) >= 2
+    for block in shown:
+        (tmp_path / "pyproject.toml").write_text(block)
+        engine.selected(registry, config.load(start=tmp_path, environment={}))
+
+
+def test_the_plugin_shown_in_the_documentation_is_a_check() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    namespace: dict[str, object] = {}
+    source = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    exec(compile(source, "plugins.md", "exec", dont_inherit=True), namespace)
+    (check,) = namespace["checks"]()  # type: ignore[operator]
+    check.validate()
