@@ -191,7 +191,6 @@ def _pyproject(start: Path) -> tuple[Path, dict[str, Any]]:
             if not isinstance(table, dict):
                 raise UsageError(f"{file}: tool.nnaudit must be a table")
             return file, table
-        return file, {}
     return start / "pyproject.toml", {}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -90,22 +91,32 @@ def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
     Raises:
         UsageError: a selector names nothing, or a table an unknown check or option.
     """
-    for code, options in settings.thresholds.items():
-        check = registry.find(code)
+    for name, options in settings.thresholds.items():
+        with _said_of(f'thresholds."{name}"'):
+            check = registry.find(name)
         for option in options:
             if option not in check.options:
                 known = ", ".join(check.options) or "none"
-                raise UsageError(f"thresholds.{code}: unknown option {option!r}; known: {known}")
+                raise UsageError(
+                    f"thresholds.{check.code}: unknown option {option!r}; known: {known}"
+                )
     for pattern, selectors in settings.per_module_ignores.items():
-        try:
+        with _said_of(f'per-module-ignores."{pattern}"'):
             registry.select(selectors)
-        except UsageError as error:
-            raise UsageError(f'per-module-ignores."{pattern}": {error}') from None
     quick = settings.preset == "quick"
     battery = registry.select(settings.select, settings.ignore, settings.extend_select, quick=quick)
     if not battery:
         raise UsageError("no check is left to ask: --ignore takes away all that --select names")
     return battery
+
+
+@contextmanager
+def _said_of(setting: str) -> Iterator[None]:
+    """Name the setting that an error of the block is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{setting}: {error}") from None
 
 
 def conduct(
@@ -132,7 +143,7 @@ def conduct(
         loop,
         seed=settings.seed,
         budget=budget,
-        options=settings.thresholds,
+        options={registry.find(name).code: o for name, o in settings.thresholds.items()},
         lethal=lethal,
         on_measure=lambda probe, begins: emit(Measuring(probe=probe, begins=begins)),
     )

@@ -198,12 +198,9 @@ class Collection:
         """Return the selected questions.
 
         Raises:
-            pytest.UsageError: the settings name something unknown.
+            RefusedError: the settings name something unknown.
         """
-        try:
-            return self.store.battery(Job(path="", settings=self.settings))
-        except RefusedError as error:
-            raise pytest.UsageError(str(error)) from None
+        return self.store.battery(Job(path="", settings=self.settings))
 
 
 class Target(pytest.File):
@@ -214,8 +211,16 @@ class Target(pytest.File):
         self.collection = collection
 
     def collect(self) -> Iterator[Asked]:
-        """Yield an item for each question."""
-        for question in self.collection.questions():
+        """Yield an item for each question.
+
+        Raises:
+            CollectError: the settings name something unknown.
+        """
+        try:
+            questions = self.collection.questions()
+        except RefusedError as error:
+            raise self.CollectError(f"nnaudit: {error}") from None
+        for question in questions:
             # A plug-in that is broken has a name of its own choice; brackets and colons break --lf.
             name = re.sub(r"[^\w.-]+", "-", f"{question.code}-{question.name}")
             yield Asked.from_parent(self, name=name, question=question, collection=self.collection)

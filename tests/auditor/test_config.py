@@ -35,6 +35,13 @@ def test_the_file_is_looked_for_upwards(tmp_path: Path) -> None:
     assert config.load(start=tmp_path / "a" / "b", environment={}).seed == 5
 
 
+def test_a_file_without_the_table_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, "[tool.nnaudit]\nseed = 5")
+    (tmp_path / "package").mkdir()
+    write(tmp_path / "package", "[project]\nname = 'x'")
+    assert config.load(start=tmp_path / "package", environment={}).seed == 5
+
+
 def test_lists_may_be_written_with_commas(tmp_path: Path) -> None:
     settings = config.load({"select": "DATA, FIT101"}, start=tmp_path, environment={})
     assert settings.select == ("DATA", "FIT101")

@@ -13,6 +13,8 @@ import pytest
 import stub_audit
 
 from nnaudit import pytest_items, supervisor
+from nnaudit.job import Job
+from nnaudit.record import RefusedError
 
 pytest_plugins = ["pytester"]
 
@@ -189,6 +191,19 @@ def test_wrong_settings_are_said_in_a_sentence(
     result = ran(project, "--nnaudit")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([said])
+
+
+def test_an_unknown_check_in_the_settings_is_said_in_a_sentence(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def battery(job: Job) -> None:
+        raise RefusedError("no check has the code 'DAT101': did you mean DATA101?", 2)
+
+    monkeypatch.setattr(supervisor, "battery", battery)
+    result = ran(project, "--nnaudit")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["nnaudit: no check has the code 'DAT101'*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
 
 
 def test_nothing_happens_unless_asked(project: pytest.Pytester) -> None:

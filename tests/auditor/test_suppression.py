@@ -177,6 +177,24 @@ def test_the_python_form_lists_what_is_suppressed_and_does_not_count_it() -> Non
     assert (report.totals.suppressed, report.totals.fail) == (1, 0)
 
 
+def test_a_threshold_may_be_set_by_the_name_of_its_check() -> None:
+    labels = torch.tensor([0] * 400 + [1] * 100 + [2] * 100)
+    data = TensorDataset(torch.randn(600, 4), labels)
+
+    def said(**thresholds: dict[str, float]) -> str:
+        report = nnaudit.audit(
+            Cut,
+            DataLoader(data, 50, shuffle=True),
+            select="DATA110",
+            device="cpu",
+            thresholds={key.replace("_", "-"): value for key, value in thresholds.items()},
+        )
+        return report.result("DATA110").message
+
+    assert said(class_balance={"imbalance": 2}) == said(DATA110={"imbalance": 2})
+    assert said(class_balance={"imbalance": 2}) != said()
+
+
 def test_an_unknown_check_in_the_table_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(UsageError, match=r'per-module-ignores."x".*did you mean GRAD101'):
         audited(per_module_ignores={"x": ["GARD101"]})
