@@ -15,7 +15,6 @@ from torch.utils.data import Subset, default_collate
 from nnaudit import batch as batches
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, user_code
-from nnaudit.loop.base import seed_everything
 from nnaudit.probes.base import Probe
 from nnaudit.probes.random_access import RandomAccess
 from nnaudit.probes.workers import fingerprint
@@ -30,7 +29,7 @@ USUAL = 0.8
 
 @dataclass(frozen=True)
 class Lookup:
-    """Items that were looked up one by one, each under the same random numbers.
+    """Items that were looked up one by one.
 
     Attributes:
         indices: all different.
@@ -82,7 +81,7 @@ class Alignment(Probe[Fields]):
         stacked = access is not None and (
             access.loader.collate_fn is default_collate and access.loader.batch_sampler is not None
         )
-        lookup = _lookup(audit, access) if access is not None else None
+        lookup = _lookup(access) if access is not None else None
         if stacked:
             return Fields(0, (), stacked, lookup)
         read, odd = 0, []
@@ -148,7 +147,7 @@ def cut(batch: Any, rows: int) -> Any:
 # --- items ---------------------------------------------------------------------------------------
 
 
-def _lookup(audit: Audit, access: RandomAccess) -> Lookup | None:
+def _lookup(access: RandomAccess) -> Lookup | None:
     indices = list(dict.fromkeys(i for i in access.spread(ITEMS) if not isinstance(i, list)))
     if len(indices) < LEAST_ITEMS:
         return None
@@ -157,8 +156,6 @@ def _lookup(audit: Audit, access: RandomAccess) -> Lookup | None:
     try:
         with user_code("reading items of the training set"):
             for index in indices:
-                # The same augmentation for all: what differs then is the item.
-                seed_everything(audit.seed)
                 items.append(dataset[index])
             different = len({fingerprint(item) for item in items})
             several = access.loader.batch_sampler is not None

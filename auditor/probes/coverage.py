@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -34,7 +35,7 @@ from nnaudit.probes.workers import Made, fingerprint, made_by_workers
 
 EPOCHS = 3
 """What three epochs leave out alike is left out for good."""
-MOST_ITEMS = 3_000_000
+MOST_ITEMS = 1_500_000
 SECONDS = 5.0
 STREAM_ITEMS = 8192
 STREAM_SECONDS = 6.0
@@ -48,41 +49,61 @@ class Epochs:
 
     Attributes:
         access: the loader's data set and order.
-        size: ``len(dataset)``.
-        expected: the items that an epoch is to visit; fewer than ``size`` where the sampler was
-            given a list of them.
-        visits: how often each item is asked for, by epoch.
+        expected: whether an epoch is to visit an item, (N,): not all of them where the sampler was
+            given a list.
+        visits: how often each item is asked for, (N,), by epoch; a single epoch where it leaves
+            nothing out.
         complete: the epochs were followed to their end.
-        elsewhere: items of the same data set that the validation loader asks for.
+        elsewhere: items of the same data set that the validation loader asks for, (N,).
         hidden: items that can be indexed although ``len(dataset)`` does not count them.
     """
 
     access: RandomAccess
-    size: int
-    expected: frozenset[int]
-    visits: tuple[Counter[int], ...]
+    expected: NDArray[np.bool_]
+    visits: tuple[NDArray[np.intp], ...]
     complete: bool
-    elsewhere: frozenset[int]
+    elsewhere: NDArray[np.bool_]
     hidden: int
 
-    @cached_property
-    def left_out(self) -> tuple[frozenset[int], ...]:
-        """What each epoch leaves out of what is expected."""
-        return tuple(frozenset(self.expected - visits.keys()) for visits in self.visits)
+    @property
+    def size(self) -> int:
+        """``len(dataset)``."""
+        return len(self.expected)
 
     @property
-    def never(self) -> frozenset[int]:
-        """What all epochs leave out, if all leave out the same and hardly by chance."""
+    def count(self) -> int:
+        """How many items an epoch is to visit."""
+        return int(self.expected.sum())
+
+    @property
+    def left_out(self) -> tuple[NDArray[np.bool_], ...]:
+        """What each epoch leaves out of what is expected, (N,)."""
+        return tuple(self.expected & (visits == 0) for visits in self.visits)
+
+    @cached_property
+    def never(self) -> NDArray[np.bool_]:
+        """What all epochs leave out, if all leave out the same and hardly by chance, (N,)."""
         one = self.left_out[0]
-        if any(other != one for other in self.left_out):
-            return frozenset()
-        chance = math.comb(len(self.expected), len(one)) ** (1 - len(self.left_out))
-        return one if self.access.sequential or chance < 1e-6 else frozenset()
+        dropped = int(one.sum())
+        alike = all(bool((other == one).all()) for other in self.left_out)
+        # Choosing the same items again has the probability of one choice among all.
+        chance = math.exp(_log_choices(self.count, dropped) * (1 - len(self.visits)))
+        if alike and (self.access.sequential or chance < 1e-6):
+            return one
+        return np.zeros_like(one)
 
     @property
     def repeats(self) -> bool:
         """Whether some item is asked for twice in an epoch."""
-        return any(max(visits.values(), default=0) > 1 for visits in self.visits)
+        return any(bool((visits > 1).any()) for visits in self.visits)
+
+
+def _log_choices(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+Item = tuple[str, ...]
+"""An item of a stream: a hash of each of its parts."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +119,11 @@ class Streams:
     """
 
     workers: int
-    alone: tuple[Counter[str], Counter[str]]
+    alone: tuple[Counter[Item], Counter[Item]]
     alone_ended: bool
-    together: Counter[str]
+    together: Counter[Item]
     together_ended: bool
-    by_worker: tuple[tuple[str, ...], ...]
+    by_worker: tuple[tuple[Item, ...], ...]
 
     @property
     def fixed(self) -> bool:
@@ -117,6 +138,28 @@ class Streams:
         one, other = self.by_worker
         count = min(len(one), len(other))
         return count if one[:count] == other[:count] and len(set(one)) >= LEAST_ITEMS else 0
+
+    @property
+    def several_times_in_part(self) -> int:
+        """How many contents a part has that is the same in every pass and comes for each worker.
+
+        Of an image that is augmented the label stays, or its name. 0 where there is none.
+        """
+        first, second = self.alone
+        found = 0
+        for k in range(len(next(iter(first), ()))):
+            one, again, all_ = (_part(items, k) for items in (first, second, self.together))
+            several = {content: count * self.workers for content, count in one.items()}
+            if one == again and all_ == several and len(one) > 1:
+                found = max(found, len(one))
+        return found
+
+
+def _part(items: Counter[Item], k: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for item, count in items.items():
+        found[item[k] if k < len(item) else ""] += count
+    return found
 
 
 @dataclass(frozen=True)
@@ -162,26 +205,34 @@ def _epochs(audit: Audit, access: RandomAccess) -> Epochs | Unknown:
         return Unknown("the data set has no length")
     if size > MOST_ITEMS:
         return Unknown(f"{size:,} items are too many to follow", True)
-    visits: list[Counter[int]] = []
+    expected = _expected(access.sampler, size)
+    visits: list[NDArray[np.intp]] = []
     complete = True
-    for _ in range(EPOCHS):
+    while len(visits) < EPOCHS:
         audit.clock.check()
         started = time.perf_counter()
         most = max(2 * size, 1000)
         indices = _flat(access.index_batches(most=most, seconds=SECONDS))
         if not all(isinstance(i, (int, np.integer)) for i in indices):
             return Unknown("the sampler's indices are not numbers", True)
-        visits.append(Counter(int(i) if i >= 0 else int(i) + size for i in indices))
         complete &= len(indices) < most and time.perf_counter() - started < SECONDS
+        visits.append(_counts(indices, size))
+        if not bool((expected & (visits[-1] == 0)).any()):
+            break
     return Epochs(
         access=access,
-        size=size,
-        expected=_expected(access.sampler, size),
+        expected=expected,
         visits=tuple(visits),
         complete=complete,
-        elsewhere=_of_validation(audit.loop, access),
+        elsewhere=_of_validation(audit.loop, access, size),
         hidden=_hidden(audit.loop, access.loader.dataset, size),
     )
+
+
+def _counts(indices: list[Any], size: int) -> NDArray[np.intp]:
+    numbers = np.asarray(indices, dtype=np.intp)
+    numbers = np.where(numbers < 0, numbers + size, numbers)
+    return np.bincount(numbers[(numbers >= 0) & (numbers < size)], minlength=size)
 
 
 def _flat(index_batches: list[list[Any]]) -> list[Any]:
@@ -197,10 +248,11 @@ def _length(dataset: Any) -> int | None:
         return None
 
 
-def _expected(sampler: Any, size: int) -> frozenset[int]:
+def _expected(sampler: Any, size: int) -> NDArray[np.bool_]:
     given = declared_indices(sampler)
-    everything = frozenset(range(size))
-    return everything if given is None else given & everything
+    if given is None:
+        return np.ones(size, dtype=bool)
+    return _counts(list(given), size) > 0
 
 
 def declared_indices(sampler: Any) -> frozenset[int] | None:
@@ -214,15 +266,15 @@ def declared_indices(sampler: Any) -> frozenset[int] | None:
         return None
 
 
-def _of_validation(loop: Loop, access: RandomAccess) -> frozenset[int]:
+def _of_validation(loop: Loop, access: RandomAccess, size: int) -> NDArray[np.bool_]:
     other = RandomAccess.of(loop.val_loader)
     if other is None or other.loader.dataset is not access.loader.dataset:
-        return frozenset()
+        return np.zeros(size, dtype=bool)
     try:
-        found = [i for one in other.index_batches() for i in one]
+        found = _flat(other.index_batches(most=2 * size))
     except UserCodeError:
-        return frozenset()
-    return frozenset(int(i) for i in found if isinstance(i, (int, np.integer)))
+        found = []
+    return _counts([i for i in found if isinstance(i, (int, np.integer))], size) > 0
 
 
 def _hidden(loop: Loop, dataset: Any, size: int) -> int:
@@ -338,9 +390,9 @@ def _streams(audit: Audit, loader: DataLoader[Any]) -> Streams:
     )
 
 
-def _items(made: Iterable[Made]) -> tuple[str, ...]:
+def _items(made: Iterable[Made]) -> tuple[Item, ...]:
     return tuple(item for each in made for item in each.items)
 
 
-def _counted(made: Iterable[Made]) -> Counter[str]:
+def _counted(made: Iterable[Made]) -> Counter[Item]:
     return Counter(_items(made))

@@ -173,7 +173,7 @@ def padding_of_batch(batch: Any, pad_ids: set[int]) -> Padding | None:
     for path, valid, marker in _candidates(tensors, wide, pad_ids):
         content = [t for other, t in wide if other != path and t.shape[1] == valid.shape[1]]
         padded = not bool(valid.all()) and bool(valid[:, 0].all())
-        if padded and any(_ends_with(t, valid) for t in content or [marker]):
+        if padded and any(_ends_with(t, valid) for t in content):
             return Padding(valid, path if path else "", marker if path else None)
     return None
 
@@ -300,11 +300,10 @@ _Measured = tuple[int, Moved | None, tuple[float, float] | None, float]
 
 
 def _measured(loop: Loop, wide: Any, narrow: Any, valid: Tensor) -> _Measured | str:
-    first, second = loop.forward(wide), loop.forward(wide)
     try:
-        third = loop.forward(narrow)
+        first, second, third = loop.forward(wide), loop.forward(wide), loop.forward(narrow)
     except UserCodeError as error:
-        return f"the model cannot be run on fewer columns: {error}"
+        return f"the model cannot be run on such rows alone: {error}"
     one, again, other = (main_tensor(each.output) for each in (first, second, third))
     units, moved = 0, None
     if one is not None and again is not None and other is not None:

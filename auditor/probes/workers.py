@@ -40,13 +40,13 @@ class Made:
     Attributes:
         worker: its number, from 0.
         digest: of the batch.
-        items: of each item of the batch, before they were put together.
+        items: of each part of each item of the batch, before they were put together.
         states: of each random generator within its reach afterwards, by name.
     """
 
     worker: int
     digest: str
-    items: tuple[str, ...]
+    items: tuple[tuple[str, ...], ...]
     states: Mapping[str, str]
 
 
@@ -110,16 +110,20 @@ class _Fingerprint:
 
     def __call__(self, fetched: Any) -> Made:
         # First, for a collate function may change its items.
-        items = tuple(fingerprint(item) for item in fetched) if self._several else ()
+        items = tuple(_by_part(item) for item in fetched) if self._several else ()
         digest = fingerprint(self._collate(fetched))
         info = get_worker_info()
         dataset = info.dataset if info is not None else None
         return Made(
             worker=info.id if info is not None else 0,
             digest=digest,
-            items=items or (digest,),
+            items=items or ((digest,),),
             states=states_of(dataset),
         )
+
+
+def _by_part(item: Any) -> tuple[str, ...]:
+    return tuple(fingerprint(leaf) for _, leaf in batches.leaves(item))
 
 
 def fingerprint(item: Any) -> str:

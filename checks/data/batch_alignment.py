@@ -29,7 +29,7 @@ class BatchAlignment(Check):
         the last are read and the lengths of their fields compared. Null hypothesis: a difference is
         meant, as in packed, ragged and graph batches. It fails only when the training step raises
         on such a batch and not on the same batch cut to the shortest field: an exact test. Then 16
-        items from all over the epoch are looked up under the same random numbers. It fails when
+        items from all over the epoch are looked up. It fails when
         the model is given the same input for all of them while their targets differ, or when all
         are equal and the data set holds different entries; with nothing behind them it warns, for
         one example may be all there is.

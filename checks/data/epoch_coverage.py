@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 from torch.utils.data import WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -121,26 +122,26 @@ class EpochCoverage(Check):
             return self.skipped(
                 f"This process visits the share of rank {sampler.rank} of {sampler.num_replicas}."
             )
-        share = len(found.never) / len(found.expected)
+        share = int(found.never.sum()) / max(found.count, 1)
         if share > self.option(audit, "never"):
             return self._left_out(audit, found, share)
         return self._some_dropped(audit, found)
 
     def _left_out(self, audit: Audit, found: Epochs, share: float) -> Result:
         sampler = found.access.sampler
-        count = len(found.never)
+        count = int(found.never.sum())
         dropped = is_of_torch(sampler)
         by = "drop_last in an order that is always the same" if dropped else type(sampler).__name__
         message = (
-            f"The same {count:,} of {len(found.expected):,} items ({share:.0%}) are left out of "
+            f"The same {count:,} of {found.count:,} items ({share:.0%}) are left out of "
             f"every epoch by {by}"
         )
         if dropped:
             return self._fails(audit, message, share, "DataLoader(..., drop_last=False)")
-        if found.never <= found.elsewhere or _holds(sampler, found):
+        if not bool((found.never & ~found.elsewhere).any()) or _holds(sampler, found):
             return self.passed(
-                f"{type(sampler).__name__} visits the {len(found.expected) - count:,} items of "
-                f"{len(found.expected):,} that it was given."
+                f"{type(sampler).__name__} visits the {found.count - count:,} items of "
+                f"{found.count:,} that it was given."
             )
         return self.warned(
             f"{message}.",
@@ -152,8 +153,8 @@ class EpochCoverage(Check):
         )
 
     def _some_dropped(self, audit: Audit, found: Epochs) -> Result:
-        dropped = max(len(each) for each in found.left_out)
-        share = dropped / len(found.expected)
+        dropped = max(int(each.sum()) for each in found.left_out)
+        share = dropped / max(found.count, 1)
         hidden = found.hidden / (found.size + found.hidden)
         if hidden > self.option(audit, "never") and not _same_kind(audit):
             return self.warned(
@@ -172,13 +173,13 @@ class EpochCoverage(Check):
                 f"{twice:,} of the {found.size:,} indices of the Subset name an item that another "
                 "names too: they weigh more, if that is meant.",
             )
-        said = f"Each of {len(found.expected):,} items is visited in an epoch"
+        said = f"Each of {found.count:,} items is visited in an epoch"
         loss = f", but for {dropped:,} that do not fill a batch" if dropped else ""
         return self.passed(f"{said}{loss}.", evidence=(_numbers(found),))
 
     def _dropped(self, audit: Audit, found: Epochs, dropped: int, share: float) -> Result:
         message = (
-            f"An epoch leaves out {dropped:,} of {len(found.expected):,} items ({share:.0%}), "
+            f"An epoch leaves out {dropped:,} of {found.count:,} items ({share:.0%}), "
             "others each time"
         )
         if not is_of_torch(found.access.sampler) or share <= self.option(audit, "dropped"):
@@ -204,12 +205,13 @@ class EpochCoverage(Check):
             return self._shared(audit, found)
         if count := found.same_beginning:
             return self._several_times(audit, f"the same {count:,} items first", whole=False)
-        if (
-            whole
-            and alone.total() >= LEAST_ITEMS
-            and together.total() == (found.workers * alone.total())
-        ):
-            return self._longer(audit, found)
+        if whole and alone.total() >= LEAST_ITEMS and (kinds := found.several_times_in_part):
+            return self._in_part(audit, found, kinds)
+        if whole and together.total() == found.workers * alone.total():
+            return self.noted(
+                f"One worker yields {alone.total():,} items, made up anew in each pass, and "
+                f"{found.workers} workers {together.total():,}: an epoch is as many times as long."
+            )
         return self.inconclusive(
             "The stream is too long, or made up anew in each pass, to know whether its workers "
             "share it; two of them do not begin alike."
@@ -253,14 +255,20 @@ class EpochCoverage(Check):
             )
         return self.failed(f"{start} {wrong} of them.", fix=_SHARE, **details)
 
-    def _longer(self, audit: Audit, found: Streams) -> Result:
+    def _in_part(self, audit: Audit, found: Streams, kinds: int) -> Result:
+        """Items vary from pass to pass, but for a part: names tell them apart, labels hardly."""
         total = found.alone[0].total()
+        if kinds > total / 2:
+            what = f"all of its {total:,} items, each varied"
+            return self._several_times(audit, what, whole=True)
         return self.warned(
-            f"One worker yields {total:,} items, made up anew in each pass, and {found.workers} "
-            f"workers {found.together.total():,}: an epoch is {found.workers} times as long.",
+            f"One worker yields {total:,} items and {found.workers} workers "
+            f"{found.together.total():,}, with just as many times each label: the stream is "
+            "probably not divided among them.",
             measured=f"{found.together.total():,} items",
             threshold=f"{total:,}",
-            location=audit.loop.locate(audit.loop.train_loader.dataset),
+            location=audit.loop.locate(audit.loop.train_loader.dataset)
+            or audit.loop.locate("train_loader"),
             fix=_SHARE,
         )
 
@@ -279,7 +287,7 @@ def _same_kind(audit: Audit) -> bool:
 
 def _holds(sampler: Any, found: Epochs) -> bool:
     """Whether the sampler of the user's own holds a list of the very items it visits."""
-    visited = frozenset().union(*found.visits)
+    visited = frozenset(np.flatnonzero(found.expected & ~found.never).tolist())
     if declared_indices(sampler) is not None:
         return True
     for value in vars(sampler).values() if hasattr(sampler, "__dict__") else ():
@@ -293,8 +301,8 @@ def _by_design(found: Epochs) -> str:
     name = type(found.access.sampler).__name__
     visits = found.visits[0]
     return (
-        f"{name} chooses the items of an epoch: it asks {visits.total():,} times for "
-        f"{len(visits):,} different ones of {found.size:,}."
+        f"{name} chooses the items of an epoch: it asks {int(visits.sum()):,} times for "
+        f"{int((visits > 0).sum()):,} different ones of {found.size:,}."
     )
 
 
@@ -304,8 +312,8 @@ def _numbers(found: Epochs) -> Numbers:
         title="What an epoch asks for",
         values={
             "items in the data set": found.size,
-            "asked for": visits.total(),
-            "different ones": len(visits),
-            "left out of every epoch": len(found.never),
+            "asked for": int(visits.sum()),
+            "different ones": int((visits > 0).sum()),
+            "left out of every epoch": int(found.never.sum()),
         },
     )

@@ -47,7 +47,11 @@ class InputScale(Check):
             return self._constant(audit, inputs)
         if not inputs.doors:
             return self.skipped("No layer of weights takes numbers that were not learnt before.")
-        doors = [door for door in inputs.doors if door.rows >= LEAST_ROWS and not door.normalised]
+        doors = [
+            door
+            for door in inputs.doors
+            if door.rows >= LEAST_ROWS and not door.normalised and bool((door.deviation > 0).any())
+        ]
         found = [answer for door in doors if (answer := self._judged(audit, door)) is not None]
         return found[0] if found else self._sound(inputs, doors)
 
@@ -62,7 +66,7 @@ class InputScale(Check):
         if not doors and any(door.normalised for door in inputs.doors):
             return self.passed("A normalisation after the first layer takes the scale out.")
         if not doors:
-            return self.inconclusive(f"Fewer than {LEAST_ROWS} rows were seen.")
+            return self.inconclusive(f"Fewer than {LEAST_ROWS} different rows were seen.")
         door = doors[0]
         return self.passed(
             f"Values from {door.low:.3g} to {door.high:.3g} enter {_named(door)}; the largest root "

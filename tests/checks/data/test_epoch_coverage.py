@@ -303,7 +303,7 @@ class Endless(Stream):
 
 class MadeUp(Stream):
     def __iter__(self) -> Iterator[Any]:
-        return ((torch.randn(4), i % 2) for i in range(160))
+        return ((torch.randn(4), int(torch.randint(2, ()))) for _ in range(160))
 
 
 class EndlessMadeUp(Stream):
@@ -355,8 +355,27 @@ def test_a_stream_that_worker_init_fn_divides_passes() -> None:
     assert ask(loader).status is Status.PASS
 
 
+class Varied(Stream):
+    """Another item each time, in a shuffled order: its number stays, or only its class."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__(False)
+        self.named = named
+
+    def __iter__(self) -> Iterator[Any]:
+        order = torch.randperm(len(self.x)).tolist()
+        return ((self.x[i] + torch.randn(4), i if self.named else i % 2) for i in order)
+
+
+def test_augmented_items_are_known_by_what_stays() -> None:
+    names = ask(DataLoader(Varied(True), 16, num_workers=2))
+    assert names.status is Status.FAIL
+    assert "each varied" in names.message
+    assert ask(DataLoader(Varied(False), 16, num_workers=2)).status is Status.WARN
+
+
 def test_items_made_up_anew_prove_nothing() -> None:
-    assert ask(DataLoader(MadeUp(False), 16, num_workers=2)).status is Status.WARN
+    assert ask(DataLoader(MadeUp(False), 16, num_workers=2)).status is Status.NOTE
     endless = DataLoader(EndlessMadeUp(False), 64, num_workers=2)
     assert ask(endless).status is Status.INCONCLUSIVE
 

@@ -184,6 +184,22 @@ def test_ids_are_no_numbers() -> None:
     assert ask(torch.randint(1000, (128, 5)), Words).status is Status.SKIP
 
 
+def test_a_first_state_of_zeros_is_no_input() -> None:
+    class Writer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.start = nn.GRUCell(8, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state, word = self.start(x), torch.zeros(len(x), 8)
+            for _ in range(3):
+                word = state = self.cell(word, state)
+            return self.head(state)
+
+    assert ask(normal(128, 8), Writer).status is Status.PASS
+
+
 def test_packed_sequences_are_looked_into() -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:

@@ -265,6 +265,17 @@ def test_a_mask_of_missing_values_is_no_padding() -> None:
     assert ask(hidden, Impute).status is Status.SKIP
 
 
+def test_cumulative_targets_are_no_mask() -> None:
+    """Ordinal classes, as the thresholds that are passed."""
+
+    def ordinal(rows: list[Tensor]) -> Any:
+        grade = torch.tensor([len(row) % 6 for row in rows])
+        return torch.randn(len(rows), 8), (torch.arange(6) <= grade[:, None]).float()
+
+    result = ask(ordinal, lambda: nn.Linear(8, 6), loss=F.binary_cross_entropy_with_logits)
+    assert result.status is Status.SKIP
+
+
 def test_a_zero_initialised_head_is_asked_after_a_few_steps() -> None:
     class Zero(NoMask):
         def __init__(self) -> None:
