@@ -21,7 +21,7 @@ class LabelSignals(Check):
     Why: Labels that were sorted, shuffled or shifted apart from their inputs can be learnt by heart
         and by nothing else. Training goes well, validation stays at chance, and it looks like
         overfitting.
-    How: Predicts each of up to 1,024 training rows from the others, by its five nearest neighbours
+    How: Predicts each of up to 768 training rows from the others, by its five nearest neighbours
         and by a ridge regression, on the inputs, their ranks, their spectrum, and their words. The
         null hypothesis is that targets are matched to inputs at random; the mean and variance of
         the agreement over all matchings are exact. z > 4 in any view shows a signal, z < 2 in all
@@ -40,6 +40,7 @@ class LabelSignals(Check):
     kind = Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.TARGETS, Needs.STEPS)
     probes = (LabelSignal, FirstSteps)
+    consequence_of = ("DATA103",)
     options: ClassVar[dict[str, float]] = {"z": 4.0, "none": 2.0}
 
     def run(self, audit: Audit) -> Result:
@@ -48,7 +49,7 @@ class LabelSignals(Check):
         seen, val = signals.train, signals.val
         if seen is None:
             return self.skipped(
-                f"The targets are not one per row, or fewer than {FEWEST} rows of one shape."
+                f"There are not {FEWEST} unlike rows of one shape with one target each."
             )
         if not audit.probe(FirstSteps).supervised:
             return self.skipped("No loss compares the output with the loader's targets.")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import RandomSampler, SequentialSampler
 
 from nnaudit import batch as batches
 from nnaudit.feed import own_loss
@@ -386,7 +387,8 @@ VALIDATION = ("val", "dev", "eval", "test", "holdout")
 def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> Any:
     """Return the loader that the script validates with, as far as one can tell; or None.
 
-    By the name of its variable; else one that was iterated over without training.
+    By the name of its variable; else one that was iterated over without training, unless it reads
+    the training rows: these are looked at for the training's own accuracy.
     """
     others = [loader for loader in registers.of["loader"].alive() if loader is not train]
     names: dict[int, str] = {}
@@ -398,7 +400,21 @@ def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> 
             if word in names.get(id(loader), "") and "train" not in names[id(loader)]:
                 return loader
     evaluated = [loader for loader in seen if loader is not train]
-    return evaluated[0] if evaluated else None
+    held_out = (e for e in evaluated if not _same_rows(e, train) and "train" not in _name(names, e))
+    return next(held_out, None)
+
+
+def _name(names: dict[int, str], loader: Any) -> str:
+    return names.get(id(loader), "")
+
+
+def _same_rows(loader: Any, train: Any) -> bool:
+    """Whether both read all of one data set: with samplers they may share it out."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or dataset is not getattr(train, "dataset", None):
+        return False
+    plain = (SequentialSampler, RandomSampler)
+    return all(type(getattr(each, "sampler", None)) in plain for each in (loader, train))
 
 
 def autocast_state() -> tuple[tuple[str, bool, Any], ...]:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
+from nnaudit.loop.script.capture import Registers, validation_loader
 from nnaudit.loop.script.frames import Counters
 from nnaudit.loop.script.mapping import find, loss_rule, recipe
 from nnaudit.loop.script.overlay import Overlay
@@ -215,3 +217,19 @@ def test_other_temporary_files_are_nobodys(folder: Path, tmp_path_factory: Any) 
         (elsewhere / "file").write_text("x")
         assert overlay.diverted == []
     assert (elsewhere / "file").read_text() == "x"
+
+
+# --- the validation loader ------------------------------------------------------------------------
+
+
+def test_a_second_look_at_the_training_rows_is_no_validation() -> None:
+    data = TensorDataset(torch.zeros(8, 1))
+    train, again, other = DataLoader(data, shuffle=True), DataLoader(data), DataLoader([1, 2])
+    assert validation_loader(Registers(), train, [again]) is None
+    assert validation_loader(Registers(), train, [again, other]) is other
+
+
+def test_samplers_may_share_out_one_data_set() -> None:
+    data = TensorDataset(torch.zeros(8, 1))
+    parts = [DataLoader(data, sampler=SubsetRandomSampler(r)) for r in (range(6), range(6, 8))]
+    assert validation_loader(Registers(), parts[0], [parts[1]]) is parts[1]

@@ -352,6 +352,31 @@ def test_a_padded_text_is_the_same_beside_any_other() -> None:
     assert ask(train, leaking).status is Status.FAIL
 
 
+class Letters(nn.Module):
+    """Makes numbers of texts itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, texts: list[str]) -> Tensor:
+        return self.head(torch.tensor([[float(len(text))] for text in texts]))
+
+
+def test_texts_that_the_network_reads_itself_warn_at_most() -> None:
+    def rows(numbers: range) -> list[tuple[str, int]]:
+        return [(f"a sentence about {i} and {i * i}", i % 2) for i in numbers]
+
+    def asked(val: range) -> Result:
+        loading = [DataLoader(rows(r), 16) for r in (range(120), val)]
+        target = Target(Letters, loading[0], val_loader=loading[1], loss=F.cross_entropy)
+        loop = DirectLoop(target, torch.device("cpu"), seed=0)
+        return run_check(SplitLeakage, Audit(loop))
+
+    assert asked(range(100, 160)).status is Status.WARN
+    assert asked(range(120, 160)).status is Status.PASS
+
+
 def test_without_validation_rows_there_is_no_question() -> None:
     assert ask(DataLoader(table(slice(None)), 32), None).status is Status.SKIP
     few = ask(*loaders(table(slice(0, 400)), table(slice(400, 404))))
