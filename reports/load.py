@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nnaudit import __version__
 from nnaudit.errors import UsageError
 from nnaudit.report import SCHEMA_VERSION, Report, Reports
 
@@ -35,7 +36,7 @@ def load(path: Path | str) -> list[Report]:
             return list(Reports.model_validate(document).reports)
         return [Report.model_validate(document)]
     except ValidationError as error:
-        raise ReportFileError(f"{path} is not an nnaudit report: {_first(error)}.") from None
+        raise ReportFileError(f"{path} {_complaint(error)}.") from None
 
 
 def _read(path: Path) -> Any:
@@ -46,6 +47,14 @@ def _read(path: Path) -> Any:
         raise ReportFileError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise ReportFileError(f"{path} is not JSON: {error}.") from None
+
+
+def _complaint(error: ValidationError) -> str:
+    """Say what is wrong; a field that is only unknown was written by a later nnaudit."""
+    kinds = {detail["type"] for detail in error.errors()}
+    if kinds == {"extra_forbidden"}:
+        return f"was written by a later nnaudit than this {__version__}: {_first(error)}"
+    return f"is not an nnaudit report: {_first(error)}"
 
 
 def _first(error: ValidationError) -> str:

@@ -42,6 +42,22 @@ def test_what_is_no_report_is_refused_in_one_sentence(tmp_path, text, complaint)
     assert "\n" not in message
 
 
+def test_a_report_of_a_later_version_says_so(tmp_path):
+    document = json.loads((ASSETS / "report-v1.json").read_text(encoding="utf-8"))
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(document | {"mood": "good"}), encoding="utf-8")
+    with pytest.raises(ReportFileError, match=r"written by a later nnaudit than this .*: mood: "):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\x00", b"<!DOCTYPE html>", b"\xff\xfe\x00"])
+def test_another_kind_of_file_is_no_json(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(ReportFileError, match=r"run\.json is not JSON: .*\.$"):
+        load(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ReportFileError, match=r"gone.json cannot be read: No such file"):
         load(tmp_path / "gone.json")
