@@ -36,6 +36,13 @@ def test_settings_shown_in_the_documentation_are_valid(tmp_path: Path) -> None:
         engine.selected(registry, config.load(start=tmp_path, environment={}))
 
 
+def test_yaml_shown_in_the_documentation_is_yaml() -> None:
+    yaml = pytest.importorskip("yaml")
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "ci.md").read_text(), re.DOTALL)
+    assert len(blocks) == 4
+    assert all(yaml.safe_load(block) for block in blocks)
+
+
 def test_the_plugin_shown_in_the_documentation_is_a_check() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text()
     namespace: dict[str, object] = {}
