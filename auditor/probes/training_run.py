@@ -19,7 +19,7 @@ from nnaudit.context import Audit
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.fitting import main_call, without_input
 from nnaudit.floor import best_constant
-from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import Rate, constant_lr, planned_lr
 from nnaudit.loop.taps import LossCall, Observation
 from nnaudit.pace import Stopwatch
@@ -148,21 +148,16 @@ class TrainingRun(Probe[Training]):
         return training_run(audit)
 
 
-def training_run(
-    audit: Audit, *, steps: int = STEPS, seed: int | None = None, val: bool = True
-) -> Training:
+def training_run(audit: Audit, *, steps: int = STEPS, val: bool = True) -> Training:
     """Train for ``steps`` steps or :data:`SECONDS`; the caller preserves the state.
 
     Args:
-        seed: draws other random numbers than the probe does.
         val: look at validation batches as well.
 
     Raises:
         UserCodeError: the very first step raised, or the loader did.
         OutOfBudgetError: the time is used up.
     """
-    if seed is not None:
-        seed_everything(seed)
     held, whole = _validation(audit.loop) if val else ((), False)
     run = _Run(audit, steps, held)
     with constant_lr(audit.loop) as rate:

@@ -12,6 +12,7 @@ from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import curve_of_run
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.probes.anew import anew
 from nnaudit.probes.training_run import Training, TrainingRun, training_run
 from nnaudit.report import Kind, Result
 from nnaudit.stats import ALPHA
@@ -121,7 +122,8 @@ class Divergence(Check):
         weak = _why_weak(audit, training, course)
         if weak:
             return self.warned(f"{said}; {weak}.", **details)
-        again = course_of(_again(audit))
+        with anew(audit) as other:
+            again = course_of(training_run(other, val=False))
         if again.diverged:
             return self.failed(f"{said}; so it was with other weights and batches.", **details)
         return self.warned(f"{said}; with other weights and batches it was not so.", **details)
@@ -146,13 +148,3 @@ def _why_weak(audit: Audit, training: Training, course: Course) -> str:
     if len(audit.loop.optimizers) > 1:
         return "with several optimizers a loss may grow while all is well"
     return "" if training.calls else "the loss is composite, and may be meant to grow"
-
-
-def _again(audit: Audit) -> Training:
-    """Repeat the run on fresh randomness: other weights where a run can be started anew."""
-    if audit.loop.lacks(Needs.FRESH_RUN):
-        return training_run(audit, seed=audit.seed + 1, val=False)
-    with audit.loop.relaunched(audit.seed + 1) as fresh:
-        remaining = audit.clock.remaining
-        budget = remaining if math.isfinite(remaining) else None
-        return training_run(Audit(fresh, seed=audit.seed + 1, budget=budget), val=False)

@@ -11,14 +11,19 @@ import torch
 
 from nnaudit import batch as batches
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.predictions import Told, classes_of, told_of
+from nnaudit.checks.fit.predictions import (
+    Told,
+    classes_of,
+    told_of,
+    with_predictions,
+)
 from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import curve_of_run, standard_error
 from nnaudit.context import Audit
 from nnaudit.fitting import Limits, sight
 from nnaudit.floor import input_tensors
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall
+from nnaudit.probes.anew import anew
 from nnaudit.probes.held_out import HeldOut, held_out_run
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.reference import inputs_of, reference_for, train_on
@@ -125,8 +130,8 @@ class InputDependence(Check):
         if first is not None and not first.suspicious:
             return self._unclear(first, details)
         run: HeldOut | None = None
-        for seed in range(audit.seed + len(tries), audit.seed + 2):
-            run = _held_out(audit, seed)
+        for fresh in (False, True)[len(tries) :]:
+            run = _held_out(audit, fresh=fresh)
             found = None if run is None else _evidence_of(run)
             if run is None or found is None:
                 return self.inconclusive(
@@ -193,14 +198,12 @@ def _first_epoch(training: Training) -> str:
     )
 
 
-def _held_out(audit: Audit, seed: int) -> HeldOut | None:
-    """Train on some rows and hold others out; with fresh weights for another seed."""
-    if seed == audit.seed or audit.loop.lacks(Needs.FRESH_RUN):
+def _held_out(audit: Audit, *, fresh: bool) -> HeldOut | None:
+    """Train on some rows and hold others out, ``fresh`` with other weights and other rows."""
+    if not fresh:
         return held_out_run(audit)
-    with audit.loop.relaunched(seed) as fresh:
-        remaining = audit.clock.remaining
-        budget = remaining if math.isfinite(remaining) else None
-        return held_out_run(Audit(fresh, seed=seed, budget=budget))
+    with anew(audit) as other:
+        return held_out_run(other)
 
 
 def _evidence_of(run: HeldOut) -> Evidence | None:
@@ -249,12 +252,8 @@ def _reference(audit: Audit, run: HeldOut) -> tuple[str, Told | None]:
     except RuntimeError:  # shapes that differ from batch to batch
         return "", None
     return network.kind, told_of(
-        [_with_input(call, made) for call, made in zip(unseen.calls, predicted, strict=True)]
+        [with_predictions(call, made) for call, made in zip(unseen.calls, predicted, strict=True)]
     )
-
-
-def _with_input(call: LossCall, made: torch.Tensor) -> LossCall:
-    return LossCall(call.kind, call.function, {**call.arguments, "input": made}, None)
 
 
 def _why_weak(audit: Audit, run: HeldOut, found: Evidence, plain: Told | None) -> str:

@@ -3,77 +3,17 @@
 from __future__ import annotations
 
 import math
-import statistics
-from dataclasses import dataclass
 from typing import Any
 
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.runs import capital
-from nnaudit.checks.fit.stream import FEWEST, curve_of_run, standard_error, still_falling
+from nnaudit.checks.fit.stream import FEWEST, Standing, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result
 
 _LONG = 150
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The last third of the run against the best constant.
-
-    Attributes:
-        start: the median of the first five losses.
-        mean, error: of the last third, and the standard error of that mean.
-        constant: the loss of the best constant prediction; NaN where it is not known.
-        start_error: the standard error of ``start``.
-        began: the loss of two batches before the first step, in eval mode; NaN if unknown.
-    """
-
-    start: float
-    mean: float
-    error: float
-    constant: float
-    start_error: float = 0.0
-    began: float = math.nan
-
-    @classmethod
-    def of(cls, training: Training) -> Standing:
-        """Read it off a run."""
-        last = training.last()
-        start, error = statistics.median(training.losses[:5]), standard_error(last)
-        # A median of five scatters 1.2 times as much as their mean.
-        start_error = 1.2 * error * math.sqrt(len(last) / 5)
-        began = training.moments[0].fixed.loss
-        return cls(start, statistics.mean(last), error, training.constant, start_error, began)
-
-    @property
-    def below(self) -> bool:
-        """Whether the loss is lower than the constant's, beyond chance and by a hundredth."""
-        gain = self.constant - self.mean
-        return gain > max(4 * self.error, 0.01 * abs(self.constant))
-
-    @property
-    def above(self) -> bool:
-        """Whether it is higher, beyond chance and by a twentieth."""
-        excess = self.mean - self.constant
-        return excess > max(4 * self.error, 0.05 * abs(self.constant))
-
-    @property
-    def moved(self) -> bool:
-        """Whether it is another than at the start, beyond chance and by a fiftieth.
-
-        Or clearly higher than before the first step: it may have risen within the first five.
-        """
-        if self.mean - self.began > max(4 * self.error, 0.25 * abs(self.began)):
-            return True
-        chance = 4 * math.hypot(self.error, self.start_error)
-        return abs(self.start - self.mean) > max(chance, 0.02 * abs(self.start))
-
-    @property
-    def fell(self) -> bool:
-        """Whether it is lower than at the start, beyond chance and by a hundredth."""
-        return self.start - self.mean > max(4 * self.error, 0.01 * abs(self.start))
 
 
 class LossDecreases(Check):
@@ -158,7 +98,7 @@ class LossDecreases(Check):
         evaluated = _in_eval_mode(training)
         if evaluated < standing.constant - 0.02 * abs(standing.constant):
             return self.passed(f"{capital(said)}; in eval mode it is {evaluated:.4g}.", **details)
-        if still_falling(training.losses):
+        if on_its_way(training):
             return self.inconclusive(f"{capital(said)}; it is still falling.", **details)
         if len(training.losses) < _LONG:
             return self.inconclusive(f"{capital(said)}; so few steps show nothing.", **details)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import classes_of
-from nnaudit.checks.fit.stream import FEWEST, curve_of_run, still_falling
+from nnaudit.checks.fit.stream import FEWEST, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.feed import main_tensor
 from nnaudit.floor import REGRESSION
@@ -183,7 +183,7 @@ class PredictionCollapse(Check):
             f"One class is predicted for {100 * found.most:.0f} % of the {where}, and no class "
             f"has more than {100 * max(found.prior):.0f} % of the targets"
         )
-        if len(training.losses) < FEWEST or still_falling(training.losses):
+        if len(training.losses) < FEWEST or on_its_way(training):
             return self.inconclusive(f"{said}; but the loss is still falling.", **details)
         last = training.last()
         mean = sum(last) / len(last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -121,3 +121,8 @@ def classes_of(calls: Sequence[LossCall]) -> tuple[Tensor | None, Tensor | None]
         else:
             return None, None
     return torch.cat(predicted), torch.cat(wanted)
+
+
+def with_predictions(call: LossCall, made: Tensor) -> LossCall:
+    """Return ``call`` on another network's predictions."""
+    return replace(call, arguments={**call.arguments, "input": made}, value=None)

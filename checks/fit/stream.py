@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,64 @@ FEWEST = 60
 """Steps below which a run shows nothing about where the loss is going."""
 
 _POINTS = 150
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The last third of the run against the best constant.
+
+    Attributes:
+        start: the median of the first five losses.
+        mean, error: of the last third, and the standard error of that mean.
+        constant: the loss of the best constant prediction; NaN where it is not known.
+        start_error: the standard error of ``start``.
+        began: the loss of two batches before the first step, in eval mode; NaN if unknown.
+    """
+
+    start: float
+    mean: float
+    error: float
+    constant: float
+    start_error: float = 0.0
+    began: float = math.nan
+
+    @classmethod
+    def of(cls, training: Training) -> Standing:
+        """Read it off a run."""
+        last = training.last()
+        start, error = statistics.median(training.losses[:5]), standard_error(last)
+        # A median of five scatters 1.2 times as much as their mean.
+        start_error = 1.2 * error * math.sqrt(len(last) / 5)
+        began = training.moments[0].fixed.loss
+        return cls(start, statistics.mean(last), error, training.constant, start_error, began)
+
+    @property
+    def below(self) -> bool:
+        """Whether the loss is lower than the constant's, beyond chance and by a hundredth."""
+        gain = self.constant - self.mean
+        return gain > max(4 * self.error, 0.01 * abs(self.constant))
+
+    @property
+    def above(self) -> bool:
+        """Whether it is higher, beyond chance and by a twentieth."""
+        excess = self.mean - self.constant
+        return excess > max(4 * self.error, 0.05 * abs(self.constant))
+
+    @property
+    def moved(self) -> bool:
+        """Whether it is another than at the start, beyond chance and by a fiftieth.
+
+        Or clearly higher than before the first step: it may have risen within the first five.
+        """
+        if self.mean - self.began > max(4 * self.error, 0.25 * abs(self.began)):
+            return True
+        chance = 4 * math.hypot(self.error, self.start_error)
+        return abs(self.start - self.mean) > max(chance, 0.02 * abs(self.start))
+
+    @property
+    def fell(self) -> bool:
+        """Whether it is lower than at the start, beyond chance and by a hundredth."""
+        return self.start - self.mean > max(4 * self.error, 0.01 * abs(self.start))
 
 
 def standard_error(losses: Sequence[float]) -> float:
@@ -43,6 +102,19 @@ def still_falling(losses: Sequence[float], share: float = 0.02) -> bool:
     rest = both - both.mean() - slope * time
     spread = float(rest.std()) / math.sqrt(float((time**2).sum()))
     return slope < -3 * spread
+
+
+def on_its_way(training: Training) -> bool:
+    """Whether the loss is :func:`still_falling`, or falls on the same fixed batches all the time.
+
+    These scatter less than the losses of the stream: a slow fall shows there first. It must be
+    half a per cent over the last three moments.
+    """
+    if still_falling(training.losses):
+        return True
+    fixed = [moment.fixed.loss for moment in training.moments[-3:]]
+    falls = len(fixed) == 3 and fixed[0] > fixed[1] > fixed[2]
+    return falls and fixed[0] - fixed[2] > 0.005 * abs(fixed[0])
 
 
 def curve_of_run(training: Training, title: str = "Loss on the real stream") -> Curve:

@@ -11,6 +11,7 @@ from nnaudit.context import Audit
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes import training_run as probe
+from nnaudit.probes.anew import anew
 from nnaudit.probes.training_run import TrainingRun, squeezed, training_run
 
 CE = F.cross_entropy
@@ -152,6 +153,9 @@ def test_slow_steps_are_cut(monkeypatch):
 
 def test_a_shorter_run_of_another_seed():
     loop = DirectLoop(target(), torch.device("cpu"), seed=0)
-    runs = [training_run(Audit(loop), steps=12, seed=seed, val=False) for seed in (1, 2)]
-    assert [len(seen.losses) for seen in runs] == [12, 12]
-    assert runs[0].losses != runs[1].losses
+    audit = Audit(loop)
+    one = training_run(audit, steps=12, val=False)
+    with anew(audit) as other:
+        two = training_run(other, steps=12, val=False)
+    assert [len(seen.losses) for seen in (one, two)] == [12, 12]
+    assert one.losses != two.losses

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnaudit.checks.fit.loss_decreases import LossDecreases, Standing
-from nnaudit.checks.fit.stream import still_falling
+from nnaudit.checks.fit.loss_decreases import LossDecreases
+from nnaudit.checks.fit.stream import Standing, still_falling
 from nnaudit.report import Curve, Status
 from nnaudit.targets import Target
 

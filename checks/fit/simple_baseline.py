@@ -1,0 +1,220 @@
+"""FIT109: a network should do no worse than a simple one on the same batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit import batch as batches
+from nnaudit.checks.base import Check
+from nnaudit.checks.fit.predictions import Told, told_of
+from nnaudit.checks.fit.stream import FEWEST, Standing, curve_of_run, on_its_way
+from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
+from nnaudit.fitting import densify, main_call, sight
+from nnaudit.floor import input_tensors
+from nnaudit.loop.base import Needs
+from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.pace import Stopwatch
+from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.training_run import Training, TrainingRun
+from nnaudit.reference import Reference, reference_for
+from nnaudit.report import Kind, Result, Table
+
+_MARGIN = 0.15
+_SECONDS = 4.0
+_FIRST = 8
+_RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A simple network after as many steps, and what it tells of the validation rows."""
+
+    kind: str
+    told: Told
+    steps: int
+
+
+class SimpleBaseline(Check):
+    """Does the network do at least as well as a simple one on the same batches?
+
+    Why: a linear model and a small standard network are what a method is worth against. Where a
+    large network does worse than either after as many steps, something keeps it from learning:
+    the learning rate, the initial weights, an input that does not get through, or it is the wrong
+    network for such data.
+    How: a linear model (where there is one target per example) and a small reference network
+    (convolutional for images, recurrent for tokens, else a perceptron) see the same stream of
+    batches as your network for as many steps, trained by Adam at 3e-3 on your own loss. All then
+    predict the validation rows. They are compared by the share of the way from chance to all right
+    (for quantities by the correlation with the targets). A network that closed 85 % of the way
+    needs no comparison, one whose loss is still falling only that with the linear model. It warns
+    when a simple network is ahead by 15 points of a hundred and by four standard errors, about
+    3e-5 by chance, while your loss has stopped falling; a network that is still on its way, or has
+    hardly moved yet, is a note, for 300 steps are a short run, and large networks with small
+    learning rates start slowly.
+    Fix: use the simple network until you know why yours does worse: look at the learning rate
+    (STEP109), the initial weights (INIT101), normalisation (NORM101).
+    References: Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning,
+    2019), "start simple"; Rules of Machine Learning, rule 4 (Zinkevich, 2017); Lipton and
+    Steinhardt, "Troubling Trends in Machine Learning Scholarship" (2018), on weak baselines.
+    """
+
+    code, name, kind = "FIT109", "simple-baseline", Kind.JUDGEMENT
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS, Needs.VAL_LOADER)
+    probes = (TrainingRun,)
+    trains = True
+    consequence_of = (
+        "FIT101", "FIT102", "FIT104", "FIT106", "DATA101", "DATA102", "DATA103", "DATA111",
+        "LOSS101", "LOSS102", "LOSS104", "LOSS105", "GRAD101", "GRAD102", "GRAD106", "GRAD107",
+        "GRAD108", "MODE101", "STEP101", "STEP102", "STEP107", "INIT101",
+    )  # fmt: skip
+
+    def run(self, audit: Audit) -> Result:
+        """Compare where there is something to gain."""
+        training = audit.probe(TrainingRun)
+        own = told_of(training.moments[-1].val.calls)
+        if training.broke is not None or own is None:
+            return self.inconclusive("What the network tells of validation rows is not known.")
+        details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
+        steps = len(training.losses)
+        if own.share >= 1 - _MARGIN:
+            return self.passed(
+                f"After {steps} steps no simple network could do much better: {own}.", **details
+            )
+        rivals = _rivals(audit, training)
+        if not rivals:
+            return self.inconclusive("No simple network could be made for these inputs.", **details)
+        best = max(rivals, key=lambda rival: rival.told.share)
+        details["evidence"] = (_table(own, steps, rivals), *details["evidence"])
+        said = f"On validation rows the network tells after {steps} steps: {own}; {best.kind}"
+        said = f"{said}, on the same batches: {best.told}"
+        if not _ahead(own, best.told):
+            return self.passed(f"{said}.", **details)
+        if _slow(training):
+            return self.noted(f"{said}; but it is still on its way.", **details)
+        return self.warned(
+            f"{said}.",
+            measured=f"{best.told.share - own.share:.2f} behind",
+            threshold=f"{_MARGIN:g}",
+            location=audit.loop.locate("model"),
+            fix=f"begin with {best.kind}, and find out what keeps yours from learning: see "
+            "STEP109, INIT101, NORM101",
+            **details,
+        )
+
+
+def _slow(training: Training) -> bool:
+    """Whether the loss is falling still, or has hardly moved: a small learning rate."""
+    short = len(training.losses) < FEWEST
+    return short or on_its_way(training) or not Standing.of(training).moved
+
+
+def _ahead(own: Told, other: Told) -> bool:
+    """Whether the other tells more, by the margin and four standard errors of the difference."""
+    gain = other.share - own.share
+    if own.classes:
+        spread = sum(told.right * (1 - told.right) for told in (own, other))
+        error = math.sqrt(max(spread, 1e-12) / own.rows) / max(1 - own.chance, 1e-12)
+    else:
+        error = math.sqrt(sum((1 - told.share**2) ** 2 for told in (own, other)) / own.rows)
+    return gain > max(_MARGIN, 4 * error)
+
+
+def _rivals(audit: Audit, training: Training) -> list[Rival]:
+    """Train a linear model on the stream, and where yours has stopped falling the reference too.
+
+    Empty where none can be made.
+    """
+    loop = audit.loop
+    try:
+        first = sight(loop, [batches.clone(b) for b in consecutive_batches(loop, _FIRST)])
+    except UserCodeError:
+        return []
+    if not first.calls or (first.bounds is not None and first.bounds.reconstruction):
+        return []
+    # Where rows have several targets a linear model would see those of later positions.
+    kinds = [True] if first.calls[0].target.numel() == first.sizes[0] else []
+    # A network on its way is not warned of, so the dearer comparison is left out.
+    kinds += [] if kinds and _slow(training) else [False]
+    made = [reference_for(first, linear=linear, seed=audit.seed) for linear in kinds]
+    networks = [network for network in made if network is not None]
+    unseen = _unseen(audit, training)
+    if not networks or not unseen:
+        return []
+    try:
+        steps = _train(audit, networks, len(training.losses))
+        return [
+            Rival(network.kind, told, steps)
+            for network in networks
+            if (told := _told_by(network, unseen)) is not None
+        ]
+    except RuntimeError:  # shapes that differ from batch to batch
+        return []
+
+
+_Pair = tuple[list[Tensor], LossCall]
+
+
+def _unseen(audit: Audit, training: Training) -> list[_Pair]:
+    """Inputs and loss calls of the validation batches."""
+    pairs: list[_Pair] = []
+    for batch, call in zip(training.val, training.moments[-1].val.calls, strict=True):
+        try:
+            fed = audit.loop.feed(batches.to_device(batch, audit.loop.device))
+        except UserCodeError:
+            return []
+        pairs.append((input_tensors(fed, batches.size(batch)), call))
+    return pairs
+
+
+def _train(audit: Audit, networks: list[Reference], steps: int) -> int:
+    """Train all networks side by side; return for how many steps there was time."""
+    loop, watch = audit.loop, Stopwatch()
+    optimizers = [torch.optim.Adam(network.parameters(), _RATE) for network in networks]
+    done = 0
+    for batch in consecutive_batches(loop, steps):
+        audit.clock.check()
+        moved = batches.to_device(batch, loop.device)
+        forward = loop.forward(moved, train=True)
+        seen = Observation(loss_calls=list(forward.loss_calls), total_loss=forward.loss)
+        call = main_call(seen)
+        if call is None:
+            break
+        inputs = input_tensors(loop.feed(moved), batches.size(moved))
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                loss = call.recompute(network(inputs))
+            loss.backward()  # type: ignore[no-untyped-call]
+            densify(network.parameters())
+            optimizer.step()
+        done += 1
+        if watch.seconds > _SECONDS:
+            break
+    return done
+
+
+def _told_by(network: Reference, unseen: list[_Pair]) -> Told | None:
+    calls = []
+    with torch.no_grad():
+        for inputs, call in unseen:
+            made = network(inputs)[: len(call.input)]
+            calls.append(
+                LossCall(call.kind, call.function, {**call.arguments, "input": made}, None)
+            )
+    return told_of(calls)
+
+
+def _table(own: Told, steps: int, rivals: list[Rival]) -> Table:
+    rows = [("your network", steps, str(own), own.share)]
+    rows += [(rival.kind, rival.steps, str(rival.told), rival.told.share) for rival in rivals]
+    return Table(
+        title="What is told of the validation rows",
+        columns=("network", "steps", "told", "share of the way from chance"),
+        rows=tuple(rows),
+    )
