@@ -35,8 +35,8 @@ class Lookup:
         indices: all different.
         different: how many different contents they have.
         batch: the items put together by the loader's collate function.
-        stored: how many different entries of the data set's own were seen to lie behind them; 0
-            where it has no list or tensor of them.
+        stored: how many different entries of the data set's own lie behind items that are all the
+            same; 0 where it has no list or tensor of them.
     """
 
     indices: tuple[Any, ...]
@@ -162,7 +162,8 @@ def _lookup(access: RandomAccess) -> Lookup | None:
             batch = access.loader.collate_fn(items) if several else items[0]
     except UserCodeError:
         return None
-    return Lookup(tuple(indices), different, batch, _stored(dataset))
+    stored = _stored(dataset) if different == 1 else 0
+    return Lookup(tuple(indices), different, batch, stored)
 
 
 def _stored(dataset: Any) -> int:

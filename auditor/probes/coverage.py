@@ -290,7 +290,7 @@ def _hidden(loop: Loop, dataset: Any, size: int) -> int:
     attributes = list(vars(dataset).values()) if hasattr(dataset, "__dict__") else []
     if any(isinstance(value, int) and value == size for value in attributes):
         return 0
-    for length in sorted({n for value in attributes if (n := _held(value)) > size}):
+    for length in sorted({n for value in attributes if (n := _held(value)) > size})[:8]:
         first, last, again, beyond = (
             _item(dataset, i) for i in (0, length - 1, length - 1, length)
         )

@@ -7,6 +7,7 @@ itself, in `forward` or by a normalisation without parameters, has then been don
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from nnaudit.state import preserved
 ROWS = 512
 BATCHES = 16
 LEAST_ROWS = 32
+SECONDS = 10.0
 
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _LAYERS: tuple[type[nn.Module], ...] = (
@@ -147,18 +149,18 @@ class DoorInputs(Probe[Inputs]):
 
 def _read(audit: Audit) -> list[Any]:
     found: list[Any] = []
-    rows = 0
+    rows, started = 0, time.perf_counter()
     for batch in islice(audit.loop.batches(), BATCHES):
         audit.clock.check()
         found.append(batch)
         rows += max(batches.size(batch), 1)
-        if rows >= ROWS:
+        if rows >= ROWS or time.perf_counter() - started > SECONDS:
             break
     return found
 
 
 def _watched(audit: Audit, read: list[Any], *, thaw: bool) -> _Watch:
-    watch = _Watch()
+    watch, started = _Watch(), time.perf_counter()
     loop = audit.loop
     with preserved(loop.subjects):
         for batch in read:
@@ -171,6 +173,8 @@ def _watched(audit: Audit, read: list[Any], *, thaw: bool) -> _Watch:
                     raise
                 return watch  # what went in was seen all the same
             watch.rows += max(batches.size(batch), 1)
+            if watch.rows >= LEAST_ROWS and time.perf_counter() - started > SECONDS:
+                break
     return watch
 
 

@@ -12,6 +12,7 @@ import pickle
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +32,8 @@ PATIENCE = 60.0
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 _DEPTH = 5
 _SMALL = 1000
+_MOST_OBJECTS = 5000
+_ATOMS = (Tensor, np.ndarray, str, bytes, int, float, complex, type, type(None))
 
 
 @dataclass(frozen=True)
@@ -186,17 +189,24 @@ def generators_of(dataset: Any) -> Iterator[tuple[str, Any]]:
 
 
 def reachable(dataset: Any) -> Iterator[tuple[str, Any]]:
-    """Yield ``(name, object)`` for ``dataset`` and what it holds, a few levels deep, once each."""
+    """Yield ``(name, object)`` for ``dataset`` and what it holds, a few levels deep, once each.
+
+    What is near comes first, and after :data:`_MOST_OBJECTS` it is enough: lists of samples.
+    """
     seen: set[int] = set()
-    todo: list[tuple[str, Any, int]] = [("dataset", dataset, _DEPTH)]
-    while todo:
-        name, thing, depth = todo.pop(0)
-        if id(thing) in seen or isinstance(thing, (Tensor, np.ndarray, str, type)):
+    todo = deque([("dataset", dataset, _DEPTH)])
+    while todo and len(seen) < _MOST_OBJECTS:
+        name, thing, depth = todo.popleft()
+        if id(thing) in seen:
             continue
         seen.add(id(thing))
         yield name, thing
         if depth > 0 and not isinstance(thing, _GENERATORS):
-            todo += [(f"{name}{step}", part, depth - 1) for step, part in _parts(thing)]
+            todo += [
+                (f"{name}{step}", part, depth - 1)
+                for step, part in _parts(thing)
+                if not isinstance(part, _ATOMS)
+            ]
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:

@@ -118,6 +118,10 @@ class BatchAlignment(Check):
 
 def _same_input(audit: Audit, lookup: Lookup) -> bool:
     """Whether what the model is given is the same in every row, while the targets are not."""
+    rows = len(lookup.indices)
+    fields = [t for _, t in batches.tensors(lookup.batch) if t.ndim > 0 and t.shape[0] == rows]
+    if not any(_constant(t) for t in fields):
+        return False
     try:
         with preserved(audit.loop.subjects):
             call = call_on(audit.loop, lookup.batch)
@@ -125,7 +129,6 @@ def _same_input(audit: Audit, lookup: Lookup) -> bool:
         return False
     if call is None or call.target is None:
         return False
-    rows = len(lookup.indices)
     inputs = [t for _, t in batches.tensors(call.inputs) if t.ndim > 0]
     targets = [t for _, t in batches.tensors((call.target,)) if t.ndim > 0]
     if not inputs or not targets or any(t.shape[0] != rows for t in (*inputs, *targets)):
