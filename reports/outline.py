@@ -146,6 +146,12 @@ def reasons(report: Report, status: Status) -> tuple[Reason, ...]:
     return tuple(Reason(text, tuple(results)) for text, results in groups.items())
 
 
+def tallied(status: Status, number: int) -> str:
+    """Return the word that follows a number of results: ``1 warning``, ``2 warnings``."""
+    plural = "s" if number != 1 and status in (Status.WARN, Status.NOTE) else ""
+    return LABELS[status].lower() + plural
+
+
 def counts(report: Report) -> dict[Status, int]:
     """Return how many results have each status, worst first, zeros left out."""
     numbers = {status: len(report.with_status(status)) for status in SEVERITY}

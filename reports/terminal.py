@@ -367,7 +367,7 @@ class _Page:
 
     def totals(self, report: Report) -> None:
         numbers = ", ".join(
-            f"{number} {outline.LABELS[status].lower()}"
+            f"{number} {outline.tallied(status, number)}"
             for status, number in outline.counts(report).items()
         )
         if hidden := len(report.suppressed):

@@ -107,3 +107,12 @@ def test_verdict_of_several_targets_is_that_of_the_worst(
 ):
     reports = [make_report(make_result(status=Status(s))) for s in statuses.split()]
     assert verdict_of_all(reports).headline == headline
+
+
+def test_numbers_of_results_are_followed_by_the_right_word():
+    assert [outline.tallied(Status.WARN, number) for number in (1, 2)] == ["warning", "warnings"]
+    assert [outline.tallied(status, 3) for status in (Status.FAIL, Status.SKIP, Status.NOTE)] == [
+        "fail",
+        "skipped",
+        "notes",
+    ]
