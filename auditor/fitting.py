@@ -118,9 +118,9 @@ def main_call(seen: Observation) -> LossCall | None:
     if seen.total_loss is None or not math.isfinite(seen.total_loss):
         return None
     if seen.main_loss is not None:
-        return seen.main_loss
+        return seen.main_loss if seen.main_loss.compares else None
     for call in seen.loss_calls:
-        if call.reduction == "none":
+        if call.reduction == "none" and call.compares:
             for reduction in ("mean", "sum"):
                 reduced = dataclasses.replace(
                     call, arguments={**call.arguments, "reduction": reduction}

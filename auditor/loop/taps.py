@@ -137,6 +137,11 @@ class LossCall:
         return self._tensor("target")
 
     @property
+    def compares(self) -> bool:
+        """Whether it compares one input with a target: triplets, pairs and paths (CTC) do not."""
+        return all(isinstance(self.arguments.get(part), Tensor) for part in ("input", "target"))
+
+    @property
     def reduction(self) -> str:
         """``mean``, ``sum``, ``none`` or ``batchmean``."""
         return str(self.arguments.get("reduction", "mean"))

@@ -7,8 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.context import Clock
-from nnaudit.fitting import Head, Limits, Run, head_of, sight, train, updates_by
+from nnaudit.fitting import Head, Limits, Run, head_of, main_call, sight, train, updates_by
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.loop.taps import Observer
 from nnaudit.targets import Target
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
@@ -132,3 +133,14 @@ def test_a_penalised_loss_has_no_known_floor():
     seen = sight(loop, list(loop.batches()))
     assert seen.bounds is None
     assert "composite" in seen.unknown
+
+
+def test_a_loss_without_one_input_and_one_target_is_no_comparison() -> None:
+    with Observer(nn.Identity()) as observer:
+        log_probabilities = torch.randn(9, 2, 5).log_softmax(-1)
+        lengths = torch.tensor([9, 9]), torch.tensor([3, 2])
+        loss = F.ctc_loss(log_probabilities, torch.tensor([1, 2, 3, 4, 1]), *lengths)
+    seen = observer.observation
+    seen.total_loss = float(loss)
+    assert seen.main_loss is not None and seen.main_loss.kind == "ctc"
+    assert main_call(seen) is None
