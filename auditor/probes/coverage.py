@@ -38,7 +38,9 @@ EPOCHS = 3
 MOST_ITEMS = 1_500_000
 SECONDS = 5.0
 STREAM_ITEMS = 8192
-STREAM_SECONDS = 6.0
+STREAM_SECONDS = 20.0
+BEGINNING = 256
+"""Items read of each worker where the stream is too long to be read to its end."""
 LEAST_ITEMS = 32
 """Items of a worker that must be another worker's too, to be no coincidence."""
 
@@ -112,7 +114,8 @@ class Streams:
 
     Attributes:
         workers: how many the loader has.
-        alone: items that one worker yields by itself, and how often; twice measured.
+        alone: items that one worker yields by itself, and how often; of a second pass too, if the
+            workers together yielded others.
         alone_ended, together_ended: they were read to their end.
         together: items that all workers yield, and how often.
         by_worker: the items of each of the first two workers, in their order.
@@ -377,14 +380,17 @@ def _streams(audit: Audit, loader: DataLoader[Any]) -> Streams:
             check=audit.clock.check,
         )
 
+    workers = loader.num_workers
     first, ended = read(1, STREAM_ITEMS)
-    second = read(1, STREAM_ITEMS)[0] if ended else first
-    together, together_ended = read(loader.num_workers, STREAM_ITEMS * loader.num_workers)
+    together, together_ended = read(workers, workers * (STREAM_ITEMS if ended else BEGINNING))
+    alone, all_ = _counted(first), _counted(together)
+    # What comes again in other passes needs no further one to be the same in all of them.
+    varies = ended and not all_.keys() <= alone.keys()
     return Streams(
-        workers=loader.num_workers,
-        alone=(_counted(first), _counted(second)),
+        workers=workers,
+        alone=(alone, _counted(read(1, STREAM_ITEMS)[0]) if varies else alone),
         alone_ended=ended,
-        together=_counted(together),
+        together=all_,
         together_ended=together_ended,
         by_worker=tuple(_items(m for m in together if m.worker == k) for k in range(2)),
     )

@@ -38,10 +38,9 @@ class Lines(IterableDataset):
         random.shuffle(order)
         for i in order:
             text, topic = self.lines[i]
-            counts = torch.zeros(32 * 32)
-            for a, b in pairwise(text):
-                counts[32 * (ord(a) % 32) + ord(b) % 32] += 1
-            yield counts / counts.sum().sqrt(), topic
+            pairs = [32 * (ord(a) % 32) + ord(b) % 32 for a, b in pairwise(text)]
+            counts = torch.bincount(torch.tensor(pairs), minlength=32 * 32)
+            yield counts / len(pairs) ** 0.5, topic
 
 
 def train_loader():
