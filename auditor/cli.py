@@ -162,8 +162,10 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         "fail_on",
     )
     settings = config.load({key: _flat(options[key]) for key in keys})
-    paths = paths or list(settings.targets)
-    if not paths:
+    chosen: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in paths]
+    chosen = chosen or [config.target_of(text) for text in settings.targets]
+    targets = [(path, (*own, *arguments)) for path, own in chosen]
+    if not targets:
         _stop("no target: name a Python file, as in `nnaudit train.py`", USAGE)
     output = Output.parse(
         options["formats"],
@@ -174,7 +176,7 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         fail_on=settings.fail_on,
     )
     options["before"] = _baseline(options["baseline"])
-    reports, code = _audit_all(paths, arguments, settings, options)
+    reports, code = _audit_all(targets, settings, options)
     output.write(reports)
     if reports and (page := output.page(reports)) is not None:
         click.echo(f"The report with its pictures: {page}", err=True)
@@ -204,20 +206,24 @@ def _flat(value: Any) -> Any:
 
 
 def _audit_all(
-    paths: list[str], arguments: list[str], settings: Settings, options: dict[str, Any]
+    targets: list[tuple[str, tuple[str, ...]]], settings: Settings, options: dict[str, Any]
 ) -> tuple[list[Report], int]:
-    """Audit every target; return the reports there are, in order, and the worst exit code."""
+    """Audit every target; return the reports there are, in order, and the worst exit code.
+
+    A target is a file and the words that its script is given.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from nnaudit.job import Job
 
-    jobs = min(options["jobs"], len(paths))
+    jobs = min(options["jobs"], len(targets))
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
-    def audit_one(path: str) -> tuple[Report | None, int]:
+    def audit_one(target: tuple[str, tuple[str, ...]]) -> tuple[Report | None, int]:
+        path, arguments = target
         job = Job(
             path=path,
-            arguments=tuple(arguments),
+            arguments=arguments,
             form=options["form"],
             settings=settings,
             threads=threads,
@@ -225,7 +231,7 @@ def _audit_all(
         return _audit_one(job, options["before"], verbose=options["verbose"], bar=jobs == 1)
 
     with ThreadPoolExecutor(jobs) as pool:
-        outcomes = list(pool.map(audit_one, paths))
+        outcomes = list(pool.map(audit_one, targets))
     reports = [report for report, _ in outcomes if report is not None]
     return reports, _worst([code for _, code in outcomes])
 

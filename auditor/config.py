@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Settings(BaseModel):
     """How an audit is to be done.
 
     Attributes:
-        targets: what to audit when the command line names nothing; relative to the file's folder.
+        targets: what to audit when the command line names nothing, relative to the file's folder;
+            a script's own words follow a ``--``, as in ``train.py -- --epochs 1``.
         select: ask only these: codes, families or names of checks.
         ignore: do not ask these.
         extend_select: ask these too, whatever the preset leaves out.
@@ -149,9 +151,23 @@ def layers(
 
 def _from(start: Path, folder: Path, name: str) -> str:
     """Say from ``start`` what ``name`` says from ``folder``, where the file that names it lies."""
-    if folder.resolve() == start.resolve() or Path(name).is_absolute():
+    path, dashes, arguments = name.partition(" -- ")
+    if folder.resolve() == start.resolve() or Path(path).is_absolute():
         return name
-    return os.path.relpath(folder / name, start)
+    return f"{os.path.relpath(folder / path, start)}{dashes}{arguments}"
+
+
+def target_of(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return the file that one of :attr:`Settings.targets` names, and its script's own words.
+
+    Raises:
+        UsageError: the words cannot be told apart, for want of a quotation mark.
+    """
+    path, _, arguments = text.partition(" -- ")
+    try:
+        return path.strip(), tuple(shlex.split(arguments))
+    except ValueError as error:
+        raise UsageError(f"targets = {text!r}: {error}") from None
 
 
 def origin(key: str, found: Iterable[Layer]) -> str:

@@ -129,16 +129,20 @@ class Collection:
         self.store = Store(folder_of(config))
         try:
             self.settings = settings_of.load(start=config.rootpath)
+            named = [settings_of.target_of(text) for text in self.settings.targets]
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
         self.fail_on = config.getoption("nnaudit_fail_on") or self.settings.fail_on
-        targets = [config.rootpath / name for name in self.settings.targets]
+        self.arguments = {
+            (config.rootpath / path).resolve(): arguments for path, arguments in named
+        }
+        targets = [config.rootpath / path for path, _ in named]
         if not targets:
             raise pytest.UsageError(
                 "--nnaudit: there is nothing to audit: name the targets in pyproject.toml, "
                 'as in [tool.nnaudit] targets = ["train.py"]'
             )
-        self.targets = {target.resolve() for target in targets}
+        self.targets = set(self.arguments)
         self.found: set[Path] = set()
         self.asked: dict[Path, tuple[str, ...]] = {}
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -192,7 +196,12 @@ class Collection:
 
     def job(self, path: Path, codes: tuple[str, ...] | None = None) -> Job:
         """Return the audit of the target at ``path``, of some of the questions or of all."""
-        return Job(path=os.path.relpath(path), settings=self.settings, remaining=codes)
+        return Job(
+            path=os.path.relpath(path),
+            arguments=self.arguments[path.resolve()],
+            settings=self.settings,
+            remaining=codes,
+        )
 
     def questions(self) -> tuple[Question, ...]:
         """Return the selected questions.

@@ -56,9 +56,9 @@ def battery(job: Job) -> tuple[Question, ...]:
     )
 
 
-def audit(job: Job, *, command: str = "") -> tuple[Report, Record]:
+def audit(job: Job, *, command: str = "", on_event: Any = None) -> tuple[Report, Record]:
     codes = "all" if job.remaining is None else " ".join(job.remaining)
-    _log(f"audit {Path(job.path).name} {codes}")
+    _log(" ".join(("audit", Path(job.path).name, *job.arguments, codes)))
     if "refuse" in Path(job.path).read_text():
         raise RefusedError(f"{job.path}: there is no model", 2, "the details")
     location = Location(file=str(Path(job.path).resolve()), line=7)

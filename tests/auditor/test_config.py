@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import stub_audit
 from click.testing import CliRunner
 
-from nnaudit import config
-from nnaudit.cli import main
+from nnaudit import config, supervisor
+from nnaudit.cli import FINDINGS, main
 from nnaudit.errors import UsageError
 
 
@@ -84,6 +85,31 @@ def test_targets_of_the_file_are_found_from_a_folder_below(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     assert config.load(start=tmp_path, environment={}).targets == ("train.py",)
     assert config.load(start=tmp_path / "a", environment={}).targets == ("../train.py",)
+
+
+def test_a_target_of_the_file_may_bring_its_own_words(tmp_path: Path) -> None:
+    write(tmp_path, """[tool.nnaudit]\ntargets = ["train.py -- --name 'a b'"]""")
+    (tmp_path / "a").mkdir()
+    (target,) = config.load(start=tmp_path / "a", environment={}).targets
+    assert config.target_of(target) == ("../train.py", ("--name", "a b"))
+    assert config.target_of("train.py") == ("train.py", ())
+    with pytest.raises(UsageError, match="No closing quotation"):
+        config.target_of("train.py -- 'a")
+
+
+def test_the_command_line_takes_the_targets_of_the_file_with_their_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, '[tool.nnaudit]\ntargets = ["a.py", "b.py -- --epochs 1"]')
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(supervisor, "audit", stub_audit.audit)
+    log = tmp_path / "audits.log"
+    assert CliRunner().invoke(main, ["check", "-o", "all.json"]).exit_code == FINDINGS
+    assert log.read_text().splitlines() == ["audit a.py all", "audit b.py --epochs 1 all"]
+    CliRunner().invoke(main, ["b.py", "-o", "b.json", "--", "--lr", "1"])
+    assert log.read_text().splitlines()[2:] == ["audit b.py --lr 1 all"]
 
 
 def test_per_module_ignores_may_be_lists_or_words(tmp_path: Path) -> None:

@@ -148,6 +148,12 @@ def test_targets_outside_of_testpaths_are_found_once(project: pytest.Pytester) -
     ran(project, "--nnaudit", ".").assert_outcomes(**both)
 
 
+def test_a_target_may_bring_words_for_its_script(project: pytest.Pytester) -> None:
+    project.makepyprojecttoml('[tool.nnaudit]\ntargets = ["model.py -- --epochs 1"]')
+    ran(project, "--nnaudit", "-k", "STEP101").assert_outcomes(passed=1, deselected=7)
+    assert audits(project)[-1] == "audit model.py --epochs 1 STEP101"
+
+
 def test_a_target_that_pytest_passes_over_is_told(project: pytest.Pytester) -> None:
     project.makepyfile(test_mine="def test_mine(): pass")
     project.makepyprojecttoml('[tool.nnaudit]\ntargets = ["old/model.py"]')
