@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from nnaudit import batch as batches
 from nnaudit.batch import NotSliceableError
 from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
 from nnaudit.evaluation import evaluate, fed_to
+from nnaudit.loop.base import Loop
 from nnaudit.probes.base import Probe
 
 ROWS = 64
@@ -62,15 +64,27 @@ class ImageDoor(Probe[Door | None]):
             UserCodeError: the user's code raised.
         """
         loop = audit.loop
+        if not any(_takes_colours(module) for module in loop.model.modules()):
+            return None
         batch = next(iter(loop.batches()), None)
         if batch is None:
             return None
-        with suppress(NotSliceableError):
-            batch = batches.take(batch, ROWS)
         first = _FirstConvolution(loop.model)
         with first:
-            evaluate(loop, fed_to(loop, batch))
+            _run(loop, batch)
         return first.door()
+
+
+def _run(loop: Loop, batch: Any) -> None:
+    """Evaluate the first rows; all of them where the user's code cannot do with a part."""
+    with suppress(NotSliceableError, UserCodeError):
+        evaluate(loop, fed_to(loop, batches.take(batch, ROWS)))
+        return
+    evaluate(loop, fed_to(loop, batch))
+
+
+def _takes_colours(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.in_channels == 3
 
 
 class _FirstConvolution:
@@ -87,7 +101,7 @@ class _FirstConvolution:
 
     def __enter__(self) -> None:
         for name, module in self._model.named_modules():
-            if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            if _takes_colours(module):
                 handle = module.register_forward_hook(self._convolved(name))
                 self._stack.callback(handle.remove)
             elif isinstance(getattr(module, "running_var", None), Tensor):

@@ -183,7 +183,7 @@ def _relaunch(audit: Audit, seed: int, *, steps: bool = True) -> Run:
     loop = audit.loop
     with _everything_preserved(loop), watching_seeds() as watch, loop.relaunched(seed) as fresh:
         initial = Weights.of(fresh)
-        watch.phase = "reading"
+        watch.phase, watch.loop = "reading", fresh
         run = _follow(audit, fresh, initial, watch, steps=steps)
     return replace(run, seedings=tuple(watch.seen))
 

@@ -167,9 +167,14 @@ class Seeding:
 
 @dataclass
 class SeedWatch:
-    """The seedings seen so far; ``phase`` is what is being done."""
+    """The seedings seen so far; ``phase`` is what is being done.
+
+    Nothing is noted while ``loop``, where it is known, is on its way to its training loop again:
+    what a program does there it did when it was built.
+    """
 
     phase: str = "building"
+    loop: Loop | None = None
     seen: list[Seeding] = field(default_factory=list)
 
 
@@ -200,7 +205,7 @@ def _short(owner: Any) -> str:
 def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Callable[..., Any]:
     def seed(*args: Any, **kwargs: Any) -> Any:
         callers = user_frames(sys._getframe(1))
-        if callers:
+        if callers and not (watch.loop is not None and watch.loop.starting):
             place = Location(file=callers[0].f_code.co_filename, line=callers[0].f_lineno)
             within = tuple(frame.f_code.co_name for frame in callers)
             watch.seen.append(Seeding(name, place, watch.phase, within))

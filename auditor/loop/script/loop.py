@@ -77,6 +77,11 @@ class ScriptLoop(Loop):
         return self.run.ends_epoch
 
     @property
+    def starting(self) -> bool:  # type: ignore[override]
+        """Whether the script, having ended, is being executed again up to its training loop."""
+        return self.run.starting
+
+    @property
     def steps_taken(self) -> int:  # type: ignore[override]
         """Optimizer steps since the audit began, relaunched runs included."""
         return self._session.count.taken

@@ -357,6 +357,11 @@ class Run:
         self.registers = Registers()
         self._begin()
 
+    @property
+    def starting(self) -> bool:
+        """Whether the script has not come to its training loop, or not yet come to it again."""
+        return not self._taken
+
     # --- what was made ----------------------------------------------------------------------------
 
     def made(self, kind: str, thing: Any) -> None:
@@ -614,7 +619,7 @@ class Run:
         order = self._order
         if order is not None and order.dry:
             self._zero_gradients()
-        wanted = order is None or not order.dry
+        wanted = order is None or not order.dry or self._reaches_inputs(root)
         if not self._taken:
             if not self._backwards:
                 self._live = self._being_read()
@@ -629,6 +634,22 @@ class Run:
         elif order is not None:
             order.pending.append(value)
         return wanted
+
+    def _reaches_inputs(self, root: Tensor) -> bool:
+        """Whether the pass also makes gradients of inputs, as adversarial training uses them."""
+        models = self.roles.models if self.roles is not None else ()
+        known = {id(parameter) for model in models for parameter in model.parameters()}
+        stack, seen = [root.grad_fn], set()
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in known:
+                return True
+            stack += [parent for parent, _ in node.next_functions]
+        return False
 
     def _zero_gradients(self) -> None:
         """Give every parameter a gradient of zero: a gradient scaler insists on some."""

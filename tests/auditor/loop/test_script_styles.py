@@ -58,6 +58,7 @@ STYLES = [
     # Its worker processes live on, with random numbers of their own.
     Style("workers", repeats=False),
     Style("compiled", schedulers=1, drop=0.9),
+    Style("adversarial", drop=0.9),
     Style("full_batch", model="Linear", per_step=4),
     Style("bounded", schedulers=1),
     Style("lookahead"),

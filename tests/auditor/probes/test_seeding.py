@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,3 +79,14 @@ def test_who_seeds_is_noted_and_the_functions_are_put_back() -> None:
     assert building[0].location.line == seeds_itself.__code__.co_firstlineno + 1
     # What is undone is forgotten, with what came before it in the same phase.
     assert [each for each in watch.seen if each.during == "reading"] == []
+
+
+def test_a_program_that_starts_again_does_not_seed_while_reading() -> None:
+    loop = SimpleNamespace(starting=True)
+    with watching_seeds() as watch:
+        watch.phase, watch.loop = "reading", loop  # type: ignore[assignment]
+        seeds_itself()
+        assert watch.seen == []
+        loop.starting = False
+        seeds_itself()
+    assert [each.during for each in watch.seen] == ["reading"] * 3
