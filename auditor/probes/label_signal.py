@@ -36,13 +36,13 @@ class Signal:
         z: by view of the inputs and way of looking, deviations from matching targets at random.
         smooth: the inputs are quantities side by side (a picture, a table of measurements), in
             which near means alike. Of words, bits, sounds and pairs one cannot say so.
-        classes: the targets are classes.
+        telling: rows that can tell: those outside the commonest class, all of a quantity's.
     """
 
     rows: int
     z: dict[str, float]
     smooth: bool
-    classes: bool
+    telling: int
 
     @property
     def best(self) -> float:
@@ -88,7 +88,7 @@ def signal_of(rows: Rows) -> Signal | None:
     inputs = [_stacked(values[:n], known) for values in rows.sample.values()]
     if known.sum() < FEWEST or any(each is None for each in inputs):
         return None
-    coded, classes = _coded(targets[known], rows.targets.dtype.kind in "iub")
+    coded, telling = _coded(targets[known], rows.targets.dtype.kind in "iub")
     if not coded.any():
         return None
     products = coded @ coded.T
@@ -102,7 +102,7 @@ def signal_of(rows: Rows) -> Signal | None:
         if max(z.values()) >= CLEAR:
             break
     smooth = len(inputs) == 1 and _is_smooth(inputs[0])
-    return Signal(int(known.sum()), z, smooth, classes)
+    return Signal(int(known.sum()), z, smooth, telling)
 
 
 def _stacked(values: list[Tensor], known: NDArray[np.bool_]) -> Tensor | None:
@@ -112,16 +112,19 @@ def _stacked(values: list[Tensor], known: NDArray[np.bool_]) -> Tensor | None:
     return torch.stack(chosen) if chosen else None
 
 
-def _coded(targets: NDArray[np.float64], whole: bool) -> tuple[NDArray[np.float64], bool]:
-    """Targets as centred columns: one per class, or the rank of a quantity."""
+def _coded(targets: NDArray[np.float64], whole: bool) -> tuple[NDArray[np.float64], int]:
+    """Targets as centred columns, one per class or the rank of a quantity, and the rows that tell.
+
+    Those are the rows outside the commonest class, which the others do not tell apart.
+    """
     kinds = np.unique(targets, axis=0)
     few = len(kinds) <= max(2, _MOST_CLASSES_SHARE * len(targets))
     if targets.shape[1] == 1 and few and (whole or len(kinds) <= 50):
         columns = (targets == kinds.T).astype(np.float64)
-        return columns - columns.mean(0), True
+        return columns - columns.mean(0), int(len(columns) - columns.sum(0).max())
     ranks = np.stack([stats.rank(column) for column in targets.T], 1)
     ranks -= ranks.mean(0)
-    return ranks / np.maximum(ranks.std(0), 1e-12), False
+    return ranks / np.maximum(ranks.std(0), 1e-12), len(ranks)
 
 
 def _is_smooth(values: Tensor | None) -> bool:
@@ -142,7 +145,7 @@ def _is_smooth(values: Tensor | None) -> bool:
 
 def _views(inputs: list[Tensor]) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield ways to lay out the inputs in which likeness may show: (rows, columns) each."""
-    raw = [_thinned(values.double().nan_to_num().flatten(1)) for values in inputs]
+    raw = [_thinned(values.double().nan_to_num().reshape(len(values), -1)) for values in inputs]
     table = _standardised(torch.cat(raw, 1))
     yield "the inputs", table
     words = [v for v in inputs if not v.is_floating_point() and v.ndim == 2]

@@ -56,8 +56,9 @@ class Layout:
     def of(cls, loop: Loop, batch: Any) -> Layout:
         """Find out by the values which tensors of ``batch`` are fed to the network as they are.
 
-        What is neither input nor target is left out, and so are numbers of rows; where the inputs
-        are made of something else on the way, everything that is no target counts as input.
+        What is neither input nor target is left out, and so are numbers of rows beside a larger
+        input; where the inputs are made of something else on the way, everything that is no target
+        counts as input.
         """
         fed = taken_apart(loop, batch)
         own = dict(batches.tensors(batch))
@@ -66,8 +67,9 @@ class Layout:
         inputs = inputs or [path for path in own if path not in targets]
         texts = () if inputs else tuple(path for path, _ in _texts(batch))
         inputs = inputs or list(texts) or list(own)
-        told = [path for path in inputs if path in texts or not _tells_rows_apart(own[path])]
-        return cls(tuple(told or inputs), targets, texts)
+        if any(path in own and own[path].ndim > 1 for path in inputs):
+            inputs = [path for path in inputs if not _tells_rows_apart(own[path])]
+        return cls(tuple(inputs), targets, texts)
 
     def fits(self, batch: Any) -> bool:
         """Whether ``batch`` has all that this layout names."""

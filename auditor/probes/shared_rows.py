@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -188,12 +187,18 @@ def is_rich(rows: Rows, which: Collection[int] = ()) -> bool:
     if flat is None or len(flat) < 8:
         return False
     varying = flat[:, (flat != flat[:1]).any(0)]
-    if varying.shape[1] == 0:
-        return False
+    if varying.shape[1] < RICH:
+        return _holds_a_quantity(rows, varying)
     sampled = [i for i in which if i < len(flat)] or list(range(len(flat)))
     distances = [_to_nearest(varying, i) for i in sampled[:_LOOKED_AT]]
-    needed = min(RICH, math.ceil(0.9 * varying.shape[1]))
-    return sum(distance >= needed for distance in distances) >= 0.9 * len(distances)
+    return sum(distance >= RICH for distance in distances) >= 0.9 * len(distances)
+
+
+def _holds_a_quantity(rows: Rows, varying: Tensor) -> bool:
+    """Whether some column of the inputs takes a value of its own in every second row."""
+    if not all(values[0].is_floating_point() for values in rows.sample.values()):
+        return False
+    return any(2 * len(torch.unique(column)) >= len(column) for column in varying.T)
 
 
 def _to_nearest(rows: Tensor, which: int) -> int:

@@ -13,6 +13,8 @@ from nnaudit.report import Evidence, Kind, Result, Table
 
 ENOUGH = 200
 """Rows with which a signal worth learning would show in a table or in pictures."""
+ENOUGH_TELLING = 50
+"""So many of them must be outside the commonest class."""
 
 
 class LabelSignals(Check):
@@ -26,9 +28,10 @@ class LabelSignals(Check):
         null hypothesis is that targets are matched to inputs at random; the mean and variance of
         the agreement over all matchings are exact. z > 4 in any view shows a signal, z < 2 in all
         of them shows none. That warns where such a signal is to be expected: 200 rows or more of a
-        picture, or of a table of measurements. It never fails: a task can need more than distances
-        (parity, comparing two inputs), or hold no signal at all. Where validation rows show what
-        training rows do not, the training labels are at fault.
+        picture, or of a table of measurements, 50 of them outside the commonest class. It never
+        fails: a task can need more than distances (parity, comparing two inputs), or hold no signal
+        at all. Where validation rows show what training rows do not, the training labels are at
+        fault.
     Fix: Look at rows with their labels, in the report; shuffle inputs and labels with one
         permutation; join tables by a key, not by position.
     References: Mantel, The Detection of Disease Clustering and a Generalized Regression Approach
@@ -62,7 +65,8 @@ class LabelSignals(Check):
                 f"{told[0].upper()}{told[1:]}, neither chance nor clear.", evidence=_table(seen)
             )
         elsewhere = val is not None and val.best > self.option(audit, "z")
-        if elsewhere or (seen.smooth and seen.rows >= ENOUGH):
+        enough = seen.rows >= ENOUGH and seen.telling >= ENOUGH_TELLING
+        if elsewhere or (seen.smooth and enough):
             against = f", but of validation's at {val.best:.1f}" if val and elsewhere else ""
             return self.warned(
                 f"Neither nearest neighbours nor a linear fit predict the labels of {seen.rows:,} "

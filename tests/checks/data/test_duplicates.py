@@ -102,3 +102,14 @@ def test_all_rows_alike_is_for_another_check() -> None:
 def test_identifiers_beside_the_input_do_not_hide_a_repetition() -> None:
     rows = [{"x": X[i % 380], "labels": int(Y[i]), "number": i} for i in range(400)]
     assert ask(rows).status in (Status.WARN, Status.NOTE)
+
+
+def test_ids_that_one_batch_does_not_repeat_are_inputs_all_the_same() -> None:
+    users, items = torch.arange(640) % 40, torch.arange(640) % 9
+    data = TensorDataset(users[:, None] * 9 + items[:, None], Y[torch.arange(640) % 400])
+    assert ask(data).status is Status.NOTE
+
+
+def test_a_rounded_quantity_repeats_by_nature() -> None:
+    ages = torch.randint(18, 80, (400, 1), generator=torch.Generator().manual_seed(1)).float()
+    assert ask(TensorDataset(ages, Y)).status is Status.NOTE

@@ -100,6 +100,11 @@ def test_small_tables_pass_or_are_left_alone() -> None:
     assert ask(x[::4], shuffled(y)[::4]).status is Status.SKIP
 
 
+def test_six_rare_rows_can_tell_nothing() -> None:
+    x = torch.randn(512, 8, generator=generator())
+    assert ask(x, (torch.arange(512) % 90 == 0).long()).status is Status.INCONCLUSIVE
+
+
 # --- signals of other kinds ---------------------------------------------------------------------
 
 
@@ -159,7 +164,14 @@ def noise_sounds() -> tuple[Tensor, ...]:
     return torch.randn(400, 2, 500, generator=generator()), torch.arange(400) % 3
 
 
-@pytest.mark.parametrize("make", [parity, modular_addition, same_or_not, noise_sounds])
+def users_and_items() -> tuple[Tensor, ...]:
+    ids = torch.randint(0, 60, (500, 2), generator=generator())
+    return ids[:, 0], ids[:, 1], torch.randint(0, 5, (500,), generator=generator())
+
+
+@pytest.mark.parametrize(
+    "make", [parity, modular_addition, same_or_not, noise_sounds, users_and_items]
+)
 def test_tasks_that_need_more_than_distances_are_left_alone(
     make: Callable[[], tuple[Tensor, ...]],
 ) -> None:

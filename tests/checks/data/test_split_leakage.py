@@ -328,10 +328,17 @@ def padded_to_the_longest() -> tuple[DataLoader, DataLoader]:
     return loaders(texts[:220], texts[220:], collate_fn=collate)
 
 
+def rounded_ages() -> tuple[DataLoader, DataLoader]:
+    ages = torch.randint(18, 80, (500, 1), generator=torch.Generator().manual_seed(6)).float()
+    data = TensorDataset(ages, Y)
+    return loaders(Subset(data, range(400)), Subset(data, range(400, 500)))
+
+
 HEALTHY = (
-    split_once, split_once_and_augmented, a_few_twins_by_nature, twelve_kinds_of_customers,
-    short_sentences, windows_up_to_the_border, noise_drawn_at_each_access,
-    one_generator_behind_both, other_targets_for_the_same_inputs, one_graph_with_masks,
+    rounded_ages, split_once, split_once_and_augmented, a_few_twins_by_nature,
+    twelve_kinds_of_customers, short_sentences, windows_up_to_the_border,
+    noise_drawn_at_each_access, one_generator_behind_both,
+    other_targets_for_the_same_inputs, one_graph_with_masks,
     numbered_rows_in_two_folders, padded_to_the_longest,
 )  # fmt: skip
 
