@@ -58,7 +58,6 @@ STYLES = [
     # Its worker processes live on, with random numbers of their own.
     Style("workers", repeats=False),
     Style("compiled", schedulers=1, drop=0.9),
-    Style("adversarial", drop=0.9),
     Style("full_batch", model="Linear", per_step=4),
     Style("bounded", schedulers=1),
     Style("lookahead"),
@@ -100,6 +99,19 @@ def test_script_is_driven(style: Style, tmp_path: Path, monkeypatch: pytest.Monk
     assert facts["back"][0] == facts["start"][0]
     assert facts["back"] == facts["start"] or not style.repeats
     assert not list(tmp_path.iterdir()), "nothing is written where the script was started"
+
+
+def test_a_script_that_uses_gradients_of_its_inputs_is_fed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fed(loop: ScriptLoop) -> tuple[Any, Any]:
+        batch = next(iter(loop.batches()))
+        return batch, loop.feed(batch)
+
+    monkeypatch.chdir(tmp_path)
+    batch, found = run_script(SCRIPTS / "adversarial.py", [], "cpu", 0, fed)
+    assert torch.equal(found.target, batch[1])
+    assert found.args[0].shape == batch[0].shape
 
 
 def ask(loop: ScriptLoop, style: Style) -> dict[str, Any]:
