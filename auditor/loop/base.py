@@ -23,6 +23,10 @@ from nnaudit.metrics import Metric
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state import Subjects
 
+REPEATED = "nnaudit_runs_it_again"
+"""A local variable, true in the frame that runs the user's code once more only to go on with it:
+what that does on the way, such as seeding, it has done before."""
+
 
 class Needs(StrEnum):
     """What a check may need of a loop."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nnaudit.errors import is_ours, is_user
-from nnaudit.loop.base import Loop
+from nnaudit.loop.base import REPEATED, Loop
 from nnaudit.report import Location
 
 # --- what no seed reaches -----------------------------------------------------------------------
@@ -238,13 +238,16 @@ def user_line(frame: FrameType | None) -> Location | None:
 def user_frames(frame: FrameType | None) -> list[FrameType]:
     """Return the user's frames above ``frame``, up to nnaudit's own call of the user's code.
 
-    Empty when nnaudit itself seeds. A library may stand in between (``seed_everything``), and so
-    may the layer that lets a relaunched script seed itself anew.
+    Empty when nnaudit itself seeds, or runs once more what has seeded before. A library may stand
+    in between (``seed_everything``), and so may the layer that lets a relaunched script seed itself
+    anew.
     """
     found: list[FrameType] = []
     while frame is not None:
         name = frame.f_code.co_filename
         if is_ours(name) and not name.endswith("seeds.py"):
+            if frame.f_locals.get(REPEATED):
+                return []
             break
         if is_user(name):
             found.append(frame)

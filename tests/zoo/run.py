@@ -25,6 +25,7 @@ import argparse
 import ast
 import gc
 import importlib
+import io
 import json
 import os
 import signal
@@ -37,7 +38,7 @@ import traceback
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -289,16 +290,14 @@ def _end_group(pid: int) -> None:
 
 
 def answers(path: Path, wish: Wish) -> dict[str, Any]:
-    """Audit the program at ``path`` in this process."""
-    return _by_command_line(path, wish) if wish.form == "script" else _in_process(path, wish)
-
-
-def _in_process(path: Path, wish: Wish) -> dict[str, Any]:
+    """Audit the program at ``path`` in this process, in whose main thread a script must run."""
     import torch
 
     from nnaudit.checks.registry import Registry
     from nnaudit.context import Audit
+    from nnaudit.loop.base import Loop
     from nnaudit.loop.direct import DirectLoop
+    from nnaudit.loop.script import run_script
     from nnaudit.runner import run_checks
     from nnaudit.targets import load
 
@@ -307,33 +306,18 @@ def _in_process(path: Path, wish: Wish) -> dict[str, Any]:
     for broken in registry.broken:
         raise SystemExit(f"the checks of {broken.name} cannot be loaded: {broken.reason}")
     battery = registry.select(wish.checks, extend=wish.extend, quick=wish.quick)
-    loop = DirectLoop(load(path), torch.device("cpu"), wish.seed)
-    results = [
-        result.model_dump(mode="json", exclude={"evidence"})
-        for result in run_checks(battery, Audit(loop, seed=wish.seed))
-    ]
-    return {"results": results, "steps": loop.steps_taken}
 
+    def ask(loop: Loop) -> dict[str, Any]:
+        results = [
+            result.model_dump(mode="json", exclude={"evidence"})
+            for result in run_checks(battery, Audit(loop, seed=wish.seed))
+        ]
+        return {"results": results, "steps": loop.steps_taken}
 
-def _by_command_line(path: Path, wish: Wish) -> dict[str, Any]:
-    from click.testing import CliRunner
-
-    from nnaudit.cli import main as nnaudit
-
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, "report.json")
-        words = ["check", str(path), "--as", "script", "--device", "cpu", "--seed", str(wish.seed)]
-        words += ["--output-format", "json", "--output-file", str(written)]
-        words += ["--preset", "quick" if wish.quick else "full"]
-        words += [word for code in wish.checks for word in ("--select", code)]
-        words += [word for code in wish.extend for word in ("--extend-select", code)]
-        done = CliRunner().invoke(nnaudit, words)
-        if not written.exists():
-            raise SystemExit(done.output or f"exit status {done.exit_code}")
-        told = json.loads(written.read_text())
-    told = told["reports"][0] if "reports" in told else told
-    results = [{k: v for k, v in r.items() if k != "evidence"} for r in told["results"]]
-    return {"results": results, "steps": told["totals"]["steps"]}
+    if wish.form == "script":
+        with redirect_stdout(io.StringIO()):
+            return run_script(path, [], "cpu", wish.seed, ask)
+    return ask(DirectLoop(load(path), torch.device("cpu"), wish.seed))
 
 
 def report(outcomes: dict[Path, Outcome], form: str) -> int:

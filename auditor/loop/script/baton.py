@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.taps import LossCall, Observation, Observer
+from nnaudit.state import Snapshot
 
 
 class Unwind(BaseException):
@@ -51,6 +52,8 @@ class Order:
         train: the mode that modules are put into whenever they are called; None for the script's.
         handed: how many times the script was given the batch.
         attempts: optimizer steps taken or skipped.
+        backup: the state before it, where the epoch has just grown longer than the loader.
+        overlong: the epoch is longer than the loader.
         roots: what was back-propagated for the main optimizer's step.
         lr: the learning rates it was taken with.
     """
@@ -64,6 +67,8 @@ class Order:
     train: bool | None = None
     handed: int = 0
     attempts: int = 0
+    backup: Snapshot | None = None
+    overlong: bool = False
     pending: list[Tensor] = field(default_factory=list)
     roots: list[Tensor] = field(default_factory=list)
     lr: tuple[float, ...] = ()

@@ -45,8 +45,10 @@ class Registers:
 
     @property
     def empty(self) -> bool:
-        """Nothing has been made yet: the script is still setting things up."""
-        return not any(len(register) for register in self.of.values())
+        """Nothing has been made yet but losses: the script is still setting things up."""
+        made = any(len(register) for kind, register in self.of.items() if kind != "module")
+        modules = (m for m in self.of["module"].alive() if _is_built(m))
+        return not made and not any(p is not None for m in modules for p in m._parameters.values())
 
 
 def _is_built(module: nn.Module) -> bool:

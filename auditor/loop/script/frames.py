@@ -43,6 +43,7 @@ class Counters:
     def __init__(self) -> None:
         self.values: dict[Key, Value] = {}
         self.tensors = True
+        self._read: dict[Key, Value] = {}
 
     def read(self) -> None:
         """Copy the variables of the calling thread's user frames."""
@@ -56,13 +57,17 @@ class Counters:
                     self.values[key] = value
                 elif self.tensors and (value is None or _is_carried(value)):
                     self.values[key] = _held(value)
+        self._read = dict(self.values)
 
     def write(self) -> None:
-        """Give the variables the values of :attr:`values` where these are others."""
+        """Give the variables the values of :attr:`values` that are others than were read."""
+        changed = {
+            key: value for key, value in self.values.items() if self._read.get(key, _NONE) != value
+        }
         for depth, frame in enumerate(user_frames()):
             present = _variables(frame)
             changes: dict[str, Any] = {}
-            for (at, function, name), value in self.values.items():
+            for (at, function, name), value in changed.items():
                 if at != depth or function != frame.f_code.co_name or name not in present:
                     continue
                 if not callable(value):
@@ -73,6 +78,10 @@ class Counters:
                     changes[name] = value()
             if changes:
                 _assign(frame, changes)
+        self._read.update(self.values)
+
+
+_NONE = object()
 
 
 def _held(value: Any) -> Callable[[], Any]:

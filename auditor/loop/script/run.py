@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,9 @@ _STACK: Any = torch.overrides
 
 FRUITLESS = 3
 """How often in a row a script that ended is run again and ends without another optimizer step."""
+
+WARY = 3
+"""Steps beyond the end of the loader before which the state is kept, lest one of them fails."""
 
 PATIENCE = 32
 """Batches beyond the usual number, or optimizer steps without a new batch, before the way in which
@@ -139,6 +142,7 @@ class Run:
         training_at: the user's line at which the run is led: where it asks for a batch, or steps.
         revivals: how often the script had to be run again because it ended.
         rates_rise: the script raises its learning rate by itself, to a height that is not known.
+        bounded: its epochs end with the loader, for it failed in one that went on.
     """
 
     def __init__(self, session: Session, seed: int) -> None:
@@ -152,6 +156,8 @@ class Run:
         self.training_at: Location | None = None
         self.revivals = 0
         self.rates_rise = False
+        self.bounded = False
+        self._before: Snapshot | None = None
         self._fruitless = 0
         self._heir: _Heir | None = None
         self._dead: BaseException | None = None
@@ -217,6 +223,7 @@ class Run:
     def _once(self) -> _Ended | None:
         """Execute the script once; return how it ended, None where it was unwound."""
         nnaudit_runs_the_script = True  # noqa: F841 - the name at which frames.user_frames stops
+        nnaudit_runs_it_again = self._heir is not None  # noqa: F841 - see loop.base.REPEATED
         path, taps = self.session.path, self.session.taps
         main = types.ModuleType(path.stem if self.session.objects else "__main__")
         main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
@@ -334,6 +341,10 @@ class Run:
         """
         if self._dead is not None:
             order.error = self._dead
+        elif ended.error is not None and order.overlong and not (order.attempts or self.bounded):
+            # Batches beyond the loader's number are the audit's making. From now on there are none.
+            self.bounded, self._before = True, order.backup
+            return False
         elif ended.error is not None:
             self._fruitless = 0
             order.error = UserCodeError("running the training step", ended.error)
@@ -483,9 +494,17 @@ class Run:
             return self._serve_aside(iterator)
         if self._order is None or self._order.attempts:
             self._pause()
+        if self._before is not None:
+            self._resume()
         order = self._order
         assert order is not None
         assert self.roles is not None
+        if self._is_over(iterator, order):
+            with self.session.taps.unheard():
+                self._before = Snapshot.take(self._lasting)
+            self._leave()
+            iterator.exhausted = True
+            raise StopIteration
         if order.ends_epoch or (self.ends_epoch and iterator.count):
             order.ends_epoch = False
             iterator.exhausted = True
@@ -500,6 +519,42 @@ class Run:
             self._hoards = any(type(holder) is cycle for holder in gc.get_referrers(iterator))
         self._slot = batches.clone(order.batch) if not self._hoards else self._refilled(order.batch)
         return self._slot
+
+    @property
+    def leads(self) -> bool:
+        """Whether control was taken: the script takes the steps that the auditor wants."""
+        return self._taken or self._heir is not None
+
+    def _is_over(self, iterator: TappedIterator, order: Order) -> bool:
+        """Whether the loader has no batches left for ``order``, and the script is to be told."""
+        length = _length(iterator.loader)
+        if length is None or order.handed or not self.has_epochs or not iterator.count:
+            return False
+        assert self.roles is not None
+        left = length - iterator.count
+        if self.bounded:
+            return left < min(self.roles.per_step, length)
+        order.overlong = left < self.roles.per_step
+        if order.overlong and left > -WARY and order.backup is None:
+            with self.session.taps.unheard():
+                order.backup = Snapshot.take(self._lasting)
+        return False
+
+    def _resume(self) -> None:
+        """Undo what came between two epochs, or between a failure and now, and go on."""
+        assert self._before is not None and self._order is not None
+        grad, casting = keep_grad_mode(), keep_autocast()
+        with self.session.taps.unheard():
+            self._before.restore()
+        grad(), casting()
+        self._before = None
+        self.counters.read()
+        self._set_off(self._order)
+
+    @property
+    def _lasting(self) -> Subjects:
+        """What a step may change, without variables: those of an epoch's function end with it."""
+        return replace(self.subjects, extras=self.roles.helpers if self.roles is not None else ())
 
     @property
     def has_epochs(self) -> bool:
@@ -884,6 +939,13 @@ class Run:
 
 def _stuck(order: Order) -> StuckError:
     return StuckError(f"the script took {order.handed} batches without an optimizer step")
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _same_data(left: Any, right: Any) -> bool:

@@ -36,6 +36,10 @@ WRAPPERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 class Listener(Protocol):
     """What a run hears of its script."""
 
+    @property
+    def leads(self) -> bool:
+        """The script takes the steps that the auditor wants."""
+
     def made(self, kind: str, thing: Any) -> None:
         """An object of ``kind`` (module, optimizer, scheduler, scaler, loader) is being built."""
 
@@ -125,6 +129,7 @@ class Taps:
     def _install(self, stack: ExitStack) -> None:
         self._patch(stack, nn.Module, "__init__", lambda f: self._constructor("module", f))
         self._patch(stack, nn.Module, "__setstate__", lambda f: self._constructor("module", f))
+        self._patch(stack, nn.Module, "__getstate__", self._module_state)
         self._patch(stack, Optimizer, "__init__", lambda f: self._constructor("optimizer", f))
         for cls in vars(lr_scheduler).values():
             if (
@@ -133,6 +138,7 @@ class Taps:
                 and "__init__" in vars(cls)
             ):
                 self._patch(stack, cls, "__init__", lambda f: self._constructor("scheduler", f))
+        self._patch(stack, lr_scheduler.LRScheduler, "step", self._scheduler_step)
         scaler = torch.amp.GradScaler
         self._patch(stack, scaler, "__init__", lambda f: self._constructor("scaler", f))
         self._patch(stack, scaler, "scale", self._scaler_scale)
@@ -248,6 +254,35 @@ class Taps:
 
         return backward
 
+    def _module_state(self, real: Any) -> Any:
+        """A network that the script pickles, or copies, goes without the auditor's hooks."""
+
+        def state(module: nn.Module) -> Any:
+            found = real(module)
+            if self.heard() is None or not isinstance(found, dict):
+                return found
+            kept = {
+                name: type(hooks)((key, h) for key, h in hooks.items() if not _is_auditors(h))
+                for name in ("_forward_hooks", "_forward_pre_hooks")
+                if (hooks := found.get(name))
+            }
+            return {**found, **kept}
+
+        return state
+
+    def _scheduler_step(self, real: Any) -> Any:
+        @wraps(real)
+        def step(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+            listener = self.heard()
+            try:
+                real(scheduler, *args, **kwargs)
+            except (ValueError, LookupError):
+                # The end of its plan: an audit may take more steps than the script would have.
+                if listener is None or not listener.leads:
+                    raise
+
+        return step
+
     def _scaler_scale(self, real: Any) -> Any:
         @wraps(real)
         def scale(scaler: Any, outputs: Any) -> Any:
@@ -287,6 +322,11 @@ class Taps:
             real(parser, message)
 
         return error
+
+
+def _is_auditors(hook: Any) -> bool:
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "nnaudit"
 
 
 def _scalars(tensors: Any, gradients: Any) -> Iterator[torch.Tensor]:

@@ -17,6 +17,7 @@ from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
 from nnaudit.loop.script import ScriptLoop, run_script
+from nnaudit.probes.seeding import watching_seeds
 from nnaudit.state import preserved
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -179,6 +180,20 @@ def test_a_script_that_ends_goes_on(drive: Any, loop_head: str) -> None:
     losses, end, revivals = drive(text, body)
     assert revivals >= 2
     assert (losses, end, 0) == drive(endless, body), "the seams do not show"
+
+
+def test_running_it_again_is_not_seeding_in_between(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        with watching_seeds() as watch:
+            for _ in range(30):
+                loop.step(batch)
+        assert loop.run.revivals
+        assert watch.seen == []
+
+    bounded = "for step in range(5):\n        a, b = next(iterator)\n"
+    text = "iterator = iter(loader)\n" + BODY.replace("for a, b in loader:\n", bounded)
+    drive(HEAD + text.replace("range(3)", "range(1)"), body)
 
 
 def test_counters_belong_to_the_state(drive: Any) -> None:
@@ -386,6 +401,11 @@ def test_a_seed_set_by_the_script_follows_the_seed_of_the_relaunch(drive: Any) -
         assert len(set(found.values())) == 3
 
     drive(HEAD + BODY, body)
+
+
+def test_a_loss_made_before_seeding_is_no_network(drive: Any) -> None:
+    text = HEAD.replace("torch.manual_seed(0)", "loss_fn = nn.MSELoss()\ntorch.manual_seed(0)")
+    assert len(set(drive(text + BODY, starts).values())) == 3
 
 
 def test_a_seed_reset_inside_stays(drive: Any) -> None:
@@ -687,6 +707,55 @@ for step in range(12):
         assert [loop.step(batch).loss > 0 for _ in range(3)] == [True] * 3
 
     drive("import warnings\nwarnings.simplefilter('error')\n" + text, body)
+
+
+@pytest.mark.parametrize("epochs", [50, 2])
+def test_an_epoch_ends_with_the_loader_where_the_script_cannot_go_on(
+    drive: Any, epochs: int
+) -> None:
+    head = f"for epoch in range({epochs}):\n    print(1 // len(x))\n    for i, (a, b) in "
+    text = BODY.replace("for epoch in range(3):\n    for a, b in ", head + "enumerate(")
+    text = HEAD + text.replace("(loader:", "(loader):\n        LATE")
+    count = "        rate = 0.05 / (len(loader) // (i + 1) + 1)\n"
+
+    def body(loop: ScriptLoop) -> tuple[list[float], str, bool]:
+        batch = first(loop)
+        with preserved(loop.subjects):
+            losses = [loop.step(batch, observe=True).loss for _ in range(20)]
+        with preserved(loop.subjects):
+            assert [loop.step(batch).loss for _ in range(20)] == losses
+        return losses, weights(loop), loop.run.bounded
+
+    goes_on = drive(text.replace("LATE\n", "\n" + count), body)
+    fails = drive(text.replace("LATE\n", "\n" + count + "        1 // (len(loader) > i)\n"), body)
+    assert (goes_on[2], fails[2]) == (False, True)
+    assert goes_on[:2] == fails[:2], "the seams do not show"
+
+
+def test_a_schedule_that_is_at_its_end_is_no_failure(drive: Any) -> None:
+    cycle = "cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=24)\n"
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        assert len([loop.step(batch) for _ in range(40)]) == 40
+        with pytest.raises(ValueError, match="number of total steps is 24"):
+            loop.schedulers[0].step()
+
+    drive(HEAD + cycle + BODY + "        cycle.step()\n", body)
+
+
+def test_a_network_is_saved_and_copied_without_the_auditors_hooks(drive: Any) -> None:
+    text = HEAD + "import copy, io\n" + BODY
+    text += "        torch.save(model, io.BytesIO())\n"
+    text += "        sys.hooks = len(copy.deepcopy(model)[0]._forward_hooks)\n"
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.step(first(loop), observe=True).observation is not None
+        loop.step(first(loop))
+        assert sys.hooks == 0  # type: ignore[attr-defined]
+
+    drive(text, body)
+    del sys.hooks  # type: ignore[attr-defined]
 
 
 # --- what is carried from step to step ------------------------------------------------------------

@@ -1,9 +1,6 @@
 """A random projection kept as a plain tensor: no checkpoint holds it, each run draws another.
 
 zoo: fails MODE105
-zoo script: healthy
-
-As a script it seeds itself, so that a resumed run draws the same projection.
 """
 
 import argparse
