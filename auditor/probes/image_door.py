@@ -69,18 +69,19 @@ class ImageDoor(Probe[Door | None]):
         batch = next(iter(loop.batches()), None)
         if batch is None:
             return None
-        first = _FirstConvolution(loop.model)
-        with first:
-            _run(loop, batch)
-        return first.door()
+        with suppress(NotSliceableError, UserCodeError):
+            return _door(loop, batches.take(batch, ROWS))
+        # The user's code cannot do with a part of a batch.
+        return _door(loop, batch)
 
 
-def _run(loop: Loop, batch: Any) -> None:
-    """Evaluate the first rows; all of them where the user's code cannot do with a part."""
-    with suppress(NotSliceableError, UserCodeError):
-        evaluate(loop, fed_to(loop, batches.take(batch, ROWS)))
-        return
-    evaluate(loop, fed_to(loop, batch))
+def _door(loop: Loop, batch: Any) -> Door | None:
+    # Found out beforehand: a script may take a training step to show what it feeds its model.
+    fed = fed_to(loop, batch)
+    first = _FirstConvolution(loop.model)
+    with first:
+        evaluate(loop, fed)
+    return first.door()
 
 
 def _takes_colours(module: nn.Module) -> bool:

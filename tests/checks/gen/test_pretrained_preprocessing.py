@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from nnaudit.checks.gen.pretrained_preprocessing import MEAN, SD, PretrainedPreprocessing
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.loop.script.loop import run_script
 from nnaudit.probes import loaded_weights
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
@@ -112,6 +114,46 @@ def test_without_a_record_torchvisions_description_decides(
     assert result.status is status, result.message
     if status is Status.WARN:
         assert "transforms()" in result.fix
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+model = nn.Sequential(
+    nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    nn.Linear(8, 3),
+)
+model.load_state_dict(torch.load("{weights}"))
+x = {scale} * torch.rand(64, 3, 16, 16)
+loader = DataLoader(TensorDataset(x, torch.arange(64) % 3), batch_size=16, shuffle=True)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+for epoch in range(3):
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(("scale", "status"), [(255, Status.WARN), (1, Status.PASS)])
+def test_a_script_whose_checkpoint_recorded_pixels_in_0_1(
+    tmp_path: Path, scale: int, status: Status
+) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+    for _ in range(40):
+        model(torch.rand(64, 3, 16, 16))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT.format(weights=tmp_path / "weights.pt", scale=scale))
+    result = run_script(
+        path, [], "cpu", 0, lambda loop: run_check(PretrainedPreprocessing, Audit(loop))
+    )
+    assert result.status is status, result.message
 
 
 def test_without_either_it_is_inconclusive() -> None:
