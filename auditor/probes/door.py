@@ -100,6 +100,11 @@ class Door:
         return (self.squares / self.rows - self.mean.square()).clamp(min=0).sqrt()
 
     @property
+    def variation(self) -> float:
+        """The deviation of the channel that varies most, as a share of its root mean square."""
+        return float((self.deviation / self.rms.clamp(min=1e-30)).max())
+
+    @property
     def norm(self) -> float:
         """The typical norm of what a unit of the layer sees: of a vector, of a kernel's patch."""
         kernel = math.prod(getattr(self.module, "kernel_size", ()))

@@ -24,7 +24,8 @@ class InputScale(Check):
         The scale is a judgement and only warned of: a channel whose root mean square is above 20,
         ten times what standardised inputs reach and above the raw 0..16 of small images, or whole
         inputs whose norm (of a kernel's patch, for a convolution) is below 0.1, a tenth of what
-        biases are drawn for. It is silent where the layer's output goes through a normalisation,
+        biases are drawn for, or in which no channel varies by 2 % of its size (pixels divided
+        twice, then shifted). It is silent where the layer's output goes through a normalisation,
         which takes the scale out. Ids, one-hot vectors, pixels in [0, 1] are well within.
     Fix: `x = (x - mean) / std` by channel, with mean and deviation of the training set;
         `x = x / 255` once, for images.
@@ -38,7 +39,7 @@ class InputScale(Check):
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
     probes = (DoorInputs,)
     consequence_of = ("DATA103",)
-    options: ClassVar[dict[str, float]] = {"large": 20.0, "small": 0.1}
+    options: ClassVar[dict[str, float]] = {"large": 20.0, "small": 0.1, "flat": 0.02}
 
     def run(self, audit: Audit) -> Result:
         """Look for variety first, then at the scale of each door."""
@@ -60,6 +61,8 @@ class InputScale(Check):
             return self._large(audit, door)
         if door.norm < self.option(audit, "small"):
             return self._small(audit, door)
+        if door.variation < self.option(audit, "flat"):
+            return self._flat(audit, door)
         return None
 
     def _sound(self, inputs: Inputs, doors: list[Door]) -> Result:
@@ -113,6 +116,19 @@ class InputScale(Check):
             module=door.name,
             location=audit.loop.locate(door.module) or audit.loop.locate("train_loader"),
             fix="x = (x - mean) / std  # or divide by 255 only once",
+        )
+
+    def _flat(self, audit: Audit, door: Door) -> Result:
+        k = int(door.rms.argmax())
+        return self.warned(
+            f"What {_named(door)} is given hardly varies: channel {k} has mean "
+            f"{float(door.mean[k]):.3g} and deviation {float(door.deviation[k]):.2g}.",
+            measured=f"{door.variation:.2%} of its size",
+            threshold=f"{self.option(audit, 'flat'):.0%}",
+            evidence=(_table(door),),
+            module=door.name,
+            location=audit.loop.locate(door.module) or audit.loop.locate("train_loader"),
+            fix="x = (x - mean) / std  # of the train set as it is, and only once",
         )
 
 

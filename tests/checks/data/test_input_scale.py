@@ -66,6 +66,12 @@ def test_pixels_divided_twice_are_warned_of() -> None:
     assert ask(pixels(128, 784) / 255, lambda: mlp(784)).status is Status.WARN
 
 
+def test_pixels_divided_twice_and_shifted_are_warned_of() -> None:
+    result = ask((pixels(128, 1, 8, 8) / 255 - 0.5) / 0.5, cnn)
+    assert result.status is Status.WARN
+    assert "hardly varies" in result.message
+
+
 @pytest.mark.parametrize(
     ("x", "model"),
     [
