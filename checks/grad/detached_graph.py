@@ -45,7 +45,7 @@ class DetachedGraph(Check):
     code, name, kind = "GRAD107", "detached-graph", Kind.EXACT
     needs = (Needs.STEPS,)
     probes = (GradientReach, StepTrace)
-    consequence_of = ("STEP102",)
+    consequence_of = ("STEP102", "STEP106")
 
     def run(self, audit: Audit) -> Result:
         """Judge the blocks that have no gradient."""

@@ -41,7 +41,7 @@ class GradientsReachAll(Check):
     code, name, kind = "GRAD101", "gradient-reach", Kind.EXACT
     needs = (Needs.STEPS,)
     probes = (GradientReach, StepTrace)
-    consequence_of = ("GRAD107", "STEP102")
+    consequence_of = ("GRAD107", "STEP102", "STEP106")
 
     def run(self, audit: Audit) -> Result:
         """Judge the blocks that no gradient reached."""
