@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from nnaudit import batch as batches
 from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
@@ -210,6 +211,8 @@ def _counted(first: First, main: MainLoss, train: Rows, val: Rows | None) -> Cou
     call = main.calls[0]
     classes = _number_of_classes(call)
     labels = _labels(train.targets, call, classes)
+    if not _is_given(call, first.targets[0]):
+        return None
     if labels is not None:
         theirs = _labels(val.targets, call, classes) if val is not None else None
         held_out = np.bincount(theirs, minlength=classes) if theirs is not None else None
@@ -220,6 +223,21 @@ def _counted(first: First, main: MainLoss, train: Rows, val: Rows | None) -> Cou
     if call.target.is_floating_point() or call.target.ndim < 2 or not found:
         return None
     return Counts(np.bincount(np.concatenate(found), minlength=classes), dense=True)
+
+
+def _is_given(call: LossCall, target: Any) -> bool:
+    """Whether the loss takes the loader's target: not one made in the step, as in contrasting.
+
+    Class probabilities may be mixed of it.
+    """
+    if call.kind in CLASSES and call.target.is_floating_point():
+        return True
+    flat = call.target.detach().cpu().double().reshape(-1)
+    return any(
+        torch.equal(tensor.detach().cpu().double().reshape(-1), flat)
+        for _, tensor in batches.tensors((target,))
+        if not tensor.is_complex()
+    )
 
 
 def _number_of_classes(call: LossCall) -> int:

@@ -58,7 +58,7 @@ def binary(output: Tensor, target: Tensor) -> Tensor:
 def test_a_class_that_only_validation_has_fails() -> None:
     result = ask(labels(100, 100, 100, 100, 0), labels(25, 25, 25, 25, 25))
     assert result.status is Status.FAIL
-    assert "class 4" in result.message
+    assert "Class 4" in result.message
     assert "stratify" in result.fix
 
 
@@ -160,6 +160,14 @@ def log_likelihood(output: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize("loss", [mean_squares, log_likelihood])
 def test_quantities_are_no_classes(loss: Callable[..., Tensor]) -> None:
     assert ask(labels(500, 300, 100, 20, 2), loss=loss).status is Status.SKIP
+
+
+def test_pairs_of_a_contrastive_loss_are_no_classes() -> None:
+    def contrast(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output @ output.T, torch.arange(len(output)))
+
+    y = labels(500, 400, 300, 300, 20)
+    assert ask(y, loss=contrast, drop_last=True).status is Status.SKIP
 
 
 def test_several_labels_per_row_are_left_alone() -> None:
