@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,6 +15,16 @@ from nnaudit.checks.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = ("README.md", "configuration.md", "ci.md", "plugins.md")
+
+
+def test_pages_made_from_the_code_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "docs", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"run `python scripts/docs`\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("name", WRITTEN)
