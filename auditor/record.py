@@ -147,7 +147,7 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
     crashed = {_crash(r): r.code for r in reversed(placed) if r.status is Status.ERROR}
 
     def with_cause(result: Result) -> Result:
-        if result.status not in (Status.FAIL, Status.ERROR, Status.WARN):
+        if result.status not in (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE):
             return result
         cause = next((c for c in explains.get(result.code, ()) if c in failed), "")
         if result.status is Status.ERROR:

@@ -57,6 +57,11 @@ def test_a_crash_that_a_failure_explains_belongs_to_it() -> None:
     assert causes(told) == {"DATA102": "", "INIT101": "DATA102", "LOSS104": "INIT101"}
 
 
+def test_advice_that_rests_on_something_broken_belongs_to_it() -> None:
+    told = reported(DATA102=(Status.FAIL, "Wrong."), INIT101=(Status.NOTE, "Set the bias."))
+    assert causes(told) == {"DATA102": "", "INIT101": "DATA102"}
+
+
 def test_passes_have_no_cause() -> None:
     told = reported(DATA102=(Status.FAIL, "Wrong."), INIT101=(Status.PASS, "Fine."))
     assert causes(told) == {"DATA102": "", "INIT101": ""}
