@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnaudit.checks.fit.capacity import Capacity, Entrant, _gain
+from nnaudit.checks.fit.capacity import Capacity, Entrant, _gain, _outruns
 from nnaudit.fitting import Run
 from nnaudit.report import Status
 from nnaudit.targets import Target
@@ -110,6 +110,17 @@ def test_an_unexpected_loss_is_said(tools, data):
         tools, data, tools.perceptron(64, 64, 10), loss=lambda o, y: CE(o, y) + o.pow(2).mean()
     )
     assert tools.ask(Capacity, target).status is Status.INCONCLUSIVE
+
+
+def test_a_network_on_its_way_is_outrun_only_by_far():
+    def entrant(steps: int, *held_out: float) -> Entrant:
+        return Entrant("", Run("", (1.0,), steps, 0.0), 0.0, held_out)
+
+    own = entrant(800, 0.2, 0.21, 0.19, 0.2)
+    assert _outruns(own, entrant(200, 0.6, 0.6, 0.61, 0.6))
+    assert not _outruns(own, entrant(600, 0.6, 0.6, 0.61, 0.6))  # it needed as long
+    assert not _outruns(own, entrant(200, 0.3, 0.3, 0.31, 0.3))  # and gained little
+    assert not _outruns(own, entrant(200, 0.9, 0.1, 0.9, 0.2))  # or here and there only
 
 
 def test_the_paired_t_rejects_equals_rarely_and_finds_what_matters():

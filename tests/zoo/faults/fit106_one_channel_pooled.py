@@ -1,6 +1,6 @@
 """Convolutions that end in one channel, averaged to one number, for ten classes; no width argument.
 
-zoo: fails FIT106 also FIT101 missed
+zoo: warns FIT106 also FIT101
 """
 
 import argparse
