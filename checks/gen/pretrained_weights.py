@@ -49,7 +49,7 @@ class PretrainedWeights(Check):
         """Look at each load, then at what is left of all of them."""
         seen = audit.probe(LoadedWeights)
         findings = (
-            *(self._not_loaded(loading) for loading in seen.loadings),
+            *(self._not_loaded(loading) for loading in _final(seen.loadings)),
             self._overwritten(seen),
             self._never_loaded(seen),
             self._not_downloaded(seen),
@@ -157,6 +157,15 @@ class PretrainedWeights(Check):
             location=where,
             fix="Let the error stop the program, or fetch the file beforehand.",
         )
+
+
+def _final(loadings: tuple[Loading, ...]) -> list[Loading]:
+    """Leave out attempts: after which something else was loaded into the same module."""
+    return [
+        loading
+        for i, loading in enumerate(loadings)
+        if not any(later.module is loading.module and later.taken for later in loadings[i + 1 :])
+    ]
 
 
 def _numel(tensors: dict[str, Any]) -> int:

@@ -162,6 +162,8 @@ def test_half_of_the_names_differing_warns_or_fails(tmp_path: Path) -> None:
         "with torch.no_grad():\n    for n, p in model.named_parameters(): p.copy_(state[n])",
         "model.load_state_dict({k: v.half() for k, v in state.items()})",
         "nn.init.normal_(model.head.weight); model.load_state_dict(state)",
+        'model.load_state_dict({f"net.{k}": v for k, v in state.items()}, strict=False)\n'
+        "model.load_state_dict(state)",
         "model.teacher = [Net()]; model.teacher[0].load_state_dict(state)",
         "model.load_state_dict(state)\nnn.init.xavier_uniform_(model.trunk[2].weight)",
         "model.load_state_dict(state); model.ema = [copy.deepcopy(model)]\n"
