@@ -113,6 +113,8 @@ class Cast:
         per_step: batches that one optimizer step takes.
         lag: how many batches the script looks ahead.
         recipe, loss: how a batch becomes the model's arguments and the loss; None where unknown.
+        backward_at: the user's line that calls backward(); None where a framework does.
+        propagates: backward() was called.
     """
 
     model: nn.Module
@@ -132,6 +134,7 @@ class Cast:
     recipe: Recipe | None
     loss: LossRule | None
     backward_at: Location | None
+    propagates: bool
     loss_value: float
 
 
@@ -185,6 +188,7 @@ def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast
         recipe=how,
         loss=rule,
         backward_at=diary.propagated[0].location if diary.propagated else None,
+        propagates=bool(diary.propagated),
         loss_value=value,
     )
 

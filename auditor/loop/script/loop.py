@@ -94,7 +94,7 @@ class ScriptLoop(Loop):
     def lacks(self, need: Needs) -> str:
         """Return why ``need`` is not offered, or an empty string."""
         free = why_not(self._roles) if self._run.free else ""
-        unseen = "" if self._roles.backward_at else "no backward() was seen, and so no loss"
+        unseen = "" if self._roles.propagates else "no backward() was seen, and so no loss"
         reasons = {
             Needs.TRAIN_LOADER: free,
             Needs.VAL_LOADER: ""

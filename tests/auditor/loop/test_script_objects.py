@@ -124,6 +124,7 @@ def weights(loop: ScriptLoop) -> str:
 
 
 def learns(loop: ScriptLoop) -> None:
+    assert loop.lacks(Needs.STEPS) == ""
     batch = next(iter(loop.batches()))
     with preserved(loop.subjects):
         losses = [loop.step(batch).loss for _ in range(25)]
