@@ -545,7 +545,15 @@ PROGRAMS: dict[Callable[[], Target], tuple[str, ...]] = {
 
 @pytest.mark.parametrize(
     ("program", "warned"),
-    [pytest.param(program, codes, id=program.__name__) for program, codes in PROGRAMS.items()],
+    [
+        pytest.param(
+            program,
+            codes,
+            id=program.__name__,
+            marks=pytest.mark.slow if program is row_attention else (),
+        )
+        for program, codes in PROGRAMS.items()
+    ],
 )
 def test_no_check_of_the_wiring_fails(
     program: Callable[[], Target], warned: tuple[str, ...]
