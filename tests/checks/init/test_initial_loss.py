@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -144,6 +145,17 @@ class TestReplication:
         result = audited(lucky)
         assert result.status is Status.WARN
         assert "not so under every seed" in result.message
+
+
+def test_an_architecture_of_a_library_is_a_warning() -> None:
+    def model() -> nn.Module:
+        made = torchvision.ops.MLP(DIM, [32, CLASSES])
+        nn.init.normal_(made[-2].weight, std=30.0)
+        return made
+
+    result = audited(model)
+    assert result.status is Status.WARN
+    assert "as torchvision makes it" in result.message
 
 
 class TestWhatHasNoTheory:
