@@ -42,24 +42,15 @@ def val_loader():
     return DataLoader(Digits(train=False), batch_size=100)
 
 
-def build_model(channels=16):
-    return nn.Sequential(
-        nn.Conv2d(1, channels, 3, padding=1),
-        nn.GroupNorm(4, channels),
-        nn.SiLU(),
-        nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
-        nn.GroupNorm(4, 2 * channels),
-        nn.SiLU(),
-        nn.Flatten(),
-        nn.Linear(2 * channels * 16, 10),
-    )
+def build_model(hidden=64):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
 loss_fn = F.cross_entropy
 
 
 def build_optimizer(model):
-    return torch.optim.Adam(model.parameters(), lr=1e-3)
+    return torch.optim.Adam(model.parameters(), lr=3e-3)
 
 
 def main():

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 TOPICS = 4
-LONGEST = 24
+LONGEST = 16
 
 
 def lines_of_topics():
@@ -52,11 +52,11 @@ def val_loader():
 
 
 class Encoder(nn.Module):
-    def __init__(self, width=32):
+    def __init__(self, width=16):
         super().__init__()
         self.embed = nn.Embedding(len(VOCABULARY) + 2, width, padding_idx=0)
         self.place = nn.Embedding(LONGEST, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.1, batch_first=True)
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, 0.1, batch_first=True)
         self.body = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.head = nn.Linear(width, TOPICS)
 
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         return self.head((h * mask).sum(1) / mask.sum(1))
 
 
-def build_model(width=32):
+def build_model(width=16):
     return Encoder(width)
 
 
