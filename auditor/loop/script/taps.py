@@ -129,7 +129,8 @@ class Taps:
     def _install(self, stack: ExitStack) -> None:
         self._patch(stack, nn.Module, "__init__", lambda f: self._constructor("module", f))
         self._patch(stack, nn.Module, "__setstate__", lambda f: self._constructor("module", f))
-        self._patch(stack, nn.Module, "__getstate__", self._module_state)
+        for owner in (nn.Module, nn.RNNBase):  # which has one of its own
+            self._patch(stack, owner, "__getstate__", self._module_state)
         self._patch(stack, Optimizer, "__init__", lambda f: self._constructor("optimizer", f))
         for cls in vars(lr_scheduler).values():
             if (
