@@ -21,6 +21,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.taps import LossCall, Observation
 from nnaudit.pace import Stopwatch
 from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.permuted_labels import path_of
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.reference import Reference, reference_for
 from nnaudit.report import Kind, Result, Table
@@ -153,7 +154,7 @@ def _rivals(audit: Audit, training: Training) -> list[Rival]:
             for network in networks
             if (told := _told_by(network, unseen)) is not None
         ]
-    except RuntimeError:  # shapes that differ from batch to batch
+    except (RuntimeError, ValueError):  # inputs that differ from batch to batch
         return []
 
 
@@ -161,9 +162,12 @@ _Pair = tuple[list[Tensor], LossCall]
 
 
 def _unseen(audit: Audit, training: Training) -> list[_Pair]:
-    """Inputs and loss calls of the validation batches."""
+    """Inputs and loss calls of the validation batches, where these hold the targets."""
     pairs: list[_Pair] = []
-    for batch, call in zip(training.val, training.moments[-1].val.calls, strict=True):
+    calls = training.moments[-1].val.calls
+    if not path_of(training.val[0], calls[0].target):
+        return []  # made on the way to the loss, from random numbers perhaps: not these inputs' own
+    for batch, call in zip(training.val, calls, strict=True):
         try:
             fed = audit.loop.feed(batches.to_device(batch, audit.loop.device))
         except UserCodeError:

@@ -76,6 +76,18 @@ def test_a_composite_loss_is_inconclusive(tools, data):
     assert tools.ask(SimpleBaseline, penalised).status is Status.INCONCLUSIVE
 
 
+def test_targets_made_within_the_step_are_not_compared(tools, data):
+    """Diffusion: the noise to be predicted is drawn anew whenever the batch is taken apart."""
+
+    def step(model, batch):
+        x = batch[0].flatten(1)
+        noise = torch.randn_like(x)
+        return F.mse_loss(model(x + noise), noise)
+
+    target = images(tools, data, model=tools.perceptron(64, 64, 64), training_step=step)
+    assert tools.ask(SimpleBaseline, target).status is Status.INCONCLUSIVE
+
+
 def test_without_validation_it_is_skipped(tools, data):
     assert tools.ask(SimpleBaseline, images(tools, data, val_loader=None)).status is Status.SKIP
 
