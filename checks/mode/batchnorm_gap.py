@@ -61,7 +61,8 @@ class BatchnormGap(Check):
         behind the weights, which is nothing to worry about: so they are computed anew, over 20
         batches at the final weights, and only what remains then is held against the network: a
         loss in eval mode more than 50 % above that in train mode (or above a tenth of the first
-        loss, where training has got that low already). Apart from that, one or two rows per
+        loss, where training has got that low already). With several optimizers (a GAN) there is
+        no such answer. Apart from that, one or two rows per
         batch, a momentum of 0, one of 0.9 and above (PyTorch's is the weight of the new batch,
         other libraries' of the old), and one that needs more than ten epochs to settle are
         warnings on sight.
@@ -91,6 +92,9 @@ class BatchnormGap(Check):
             return self.inconclusive(f"The loss could not be computed in both modes: {error}.")
         if gap is None:
             return self.inconclusive("The loss could not be computed, or was not finite.")
+        return self._judged(audit, norms, gap)
+
+    def _judged(self, audit: Audit, norms: dict[str, Norm], gap: Gap) -> Result:
         limit = self.option(audit, "gap")
         numbers = Numbers(
             title="Mean loss of the same training batches",
@@ -105,6 +109,11 @@ class BatchnormGap(Check):
             f"After {_STEPS} steps the loss of the same batches is {gap.train:.4g} in train mode "
             f"and {gap.settled:.4g} in eval mode"
         )
+        if gap.excess(gap.settled) > limit and len(audit.loop.optimizers) > 1:
+            return self.inconclusive(
+                f"{said}; where several optimizers work against each other, one loss says little.",
+                evidence=(numbers,),
+            )
         if gap.excess(gap.settled) > limit:
             return self.warned(
                 f"{said}, with statistics computed anew: batch normalisation does not carry over.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from nnaudit.checks.mode.batchnorm_gap import BatchnormGap
@@ -57,6 +58,14 @@ def test_an_input_that_differs_between_modes_warns(ask) -> None:
     result = ask(BatchnormGap, Whitened)
     assert result.status is Status.WARN
     assert "does not carry over" in result.message
+
+
+def test_networks_that_work_against_each_other_get_no_answer(ask) -> None:
+    def several(model: Whitened) -> list[torch.optim.Optimizer]:
+        bias = torch.optim.Adam([model.head.bias], 3e-3)
+        return [torch.optim.Adam([model.head.weight], 3e-3), bias]
+
+    assert ask(BatchnormGap, Whitened, optimizer=several).status is Status.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01, 0.5, None])
