@@ -15,6 +15,9 @@ FIRST_STEP = "the first training step"
 PICTURES = "taking the pictures of the data"
 """The stage that fills the report's overview."""
 
+PLUGIN = "PLUGIN"
+"""The code under which plug-ins that could not be loaded are reported, each by its name."""
+
 
 class Job(Model):
     """One child's work: a target, the settings, and what an earlier child died of.

@@ -18,7 +18,7 @@ from nnaudit import config as settings_of
 from nnaudit import supervisor
 from nnaudit.config import Settings
 from nnaudit.errors import UsageError
-from nnaudit.job import Job, Question
+from nnaudit.job import PLUGIN, Job, Question
 from nnaudit.pytest_plugin import NnauditWarning, folder_of
 from nnaudit.record import RefusedError
 from nnaudit.report import Model, Report, Result, Status
@@ -274,7 +274,7 @@ class Asked(pytest.Item):
 
     def setup(self) -> None:
         """Get the answer; a crash, or an audit that could not be done, is an error of the test."""
-        if self.question.code == "PLUGIN":
+        if self.question.code == PLUGIN:
             pytest.fail(self.question.question, pytrace=False)
         assert isinstance(self.parent, Target)
         outcome = self.parent.outcome()

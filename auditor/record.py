@@ -14,6 +14,7 @@ from typing import TypeVar
 from nnaudit import __version__
 from nnaudit.config import Settings
 from nnaudit.job import (
+    PLUGIN,
     Answered,
     Asking,
     Crashed,
@@ -84,7 +85,9 @@ class Record:
             case Measuring():
                 self.measuring.pop()
             case Answered(result=result):
-                self.results[result.code] = result
+                # Plug-ins that could not be loaded share one code.
+                plugin = f"{result.code} {result.name}"
+                self.results[plugin if result.code == PLUGIN else result.code] = result
                 self.steps += result.steps
                 self.asking = ""
             case Crashed():

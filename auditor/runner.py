@@ -10,6 +10,7 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.registry import BrokenPlugin
 from nnaudit.context import Audit
 from nnaudit.errors import NnauditError, OutOfBudgetError, TargetError, UserCodeError, describe
+from nnaudit.job import PLUGIN
 from nnaudit.loop.base import Needs
 from nnaudit.report import Kind, Result, Status, Text
 from nnaudit.state import preserved
@@ -94,9 +95,9 @@ def plugin_errors(broken: Iterable[BrokenPlugin]) -> list[Result]:
     """Return an ``error`` result for each plug-in whose checks could not be loaded."""
     return [
         Result(
-            code="PLUGIN",
+            code=PLUGIN,
             name=plugin.name,
-            family="PLUGIN",
+            family=PLUGIN,
             kind=Kind.EXACT,
             status=Status.ERROR,
             message=f"The checks of plug-in {plugin.name!r} could not be loaded: {plugin.reason}.",

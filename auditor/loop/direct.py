@@ -387,7 +387,8 @@ class DirectLoop(Loop):
     @staticmethod
     def _build_loader(name: str, loader: Any) -> Any:
         is_loader = isinstance(loader, torch.utils.data.DataLoader)
-        if callable(loader) and not is_loader and not hasattr(loader, "__iter__"):
+        made = hasattr(loader, "__iter__") and not isinstance(loader, type)
+        if callable(loader) and not is_loader and not made:
             factory = loader
             with user_code(f"building {name}"):
                 loader = factory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnaudit.checks.registry import BrokenPlugin
 from nnaudit.config import Settings
 from nnaudit.job import Answered, Question, Started
 from nnaudit.record import Record
@@ -15,6 +16,7 @@ from nnaudit.report import (
     Status,
     TargetInfo,
 )
+from nnaudit.runner import plugin_errors
 
 QUESTIONS = {"DATA102": (), "INIT101": ("DATA102",), "LOSS104": (), "STEP101": (), "FIT101": ()}
 """Codes, and the causes each may be a consequence of."""
@@ -60,6 +62,14 @@ def test_a_crash_that_a_failure_explains_belongs_to_it() -> None:
 def test_advice_that_rests_on_something_broken_belongs_to_it() -> None:
     told = reported(DATA102=(Status.FAIL, "Wrong."), INIT101=(Status.NOTE, "Set the bias."))
     assert causes(told) == {"DATA102": "", "INIT101": "DATA102"}
+
+
+def test_plug_ins_that_cannot_be_loaded_are_told_one_by_one() -> None:
+    record = Record()
+    for result in plugin_errors([BrokenPlugin("one", "gone"), BrokenPlugin("two", "gone")]):
+        record.take(Answered(result=result))
+    told = record.report("net.py", Settings(), seconds=1.0)
+    assert [result.name for result in told.results] == ["one", "two"]
 
 
 def test_passes_have_no_cause() -> None:

@@ -24,7 +24,7 @@ from nnaudit.loop.script.baton import Baton, Call, Close, Invoke, Launch, Order,
 from nnaudit.loop.script.frameworks import as_left
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, rest
 from nnaudit.loop.script.overlay import Overlay
-from nnaudit.loop.script.run import Run, Session
+from nnaudit.loop.script.run import EndedError, Run, Session
 from nnaudit.loop.script.substitute import placed, why_not
 from nnaudit.loop.script.taps import Taps
 from nnaudit.loop.taps import LossCall, Observation, Observer
@@ -410,7 +410,8 @@ class ScriptLoop(Loop):
     def _entry_of(self, order: Order) -> Call:
         calls = self._calls_of(order)
         if not calls:
-            raise LookupError("the script did not call the model in this step")
+            name = type(self.model).__name__
+            raise EndedError(f"the script has gone on to something in which {name} is not called")
         return calls[0]
 
     def _exit_of(self, order: Order) -> Call | None:

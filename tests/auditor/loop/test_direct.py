@@ -174,6 +174,14 @@ def test_a_loader_written_as_a_generator_function_has_many_epochs() -> None:
     assert len(list(loop.batches())) == len(list(loop.batches())) == 8
 
 
+def test_a_loader_class_is_made() -> None:
+    class Loader:
+        def __iter__(self):
+            return iter(blobs())
+
+    assert len(list(loop_of(train_loader=Loader).batches())) == 8
+
+
 def test_a_generator_object_is_refused() -> None:
     with pytest.raises(TargetError, match="only once"):
         loop_of(train_loader=(batch for batch in blobs()))
