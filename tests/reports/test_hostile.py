@@ -97,7 +97,7 @@ def test_any_text_in_any_field_is_only_text(name, words, status):
         assert len(text.split("\n")) == len(commands) + 2  # the verdict, and the end
 
 
-@pytest.mark.parametrize("name", set(FORMATS) - {"json"})
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "json"])
 def test_a_megabyte_in_every_field_is_cut(name):
     words = [character * 1_000_000 for character in "数b<d\x00f'h&j"]
     reports = [report(words, status, 1) for status in Status]

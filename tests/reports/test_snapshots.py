@@ -25,7 +25,7 @@ def test_a_real_report_is_written_as_it_was(name):
     assert FORMATS[name](load(ASSETS / "failing-v1.json"), Options()) == expected
 
 
-@pytest.mark.parametrize("name", set(FORMATS) - {"json"})
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "json"])
 def test_every_format_tells_the_comparison_with_a_baseline(name, make_report, make_result):
     old = make_report(make_result("A101", "fail"), make_result("B101", "fail"))
     new = make_report(make_result("A101"), make_result("B101", "fail"), make_result("C101", "warn"))
