@@ -127,7 +127,7 @@ class _FirstConvolution:
             return
         untouched = bool((variance == 1).all()) and bool((mean == 0).all())
         if not untouched and given.shape == self._made.shape and torch.equal(given, self._made):
-            self._recorded = mean.detach().clone(), variance.detach().clone()
+            self._recorded = _settled(module, mean.detach(), variance.detach())
 
     def door(self) -> Door | None:
         """Return what was heard."""
@@ -139,6 +139,23 @@ class _FirstConvolution:
             fit = _fitting(convolution, given, *self._recorded)
         filters = convolution.weight.detach().float().cpu()
         return Door(given.float().cpu(), filters, self._name, fit)
+
+
+def _settled(module: nn.Module, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Take out of running averages what is left in them of their start, at 0 and 1.
+
+    As Kingma and Ba, "Adam" (ICLR 2015), section 3, do. None where nothing else is left.
+    """
+    count, momentum = (
+        getattr(module, "num_batches_tracked", None),
+        getattr(module, "momentum", None),
+    )
+    # Weights older than the count hold 0 there.
+    if not isinstance(count, Tensor) or int(count) == 0 or not momentum:
+        return mean.clone(), variance.clone()
+    left = (1 - momentum) ** int(count)
+    mean, variance = mean / (1 - left), (variance - left) / (1 - left)
+    return (mean, variance) if bool((variance > 0).all()) else None
 
 
 def _fitting(
