@@ -712,7 +712,9 @@ class Run:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if parameter.grad is None and parameter.requires_grad:
-                        parameter.grad = torch.zeros_like(parameter)
+                        zero = torch.zeros_like(parameter)
+                        sparse = isinstance(optimizer, torch.optim.SparseAdam)
+                        parameter.grad = zero.to_sparse() if sparse else zero
 
     def stepping(self, optimizer: Optimizer) -> None:
         """Note that an optimizer is about to step."""

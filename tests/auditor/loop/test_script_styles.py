@@ -53,6 +53,7 @@ STYLES = [
     Style("lbfgs"),
     Style("gan", optimizers=2, drop=0.8, noise=0.1),
     Style("several", model="Ensemble"),
+    Style("sparse", model="Bag", optimizers=2),
     Style("dicts", model="Bag", inputs=2),
     Style("stream"),
     # Its worker processes live on, with random numbers of their own.
@@ -112,6 +113,16 @@ def test_a_script_that_uses_gradients_of_its_inputs_is_fed(
     batch, found = run_script(SCRIPTS / "adversarial.py", [], "cpu", 0, fed)
     assert torch.equal(found.target, batch[1])
     assert found.args[0].shape == batch[0].shape
+
+
+def test_a_step_that_is_only_looked_at_works_with_sparse_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_at(loop: ScriptLoop) -> Any:
+        return loop._shadow(next(iter(loop.batches())), None).calls
+
+    monkeypatch.chdir(tmp_path)
+    assert run_script(SCRIPTS / "sparse.py", [], "cpu", 0, looked_at)
 
 
 def ask(loop: ScriptLoop, style: Style) -> dict[str, Any]:
