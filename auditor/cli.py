@@ -30,6 +30,21 @@ ARGUMENTS = "nnaudit.arguments"
 """Where click's context keeps the words after ``--``, which are the user's script's."""
 
 
+_format_option = click.option(
+    "--output-format",
+    "formats",
+    multiple=True,
+    metavar="FORMAT[:PATH]",
+    help="text, json, html, markdown, junit, sarif, github, gitlab; repeatable.",
+)
+_file_option = click.option(
+    "-o",
+    "--output-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report here.",
+)
+
+
 class DefaultGroup(click.Group):
     """A group in which ``nnaudit FILE`` means ``nnaudit check FILE``."""
 
@@ -106,19 +121,8 @@ def main() -> None:
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, help="Targets audited at once (1)."
 )
-@click.option(
-    "--output-format",
-    "formats",
-    multiple=True,
-    metavar="FORMAT[:PATH]",
-    help="text, json, html, markdown, junit, sarif, github, gitlab; repeatable.",
-)
-@click.option(
-    "-o",
-    "--output-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the report here.",
-)
+@_format_option
+@_file_option
 @click.option(
     "--baseline",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -309,19 +313,8 @@ def _nothing_answered(report: Report) -> bool:
 
 @main.command("report")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--output-format",
-    "formats",
-    multiple=True,
-    metavar="FORMAT[:PATH]",
-    help="text, json, html, markdown, junit, sarif, github, gitlab; repeatable.",
-)
-@click.option(
-    "-o",
-    "--output-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the report here.",
-)
+@_format_option
+@_file_option
 @click.option(
     "--baseline",
     type=click.Path(dir_okay=False, path_type=Path),
