@@ -183,18 +183,25 @@ class Order:
         """
         if self.second is None or self.first.inputs is None or self.second.inputs is None:
             return False
-        one, two = _columns(self.first.inputs), _columns(self.second.inputs)
+        one, two = self.first.inputs, self.second.inputs
         n = min(len(one), len(two))
         if n < 16 or one.shape[1:] != two.shape[1:]:
             return False
         groups = self._classes(n)
-        one, two = _without_group_means(one[:n], groups), _without_group_means(two[:n], groups)
+        views = zip(_views(one[:n]), _views(two[:n]), strict=True)
+        return any(self._nearest_at_their_place(*_columns(*view), groups) for view in views)
+
+    def _nearest_at_their_place(
+        self, one: NDArray[np.float64], two: NDArray[np.float64], groups: NDArray[Any]
+    ) -> bool:
+        one, two = _without_group_means(one, groups), _without_group_means(two, groups)
         products = one @ two.T
+        places = np.arange(len(one))
 
         def matched(order: NDArray[np.intp]) -> float:
-            return float(products[np.arange(n), order].sum())
+            return float(products[places, order].sum())
 
-        deviation, p = stats.permutation_null(matched, n, self.rng, permutations=500)
+        deviation, p = stats.permutation_null(matched, len(one), self.rng, permutations=500)
         return deviation.z > 4 and p < 0.01
 
     def _classes(self, n: int) -> NDArray[Any]:
@@ -548,15 +555,27 @@ def _first_input(fed: Fed, rows: int) -> NDArray[Any] | None:
     return None
 
 
-def _columns(inputs: NDArray[Any]) -> NDArray[np.float64]:
-    """Flatten and standardise; constant and non-finite columns are left out."""
-    flat = inputs.reshape(len(inputs), -1).astype(np.float64)
-    flat = flat[:, :: max(1, -(-flat.shape[1] // _KEPT_COLUMNS))]
-    flat = flat[:, np.isfinite(flat).all(0)]
-    spread = flat.std(0)
-    varying = spread > 0
-    scaled: NDArray[np.float64] = (flat[:, varying] - flat[:, varying].mean(0)) / spread[varying]
-    return scaled
+def _views(inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Rows as they are, and what of them outlasts an augmentation.
+
+    The magnitudes of a spectrum outlast a shift or a crop; sorted values a flip, too.
+    """
+    flat = inputs.reshape(len(inputs), -1)
+    if flat.shape[1] < 8 or not np.isfinite(flat).all():
+        return (flat,)
+    axes = tuple(range(1, inputs.ndim))[-2:]
+    return flat, np.abs(np.fft.rfftn(inputs, axes=axes)).reshape(len(flat), -1), np.sort(flat, 1)
+
+
+def _columns(*inputs: NDArray[Any]) -> list[NDArray[np.float64]]:
+    """Flatten and standardise; columns constant or not finite in any are left out of all."""
+    flat = [each.reshape(len(each), -1).astype(np.float64) for each in inputs]
+    step = max(1, -(-flat[0].shape[1] // _KEPT_COLUMNS))
+    thin = [each[:, ::step] for each in flat]
+    finite = np.all([np.isfinite(each).all(0) for each in thin], axis=0)
+    thin = [each[:, finite] for each in thin]
+    varying = np.all([each.std(0) > 0 for each in thin], axis=0)
+    return [(each[:, varying] - each[:, varying].mean(0)) / each.std(0)[varying] for each in thin]
 
 
 def _without_group_means(rows: NDArray[np.float64], groups: NDArray[Any]) -> NDArray[np.float64]:
@@ -619,7 +638,7 @@ def _overlap_along(rows: NDArray[Any]) -> bool:
 
 def _close(inputs: NDArray[Any], classes: NDArray[Any] | None) -> bool:
     """Whether neighbours are nearer than a third of the mean squared distance within a class."""
-    rows = _columns(inputs)
+    [rows] = _columns(inputs)
     n = len(rows)
     if rows.shape[1] == 0:
         return False

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import (
     ConcatDataset,
@@ -149,6 +151,13 @@ def crop(x: Tensor) -> Tensor:
     return torch.roll(x, int(torch.randint(-1, 2, ()))) + 0.05 * torch.randn_like(x)
 
 
+def moved(pixels: NDArray[np.float64]) -> Tensor:
+    """Return a picture, up to two pixels from where it was and perhaps mirrored."""
+    shift = tuple(torch.randint(-2, 3, (2,)).tolist())
+    picture = torch.tensor(pixels, dtype=torch.float32).reshape(1, 8, 8).roll(shift, (1, 2))
+    return picture.flip(2) if torch.rand(()) < 0.5 else picture
+
+
 class Graph:
     """A batch whose rows cannot be taken apart."""
 
@@ -258,6 +267,7 @@ def loaders_out_of_order() -> dict[str, Callable[[], Any]]:
     waves = torch.sin(torch.arange(1200) / 60) + 0.05 * torch.randn(1200)
     days = torch.stack([torch.arange(1200.0).roll(3 * k) % (k + 3) for k in range(6)], 1)
     three = torch.nn.functional.one_hot(y % 3, 3).float()
+    pictures, numbers = load_digits(return_X_y=True)
     return {
         "sorted": lambda: DataLoader(TensorDataset(x, y), 32),
         "sorted, augmented": lambda: DataLoader(
@@ -294,6 +304,9 @@ def loaders_out_of_order() -> dict[str, Callable[[], Any]]:
         "never shuffled": lambda: DataLoader(TensorDataset(still_x, still_y), 32),
         "never shuffled, augmented": lambda: DataLoader(
             Drawn(1200, lambda i: (crop(still_x[i]), still_y[i])), 32
+        ),
+        "never shuffled, pictures moved": lambda: DataLoader(
+            Drawn(600, lambda i: (moved(pictures[i]), int(numbers[i]))), 32
         ),
         "never shuffled, inputs only": lambda: DataLoader(TensorDataset(still_x), 32),
         "never shuffled, segmentation": lambda: DataLoader(
