@@ -137,6 +137,12 @@ class SharedRows(Probe[Shared]):
 
 
 def _by_store(audit: Audit, layout: Layout) -> tuple[Overlap | None, Overlap | None]:
+    """Compare the stores: rows by number where there is one store, by what is held where two.
+
+    A setting such as ``part="val"`` may take another part of each row, and then both sets ask for
+    all rows. Where only some rows are shared they were split, and a setting (``train=False``) says
+    how they are dressed.
+    """
     access = RandomAccess.of(audit.loop.train_loader)
     train, val = Stored.of(access), Stored.of(RandomAccess.of(audit.loop.val_loader))
     if access is None or train is None or val is None:
@@ -147,15 +153,16 @@ def _by_store(audit: Audit, layout: Layout) -> tuple[Overlap | None, Overlap | N
             return None, None
         rows = set(train.rows)
         shared = sum(row in rows for row in val.rows)
-        certain = alike and train.is_set_like(val) and _collated_alike(audit)
+        same_items = alike and (rows != set(val.rows) or train.is_set_like(val))
+        certain = same_items and _collated_alike(audit)
         return Overlap(
             len(rows), len(val.rows), shared, 0.0, 0.0, by_number=True, certain=certain
         ), None
     hashes = (train.hashes(), val.hashes()) if alike else (None, None)
     if hashes[0] is None or hashes[1] is None:
         return None, None
-    found = overlap(hashes[0], hashes[1])
-    return None, dataclasses.replace(found, certain=train.is_set_like(val))
+    same_items = set(hashes[0]) != set(hashes[1]) or train.is_set_like(val)
+    return None, dataclasses.replace(overlap(hashes[0], hashes[1]), certain=same_items)
 
 
 def _collated_alike(audit: Audit) -> bool:

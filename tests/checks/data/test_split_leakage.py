@@ -143,6 +143,20 @@ def validation_within_training() -> tuple[DataLoader, DataLoader]:
     return loaders(data, Subset(data, range(400, 500)))
 
 
+def a_flag_that_turns_augmentation_off() -> tuple[DataLoader, DataLoader]:
+    class Noisy(Dataset):
+        def __init__(self, x: Tensor, y: Tensor, train: bool) -> None:
+            self.x, self.y, self.train = x, y, train
+
+        def __len__(self) -> int:
+            return len(self.x)
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            return self.x[i] + 0.1 * self.train * torch.randn_like(self.x[i]), self.y[i]
+
+    return loaders(Noisy(X[:400], Y[:400], True), Noisy(X[360:500], Y[360:500], False))
+
+
 def one_seed_for_both_streams() -> tuple[Any, Any]:
     class Stream(IterableDataset):
         def __init__(self, n: int) -> None:
@@ -171,7 +185,7 @@ LEAKS = (
     sliced_with_an_overlap, two_random_splits, two_random_splits_of_augmented_rows,
     two_splits_of_two_objects, augmented_against_the_same_rows, samplers_that_overlap,
     the_training_part_twice, validation_within_training, one_seed_for_both_streams,
-    pictures_in_dictionaries,
+    a_flag_that_turns_augmentation_off, pictures_in_dictionaries,
 )  # fmt: skip
 
 
