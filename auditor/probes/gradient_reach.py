@@ -86,6 +86,19 @@ class Stray:
     container: str
     count: int
 
+    @property
+    def place(self) -> str:
+        """Where it is kept, as the model's attribute."""
+        return f"{self.owner}.{self.attribute}".lstrip(".")
+
+    @property
+    def registration(self) -> str:
+        """The line that would register it."""
+        if self.container in ("Tensor", "Parameter"):
+            return f"self.{self.attribute} = nn.Parameter(...)"
+        kind = "nn.ModuleDict" if "dict" in self.container.lower() else "nn.ModuleList"
+        return f"self.{self.attribute} = {kind}(self.{self.attribute})"
+
 
 @dataclass(frozen=True)
 class Reach:

@@ -85,23 +85,19 @@ class GradientsReachAll(Check):
 
     def _unregistered(self, audit: Audit, strays: tuple[Stray, ...]) -> Result:
         first = strays[0]
-        place = f"{first.owner}.{first.attribute}".lstrip(".")
         count = sum(stray.count for stray in strays)
         what = "it is" if first.container in ("Tensor", "Parameter") else f"a {first.container} is"
         return self.failed(
-            f"{count} parameter tensors in {place} get a gradient and are never updated: {what} "
-            "not registered with the model, so model.parameters() does not know them.",
-            fix=_registration(first),
+            f"{count} parameter tensors in {first.place} get a gradient and are never updated: "
+            f"{what} not registered with the model, so model.parameters() does not know them.",
+            fix=first.registration,
             measured=f"{count} unregistered parameter tensors with a gradient",
             threshold="0",
             evidence=(
                 Table(
                     title="Parameters outside the model",
                     columns=("where", "kept in", "tensors"),
-                    rows=tuple(
-                        (f"{s.owner}.{s.attribute}".lstrip("."), s.container, s.count)
-                        for s in strays
-                    ),
+                    rows=tuple((stray.place, stray.container, stray.count) for stray in strays),
                 ),
             ),
             location=_location(audit, first.owner),
@@ -195,13 +191,6 @@ def _location(audit: Audit, name: str) -> Location | None:
     while name not in modules or (name and audit.loop.locate(modules[name]) is None):
         name = name.rpartition(".")[0]
     return audit.loop.locate(modules[name]) or audit.loop.locate("model")
-
-
-def _registration(stray: Stray) -> str:
-    if stray.container in ("Tensor", "Parameter"):
-        return f"self.{stray.attribute} = nn.Parameter(...)"
-    kind = "nn.ModuleDict" if "dict" in stray.container.lower() else "nn.ModuleList"
-    return f"self.{stray.attribute} = {kind}(self.{stray.attribute})"
 
 
 def _table(blocks: list[Block]) -> Table:

@@ -11,6 +11,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.gradient_reach import GradientReach, Stray
 from nnaudit.probes.reseeded import differing_weights
 from nnaudit.report import Kind, Result, Table
 
@@ -37,7 +38,7 @@ class OptimizerCoverage(Check):
 
     code, name, kind = "GRAD102", "optimizer-coverage", Kind.EXACT
     needs = (Needs.STEPS, Needs.OPTIMIZER)
-    probes = (FirstSteps,)
+    probes = (FirstSteps, GradientReach)
 
     def run(self, audit: Audit) -> Result:
         """Compare the model's parameters with the optimizers'."""
@@ -49,6 +50,9 @@ class OptimizerCoverage(Check):
         if missing:
             return self._missed(audit, missing)
         first.require()
+        strays = audit.probe(GradientReach).strays
+        if strays:
+            return self._unregistered(audit, strays)
         notes = _notes(loop, first)
         held = len({id(p) for p in _held(loop)})
         if notes:
@@ -93,6 +97,20 @@ class OptimizerCoverage(Check):
             fix="Make the optimizer after the model is complete, with all of it: "
             "torch.optim.AdamW(model.parameters(), lr=...).",
             **details,
+        )
+
+    def _unregistered(self, audit: Audit, strays: tuple[Stray, ...]) -> Result:
+        places = ", ".join(stray.place for stray in strays[:3])
+        count = sum(stray.count for stray in strays)
+        return self.failed(
+            f"{count} trainable tensors in {places} get a gradient and are in no optimizer: "
+            "model.parameters() does not list what is not registered with the model.",
+            fix=strays[0].registration,
+            measured=f"{count} tensors outside the model's parameters",
+            threshold="none",
+            location=audit.loop.locate("model") or audit.loop.locate("optimizer"),
+            module=strays[0].owner,
+            modules=tuple(stray.owner for stray in strays),
         )
 
     @staticmethod

@@ -31,6 +31,18 @@ class Net(nn.Module):
         return self.head(F.relu(self.body(x)))
 
 
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(6, 8), nn.Linear(8, 8)]
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return self.head(x)
+
+
 def audited(
     optimizer: Callable[[Any], Any] | None, model: Callable[[], nn.Module] | nn.Module = Net
 ) -> Result:
@@ -86,8 +98,22 @@ class TestFaults:
         result = audited(lambda model: sgd(model.body.parameters()), lambda: Net(loaded=True))
         assert result.status is Status.FAIL
 
+    def test_layers_in_a_list(self) -> None:
+        result = audited(lambda model: sgd(model.parameters()), Listed)
+        assert result.status is Status.FAIL
+        assert "4 trainable tensors in layers" in result.message
+        assert "ModuleList" in result.fix
+
 
 class TestHealthy:
+    def test_layers_in_a_list_that_the_optimizer_is_given(self) -> None:
+        def both(model: Any) -> torch.optim.Optimizer:
+            hidden = [p for layer in model.layers for p in layer.parameters()]
+            return sgd([*model.parameters(), *hidden])
+
+        result = audited(both, Listed)
+        assert result.status in (Status.PASS, Status.NOTE), result.message
+
     @pytest.mark.parametrize(
         "optimizer",
         [
