@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
-from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.control import planned_lr
-from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.loop.base import Loop, Needs, Step
+from nnaudit.loop.control import constant_lr, planned_lr
+from nnaudit.probes.first_steps import STEPS, First, FirstSteps, observed_steps
 from nnaudit.report import Histogram, Kind, Result, Table
+
+_LATER = 30
+"""Steps after which a start is over: healthy ones that are this steep took 5 to 15."""
 
 
 class UpdateRatio(Check):
@@ -28,12 +32,17 @@ class UpdateRatio(Check):
         to it). The median of the logarithm over matrices and steps is compared with -5 and -1,
         two powers of ten to either side of the usual -3. A matrix that starts smaller than
         1 / sqrt(fan-in), as embeddings often do, is taken as that large for the upper bound, for
-        it is meant to grow. Vectors, matrices of zeros and
+        it is meant to grow. Where the first steps are above it, 30 are taken: weights that a
+        normalisation follows grow until their steps are small against them, and a steep start
+        is over in a few steps. Where the last five are below the bound, measured against the
+        weights of the start, and their median loss below all of the first five, the step has
+        found its size. Vectors, matrices of zeros and
         optimizers with a line search are left out. It is a judgement and no more than a warning:
         whether the network learns is FIT's question.
     Fix: change the learning rate until the ratio is about 1e-3.
     References: Andrej Karpathy, "Building makemore part 3" (2022); Leon Bottou, "Stochastic
-        Gradient Descent Tricks" (2012).
+        Gradient Descent Tricks" (2012); van Laarhoven, "L2 Regularization versus Batch and Weight
+        Normalization" (2017), for the steps of weights whose scale does not matter.
     """
 
     code, name, kind = "STEP108", "update-ratio", Kind.JUDGEMENT
@@ -48,15 +57,16 @@ class UpdateRatio(Check):
             first.require()
         if any(isinstance(o, (torch.optim.LBFGS, torch.optim.Rprop)) for o in loop.optimizers):
             return self.skipped("The optimizer chooses the size of its steps itself.")
-        ratios = _ratios(loop, first)
+        ratios = _ratios(loop, first.steps)
         if not ratios:
             return self.inconclusive("No weight matrix was updated at a learning rate above 0.")
         by_name = {name: statistics.median(values) for name, values in ratios.items()}
         low, high = self.option(audit, "low"), self.option(audit, "high")
         median = statistics.median(by_name.values())
         if median > high:
-            grown = _ratios(loop, first, grown=True)
-            median = statistics.median(statistics.median(values) for values in grown.values())
+            sizes = _sizes(loop, first)
+            ratios = _ratios(loop, first.steps, lambda name, norm: max(norm, sizes[name]))
+            median = _median(ratios)
         said = (
             f"A step changes the weights by a share of 10^{median:.1f} in the median of "
             f"{len(by_name)} matrices"
@@ -64,6 +74,13 @@ class UpdateRatio(Check):
         evidence = (_histogram(by_name), _table(by_name))
         if low <= median <= high:
             return self.passed(f"{said}.", evidence=evidence)
+        settled = _settled(audit, sizes, high) if median > high else None
+        if settled is not None:
+            return self.passed(
+                f"{said} at first and of 10^{settled:.1f} after {_LATER} steps, while the loss "
+                "falls.",
+                evidence=evidence,
+            )
         rates = sorted({planned_lr(g) for o in loop.optimizers for g in o.param_groups})
         better = rates[-1] * 10 ** (-3.0 - median)
         what = "hardly change" if median < low else "are overwritten"
@@ -77,12 +94,41 @@ class UpdateRatio(Check):
         )
 
 
-def _ratios(loop: Loop, first: First, *, grown: bool = False) -> dict[str, list[float]]:
+def _settled(audit: Audit, start: Mapping[str, float], high: float) -> float | None:
+    """Return the median after some steps, against the weights' size at the start.
+
+    None where it is above ``high`` still, or the loss has not fallen.
+    """
+    with constant_lr(audit.loop):
+        steps = observed_steps(audit, _LATER)
+    early, late = steps[:STEPS], steps[-STEPS:]
+    ratios = _ratios(audit.loop, late, lambda name, norm: start.get(name, norm))
+    fell = statistics.median(step.loss for step in late) < min(step.loss for step in early)
+    median = _median(ratios) if ratios else math.inf
+    return median if len(steps) == _LATER and fell and median <= high else None
+
+
+def _median(ratios: dict[str, list[float]]) -> float:
+    return statistics.median(statistics.median(values) for values in ratios.values())
+
+
+def _sizes(loop: Loop, first: First) -> dict[str, float]:
+    """Return the norm of every weight matrix at the start, small ones taken as of usual size."""
+    usual = {name: _usual_norm(p) for name, p in loop.model.named_parameters() if p.ndim >= 2}
+    seen = first.completed[0].gradients if first.completed else []
+    norms = {g.parameter: g.weight_norm or 0.0 for g in seen}
+    return {name: max(norm, norms.get(name, 0.0)) for name, norm in usual.items()}
+
+
+def _ratios(
+    loop: Loop,
+    steps: Sequence[Step],
+    against: Callable[[str, float], float] = lambda name, norm: norm,
+) -> dict[str, list[float]]:
     """Return log10(update / weight) of every weight matrix, per step, at the planned rate.
 
-    With ``grown``, matrices that are smaller than usual are taken as of the usual size.
+    ``against`` says what to divide by, given a matrix's name and its norm now.
     """
-    usual = {name: _usual_norm(p) if grown else 0.0 for name, p in loop.model.named_parameters()}
     names = {id(p): name for name, p in loop.model.named_parameters() if p.ndim >= 2}
     groups: dict[str, tuple[int, float]] = {}
     number = 0
@@ -93,15 +139,15 @@ def _ratios(loop: Loop, first: First, *, grown: bool = False) -> dict[str, list[
                     groups[names[id(parameter)]] = (number, planned_lr(group))
             number += 1
     found: dict[str, list[float]] = {}
-    for step in first.steps:
+    for step in steps:
         for g in step.observation.gradients if step.observation else []:
             if g.parameter not in groups or not g.update_norm or not g.weight_norm:
                 continue
             number, planned = groups[g.parameter]
             rate = float(step.lr[number]) if number < len(step.lr) else 0.0
             if rate > 0.0 and math.isfinite(g.update_norm):
-                weight = max(g.weight_norm, usual[g.parameter])
-                ratio = g.update_norm / weight * max(planned / rate, 1.0)
+                ratio = g.update_norm / against(g.parameter, g.weight_norm)
+                ratio *= max(planned / rate, 1.0)
                 found.setdefault(g.parameter, []).append(math.log10(ratio))
     return found
 

@@ -64,3 +64,28 @@ def test_small_initial_weights_are_meant_to_grow() -> None:
 def test_optimizers_that_choose_their_steps_are_skipped() -> None:
     lbfgs = target(optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
     assert ask(UpdateRatio, lbfgs).status is Status.SKIP
+
+
+class Cosines(nn.Module):
+    """Logits of a scale that normalisation fixes: steep at first, whatever the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Linear(12, 16)
+        self.centres = nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = nn.functional.normalize(self.features(x))
+        return 16 * features @ nn.functional.normalize(self.centres).T
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_a_steep_start_that_settles_passes(warm_up: bool) -> None:
+    steep = target(
+        model=Cosines,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.5, momentum=0.9),
+        scheduler=(lambda o: schedulers.LambdaLR(o, lambda s: (s + 1) / 500)) if warm_up else None,
+    )
+    result = ask(UpdateRatio, steep)
+    assert result.status is Status.PASS
+    assert "at first" in result.message
