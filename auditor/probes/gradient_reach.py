@@ -42,6 +42,9 @@ BLOCKS = 16
 
 _NO_GRAPH = "does not require grad"
 
+_SUMMING = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+"""Layers the offset of which gets the sum of the gradients that their output gets."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -55,7 +58,8 @@ class Block:
         called: whether the module, or any inside it, was called in training.
         starved: whether it was called only with no rows at all: an expert without tokens.
         partial: whether it is part of a layer other parameters of which are reached.
-        moves_loss, moves_output: whether moving them a little does.
+        moves_loss, moves_output: whether moving them a little does; not tried with an offset the
+            gradients of which cancel.
         intended: why they seem to be cut off on purpose; empty where nothing says so.
     """
 
@@ -298,7 +302,8 @@ def _blocks(
             places = inside if module is not None else [keeper]
             called = any(m in seen.called for m in places)
             absent = not any(p in seen.present for p in parameters)
-            moves = mover.moves(parameters, absent=absent) if index < BLOCKS else (False, False)
+            known = index >= BLOCKS or (not absent and _sums_to_zero(parameters, seen, modules))
+            moves = (False, False) if known else mover.moves(parameters, absent=absent)
             yield Block(
                 name=name,
                 type=type(module).__name__ if module is not None else "",
@@ -342,6 +347,23 @@ def _is_partial(name: str, module: nn.Module | None, keeper: nn.Module | None) -
         return False
     whole = isinstance(keeper, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention))
     return whole or "bias" in name.rpartition(".")[2]
+
+
+def _sums_to_zero(
+    parameters: tuple[str, ...], seen: _Seen, modules: Mapping[str, nn.Module]
+) -> bool:
+    """Whether an offset's gradient is the sum of some that are not zero, and cancel.
+
+    A layer whose weights get a gradient has one at its output, so the graph beyond it is whole.
+    The offset of a critic that is told +1 for half of its rows and -1 for the others is such.
+    """
+    home, _, name = parameters[0].rpartition(".")
+    layer = modules.get(home)
+    if len(parameters) > 1 or name != "bias" or not isinstance(layer, _SUMMING):
+        return False
+    as_torch_has_it = type(layer).forward.__module__.startswith("torch.nn.")
+    weights = [p for p in seen.reached if p.startswith(f"{home}.") and ".weight" in p]
+    return as_torch_has_it and bool(weights)
 
 
 class _Mover:

@@ -15,7 +15,9 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.control import planned_lr
+from nnaudit.loop.flow import FUNCTION
 from nnaudit.probes.base import Probe
+from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.random_access import RandomAccess
 
 ITEMS = 8
@@ -46,7 +48,9 @@ class Lever:
 
 
 class Levers(Probe[tuple[Lever, ...]]):
-    """The five levers, read from the real objects; some items are looked up, no step is taken."""
+    """The five levers, read from the real objects; some items are looked up."""
+
+    probes = (FirstSteps,)
 
     def measure(self, audit: Audit) -> tuple[Lever, ...]:
         """Read them in order.
@@ -57,11 +61,12 @@ class Levers(Probe[tuple[Lever, ...]]):
         loop = audit.loop
         batch = next(iter(loop.batches()), None)
         shape = _input_shape(loop, batch)
+        flows = {a for seen in audit.probe(FirstSteps).observations for a, _ in seen.flows}
         return (
             _data(loop),
             _augmentation(loop, shape),
             _normalisation(loop.model, shape),
-            _decay_and_dropout(loop),
+            _decay_and_dropout(loop, called=FUNCTION in flows),
             _capacity(loop.model),
         )
 
@@ -152,12 +157,15 @@ def _normalisation(model: nn.Module, shape: tuple[int, ...]) -> Lever:
     return Lever("architecture: normalisation", False, "none", line)
 
 
-def _decay_and_dropout(loop: Loop) -> Lever:
+def _decay_and_dropout(loop: Loop, *, called: bool) -> Lever:
+    """Read both; ``called`` says that a dropout is called as a function, at a rate not known."""
     decays = [_decay(group) for o in loop.optimizers for group in o.param_groups]
     decay = max(decays, default=0.0)
     rates = sorted(_dropouts(loop.model), reverse=True)
     told = [f"weight_decay={decay:g}" if decay else "no weight decay"]
-    told += [f"{len(rates)} dropouts up to p={rates[0]:g}"] if rates else ["no dropout"]
+    told += [f"{len(rates)} dropouts up to p={rates[0]:g}"] if rates else []
+    told += ["dropout called as a function"] if called else []
+    told += [] if rates or called else ["no dropout"]
     name = "weight decay and dropout"
     if not decay and loop.optimizers:
         kind = type(loop.optimizers[0]).__name__
@@ -165,7 +173,7 @@ def _decay_and_dropout(loop: Loop) -> Lever:
         rate = max(planned_lr(group) for group in loop.optimizers[0].param_groups)
         line = f"torch.optim.{kind}(model.parameters(), lr={rate:g}, weight_decay={FIRST_DECAY})"
         return Lever(name, False, ", ".join(told), line)
-    if not rates:
+    if not rates and not called:
         return Lever(name, False, ", ".join(told), "nn.Dropout(0.1) before the last layer")
     return Lever(name, True, ", ".join(told), "")
 

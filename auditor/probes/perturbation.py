@@ -340,6 +340,9 @@ class Layout:
     certain: bool
 
 
+_GRAPH = "the model is given a graph, whose nodes depend on each other"
+
+
 def layout_of(loop: Loop, call: Call) -> Layout | str:
     """Return where the samples are in the inputs of ``call``, or why that is not known."""
     tensors = [t for _, t in batches.tensors(call.inputs) if t.ndim > 0]
@@ -351,6 +354,8 @@ def layout_of(loop: Loop, call: Call) -> Layout | str:
         return Layout(dim, shift.tokens.shape[dim], True)
     loader, first = loop.train_loader, tensors[0]
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+        if _is_adjacency(tensors, first.shape[0]):
+            return _GRAPH
         return Layout(0, first.shape[0], first.ndim >= 4)
     stacked = loader.collate_fn is default_collate
     size = batches.size(call.batch)
@@ -367,7 +372,7 @@ def _inseparable(inputs: Inputs, tensors: list[Tensor]) -> str:
     if any(t.layout is not torch.strided for t in tensors) or _opaque(inputs):
         return "the model is given objects whose samples cannot be taken apart"
     if any(_is_edge_list(t) for t in tensors):
-        return "the model is given a graph, whose nodes depend on each other"
+        return _GRAPH
     return ""
 
 
@@ -376,6 +381,12 @@ def _opaque(inputs: Inputs) -> bool:
         hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor) and not callable(leaf)
         for _, leaf in batches.leaves(inputs)
     )
+
+
+def _is_adjacency(tensors: list[Tensor], rows: int) -> bool:
+    """Whether one input relates every row of another to every row: nodes of one graph."""
+    related = [tuple(t.shape) == (rows, rows) for t in tensors if t.shape[0] == rows]
+    return any(related) and not all(related)
 
 
 def _is_edge_list(tensor: Tensor) -> bool:

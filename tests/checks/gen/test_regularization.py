@@ -132,6 +132,25 @@ def test_the_ledger_is_read_from_the_real_objects() -> None:
     assert found["next"].name == "less capacity"
 
 
+def test_a_dropout_that_is_called_as_a_function_counts() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(16, 64), nn.Linear(64, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.relu(self.one(x))
+            return self.two(nn.functional.dropout(h, 0.5, self.training))
+
+    found = levers(
+        target(
+            rows(64, 1), model=Called, optimizer=lambda m: torch.optim.AdamW(m.parameters(), 3e-3)
+        )
+    )
+    assert found["weight decay and dropout"].on is True
+    assert "called as a function" in found["weight decay and dropout"].setting
+
+
 def test_weight_decay_starts_at_a_hundredth() -> None:
     found = levers(target(rows(64, 1), model=lambda: net(nn.LayerNorm(64))))
     assert (

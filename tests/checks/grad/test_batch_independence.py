@@ -176,6 +176,28 @@ def test_rows_of_unknown_meaning_are_a_warning() -> None:
     assert result.status is Status.WARN
 
 
+def test_nodes_of_one_graph_by_their_adjacency_are_skipped() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+            return self.head(adjacency @ x)
+
+    x, y = floats()[:, 0], torch.arange(48) % 3
+    adjacency = (torch.rand(48, 48, generator=torch.Generator().manual_seed(1)) < 0.1).float()
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch[0], batch[1]), batch[2])
+
+    target = Target(Graph, [(x, adjacency, y)], training_step=step)
+    loop = DirectLoop(target, torch.device("cpu"), seed=0)
+    result = run_check(BatchIndependence, Audit(loop))
+    assert result.status is Status.SKIP
+    assert "graph" in result.message
+
+
 def test_mixing_behind_an_output_layer_that_starts_at_zero() -> None:
     def model(kind: type[Sequence]) -> nn.Module:
         made = kind()

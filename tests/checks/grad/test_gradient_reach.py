@@ -231,6 +231,15 @@ class TestNearMisses:
         results = audited(lambda: Two(lambda h: h + (h.round() - h).detach()))
         assert [result.status for result in results] == [Status.PASS, Status.PASS]
 
+    def test_an_offset_whose_gradients_cancel(self) -> None:
+        def hinge(score: Tensor, y: Tensor) -> Tensor:
+            sign = torch.tensor([1.0, -1.0]).repeat(len(score) // 2).unsqueeze(1)
+            return F.relu(1 - 0.1 * sign * score).mean() + score.square().sum().detach()
+
+        # What moves the loss besides is on no graph: as another player's loss would be.
+        for result in audited(lambda: nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1)), loss=hinge):
+            assert result.status is Status.PASS
+
     def test_a_term_weighted_by_zero_for_now_is_no_failure(self) -> None:
         def step(model: nn.Module, batch: Any) -> Tensor:
             x, y = batch
