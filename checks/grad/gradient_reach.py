@@ -29,8 +29,8 @@ class GradientsReachAll(Check):
         inherited from a library (a warning); experts that were given no rows; biases, the
         gradients of which may cancel to the bit (a hinge tells a critic +1 for each made example
         and -1 for each real one), and whatever moves the output and not the loss, since a ranking
-        or a term that is weighted by zero for now cancels it; part of a recurrent or attention layer (a warning); what seems
-        to be cut off on purpose (GRAD107).
+        or a term that is weighted by zero for now cancels it; part of a recurrent or attention
+        layer (a warning); what seems to be cut off on purpose (GRAD107).
         Unregistered layers, in a list, dict or tuple of a module, are found by their own
         gradient after a step, which no optimizer will use. Null hypothesis: none; threshold 0.
     Fix: register layers with nn.ModuleList or nn.ModuleDict; give dead units a chance (lower

@@ -102,7 +102,7 @@ def _settled(audit: Audit, start: Mapping[str, float], high: float) -> float | N
     with constant_lr(audit.loop):
         steps = observed_steps(audit, _LATER)
     early, late = steps[:STEPS], steps[-STEPS:]
-    ratios = _ratios(audit.loop, late, lambda name, norm: start.get(name, norm))
+    ratios = _ratios(audit.loop, late, start.get)
     fell = statistics.median(step.loss for step in late) < min(step.loss for step in early)
     median = _median(ratios) if ratios else math.inf
     return median if len(steps) == _LATER and fell and median <= high else None
