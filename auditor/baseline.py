@@ -5,10 +5,20 @@ Must not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
-from nnaudit.report import Change, Comparison, Report, Result, Slower, Status
+from nnaudit.report import (
+    Change,
+    Comparison,
+    Moved,
+    Numbers,
+    Report,
+    Result,
+    Slower,
+    Status,
+)
 
 #: Findings from mild to grave. A crash is no answer, so it has no place among them.
 SEVERITY = (Status.NOTE, Status.WARN, Status.FAIL)
@@ -16,6 +26,11 @@ SEVERITY = (Status.NOTE, Status.WARN, Status.FAIL)
 TIMES, SECONDS = 2.0, 2.0
 """What took more than twice as long, and two seconds more, is slower: on a machine that others
 use, too, the same check was seen to take up to twice its time. It is told and never fails."""
+
+ERRORS = 4.0
+"""Numbers moved if they are so many standard errors of their difference apart: one in 16,000 does
+by chance. Losses of one seed are the same to the last bit until something in the program changes.
+"""
 
 _Key = tuple[str, str]
 
@@ -30,12 +45,19 @@ def compare(reports: Iterable[Report], baseline: Sequence[Report], file: str) ->
 
 
 def _counterpart(report: Report, baseline: Sequence[Report]) -> Report | None:
-    """Find the report of the same target: by its path, else by a name that only one has."""
-    for same in (_path, _name):
+    """Find the report of the same target: by its path and its arguments, else by one alone.
+
+    By its path, or by its name, only where no other has it.
+    """
+    for same in (_call, _path, _name):
         found = [old for old in baseline if same(old) == same(report)]
         if len(found) == 1:
             return found[0]
     return None
+
+
+def _call(report: Report) -> tuple[str, ...]:
+    return _path(report), *report.target.arguments
 
 
 def _path(report: Report) -> str:
@@ -60,6 +82,7 @@ def _compare(report: Report, old: Report | None, file: str) -> Report:
             version=old.tool.version,
             unasked=_unasked(report, old),
             slower=_slower(report, old),
+            moved=_moved(report, old),
             remark=_remark(report, old),
         )
     return report.model_copy(update={"results": results, "baseline": comparison})
@@ -150,3 +173,32 @@ def _slower(report: Report, old: Report) -> tuple[Slower, ...]:
         for name, then, now in pairs
         if now > TIMES * then and now > then + SECONDS
     )
+
+
+def _moved(report: Report, old: Report) -> tuple[Moved, ...]:
+    alike = _machine(report) == _machine(old)
+    before = {name: (value, noise) for name, value, noise in _noisy(old) if alike or _lasts(name)}
+    return tuple(
+        Moved(name=name, before=before[name][0], before_noise=before[name][1], now=now, now_noise=s)
+        for name, now, s in _noisy(report)
+        if name in before and _apart(*before[name], now, s)
+    )
+
+
+def _lasts(name: str) -> bool:
+    """Whether a number says the same on another machine: what was measured by the clock does not."""
+    return not name.startswith("PERF")
+
+
+def _noisy(report: Report) -> Iterator[tuple[str, float, float]]:
+    """Yield the numbers of a report whose noise is known, each with a name of its own."""
+    for result in report.results:
+        for item in result.evidence:
+            for name, noise in item.noise.items() if isinstance(item, Numbers) else ():
+                value = item.values.get(name)
+                if isinstance(value, float | int):
+                    yield f"{result.code} {result.name}: {name}", value, noise
+
+
+def _apart(before: float, then: float, now: float, noise: float) -> bool:
+    return abs(now - before) > ERRORS * math.hypot(then, noise)

@@ -111,9 +111,21 @@ class Record:
         questions = self.started.questions if self.started else ()
         return tuple(q.code for q in questions if q.code not in self.results)
 
-    def report(self, path: str, settings: Settings, *, command: str = "", seconds: float) -> Report:
-        """Return what is known by now as a report. ``seconds`` is what the whole audit took."""
+    def report(
+        self,
+        path: str,
+        settings: Settings,
+        *,
+        arguments: tuple[str, ...] = (),
+        command: str = "",
+        seconds: float,
+    ) -> Report:
+        """Return what is known by now as a report.
+
+        ``arguments`` are the words the script was given, ``seconds`` is what the audit took.
+        """
         started = self.started
+        target = _target(started.target) if started else TargetInfo(name=path, path=path)
         results = _ordered(self.results, started.questions if started else ())
         return Report(
             tool=Tool(
@@ -125,7 +137,7 @@ class Record:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
             environment=started.environment if started else Environment(),
-            target=_target(started.target) if started else TargetInfo(name=path, path=path),
+            target=target.model_copy(update={"arguments": arguments}),
             results=results,
             overview=self.overview,
             totals=totals_of(results, steps=self.steps, seconds=seconds),

@@ -7,6 +7,7 @@ else. This module must not import torch, so that a report can be rendered withou
 from __future__ import annotations
 
 import math
+import shlex
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -104,11 +105,16 @@ Number = Annotated[
 
 
 class Numbers(Model):
-    """Named quantities, printed as a short list."""
+    """Named quantities, printed as a short list.
+
+    ``noise`` tells of some of them how far chance alone carries them: one standard error, from the
+    batches or rows they are means of. Those are compared with a baseline.
+    """
 
     type: Literal["numbers"] = "numbers"
     title: str
     values: dict[str, Number | str]
+    noise: dict[str, Number] = Field(default_factory=dict)
 
 
 class Series(Model):
@@ -206,7 +212,8 @@ class Result(Model):
     that crashed in the same way. ``crash`` says, for an ``error``, whose code it was that crashed.
     ``module`` is the first module that the answer is about, ``modules`` are all, where there are
     several. ``suppressed`` is the reason why the user does not want to act on this finding: it is
-    listed, and counts in no verdict.
+    listed, and counts in no verdict; ``suppressed_by`` says whether a comment in the source or the
+    settings do so.
     ``change`` and ``before``, the earlier status, compare it with a baseline where one was given.
     ``steps`` counts the optimizer steps and ``seconds`` the time spent for this check alone.
     """
@@ -228,6 +235,7 @@ class Result(Model):
     cause: str = ""
     crash: Literal["", "user", "nnaudit"] = ""
     suppressed: str = ""
+    suppressed_by: Literal["", "source", "settings"] = ""
     change: Change | None = None
     before: Status | None = None
     steps: int = 0
@@ -275,12 +283,19 @@ class Part(Model):
 
 
 class TargetInfo(Model):
-    """What was audited and how it was found."""
+    """What was audited and how it was found. ``arguments`` are the words a script was given."""
 
     name: str
     path: str = ""
+    arguments: tuple[str, ...] = ()
     form: str = ""
     parts: tuple[Part, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What tells it from other targets: its path, else its name, and its arguments."""
+        words = f" -- {shlex.join(self.arguments)}" if self.arguments else ""
+        return (self.path or self.name) + words
 
 
 class Section(Model):
@@ -305,11 +320,22 @@ class Slower(Model):
     now: Number
 
 
+class Moved(Model):
+    """A measured number that differs from the baseline's by more than both of their noises."""
+
+    name: str
+    before: Number
+    before_noise: Number
+    now: Number
+    now_noise: Number
+
+
 class Comparison(Model):
     """What the comparison with a baseline says beside the changes of single results.
 
-    ``unasked`` names findings of the baseline whose checks were not asked this time. ``remark``
-    says what limits the comparison, such as times taken on another machine.
+    ``unasked`` names findings of the baseline whose checks were not asked this time. ``moved`` are
+    numbers whose noise is known and that changed by more. ``remark`` says what limits the
+    comparison, such as times taken on another machine.
     """
 
     file: str
@@ -317,6 +343,7 @@ class Comparison(Model):
     version: str = ""
     unasked: tuple[str, ...] = ()
     slower: tuple[Slower, ...] = ()
+    moved: tuple[Moved, ...] = ()
     remark: str = ""
 
 

@@ -57,7 +57,10 @@ def audit(
         _bury(job, record, death)
     _give_up(record)
     seconds = time.monotonic() - began
-    return record.report(job.path, job.settings, command=command, seconds=seconds), record
+    report = record.report(
+        job.path, job.settings, arguments=job.arguments, command=command, seconds=seconds
+    )
+    return report, record
 
 
 def inspect(job: Job) -> Started:

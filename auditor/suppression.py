@@ -82,8 +82,12 @@ def applied(
     """
     if result.status not in FINDINGS:
         return result
-    reason = _by_table(result, per_module) or _by_comments(result, tuple(places))
-    return result.model_copy(update={"suppressed": reason}) if reason else result
+    by_table = _by_table(result, per_module)
+    reason = by_table or _by_comments(result, tuple(places))
+    by = "settings" if by_table else "source"
+    return (
+        result.model_copy(update={"suppressed": reason, "suppressed_by": by}) if reason else result
+    )
 
 
 def _by_table(result: Result, per_module: Mapping[str, Iterable[str]]) -> str:

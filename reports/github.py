@@ -52,7 +52,7 @@ def _closing(report: Report) -> str:
 
 
 def _name(report: Report) -> str:
-    return one_line(report.target.path or report.target.name)
+    return one_line(report.target.label)
 
 
 def _data(text: str) -> str:

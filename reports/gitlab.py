@@ -9,7 +9,7 @@ from typing import Any
 from nnaudit.report import Report, Status
 from nnaudit.reports import outline
 from nnaudit.reports.base import Options
-from nnaudit.reports.issues import fingerprint, place, sentence, suppressed
+from nnaudit.reports.issues import Fingerprints, place, sentence, suppressed
 from nnaudit.reports.outline import Finding, title
 from nnaudit.reports.text import one_line
 
@@ -23,8 +23,9 @@ _SEVERITIES = {
 
 def render(reports: Sequence[Report], options: Options) -> str:
     """Return one list of the findings of all targets; suppressed ones are told as ``info``."""
+    fingerprint = Fingerprints()
     issues = [
-        _issue(finding, report, options)
+        {**_issue(finding, report, options), "fingerprint": fingerprint(finding.result, report)}
         for report in reports
         for finding in (*outline.ordered(report), *suppressed(report))
     ]
@@ -41,6 +42,5 @@ def _issue(finding: Finding, report: Report, options: Options) -> dict[str, Any]
         "description": f"{one_line(title(result))}: {sentence(finding)}",
         "categories": ["Bug Risk"],
         "severity": severity,
-        "fingerprint": fingerprint(result, report),
         "location": {"path": where.file, "lines": {"begin": where.line}},
     }

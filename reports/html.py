@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from nnaudit.report import Curve, Evidence, Report, Result, Status
-from nnaudit.reports import charts, outline, text
+from nnaudit.reports import charts, inline, outline, text
 from nnaudit.reports.base import Options
 
 #: Bytes of pictures, tables and texts in one file; what is over it is left to the JSON.
@@ -145,6 +145,7 @@ def _environment(limit: int) -> Environment:
         Status=Status,
         charts=charts,
         count=text.count,
+        inline=inline,
         max_rows=MAX_ROWS,
         outline=outline,
         sparkline=_sparkline,

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnaudit.report import Curve, Histogram
+from nnaudit.report import Curve, Histogram, Numbers
 from nnaudit.reports.geometry import levels
-from nnaudit.reports.text import count, format_number, one_line
+from nnaudit.reports.text import count, format_cell, format_noisy, format_number, one_line
 
 WIDTH = 24
 
@@ -69,3 +69,13 @@ def histogram_row(histogram: Histogram, ink: Ink) -> str:
         low, high = (format_number(histogram.edges[end]) for end in (0, -1))
         text += f"  {low} to {high} {one_line(histogram.x_label)}"
     return text
+
+
+def number_rows(numbers: Numbers) -> list[tuple[str, str]]:
+    """Return the name and the text of each quantity, with its noise where that is known."""
+    return [
+        (name, format_noisy(value, numbers.noise[name]))
+        if name in numbers.noise and not isinstance(value, str)
+        else (name, format_cell(value))
+        for name, value in numbers.values.items()
+    ]

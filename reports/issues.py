@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
@@ -45,10 +46,23 @@ def _in_repository(file: str, folder: str) -> str:
     return visible(posixpath.normpath(posixpath.join(folder, slashed)), _PATH)
 
 
-def fingerprint(result: Result, report: Report) -> str:
-    """Return what tells this finding from others and stays when lines move: 64 hex digits."""
-    identity = (report.target.path or report.target.name, result.code, result.name, result.module)
-    return hashlib.sha256("\0".join(identity).encode("utf-8", "surrogatepass")).hexdigest()
+class Fingerprints:
+    """Tells the findings of one file from each other: 64 hex digits that stay when lines move.
+
+    Two audits of one target in a file would say the same of the same finding: the later one's is
+    told apart by its number.
+    """
+
+    def __init__(self) -> None:
+        self._given: Counter[tuple[str, ...]] = Counter()
+
+    def __call__(self, result: Result, report: Report) -> str:
+        """Return the fingerprint of ``result``, a finding of ``report``."""
+        identity = (report.target.label, result.code, result.name, result.module)
+        self._given[identity] += 1
+        number = self._given[identity]
+        words = identity if number == 1 else (*identity, str(number))
+        return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def facts(result: Result) -> tuple[tuple[str, str], ...]:

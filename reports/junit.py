@@ -46,7 +46,7 @@ def _suite(report: Report, options: Options) -> ElementTree.Element:
 
     suite = ElementTree.Element(
         "testsuite",
-        name=one_line(report.target.path or report.target.name),
+        name=one_line(report.target.label),
         tests=str(len(cases)),
         failures=number("failure"),
         errors=number("error"),
@@ -144,7 +144,9 @@ def _output(parent: ElementTree.Element, text: str) -> None:
 def _class(report: Report) -> str:
     """Return the target's path as a dotted name: Jenkins takes the last part for the class."""
     path = one_line(report.target.path or report.target.name).removesuffix(".py")
-    return path.replace("\\", "/").strip("/.").replace("/", ".") or "target"
+    dotted = path.replace("\\", "/").strip("/.").replace("/", ".") or "target"
+    words = one_line(" ".join(report.target.arguments)).replace(".", "_")
+    return f"{dotted} {words}".rstrip()
 
 
 def _time(seconds: float) -> str:

@@ -92,7 +92,7 @@ def _assemble(blocks: Sequence[_Block]) -> str:
 
 def _report(report: Report) -> Iterator[_Block]:
     verdict = outline.verdict(report)
-    name = code(report.target.path or report.target.name)
+    name = code(report.target.label)
     yield _Block(0, f"\n### {_ICONS[verdict.status]} {prose(verdict.headline)}: {name}")
     if since := outline.since(report):
         lines = "<br>\n".join(f"**{item.label}**: {prose(item.text, 1000)}" for item in since)
@@ -161,7 +161,8 @@ def _drawn(evidence: Evidence) -> str:
         case Histogram():
             return inline.histogram_row(evidence, inline.UNICODE)
         case Numbers():
-            return _columns([(_cell(k), _cell(v)) for k, v in evidence.values.items()][:_ROWS])
+            rows = inline.number_rows(evidence)[:_ROWS]
+            return _columns([(_cell(name), _cell(value)) for name, value in rows])
         case Table():
             return _table(evidence)
         case Text():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnaudit.report import Change, Report, Result, Slower, Status
-from nnaudit.reports.text import count, format_seconds
+from nnaudit.report import Change, Moved, Report, Result, Slower, Status
+from nnaudit.reports.text import count, format_noisy, format_seconds
 
 #: Worst first. A crash is never a pass, so it stands next to the failures.
 SEVERITY = (
@@ -227,11 +227,13 @@ def since(report: Report) -> tuple[Since, ...]:
     }
     lines = [Since(label, ", ".join(names)) for label, names in groups.items() if names]
     if not lines:
-        lines.append(Since("changed", "nothing"))
+        lines.append(Since("findings", "none, as in the baseline"))
     if baseline.unasked:
         lines.append(Since("not asked now", ", ".join(baseline.unasked)))
     if baseline.slower:
         lines.append(Since("slower", ", ".join(_slower(item) for item in baseline.slower)))
+    if baseline.moved:
+        lines.append(Since("changed", "; ".join(_moved(item) for item in baseline.moved)))
     made = f", made {baseline.created}" if baseline.created else ""
     by = f" by nnaudit {baseline.version}" if baseline.version else ""
     remark = f". {baseline.remark}" if baseline.remark else ""
@@ -250,6 +252,11 @@ _GROUPS = {
 
 def _slower(item: Slower) -> str:
     return f"{item.name} ({format_seconds(item.before)}, now {format_seconds(item.now)})"
+
+
+def _moved(item: Moved) -> str:
+    before = format_noisy(item.before, item.before_noise)
+    return f"{item.name} ({before}, now {format_noisy(item.now, item.now_noise)})"
 
 
 def verdict_of_all(reports: Sequence[Report]) -> Verdict:

@@ -16,7 +16,7 @@ from nnaudit import __version__
 from nnaudit.report import Change, Kind, Report, Result, Status
 from nnaudit.reports import outline
 from nnaudit.reports.base import Options
-from nnaudit.reports.issues import fingerprint, place, sentence, suppressed
+from nnaudit.reports.issues import Fingerprints, place, sentence, suppressed
 from nnaudit.reports.outline import Finding, title
 from nnaudit.reports.text import one_line, shorten
 
@@ -44,13 +44,17 @@ def render(reports: Sequence[Report], options: Options) -> str:
     """Return one run with the findings of all targets, suppressed ones among them."""
     rules = _rules(reports)
     index = {rule["id"]: position for position, rule in enumerate(rules)}
+    fingerprint = Fingerprints()
     run: _Json = {
         "tool": {"driver": _driver(reports, rules)},
         "automationDetails": {"id": _category(reports)},
         "invocations": [_invocation(report, index) for report in reports],
         "columnKind": "utf16CodeUnits",
         "results": [
-            _result(finding, report, options, index)
+            {
+                **_result(finding, report, options, index),
+                "partialFingerprints": {"nnaudit/v1": fingerprint(finding.result, report)},
+            }
             for report in reports
             for finding in (*outline.ordered(report), *suppressed(report))
         ],
@@ -71,7 +75,7 @@ def _category(reports: Sequence[Report]) -> str:
     """Return the analysis's name: GitHub closes alerts that a later one of that name lacks."""
     if len(reports) != 1:
         return "nnaudit/"
-    return f"nnaudit/{one_line(reports[0].target.path or reports[0].target.name)}/"
+    return f"nnaudit/{one_line(reports[0].target.label)}/"
 
 
 def _rules(reports: Sequence[Report]) -> list[_Json]:
@@ -139,7 +143,6 @@ def _result(finding: Finding, report: Report, options: Options, index: dict[str,
         "level": _LEVELS.get(result.status, "none"),
         "message": {"text": sentence(finding)},
         "locations": [_location(result, report, options)],
-        "partialFingerprints": {"nnaudit/v1": fingerprint(result, report)},
         "properties": {
             key: one_line(text)
             for key, text in (("measured", result.measured), ("threshold", result.threshold))
@@ -152,9 +155,8 @@ def _result(finding: Finding, report: Report, options: Options, index: dict[str,
             for number, other in enumerate(finding.told, start=1)
         ]
     if result.suppressed:
-        written["suppressions"] = [
-            {"kind": "external", "justification": one_line(result.suppressed)}
-        ]
+        kind = "inSource" if result.suppressed_by == "source" else "external"
+        written["suppressions"] = [{"kind": kind, "justification": one_line(result.suppressed)}]
     if result.change in _STATES:
         written["baselineState"] = _STATES[result.change]
     return written

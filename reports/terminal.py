@@ -166,7 +166,7 @@ class _Page:
 
     def report(self, report: Report) -> None:
         verbosity = self.options.verbosity
-        self.verdict(outline.verdict(report), one_line(report.target.path or report.target.name))
+        self.verdict(outline.verdict(report), one_line(report.target.label))
         for item in outline.since(report):
             self.field(item.label, one_line(item.text), _WIDE_LABEL)
         for status in outline.FINDINGS:
@@ -246,8 +246,8 @@ class _Page:
         elif isinstance(evidence, Images):
             self.images(evidence)
         elif isinstance(evidence, Numbers):
-            pairs = tuple((name, value) for name, value in evidence.values.items())
-            self.table(Table(title=evidence.title, columns=(), rows=pairs))
+            rows = tuple(inline.number_rows(evidence))
+            self.table(Table(title=evidence.title, columns=(), rows=rows))
         elif isinstance(evidence, Table):
             self.table(evidence)
         else:

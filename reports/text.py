@@ -63,6 +63,13 @@ def format_number(value: float) -> str:
     return re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:.4g}")
 
 
+def format_noisy(value: float, noise: float) -> str:
+    """Write ``value`` with how far chance carries it: ``0.4123 +- 0.011``."""
+    if not (math.isfinite(noise) and noise > 0):
+        return format_number(value)
+    return f"{format_number(value)} +- {noise:.2g}"
+
+
 def format_cell(value: float | str) -> str:
     """Write one cell of a table or one value of a list of numbers."""
     return value if isinstance(value, str) else format_number(value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, pstdev
 
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop
@@ -25,12 +27,15 @@ class Waiting:
         step: from handing it over to the end of the step.
         batches: how many were counted.
         length: batches in an epoch; None where unknown.
+        wait_noise, step_noise: see :func:`_noise`.
     """
 
     wait: float
     step: float
     batches: int
     length: int | None
+    wait_noise: float = math.nan
+    step_noise: float = math.nan
 
     @property
     def share(self) -> float:
@@ -66,8 +71,19 @@ class DataWait(Probe[Waiting]):
             length: int | None = len(loop.train_loader)
         except TypeError:
             length = None
-        counted = waits[settled]
-        return Waiting(median(counted), median(steps[settled]), len(counted), length)
+        counted, taken = waits[settled], steps[settled]
+        return Waiting(
+            median(counted), median(taken), len(counted), length, _noise(counted), _noise(taken)
+        )
+
+
+def _noise(times: Sequence[float]) -> float:
+    """Return how far such a median may differ between two runs of an unchanged program.
+
+    Their standard deviation, as machines have slow and fast minutes, and an eighth of the median
+    at least: four times that of two runs lets a time double, as on a machine that others use.
+    """
+    return max(pstdev(times), median(times) / 8)
 
 
 def _stored(loop: Loop) -> int:

@@ -60,7 +60,7 @@ class LossDecreases(Check):
         if len(finite) < len(training.losses):
             return self.inconclusive("Some losses of the run are no numbers: see FIT104.")
         standing = Standing.of(training)
-        details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
+        details: dict[str, Any] = {"evidence": (curve_of_run(training), standing.numbers())}
         said = f"in {len(training.losses)} steps the loss went from {standing.start:.4g}"
         said = f"{said} to {standing.mean:.4g}"
         if math.isnan(standing.constant):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnaudit.probes.training_run import Training
-from nnaudit.report import Curve, Series
+from nnaudit.report import Curve, Numbers, Series
 
 FEWEST = 60
 """Steps below which a run shows nothing about where the loss is going."""
@@ -46,6 +46,11 @@ class Standing:
         start_error = 1.2 * error * math.sqrt(len(last) / 5)
         began = training.moments[0].fixed.loss
         return cls(start, statistics.mean(last), error, training.constant, start_error, began)
+
+    def numbers(self) -> Numbers:
+        """What a later report is compared with: where the run ended."""
+        name = "mean loss of the last third"
+        return Numbers(title="The run", values={name: self.mean}, noise={name: self.error})
 
     @property
     def below(self) -> bool:

@@ -13,7 +13,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.levers import Lever, Levers, next_lever
 from nnaudit.probes.training_run import Moment, Training, TrainingRun
-from nnaudit.report import Curve, Kind, Result, Series, Table
+from nnaudit.report import Curve, Kind, Numbers, Result, Series, Table
 
 ENOUGH = 100
 """Rows of which the mean loss is taken as it is where no batches tell how much it varies."""
@@ -88,7 +88,7 @@ class Regularization(Check):
         levers = audit.probe(Levers)
         moments = tuple(m for m in training.moments if m.val.losses and m.fixed.losses)
         pulled = next_lever(levers)
-        evidence = (*_curves(moments), _ledger(levers, pulled))
+        evidence = (*_curves(moments), *_numbers(moments), _ledger(levers, pulled))
         if len(moments) < 2 or training.broke is not None:
             return self.inconclusive(
                 "The losses on training and validation batches could not be followed.",
@@ -167,6 +167,16 @@ def _curves(moments: tuple[Moment, ...]) -> tuple[Curve, ...]:
             series=tuple(Series(name=name, x=steps, y=y) for name, y in lines.items()),
         ),
     )
+
+
+def _numbers(moments: tuple[Moment, ...]) -> tuple[Numbers, ...]:
+    """Where validation ended, with the standard error of the mean of its batches."""
+    losses = moments[-1].val.losses if moments else ()
+    if len(losses) < 3:
+        return ()
+    name, noise = "validation loss", statistics.stdev(losses) / math.sqrt(len(losses))
+    values = {name: moments[-1].val.loss}
+    return (Numbers(title="At the end of the run", values=values, noise={name: noise}),)
 
 
 def _ledger(levers: tuple[Lever, ...], pulled: Lever) -> Table:

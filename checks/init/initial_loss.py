@@ -449,7 +449,8 @@ def _evidence(first: First, main: MainLoss, level: Level) -> tuple[Evidence, ...
         columns=("module", "type", "mean", "standard deviation"),
         rows=tuple(_scales(first.completed[0])),
     )
-    return (Numbers(title="The first loss", values=values), scales)
+    noise = {"first loss": level.error}
+    return (Numbers(title="The first loss", values=values, noise=noise), scales)
 
 
 def _scales(seen: Observation) -> Iterator[tuple[float | str, ...]]:

@@ -48,6 +48,7 @@ class DataBound(Check):
             Numbers(
                 title="Time per batch, in seconds",
                 values={"wait": seen.wait, "step": seen.step, "wait per epoch": epoch},
+                noise={"wait": seen.wait_noise, "step": seen.step_noise},
             ),
         )
         if seen.share <= self.option(audit, "share") or epoch <= self.option(audit, "seconds"):

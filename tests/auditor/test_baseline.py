@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from nnaudit.baseline import compare
@@ -5,6 +7,7 @@ from nnaudit.report import (
     Change,
     Environment,
     Kind,
+    Numbers,
     Report,
     Result,
     Status,
@@ -13,6 +16,7 @@ from nnaudit.report import (
     Tool,
     totals_of,
 )
+from nnaudit.reports import outline
 
 
 def result(code="A101", status="fail", **fields):
@@ -126,3 +130,57 @@ def test_noise_and_another_machine_make_nothing_slower():
     elsewhere = compare([report(result(seconds=99), seconds=99, threads=8)], [old], "x")[0].baseline
     assert elsewhere.slower == ()
     assert "another machine" in elsewhere.remark
+
+
+def measured(value, noise, code="FIT103", name="mean loss"):
+    numbers = Numbers(title="t", values={name: value, "steps": 300}, noise={name: noise})
+    return result(code, "pass", evidence=(numbers,))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "moved"),
+    [
+        ((0.40, 0.01), (0.40, 0.01), False),
+        ((0.40, 0.01), (0.45, 0.01), False),  # 3.5 errors of the difference
+        ((0.40, 0.01), (0.46, 0.01), True),  # 4.2
+        ((0.40, 0.01), (0.30, 0.001), True),
+        ((0.40, 0.0), (0.41, 0.0), True),
+        ((0.40, math.inf), (9.0, 0.01), False),
+        ((0.40, math.nan), (9.0, 0.01), False),
+    ],
+)
+def test_a_number_moved_when_it_is_beyond_the_noise_of_both(before, now, moved):
+    old, new = report(measured(*before)), report(measured(*now))
+    found = compare([new], [old], "old.json")[0].baseline.moved
+    assert [item.name for item in found] == (["FIT103 some-check: mean loss"] if moved else [])
+
+
+def test_numbers_that_moved_fail_nothing_and_are_told_with_their_noise():
+    old, new = report(measured(0.4, 0.01)), report(measured(0.9, 0.02))
+    compared = compare([new], [old], "old.json")[0]
+    assert not any(r.is_new and r.status is not Status.PASS for r in compared.results)
+    told = {item.label: item.text for item in outline.since(compared)}
+    assert told["changed"] == "FIT103 some-check: mean loss (0.4 +- 0.01, now 0.9 +- 0.02)"
+
+
+def test_only_numbers_of_both_reports_and_times_of_one_machine_are_compared():
+    clock = report(measured(0.1, 0.001, "PERF101", "step"))
+    elsewhere = report(measured(0.9, 0.001, "PERF101", "step"), threads=8)
+    assert compare([elsewhere], [clock], "old.json")[0].baseline.moved == ()
+    loss = report(measured(0.1, 0.001), threads=8)
+    assert len(compare([loss], [report(measured(0.9, 0.001))], "old.json")[0].baseline.moved) == 1
+    assert compare([loss], [report(result())], "old.json")[0].baseline.moved == ()
+
+
+def test_one_script_with_other_arguments_is_another_target():
+    def called(*arguments, status="pass"):
+        one = report(result(status=status))
+        target = one.target.model_copy(update={"arguments": arguments})
+        return one.model_copy(update={"target": target})
+
+    baseline = [called("--lr", "1", status="fail"), called("--lr", "2")]
+    changes = [
+        compare([called("--lr", lr, status="fail")], baseline, "old.json")[0].results[0].change
+        for lr in ("1", "2", "3")
+    ]
+    assert changes == [Change.UNCHANGED, Change.NEW, Change.NEW]

@@ -82,6 +82,15 @@ def test_a_comment_for_something_else_does_nothing(tmp_path: Path, comment: str)
     assert by_comment(tmp_path, f"net = make()  # nnaudit: {comment}\n", 1) == ""
 
 
+def test_what_suppresses_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "train.py"
+    file.write_text("net = make()  # nnaudit: ignore[GRAD101] frozen\n")
+    places = [Location(file=str(file), line=1)]
+    assert suppression.applied(finding(), {}, places).suppressed_by == "source"
+    assert suppression.applied(finding(), {"net.*": ["GRAD"]}, places).suppressed_by == "settings"
+    assert suppression.applied(finding(), {}, ()).suppressed_by == ""
+
+
 def test_a_comment_without_a_reason_is_told_by_its_place(tmp_path: Path) -> None:
     source = "net = make()  # nnaudit: ignore[DATA104, GRAD101]\n"
     assert by_comment(tmp_path, source, 1) == "comment at train.py:1"

@@ -33,3 +33,18 @@ def test_severities_paths_and_order(realistic):
 
 def test_nothing_found_is_an_empty_list(make_report, make_result):
     assert issues(make_report(make_result(), make_result("S", Status.SKIP))) == []
+
+
+def test_two_audits_of_one_file_have_fingerprints_of_their_own_that_stay(make_report, make_result):
+    def called(*arguments):
+        one = make_report(make_result("A101", Status.FAIL))
+        target = one.target.model_copy(update={"path": "train.py", "arguments": arguments})
+        return one.model_copy(update={"target": target})
+
+    def prints(*reports):
+        return [issue["fingerprint"] for issue in issues(*reports)]
+
+    small, large = called("--width", "8"), called("--width", "64")
+    assert len(set(prints(small, large, small))) == 3
+    assert prints(large) == prints(small, large)[1:]
+    assert prints(small, large, small) == prints(small, large, small)

@@ -1,7 +1,15 @@
 import math
 
-from nnaudit.report import Curve, Histogram, Series
-from nnaudit.reports.inline import ASCII, UNICODE, curve_rows, histogram_row, span, sparkline
+from nnaudit.report import Curve, Histogram, Numbers, Series
+from nnaudit.reports.inline import (
+    ASCII,
+    UNICODE,
+    curve_rows,
+    histogram_row,
+    number_rows,
+    span,
+    sparkline,
+)
 
 
 def test_a_sparkline_goes_from_low_to_high_and_shows_gaps():
@@ -28,3 +36,16 @@ def test_curves_beyond_the_shown_are_counted_and_limits_told():
 def test_a_histogram_is_drawn_from_zero():
     histogram = Histogram(title="t", x_label="w", edges=(-1, 0, 1), counts=(0, 8))
     assert histogram_row(histogram, ASCII) == "_#  -1 to 1 w"
+
+
+def test_a_quantity_is_told_with_its_noise_where_that_is_known():
+    values = {"loss": 0.41234, "steps": 300, "kind": "Adam", "exact": 1.0, "alone": 2.0}
+    noise = {"loss": 0.0123, "kind": 1.0, "exact": 0.0, "alone": math.inf}
+    numbers = Numbers(title="t", values=values, noise=noise)
+    assert number_rows(numbers) == [
+        ("loss", "0.4123 +- 0.012"),
+        ("steps", "300"),
+        ("kind", "Adam"),
+        ("exact", "1"),
+        ("alone", "2"),
+    ]

@@ -91,10 +91,11 @@ def test_a_crash_is_no_success(realistic, make_report, make_result):
 
 
 def test_suppressed_and_known_findings_say_so(make_report, make_result):
-    hidden = make_report(make_result("A", Status.FAIL, suppressed="on purpose"))
-    assert results(hidden)[0]["suppressions"] == [
-        {"kind": "external", "justification": "on purpose"}
-    ]
+    for by, kind in (("source", "inSource"), ("settings", "external"), ("", "external")):
+        hidden = make_result("A", Status.FAIL, suppressed="on purpose", suppressed_by=by)
+        assert results(make_report(hidden))[0]["suppressions"] == [
+            {"kind": kind, "justification": "on purpose"}
+        ]
     old = make_report(make_result("A", Status.FAIL), make_result("B", Status.WARN))
     new = make_report(*(make_result(code, Status.FAIL) for code in "ABC"))
     states = {r["ruleId"]: r["baselineState"] for r in results(*compare([new], [old], "x"))}
