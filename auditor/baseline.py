@@ -186,7 +186,7 @@ def _moved(report: Report, old: Report) -> tuple[Moved, ...]:
 
 
 def _lasts(name: str) -> bool:
-    """Whether a number says the same on another machine: what was measured by the clock does not."""
+    """Whether a number says the same on another machine: not what was measured by the clock."""
     return not name.startswith("PERF")
 
 

@@ -354,7 +354,7 @@ def rule(selector: str | None, everything: bool) -> None:
         if everything or selector is None:
             for known in registry.checks:
                 question = " ".join(known.documentation()["question"].split())
-                click.echo(f"{known.code}  {known.name:24}  {known.kind.value:12} {question}")
+                click.echo(f"{known.code:8} {known.name:24}  {known.kind.value:12} {question}")
             return
         click.echo(_explained(registry.find(selector)))
 

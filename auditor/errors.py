@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nnaudit.report import Location
 
@@ -39,6 +40,13 @@ class UserCodeError(NnauditError):
     def location(self) -> Location | None:
         """The innermost line of the traceback that is the user's own."""
         return user_location(self.original)
+
+    @property
+    def module(self) -> Any:
+        """The innermost module that was being called, as torch's own frames tell; None outside."""
+        frames = [frame for frame, _ in traceback.walk_tb(self.original.__traceback__)]
+        called = [f.f_locals.get("self") for f in frames if f.f_code.co_name == "_call_impl"]
+        return called[-1] if called else None
 
     @property
     def traceback(self) -> str:

@@ -204,7 +204,7 @@ def _inputs_pictured(loop: Loop, fed: Fed) -> Iterator[Evidence]:
         elif tensor.ndim == 2:
             yield _as_ids(tensor, captions, f"Input{path} as ids", decoder(loop, tensor))
         elif tensor.ndim == 3 and tensor.is_floating_point():
-            yield _as_series(tensor, captions, f"Input{path} as series, its first column")
+            yield _as_series(tensor, captions, f"Input{path} as series")
             yield _as_images(
                 tensor.unsqueeze(1), captions, f"Input{path} as pictures, a row a step"
             )
@@ -277,10 +277,13 @@ def _squared(tiles: Tensor, factor: int) -> Tensor:
 
 
 def _as_series(tensor: Tensor, captions: list[str], title: str) -> Curve:
-    rows = _real(tensor[:4, :256, 0])
+    values = _real(tensor[:, :256])
+    # The column that varies most: the first one of a picture is often its margin.
+    column = int(values.std(1).mean(0).nan_to_num(0.0).argmax()) if values.shape[1] > 1 else 0
+    rows = values[:4, :, column]
     steps = tuple(float(i) for i in range(rows.shape[1]))
     return Curve(
-        title=title,
+        title=f"{title}, column {column}",
         x_label="step",
         y_label="value",
         series=tuple(

@@ -11,7 +11,7 @@ from nnaudit.checks.registry import BrokenPlugin
 from nnaudit.context import Audit
 from nnaudit.errors import NnauditError, OutOfBudgetError, TargetError, UserCodeError, describe
 from nnaudit.job import PLUGIN
-from nnaudit.loop.base import Needs
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.report import Kind, Result, Status, Text
 from nnaudit.state import preserved
 
@@ -63,7 +63,7 @@ def _answer(check: type[Check], audit: Audit) -> Result:
     except TargetError:
         raise
     except UserCodeError as error:
-        return _user_crash(asked, error)
+        return _user_crash(asked, error, audit.loop)
     except NnauditError as error:
         # What killed the process before, a script that ended or does not come back: the words are
         # nnaudit's, the code that did it is the user's.
@@ -72,11 +72,16 @@ def _answer(check: type[Check], audit: Audit) -> Result:
         return _own_crash(asked, error)
 
 
-def _user_crash(check: Check, error: UserCodeError) -> Result:
+def _user_crash(check: Check, error: UserCodeError, loop: Loop) -> Result:
+    """Tell of the user's line or, where a layer of a library's raised, of what made the model."""
+    within = error.module
+    name = next((name for name, module in loop.model.named_modules() if module is within), None)
+    made = None if name is None else loop.locate(within) or loop.locate("model")
     answer = check.answer(
         Status.ERROR,
         f"Your code raised {error}.",
-        location=error.location,
+        location=error.location or made,
+        module=name or "",
         evidence=(Text(title="Traceback", text=error.traceback),),
     )
     return answer.model_copy(update={"crash": "user"})

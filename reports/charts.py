@@ -27,7 +27,8 @@ from nnaudit.reports.geometry import (
     path,
     spread,
 )
-from nnaudit.reports.text import count, format_number, one_line
+from nnaudit.reports.text import format_number, one_line
+from nnaudit.words import count
 
 # Small enough to be legible on a phone, where a chart is shrunk to 300 pixels or less.
 WIDTH = 400

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from nnaudit.report import Curve, Evidence, Report, Result, Status
 from nnaudit.reports import charts, inline, outline, text
 from nnaudit.reports.base import Options
+from nnaudit.words import count
 
 #: Bytes of pictures, tables and texts in one file; what is over it is left to the JSON.
 EVIDENCE_BUDGET = 1_500_000
@@ -24,30 +25,39 @@ EVIDENCE_BUDGET = 1_500_000
 LIMIT = 2_000_000
 MAX_ROWS = 200
 
+#: What is written instead of evidence that is left out takes place, too.
+_SLACK = 100_000
+
 _PHRASES = (text.PHRASE_LIMIT, 300, 60)
 
 _CELL_LIMIT = 300
+_TAIL = 6
 _CODE = re.compile(r"`([^`\n]+)`")
 
 
 def render(reports: Sequence[Report], options: Options) -> str:
     """Return the reports as one page, with one section for each target."""
-    pages = (_page(reports, limit) for limit in _PHRASES)
     shortest = ""
-    for shortest in pages:
+    for limit in _PHRASES:
+        shortest = _page(reports, limit, EVIDENCE_BUDGET)
+        if (excess := len(shortest) - LIMIT) > 0:
+            shortest = _page(reports, limit, EVIDENCE_BUDGET - excess - _SLACK)
         if len(shortest) < LIMIT:
             break
     return shortest
 
 
-def _page(reports: Sequence[Report], limit: int) -> str:
-    """Return the page with every phrase cut after ``limit`` characters."""
+def _page(reports: Sequence[Report], limit: int, budget: int) -> str:
+    """Return the page with every phrase cut after ``limit`` characters.
+
+    Pictures, tables and texts have ``budget`` bytes, the rest of them is left out.
+    """
     environment = _environment(limit)
     html = environment.get_template("report.html.j2").render(
         reports=reports,
         verdict_of_all=outline.verdict_of_all(reports),
         anchor=_Anchors(),
-        figure=_Figures(environment),
+        figure=_Figures(environment, budget),
     )
     # ASCII only: whatever encoding a console or a server puts on the file, it stays readable.
     return html.encode("ascii", "xmlcharrefreplace").decode("ascii") + "\n"
@@ -77,9 +87,9 @@ class _Anchors:
 class _Figures:
     """Draws evidence until the file is as large as it may become. Failures come first."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, budget: int) -> None:
         self._template: Any = environment.get_template("charts.svg.j2").module
-        self._left = EVIDENCE_BUDGET
+        self._left = budget
         self._drawn = 0
 
     def __call__(self, evidence: Evidence) -> Markup:
@@ -115,6 +125,12 @@ def _verbatim(value: str) -> Markup:
     return escape(text.visible(value, text.TEXT_LIMIT))
 
 
+def _tail(value: str) -> Markup:
+    """Return the end of a long text: a traceback says there what went wrong."""
+    lines = text.visible(value, text.TEXT_LIMIT).rstrip("\n").split("\n")
+    return escape("\n".join(lines[-_TAIL:]))
+
+
 def _cell(value: float | str) -> str:
     return text.visible(text.format_cell(value), _CELL_LIMIT)
 
@@ -139,12 +155,13 @@ def _environment(limit: int) -> Environment:
         number=text.format_number,
         prose=partial(_prose, limit=limit),
         seconds=text.format_seconds,
+        tail=_tail,
         verbatim=_verbatim,
     )
     environment.globals.update(
         Status=Status,
         charts=charts,
-        count=text.count,
+        count=count,
         inline=inline,
         max_rows=MAX_ROWS,
         outline=outline,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnaudit.report import Change, Moved, Report, Result, Slower, Status
-from nnaudit.reports.text import count, format_noisy, format_seconds
+from nnaudit.reports.text import format_noisy, format_seconds
+from nnaudit.words import count, verb
 
 #: Worst first. A crash is never a pass, so it stands next to the failures.
 SEVERITY = (
@@ -163,7 +164,7 @@ def verdict(report: Report) -> Verdict:
     judged = _verdict(report)
     remarks = [_news(report, judged.status)]
     if hidden := len(report.suppressed):
-        remarks.append(f"{count(hidden, 'finding')} {_verb(hidden, 'are', 'is')} suppressed")
+        remarks.append(f"{count(hidden, 'finding')} {verb(hidden, 'are', 'is')} suppressed")
     return Verdict(judged.status, ", ".join(part for part in (judged.headline, *remarks) if part))
 
 
@@ -174,11 +175,11 @@ def _verdict(report: Report) -> Verdict:
     fails, errors = number.get(Status.FAIL, 0), number.get(Status.ERROR, 0)
     if fails:
         crashed = f" and {errors} crashed" if errors else ""
-        return Verdict(Status.FAIL, f"{fails} {of_all} {_verb(fails, 'fail')}{crashed}")
+        return Verdict(Status.FAIL, f"{fails} {of_all} {verb(fails, 'fail')}{crashed}")
     if errors:
         return Verdict(Status.ERROR, f"{errors} {of_all} crashed")
     if warns := number.get(Status.WARN, 0):
-        return Verdict(Status.WARN, f"No check fails, {warns} {of_all} {_verb(warns, 'warn')}")
+        return Verdict(Status.WARN, f"No check fails, {warns} {of_all} {verb(warns, 'warn')}")
     return _quiet_verdict(number, total, of_all)
 
 
@@ -204,7 +205,7 @@ def _quiet_verdict(number: dict[Status, int], total: int, of_all: str) -> Verdic
             Status.PASS, "The check passes" if total == 1 else f"All {total} checks pass"
         )
     return Verdict(
-        Status.PASS, f"No check fails, {passed} {of_all} {_verb(passed, 'pass', 'passes')}"
+        Status.PASS, f"No check fails, {passed} {of_all} {verb(passed, 'pass', 'passes')}"
     )
 
 
@@ -268,13 +269,9 @@ def verdict_of_all(reports: Sequence[Report]) -> Verdict:
     same = sum(v.status is worst for v in verdicts)
     every = f"{same} of {len(reports)} targets"
     phrases = {
-        Status.FAIL: f"{every} {_verb(same, 'fail')}",
+        Status.FAIL: f"{every} {verb(same, 'fail')}",
         Status.ERROR: f"{every} crashed",
-        Status.WARN: f"No target fails, {every} {_verb(same, 'warn')}",
+        Status.WARN: f"No target fails, {every} {verb(same, 'warn')}",
         Status.INCONCLUSIVE: f"{every} could not be judged",
     }
     return Verdict(worst, phrases.get(worst, f"All {len(reports)} targets pass"))
-
-
-def _verb(number: int, plural: str, singular: str = "") -> str:
-    return (singular or f"{plural}s") if number == 1 else plural

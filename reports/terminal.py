@@ -35,12 +35,12 @@ from nnaudit.reports.outline import Finding, title
 from nnaudit.reports.text import (
     PHRASE_LIMIT,
     TEXT_LIMIT,
-    count,
     format_cell,
     format_seconds,
     one_line,
     visible,
 )
+from nnaudit.words import count
 
 # Longer lines are hard to read, so a wide terminal keeps a margin.
 _WIDEST = 120

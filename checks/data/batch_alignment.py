@@ -87,7 +87,9 @@ class BatchAlignment(Check):
         if fields.stacked:
             return self.passed("torch stacks whole items, so the fields of a batch agree.")
         if not fields.odd:
-            return self.passed(f"In {fields.read} batches all fields have as many rows.")
+            return self.passed(
+                f"All fields have as many rows as each other (batches read: {fields.read})."
+            )
         batch, lengths = fields.odd[0]
         said = ", ".join(f"batch{name} {rows}" for name, rows in lengths.items())
         start = f"The fields of a batch differ in length ({said})"

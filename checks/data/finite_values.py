@@ -15,6 +15,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.probes.data import Field, TrainingData
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state import preserved
+from nnaudit.words import count
 
 
 class FiniteValues(Check):
@@ -69,7 +70,7 @@ class FiniteValues(Check):
             )
         return self.failed(
             f"{what}: {harm}, and not with zeros instead.",
-            measured=f"{sum(each.bad for each in bad):,} values that are not finite",
+            measured=f"{count(sum(each.bad for each in bad), 'value')} not finite",
             threshold="0",
             evidence=(table,),
             location=audit.loop.locate("train_loader"),

@@ -16,6 +16,7 @@ from nnaudit.probes.anew import anew
 from nnaudit.probes.training_run import Training, TrainingRun, training_run
 from nnaudit.report import Kind, Result
 from nnaudit.stats import ALPHA
+from nnaudit.words import count
 
 _FIRST = 5
 _TIMES = 10.0
@@ -135,7 +136,7 @@ class Divergence(Check):
                 f"The run ended at step {n - 1}, for your code raised {training.error}.", **details
             )
         if n < 20:
-            return self.inconclusive(f"There was time for {n} steps only.", **details)
+            return self.inconclusive(f"There was time for {count(n, 'step')} only.", **details)
         return self.passed(f"In {n} steps {course}.", **details)
 
 

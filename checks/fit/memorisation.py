@@ -17,6 +17,7 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result
 from nnaudit.stats import permutation_test
+from nnaudit.words import count
 
 _FEWEST, _MOST = 7, 50
 _ALPHA = 1e-3
@@ -135,7 +136,7 @@ def _why_not(loop: Loop, training: Training) -> str:
     if not all(math.isfinite(loss) for loss in training.losses):
         return "Some losses of the run are no numbers: see FIT104."
     if len(training.epoch_starts) < 2:
-        return f"The first epoch did not end within {len(training.losses)} steps."
+        return f"The first epoch did not end within {count(len(training.losses), 'step')}."
     end = training.epoch_starts[1]
     near = training.rates[max(end - _MOST, 0) : end + _MOST]
     if training.warmed or max(near) > 1.2 * min(near):

@@ -12,6 +12,7 @@ from nnaudit.loop.base import Needs, Step
 from nnaudit.loop.taps import Observation
 from nnaudit.probes.first_steps import STEPS, FirstSteps, observed_steps, plain_losses
 from nnaudit.report import Curve, Kind, Result, Series
+from nnaudit.words import count
 
 MORE = 20
 """Plain steps on top of the observed ones."""
@@ -145,8 +146,8 @@ def _in_backward(seen: Observation) -> Origin:
     # Gradients flow from the loss backwards: the last layer that has it got it first.
     last = bad[-1] if bad else ""
     return Origin(
-        f"the loss is finite, and the gradient of {len(bad)} tensors is not, {last} being the "
-        "nearest to the loss",
+        f"the loss is finite, and the gradient of {count(len(bad), 'tensor')} is not, {last} being "
+        "the nearest to the loss",
         "Look for a square root, norm or power whose argument can be zero between there and the "
         "loss, and add a small number inside it; torch.where does not stop such a gradient.",
         last.rpartition(".")[0],

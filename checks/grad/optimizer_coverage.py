@@ -14,6 +14,7 @@ from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.gradient_reach import GradientReach, Stray
 from nnaudit.probes.reseeded import differing_weights
 from nnaudit.report import Kind, Result, Table
+from nnaudit.words import count, verb
 
 
 class OptimizerCoverage(Check):
@@ -67,18 +68,19 @@ class OptimizerCoverage(Check):
     def _missed(self, audit: Audit, missing: list[str]) -> Result:
         loop = audit.loop
         sizes = {name: p.numel() for name, p in loop.model.named_parameters()}
-        count = sum(sizes.get(name, 0) for name in missing)
+        elements = sum(sizes.get(name, 0) for name in missing)
         groups = _grouped(missing)
         parts = ", ".join(groups[:3]) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
         strangers = _strangers(loop)
         what = (
-            f"{len(missing)} trainable tensors ({count:,} numbers) get a gradient and are in no "
+            f"{count(len(missing), 'trainable tensor')} ({elements:,} numbers) "
+            f"{verb(len(missing), 'get a gradient and are', 'gets a gradient and is')} in no "
             f"optimizer: {parts}"
         )
         if strangers:
-            what += f"; instead it holds {strangers} tensors that the model does not have"
+            what += f"; instead it holds {count(strangers, 'tensor')} that the model does not have"
         details: dict[str, Any] = {
-            "measured": f"{len(missing)} of {len(sizes)} tensors are missing",
+            "measured": f"{len(missing)} of {count(len(sizes), 'tensor')} missing",
             "threshold": "none",
             "evidence": (_table(missing, sizes),),
             "location": loop.locate("optimizer") or loop.locate("model"),
@@ -161,13 +163,16 @@ def _notes(loop: Loop, first: First) -> list[str]:
     }
     if silent:
         parts = ", ".join(_grouped(sorted(silent))[:3])
-        notes.append(f"{len(silent)} tensors are in none and get no gradient ({parts})")
+        notes.append(
+            f"{count(len(silent), 'tensor')} {verb(len(silent), 'are', 'is')} in none and "
+            f"{verb(len(silent), 'get')} no gradient ({parts})"
+        )
     if strangers := _strangers(loop):
-        notes.append(f"they hold {strangers} tensors that the model does not have")
+        notes.append(f"they hold {count(strangers, 'tensor')} that the model does not have")
     if frozen := sum(not p.requires_grad for p in held):
-        notes.append(f"they hold {frozen} frozen tensors, which never change")
+        notes.append(f"they hold {count(frozen, 'frozen tensor')}, without effect")
     if twice := len(held) - len({id(p) for p in held}):
-        notes.append(f"{twice} tensors are held twice")
+        notes.append(f"{count(twice, 'tensor')} {verb(twice, 'are', 'is')} held twice")
     return notes
 
 

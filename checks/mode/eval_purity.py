@@ -18,6 +18,7 @@ from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.movement import same
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state import preserved
+from nnaudit.words import count
 
 BATCHES = 3
 _STATISTICS = ("running_mean", "running_var", "running_std", "running_avg", "moving_average")
@@ -96,8 +97,9 @@ class EvalPurity(Check):
             )
             answer = self.warned if follow else self.failed
             return answer(
-                f"A forward pass in eval mode changes {len(weights)} parameters ({weights[0]}).",
-                measured=f"{len(weights)} parameters changed",
+                f"A forward pass in eval mode changes {count(len(weights), 'parameter')} "
+                f"({weights[0]}).",
+                measured=f"{count(len(weights), 'parameter')} changed",
                 fix="change parameters in training only: if self.training: ...",
                 **_at(audit, weights[0]),
                 **details,
@@ -106,9 +108,9 @@ class EvalPurity(Check):
         statistics = [name for name in changed if _is_statistic(name, modules)]
         if statistics:
             return self.failed(
-                f"A forward pass in eval mode changes {len(statistics)} running statistics "
-                f"({statistics[0]}): validation data become part of the model.",
-                measured=f"{len(statistics)} statistics changed",
+                f"A forward pass in eval mode changes running statistics ({statistics[0]} first): "
+                "validation data become part of the model.",
+                measured=f"{len(statistics)} running statistics changed",
                 fix="update them only if self.training, and let model.eval() reach the module",
                 **_at(audit, statistics[0]),
                 **details,
@@ -116,11 +118,12 @@ class EvalPurity(Check):
         others = [n for n in changed if n in after and _keeps_form(before[n], after[n])]
         if not others:
             return self.passed(
-                f"Eval mode changes {len(changed)} caches only ({changed[0]}), in shape too."
+                f"Eval mode changes {count(len(changed), 'cache')} only ({changed[0]}), in "
+                "shape too."
             )
         return self.warned(
-            f"A forward pass in eval mode changes {len(others)} buffers ({others[0]}).",
-            measured=f"{len(others)} buffers changed",
+            f"A forward pass in eval mode changes {count(len(others), 'buffer')} ({others[0]}).",
+            measured=f"{count(len(others), 'buffer')} changed",
             fix="if it is not a cache or a state that is meant to go on: if self.training: ...",
             **_at(audit, others[0]),
             **details,

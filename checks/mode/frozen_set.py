@@ -14,6 +14,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.movement import same
 from nnaudit.report import Kind, Result, Table
+from nnaudit.words import count, verb
 
 _STEPS = 3
 
@@ -51,12 +52,13 @@ class FrozenSet(Check):
     def _flips(self, audit: Audit, flipped: dict[str, bool]) -> Result:
         name = next(iter(flipped))
         thawed = sum(flipped.values())
-        what = "frozen parameters are trained" if thawed else "trained parameters are frozen"
-        count = thawed or len(flipped)
+        number = thawed or len(flipped)
+        was, now = ("frozen", "trained") if thawed else ("trained", "frozen")
         return self.failed(
-            f"After model.eval() and model.train(), as around a validation, {count} {what} "
+            f"After model.eval() and model.train(), as around a validation, "
+            f"{count(number, f'{was} parameter')} {verb(number, 'are', 'is')} {now} "
             f"({name} first).",
-            measured=f"requires_grad of {len(flipped)} parameters changes",
+            measured=f"requires_grad of {count(len(flipped), 'parameter')} changes",
             threshold="none changes",
             evidence=(
                 Table(
@@ -95,13 +97,16 @@ class FrozenSet(Check):
         ]
         if drifted:
             return self._drifted(audit, drifted, len(frozen))
-        return self.passed(f"All {len(frozen)} frozen parameters and their statistics stay put.")
+        return self.passed(
+            f"The frozen parameters, {len(frozen)} in all, and their statistics stay put."
+        )
 
     def _moved(self, audit: Audit, stepped: list[str], frozen: int) -> Result:
         return self.failed(
-            f"{len(stepped)} of {frozen} frozen parameters change in {_STEPS} steps, because the "
+            f"{len(stepped)} of {count(frozen, 'frozen parameter')} "
+            f"{verb(len(stepped), 'change')} in {_STEPS} steps, because the "
             f"optimizer holds them ({stepped[0]} first).",
-            measured=f"{len(stepped)} frozen parameters change",
+            measured=f"{count(len(stepped), 'frozen parameter')} {verb(len(stepped), 'change')}",
             threshold="none",
             module=stepped[0].rpartition(".")[0],
             modules=_owners(stepped),
@@ -120,9 +125,10 @@ class FrozenSet(Check):
             )
         }
         return self.warned(
-            f"The running statistics of {len(drifted)} frozen normalisations move in {_STEPS} "
-            f"steps ({drifted[0]} first): they are in train mode.",
-            measured=f"{len(drifted)} normalisations drift, {frozen} parameters are frozen",
+            f"The running statistics of {count(len(drifted), 'frozen normalisation')} move in "
+            f"{_STEPS} steps ({drifted[0]} first): train mode is on for them.",
+            measured=f"{count(len(drifted), 'normalisation')} of a net with "
+            f"{count(frozen, 'frozen parameter')}",
             threshold="none",
             module=drifted[0],
             modules=tuple(drifted),

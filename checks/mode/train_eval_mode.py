@@ -15,6 +15,7 @@ from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.reseeded import differing_weights
 from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.report import Kind, Result, Table
+from nnaudit.words import count, verb
 
 _CONTAINERS = (
     nn.Transformer,
@@ -106,7 +107,8 @@ class TrainEvalMode(Check):
         frozen = len(modes) - len(trained)
         rest = f"; {frozen} more belong to frozen parts" if frozen else ""
         return self.passed(
-            f"All {len(trained)} modules for which it matters are in train mode{rest}."
+            f"{_all(len(trained))} for which it matters {verb(len(trained), 'are', 'is')} in train "
+            f"mode{rest}."
         )
 
     def _asleep(
@@ -118,7 +120,7 @@ class TrainEvalMode(Check):
         names = ", ".join(mode.name or "the model itself" for mode in asleep[:3])
         root = any(step.training_flags.get("", True) for step in seen)
         details = {
-            "measured": f"{len(asleep)} of {len(trained)} modules in eval mode",
+            "measured": f"{len(asleep)} of {count(len(trained), 'module')} in eval mode",
             "threshold": "none",
             "evidence": (_table(trained),),
             "module": asleep[0].name,
@@ -129,23 +131,24 @@ class TrainEvalMode(Check):
         only_norms = all(mode.normalises for mode in asleep)
         if len(asleep) == len(trained) and not (root and only_norms):
             return self.failed(
-                f"All {len(asleep)} modules for which it matters ({kinds}) are in eval mode "
-                f"{when}.",
+                f"{_all(len(asleep))} for which it matters ({kinds}) "
+                f"{verb(len(asleep), 'are', 'is')} in eval mode {when}.",
                 fix="Call model.train() at the beginning of every epoch, and model.eval() only "
                 "around validation.",
                 **details,
             )
         if only_norms:
             return self.warned(
-                f"{len(asleep)} batch normalisations ({names}), which then use their running "
-                f"statistics and do not update them, are in eval mode {when}.",
+                f"{count(len(asleep), 'batch normalisation')} ({names}) "
+                f"{verb(len(asleep), 'are', 'is')} in eval mode {when}: running statistics are "
+                "used and not updated.",
                 fix="Call model.train(); if they are meant to be frozen, freeze their parameters "
                 "too: for p in norm.parameters(): p.requires_grad_(False).",
                 **details,
             )
         return self.warned(
-            f"{len(asleep)} of the {len(trained)} modules for which it matters ({names}) are in "
-            f"eval mode {when}.",
+            f"{len(asleep)} of the {len(trained)} modules for which it matters ({names}) "
+            f"{verb(len(asleep), 'are', 'is')} in eval mode {when}.",
             fix="Call model.train() at the beginning of every epoch.",
             **details,
         )
@@ -214,3 +217,7 @@ def _table(modes: list[Mode]) -> Table:
             for mode in rows
         ),
     )
+
+
+def _all(number: int) -> str:
+    return "The one module" if number == 1 else f"All {number} modules"

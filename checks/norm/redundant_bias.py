@@ -9,6 +9,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Kind, Result, Table
+from nnaudit.words import count, verb
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -53,10 +54,11 @@ class RedundantBias(Check):
         if not found:
             return self.passed("No bias stands right before a batch or instance normalisation.")
         layer, norm = found[0]
-        count = sum(modules[name].bias.numel() for name, _ in found)
+        lost = sum(modules[name].bias.numel() for name, _ in found)
         return self.noted(
-            f"{len(found)} layers have a bias right before a normalisation that takes it off again "
-            f"({layer} before {norm} first): {count:,} parameters without effect.",
+            f"{count(len(found), 'layer')} {verb(len(found), 'have', 'has')} a bias right before a "
+            f"normalisation that takes it off again ({layer} before {norm} first): "
+            f"{count(lost, 'parameter')} without effect.",
             fix=f"bias=False in {layer}",
             module=layer,
             location=loop.locate(modules[layer]) or loop.locate(loop.model),

@@ -38,7 +38,9 @@ class DataBound(Check):
         """Compare the two times."""
         seen = audit.probe(DataWait)
         if seen.batches < 3:
-            return self.inconclusive(f"An epoch has only {seen.batches} batches to measure.")
+            return self.inconclusive(
+                f"Three batches must be timed, and an epoch had {seen.batches} for that."
+            )
         told = (
             f"A batch takes {_time(seen.wait)} to come and {_time(seen.step)} to train on: "
             f"{100 * seen.share:.0f} % of the time is spent waiting"

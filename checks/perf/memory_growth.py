@@ -9,6 +9,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.kept_graphs import KeptGraphs
 from nnaudit.report import Curve, Kind, Result, Series
+from nnaudit.words import count, verb
 
 
 class MemoryGrowth(Check):
@@ -53,7 +54,8 @@ class MemoryGrowth(Check):
             )
         more = kept.tensors[-1] - kept.tensors[0]
         what = (
-            f"{more} more tensors with a history are kept ({kept.kinds[0][0]})"
+            f"{count(more, 'more tensor')} with a history {verb(more, 'are', 'is')} kept "
+            f"({kept.kinds[0][0]})"
             if more >= len(growth) and kept.kinds
             else "the history of one tensor gets longer and longer"
         )

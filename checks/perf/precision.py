@@ -12,6 +12,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.precision import LOW, Precision, PrecisionUse
 from nnaudit.report import Kind, Result, Table
+from nnaudit.words import count, verb
 
 AMPERE = (8, 0)
 """From this compute capability on there is TensorFloat-32."""
@@ -80,7 +81,8 @@ class PrecisionChoice(Check):
         if awkward:
             name, sizes = awkward[0]
             return self.noted(
-                f"In 16 bits {len(awkward)} layers have sizes that tensor cores take only padded: "
+                f"In 16 bits {count(len(awkward), 'layer')} {verb(len(awkward), 'have', 'has')} "
+                "sizes that tensor cores take only padded: "
                 f"{name} is {sizes[0]} to {sizes[1]}.",
                 fix=f"Round sizes up to multiples of {_MULTIPLE}, a vocabulary to one of 64.",
                 module=name,

@@ -16,6 +16,7 @@ from nnaudit.probes.runs import Run, Runs, SeededRuns
 from nnaudit.probes.seeding import Unseeded
 from nnaudit.report import Evidence, Kind, Result, Table, Text
 from nnaudit.state import preserved
+from nnaudit.words import count, verb
 
 _FIX = {
     "initialisation": "torch.manual_seed(seed)  # and draw weights with torch only",
@@ -118,7 +119,7 @@ def parting_of(runs: Runs, *, on_gpu: bool = False) -> Parting | None:
             "initialisation",
             f"the initial weights differ in {len(differing)} of {len(first.initial.digests)} "
             f"tensors ({named})",
-            f"{len(differing)} tensors differ",
+            f"{count(len(differing), 'tensor')} {verb(len(differing), 'differ')}",
         )
     if first.batches != again.batches:
         return _parting_of_data(first, again)
@@ -173,8 +174,8 @@ def _parting_of_steps(first: Run, again: Run, *, on_gpu: bool) -> Parting | None
         return None
     return Parting(
         "arithmetic",
-        f"the losses are the same and {len(differing)} tensors of the final weights part by up to "
-        f"{apart:.1e} of their size",
+        f"the losses are the same and {count(len(differing), 'tensor')} of the final weights "
+        f"{verb(len(differing), 'part')} by up to {apart:.1e} of the size",
     )
 
 
@@ -239,6 +240,6 @@ def _compared(what: str, differing: int) -> tuple[str, str, str, str]:
     return (
         what,
         "",
-        f"{differing} tensors differ" if differing else "",
+        f"{count(differing, 'tensor')} {verb(differing, 'differ')}" if differing else "",
         "no" if differing else "yes",
     )

@@ -9,6 +9,7 @@ from nnaudit.loop.events import Event, Happening
 from nnaudit.probes.step_replay import Remainder, StepReplay
 from nnaudit.probes.step_trace import StepTrace, Trace, describe, zeroed_before_use
 from nnaudit.report import Kind, Location, Result, Table, Text
+from nnaudit.words import count, verb
 
 
 class GradientReset(Check):
@@ -81,10 +82,11 @@ class GradientReset(Check):
         loop = audit.loop
         steps = [event for event in trace.events if event.kind is Happening.STEP]
         return self.failed(
-            f"{len(kept)} of {len(remainders)} gradients still hold what the step before left in "
-            f".grad ({kept[0].parameter} first): they are summed up over all batches, because "
+            f"{len(kept)} of {len(remainders)} gradients still "
+            f"{verb(len(kept), 'hold')} what the step before left in .grad "
+            f"({kept[0].parameter} first): gradients are summed up over all batches, because "
             "zero_grad is not called.",
-            measured=f"{len(kept)} gradients follow what was left behind",
+            measured=f"{len(kept)} of {count(len(remainders), 'gradient')} with a remainder",
             threshold="none",
             evidence=(_table(kept), _order(trace, len(loop.optimizers))),
             location=next((e.location for e in steps if e.location is not None), None)

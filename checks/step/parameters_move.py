@@ -12,6 +12,7 @@ from nnaudit.loop.taps import Gradient
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.movement import Movement, movements
 from nnaudit.report import Kind, Result, Table
+from nnaudit.words import count, verb
 
 _NEGLIGIBLE = 1e-5
 MORE_STEPS = 20
@@ -72,9 +73,10 @@ class ParametersMove(Check):
         broken = [each for each in still if each.lr > 0.0 and each.visible]
         if broken:
             return self.failed(
-                f"{len(broken)} of {len(owned)} parameters with a gradient and a learning rate are "
-                f"bit for bit the same after {MORE_STEPS} steps ({broken[0].parameter} first).",
-                measured=f"{len(broken)} of {len(owned)} parameters do not change",
+                f"{len(broken)} of {len(owned)} parameters with a gradient and a learning rate "
+                f"{verb(len(broken), 'are', 'is')} bit for bit the same after {MORE_STEPS} steps "
+                f"({broken[0].parameter} first).",
+                measured=f"{len(broken)} of {count(len(owned), 'parameter')} unchanged",
                 fix="step the optimizer that holds them, and let it update them in place",
                 **_details(audit, broken),
             )
@@ -109,18 +111,20 @@ class ParametersMove(Check):
             )
         if stopped:
             return self.warned(
-                f"{len(stopped)} of {of} parameters with a gradient do not change in {MORE_STEPS} "
-                f"steps, because their learning rate is 0 ({stopped[0].parameter} first).",
-                measured=f"{len(stopped)} parameters with learning rate 0",
+                f"{len(stopped)} of {of} parameters with a gradient "
+                f"{verb(len(stopped), 'do', 'does')} not change in {MORE_STEPS} steps, for the "
+                f"learning rate is 0 ({stopped[0].parameter} first).",
+                measured=f"{count(len(stopped), 'parameter')} with learning rate 0",
                 fix="give the group a learning rate, or freeze it: p.requires_grad_(False)",
                 **_details(audit, stopped),
             )
         precision = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in still}))
         answer = self.warned if len(still) == of else self.noted
         return answer(
-            f"{len(still)} of {of} parameters do not change in {MORE_STEPS} steps: the updates are "
-            f"smaller than the rounding of {precision} ({still[0].parameter} first).",
-            measured=f"{len(still)} parameters whose updates are rounded away",
+            f"{len(still)} of {of} parameters {verb(len(still), 'do', 'does')} not change in "
+            f"{MORE_STEPS} steps: the updates are smaller than the rounding of {precision} "
+            f"({still[0].parameter} first).",
+            measured=f"{count(len(still), 'parameter')} whose updates are rounded away",
             fix="raise the learning rate, or keep the weights in float32",
             **_details(audit, still),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from programs import target
+from torch import nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit, UndeclaredProbeError
@@ -12,7 +13,7 @@ from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.base import Probe
-from nnaudit.report import Kind, Status
+from nnaudit.report import Kind, Location, Status
 from nnaudit.runner import run_check, run_checks
 
 DOC = """Is it so?
@@ -75,6 +76,21 @@ def test_our_crash_is_told_from_the_users() -> None:
     result = run_check(check(users), audit_of())
     assert (result.status, result.crash) == (Status.ERROR, "user")
     assert "OSError: disk while reading a batch" in result.message
+
+
+def test_a_crash_within_a_librarys_layer_names_the_layer_and_what_made_the_model() -> None:
+    def users(self, audit):
+        audit.loop.forward(next(iter(audit.loop.batches())), train=True)
+
+    def broken():
+        return nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.ReLU(), nn.Linear(5, 2)))
+
+    made = Location(file="train.py", line=7)
+    handed = target(model=broken, locations={"model": made})
+    audit = Audit(DirectLoop(handed, torch.device("cpu"), seed=0))
+    result = run_check(check(users), audit)
+    assert (result.module, result.location) == ("1.1", made)
+    assert "shapes cannot be multiplied" in result.message
 
 
 def test_what_the_loop_cannot_offer_skips_with_the_reason() -> None:

@@ -239,6 +239,23 @@ def test_what_is_over_the_budget_is_left_out_last_first(make_report, make_result
     assert html.index("data:image/png") < html.index("Look at your data")
 
 
+def test_many_targets_leave_pictures_out_before_the_file_gets_too_large(make_report, make_result):
+    text = Text(title="t", text="x" * 9_000)
+    results = [make_result(f"A{i}", message="m" * 300, evidence=(text,)) for i in range(10)]
+    html = render([make_report(*results)] * 60, Options())
+    assert len(html) < LIMIT
+    assert "m" * 300 in html
+    assert "Left out to keep this file small" in html
+
+
+def test_targets_are_listed_by_their_paths_with_what_fails_first(make_report, make_result):
+    first = make_report(make_result("A101", "fail", name="cause", module="net.head"))
+    target = first.target.model_copy(update={"path": "a/b.py", "arguments": ("--lr", "0.1")})
+    html = render([first.model_copy(update={"target": target}), make_report()], Options())
+    assert "a/b.py -- --lr 0.1" in html
+    assert "1 of 1 check fails: A101 cause in net.head" in html
+
+
 def test_long_tables_and_texts_are_cut_or_folded(make_report, make_result):
     table = Table(title="t", columns=("n",), rows=tuple((i,) for i in range(1000)))
     text = Text(title="log", text="line\n" * 100)

@@ -3,7 +3,6 @@ import math
 import pytest
 
 from nnaudit.reports.text import (
-    count,
     format_cell,
     format_number,
     format_seconds,
@@ -80,7 +79,3 @@ def test_a_text_cell_stays_as_it_is():
 )
 def test_durations(seconds, text):
     assert format_seconds(seconds) == text
-
-
-def test_count_takes_the_right_number():
-    assert [count(n, "step") for n in (0, 1, 1200)] == ["0 steps", "1 step", "1,200 steps"]

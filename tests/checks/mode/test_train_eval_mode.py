@@ -239,7 +239,7 @@ class TestScripts:
     def test_a_validation_that_leaves_eval_mode_behind_fails(self, run: Any) -> None:
         result = run(5, "pass")
         assert result.status is Status.FAIL
-        assert "(Dropout) are in eval mode in training steps after the first epoch" in (
+        assert "(Dropout) is in eval mode in training steps after the first epoch" in (
             result.message
         )
         assert "at the beginning of every epoch" in result.fix

@@ -58,7 +58,7 @@ def test_a_group_without_a_learning_rate_warns() -> None:
     )
     result = ask(ParametersMove, groups)
     assert result.status is Status.WARN
-    assert "their learning rate is 0" in result.message
+    assert "for the learning rate is 0" in result.message
 
 
 def test_a_learning_rate_of_zero_that_nothing_raises_fails() -> None:
