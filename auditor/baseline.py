@@ -194,7 +194,9 @@ def _noisy(report: Report) -> Iterator[tuple[str, float, float]]:
     """Yield the numbers of a report whose noise is known, each with a name of its own."""
     for result in report.results:
         for item in result.evidence:
-            for name, noise in item.noise.items() if isinstance(item, Numbers) else ():
+            if not isinstance(item, Numbers):
+                continue
+            for name, noise in item.noise.items():
                 value = item.values.get(name)
                 if isinstance(value, float | int):
                     yield f"{result.code} {result.name}: {name}", value, noise
