@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnaudit import config, engine
+from nnaudit.errors import TargetError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.record import Record
@@ -58,7 +59,24 @@ def audit(
     chosen = config.load({"device": _device_of(target), **settings})
     with preserved(Subjects(models=_modules(target.model, target.loss))):
         loop = DirectLoop(target, engine.device_for(chosen.device), chosen.seed)
+        _refuse_one_with_its_own_loop(loop.model, target)
         return audit_loop(loop, chosen)
+
+
+def _refuse_one_with_its_own_loop(model: nn.Module, target: Target) -> None:
+    """A LightningModule's forward and a default loss are not what its Trainer trains it with.
+
+    Raises:
+        TargetError: ``model`` is one, and nothing says how it is to be trained instead.
+    """
+    own = any(cls.__name__ == "LightningModule" for cls in type(model).__mro__)
+    if own and target.loss is None and target.training_step is None:
+        raise TargetError(
+            f"{type(model).__name__} is a LightningModule, and its loop is Lightning's: run "
+            "`nnaudit FILE` on a file that names it (model) and its data (train_loader or "
+            "datamodule), with its trainer if there is one; or pass loss and optimizer, or "
+            "training_step, to have it trained without Lightning"
+        )
 
 
 def audit_loop(loop: Loop, settings: config.Settings) -> Report:

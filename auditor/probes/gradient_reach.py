@@ -454,7 +454,8 @@ _DEPTH = 3
 
 
 def _strays(loop: Loop, batch: Any) -> Iterator[Stray]:
-    known = {id(p) for model in loop.models for p in model.parameters()}
+    # Not of all models: of a script the layers in a list are networks of their own.
+    known = {id(p) for p in loop.model.parameters()}
     known |= {id(p) for o in loop.optimizers for g in o.param_groups for p in g["params"]}
     candidates = [
         (owner, attribute, value, leaves)

@@ -99,7 +99,7 @@ class BatchIndependence(Check):
                 warmed_up(audit)
                 answer = self._asked(audit, call, layout)
         except UserCodeError as error:
-            return self.inconclusive(f"The model cannot be called again: {error}.")
+            return self.inconclusive(f"The model cannot be called again: {error} (see MODE102).")
         return answer or self.inconclusive(
             "No exchange of a sample in the first batch changes any output."
         )

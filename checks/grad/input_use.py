@@ -74,7 +74,7 @@ class InputUse(Check):
         try:
             change = _change(audit, call)
         except UserCodeError as error:
-            return self.inconclusive(f"The model cannot be called again: {error}.")
+            return self.inconclusive(f"The model cannot be called again: {error} (see MODE102).")
         if isinstance(change, str):
             return self.inconclusive(change)
         taken = 0

@@ -98,7 +98,9 @@ class CheckpointRoundTrip(Check):
                 fix="keep only tensors, numbers and strings in the state_dict",
             )
         except _NotCallableError as error:
-            return self.inconclusive(f"The model could not be run by itself: {error}.")
+            return self.inconclusive(
+                f"The model could not be run by itself: {error} (see MODE102)."
+            )
         audit.clock.check()
         with audit.loop.relaunched(audit.seed + 1) as fresh:
             return self._compare(audit, original, fresh)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
-from nnaudit.errors import UserCodeError
+from nnaudit.errors import UserCodeError, describe, user_code
 from nnaudit.evaluation import distance, evaluate, fed_to, rounding
-from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.randomness import Draw, RandomnessTap
-from nnaudit.report import Kind, Numbers, Result, Table
+from nnaudit.report import Kind, Numbers, Result, Table, Text
 from nnaudit.state import preserved
 
 
@@ -44,7 +46,8 @@ class EvalDeterminism(Check):
         itself says training=True. Such a declared one, or a dropout module kept in train mode,
         may be meant (Monte Carlo dropout) and is a warning. Random numbers that the model draws
         in so many words are how it samples (a variational autoencoder, a diffusion model), and
-        are a note.
+        are a note. A model that raises in eval mode and in train mode takes the same inputs, no
+        targets among them, fails, unless it refuses them by an assertion.
     Fix: F.dropout(x, p, training=self.training)
     References: PyTorch documentation of torch.nn.functional.dropout and
         scaled_dot_product_attention; Gal and Ghahramani, "Dropout as a Bayesian Approximation"
@@ -56,11 +59,17 @@ class EvalDeterminism(Check):
 
     def run(self, audit: Audit) -> Result:
         """Run one batch three times."""
-        batch = batches.clone(next(iter(consecutive_batches(audit.loop, 1))))
+        loop = audit.loop
+        batch = batches.clone(next(iter(consecutive_batches(loop, 1))))
         try:
-            repeats = _repeat(audit.loop, batch, audit.seed)
+            with preserved(loop.subjects):
+                fed = fed_to(loop, batch)
         except UserCodeError as error:
             return self.inconclusive(f"The model could not be run on a batch by itself: {error}.")
+        try:
+            repeats = _repeat(loop, fed, audit.seed)
+        except UserCodeError as error:
+            return self._raised(loop, fed, error)
         numbers = Numbers(
             title="Differences of the output, against its size",
             values={
@@ -72,6 +81,32 @@ class EvalDeterminism(Check):
         if repeats.spread <= repeats.tolerance:
             return self.passed("Outputs in eval mode do not depend on chance.", evidence=(numbers,))
         return self._differ(audit, repeats, numbers)
+
+    def _raised(self, loop: Loop, fed: Fed, error: UserCodeError) -> Result:
+        """Name the crash; it is proof only where train mode takes the very same inputs."""
+        said = f"In eval mode the model raises {describe(error.original)}"
+        details: dict[str, Any] = {
+            "location": error.location,
+            "evidence": (Text(title="Traceback", text=error.traceback),),
+        }
+        if not _runs_in_training(loop, fed):
+            return self.inconclusive(
+                f"{said}; called by itself in train mode it raises too.", **details
+            )
+        if isinstance(error.original, (AssertionError, NotImplementedError)):
+            return self.inconclusive(f"{said}, on purpose; it may want other inputs.", **details)
+        if any(value is fed.target for value in fed.inputs):
+            return self.inconclusive(
+                f"{said}; it was given the targets too, as in training, and may not want them.",
+                **details,
+            )
+        return self.failed(
+            f"{said}; in train mode it takes the same batch.",
+            measured="an error in eval mode",
+            threshold="an output",
+            fix="run model.eval() and model(inputs) on one batch, and mend the line that raises",
+            **details,
+        )
 
     def _differ(self, audit: Audit, repeats: Repeats, numbers: Numbers) -> Result:
         said = (
@@ -109,10 +144,20 @@ class EvalDeterminism(Check):
         )
 
 
-def _repeat(loop: Loop, batch: Any, seed: int) -> Repeats:
+def _runs_in_training(loop: Loop, fed: Fed) -> bool:
+    """Whether the model, in train mode and without gradients, takes what it was given."""
+    args, kwargs = batches.clone((fed.args, fed.kwargs))
+    try:
+        with preserved(loop.subjects), torch.no_grad(), user_code("running the model"):
+            loop.model.train()
+            loop.model(*args, **kwargs)
+    except UserCodeError:
+        return False
+    return True
+
+
+def _repeat(loop: Loop, fed: Fed, seed: int) -> Repeats:
     outputs, tap = [], RandomnessTap()
-    with preserved(loop.subjects):
-        fed = fed_to(loop, batch)
     for number in (seed, seed, seed + 1):
         with preserved(loop.subjects), tap:
             tap.draws.clear()

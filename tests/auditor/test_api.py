@@ -52,3 +52,23 @@ def test_wrong_use_is_an_error_in_words() -> None:
         nnaudit.audit(mlp, blobs, selekt="DATA101")
     with pytest.raises(NnauditError, match="NOPE"):
         nnaudit.audit(mlp, blobs, select="NOPE")
+
+
+class LightningModule(nn.Module):
+    """By its name one of Lightning's."""
+
+
+class Lit(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_a_lightning_module_is_not_trained_by_another_loop_unasked() -> None:
+    with pytest.raises(TargetError, match="Lit is a LightningModule, and its loop is Lightning's"):
+        nnaudit.audit(Lit, blobs)
+    report = nnaudit.audit(Lit(), blobs, nn.CrossEntropyLoss(), select="DATA101")
+    assert report.result("DATA101").status == "pass"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -76,11 +77,15 @@ class Propagated:
 
 @dataclass
 class Diary:
-    """What happened between a batch request and the optimizer step that came of it."""
+    """What happened between a batch request and the optimizer step that came of it.
+
+    ``used`` of what was ``propagated`` has gone into a step; the rest may yet be set to zero.
+    """
 
     calls: list[Call] = field(default_factory=list)
     counts: dict[int, int] = field(default_factory=dict)
     propagated: list[Propagated] = field(default_factory=list)
+    used: int = 0
     backwards: int = 0
     loss_calls: list[LossCall] = field(default_factory=list)
     stepped: list[Optimizer] = field(default_factory=list)
@@ -386,8 +391,25 @@ def _room(value: Any) -> int:
     return total
 
 
-VALIDATION = ("val", "dev", "eval", "test", "holdout")
-"""Parts of the names that scripts give to their validation loader, the best first."""
+VALIDATION = (
+    ("val", "valid", "validation"), ("dev",), ("eval", "evaluation"), ("test",),
+    ("holdout", "heldout"),
+)  # fmt: skip
+"""Words in the names that scripts give to their validation loader, the best first."""
+
+_TRAINING = ("train", "training")
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_LOADERS = re.compile(r"(data)?(loaders?|sets?|iter|batch(es)?|dl|ds|gen|generator)$")
+
+
+def words(name: str) -> set[str]:
+    """Return the words of a name in snake or camel case, in lower case.
+
+    What is written together with a word for a loader counts by itself: ``testloader``.
+    """
+    found = {word.lower() for word in _WORD.findall(name)}
+    return found | {_LOADERS.sub("", word) for word in found}
 
 
 def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> Any:
@@ -397,21 +419,21 @@ def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> 
     the training rows: these are looked at for the training's own accuracy.
     """
     others = [loader for loader in registers.of["loader"].alive() if loader is not train]
-    names: dict[int, str] = {}
+    names: dict[int, set[str]] = {}
     for frame in user_frames():
         for name, value in {**frame.f_globals, **frame.f_locals}.items():
-            names.setdefault(id(value), name.lower())
-    for word in VALIDATION:
-        for loader in others:
-            if word in names.get(id(loader), "") and "train" not in names[id(loader)]:
+            names.setdefault(id(value), words(name))
+
+    def called(loader: Any, meant: Iterable[str]) -> bool:
+        return not names.get(id(loader), set()).isdisjoint(meant)
+
+    untrained = [loader for loader in others if not called(loader, _TRAINING)]
+    for meant in VALIDATION:
+        for loader in untrained:
+            if called(loader, meant):
                 return loader
-    evaluated = [loader for loader in seen if loader is not train]
-    held_out = (e for e in evaluated if not _same_rows(e, train) and "train" not in _name(names, e))
-    return next(held_out, None)
-
-
-def _name(names: dict[int, str], loader: Any) -> str:
-    return names.get(id(loader), "")
+    evaluated = [e for e in seen if e is not train and not called(e, _TRAINING)]
+    return next((e for e in evaluated if not _same_rows(e, train)), None)
 
 
 def _same_rows(loader: Any, train: Any) -> bool:

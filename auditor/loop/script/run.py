@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ PATIENCE = 32
 a script takes its batches is held to be another than it seemed."""
 
 
+WAIT = 20.0
+"""Seconds for which a script that speaks of loaders may train without one: it may be a baseline,
+or pre-training, and the training with a loader is still to come."""
+
+
 class StuckError(NnauditError):
     """The script was given batch after batch and took no optimizer step."""
 
@@ -91,6 +97,7 @@ class Session:
         objects: the file does not train when it is run, but hands over an object that does: it is
             executed as a module, and :func:`objects.training_of` says what follows.
         trainer: whose loop it is then.
+        free: the loop that is audited has no loader; None until the first run has come to it.
     """
 
     path: Path
@@ -103,9 +110,15 @@ class Session:
     device: str = "cpu"
     objects: bool = False
     trainer: Part | None = None
+    free: bool | None = None
     start: Path = field(default_factory=Path.cwd)
     count: StepCount = field(default_factory=StepCount)
     runs: list[Run] = field(default_factory=list)
+
+    @cached_property
+    def speaks_of_loaders(self) -> bool:
+        """Whether the script's own text leads to expect a training loader."""
+        return "loader" in self.path.read_text(errors="replace").lower()
 
 
 @dataclass
@@ -159,6 +172,7 @@ class Run:
         self.bounded = False
         self._before: Snapshot | None = None
         self._fruitless = 0
+        self._waiting_since: float | None = None
         self._heir: _Heir | None = None
         self._dead: BaseException | None = None
         self._begin()
@@ -174,12 +188,15 @@ class Run:
         self._live: dict[int, TappedIterator] = {}
         self._clock = 0
         self._asked: dict[int, int] = {}
+        self._sampled: dict[int, TappedIterator] = {}
+        self._redraws = False
         self._frozen: dict[int, Any] = {}
         self._evaluated: list[Any] = []
         self._backwards = 0
         self._steps = 0
         self._idle = 0
-        self._by_call = False
+        self._by_call = self._calls_networks = False
+        self._waiting: Diary | None = None
         self._taken = False
         self._closing = False
         self._order: Order | None = None
@@ -210,6 +227,12 @@ class Run:
         self.session.runs.append(self)
         try:
             ended = self._once()
+            if ended is not None and not self._taken and self._waiting_since is not None:
+                # It was in vain: what has trained without a loader was all there is.
+                self.session.free = True
+                self.registers = Registers()
+                self._begin()
+                ended = self._once()
             if ended is not None and not self._taken:
                 raise self._untrained(ended)
             if ended is not None and ended.error is not None and not self._handed_over:
@@ -275,8 +298,10 @@ class Run:
         if isinstance(error, SystemExit):
             usage = self.session.taps.usage
             said = f" ({usage.splitlines()[-1]})" if usage else ""
+            code = error.code
+            ended_so = f"exit code {code}" if isinstance(code, int) else f"the words {code!r}"
             failure = TargetError(
-                f"{name} ended with exit code {error.code} before it trained{said}: "
+                f"{name} ended with {ended_so:.200} before it trained{said}: "
                 "pass its own arguments after --"
             )
             if usage:
@@ -285,21 +310,31 @@ class Run:
         if isinstance(error, NnauditError):
             return error
         if error is not None:
-            return UserCodeError(f"running {name}, before its first optimizer step", error)
+            reads = ", which reads input that an audit has not: pass arguments"
+            when = reads if isinstance(error, EOFError) else ", before its first optimizer step"
+            return UserCodeError(f"running {name}{when}", error)
+        return TargetError(f"{name} {self._why_untrained()}")
+
+    def _why_untrained(self) -> str:
+        if self._steps > 1 and not self._calls_networks:
+            return (
+                f"took {self._steps} optimizer steps without calling a network: nnaudit audits "
+                "what an nn.Module holds and computes"
+            )
         if self._steps:
-            return TargetError(
-                f"{name} ended after {self._steps} optimizer step(s): nnaudit takes hold of a loop "
-                "when it asks for the next batch, so let it train on two batches or more"
+            return (
+                f"ended after {self._steps} optimizer step(s): nnaudit takes hold of a loop when "
+                "it asks for the next batch, so let it train on two batches or more"
             )
         if self._backwards:
-            return TargetError(
-                f"{name} ended without an optimizer step, though it called backward() "
-                f"{self._backwards} time(s): nnaudit takes hold of training by the step of a torch "
-                "optimizer, so let one update the weights"
+            return (
+                f"ended without an optimizer step, though it called backward() {self._backwards} "
+                "time(s): nnaudit takes hold of training by the step of a torch optimizer, so let "
+                "one update the weights"
             )
-        return TargetError(
-            f"{name} ended without an optimizer step: pass the arguments that make it train after "
-            "--, and mind that training in child processes is not seen"
+        return (
+            "ended without an optimizer step: pass the arguments that make it train after --, and "
+            "mind that training in child processes is not seen"
         )
 
     def _wait_after(self, ended: _Ended) -> bool:
@@ -417,7 +452,7 @@ class Run:
         for optimizer in self.registers.of["optimizer"].alive():
             self._note_rates(optimizer)
         # Several loaders may be read along with one another: what they gave already counts.
-        reading = {id(iterator) for iterator in self._being_read().values()}
+        reading = {iterator.key for iterator in self._being_read().values()}
         old, self._diary = self._diary, Diary()
         self._diary.recent.extend(entry for entry in old.recent if entry[0] in reading)
         self._diary.asked += [key for key in old.asked if key in reading]
@@ -439,14 +474,26 @@ class Run:
             return self._serve(iterator)
         self._leave()
         self._idle = 0
+        if self._waiting is not None and not iterator.count and torch.is_grad_enabled():
+            self._begin_to_learn()
         if self._steps and torch.is_grad_enabled() and self._belongs(iterator):
             self.train_loader = iterator.loader
             self._take_over()
             return self._serve(iterator)
         return self._pass_on(iterator)
 
+    def _begin_to_learn(self) -> None:
+        """Forget the training without a loader: one with a loader may begin here."""
+        self._diary, self._waiting = Diary(), None
+        self._live, self._last = {}, None
+        self._backwards = self._steps = 0
+        self._due = self._by_call = False
+
     def _belongs(self, iterator: TappedIterator) -> bool:
         """Whether ``iterator``'s loader was being read when the script first back-propagated."""
+        if not (self._live or iterator.count) and id(iterator.loader) in self._sampled:
+            # Each step takes next(iter(loader)): no iterator lasts until the next.
+            self._live, self._redraws = dict(self._sampled), True
         return any(_same_data(iterator.loader, live.loader) for live in self._live.values())
 
     def _pass_on(self, iterator: TappedIterator) -> Any:
@@ -461,11 +508,13 @@ class Run:
         iterator.count += 1
         iterator.latest = batches.clone(batch)
         self._clock += 1
-        self._asked[id(iterator)] = self._clock
-        self._diary.recent.appendleft((id(iterator), iterator.latest))
-        self._diary.asked.append(id(iterator))
+        self._asked[iterator.key] = self._clock
+        self._diary.recent.appendleft((iterator.key, iterator.latest))
+        self._diary.asked.append(iterator.key)
         if not torch.is_grad_enabled():
             self._evaluated.append(iterator.loader)
+        elif not self._steps:
+            self._sampled[id(iterator.loader)] = iterator.remembered()
         self._enter(Observer(nn.Identity()), ())
         return batch
 
@@ -473,7 +522,7 @@ class Run:
         """Return, for each loader that the script is in the middle of, how it is reading it."""
         iterators = [i for r in self._iterators if (i := r()) is not None]
         reading = [i for i in iterators if i.count and not i.exhausted]
-        reading.sort(key=lambda i: self._asked.get(id(i), 0))
+        reading.sort(key=lambda i: self._asked.get(i.key, 0))
         return {id(i.loader): i for i in reading}
 
     def _is_training(self, iterator: TappedIterator) -> bool:
@@ -561,11 +610,12 @@ class Run:
         """Whether the script can be told that its loader has ended, and begins another epoch.
 
         Not where it has no loader, ends its epochs itself, has batches in flight, counts them by a
-        framework, or goes round by ``itertools.cycle``, which asks its loader only once.
+        framework, begins anew for every batch, or goes round by ``itertools.cycle``, which asks its
+        loader only once.
         """
         roles = self.roles
         simple = roles is not None and not (self.free or self.ends_epoch or roles.lag)
-        return simple and not self._counted and not self._hoards
+        return simple and not (self._counted or self._hoards or self._redraws)
 
     def _refilled(self, batch: Any) -> Any:
         """Return ``batch`` in the memory of the one before: itertools.cycle keeps all it gets."""
@@ -599,6 +649,7 @@ class Run:
         """Note the call of an outermost module; in a script without a loader, lead it from here."""
         if next(module.parameters(), None) is None:
             return run(args, kwargs)
+        self._calls_networks = True
         if not self._taken and torch.is_grad_enabled():
             self._learn_from(module)
         if self.free and torch.is_grad_enabled():
@@ -624,9 +675,14 @@ class Run:
 
     def _learn_from(self, module: nn.Module) -> None:
         """A script calls a network in training, and control has not been taken."""
-        if self._due:
+        if self._due and self._waits():
+            if self._waiting is None:
+                self._leave()
+                self._waiting, self._diary = self._diary, Diary()
+        elif self._due:
             self.free = True
             self._leave()
+            self._diary = self._waiting or self._diary
             self._take_over()
         elif not self._by_call and not self._backwards and not self._being_read():
             # The first training call of a script without a loader: nothing has changed yet.
@@ -637,6 +693,15 @@ class Run:
             # The second round: from here on what is compared with what is listened to as well.
             self._diary = Diary(stepped=self._diary.stepped)
             self._enter(Observer(nn.Identity()), ())
+
+    def _waits(self) -> bool:
+        """Whether the training without a loader may be only what comes before the training."""
+        session = self.session
+        if session.free is None and session.speaks_of_loaders:
+            now = time.perf_counter()
+            self._waiting_since = self._waiting_since or now
+            return now - self._waiting_since < WAIT
+        return session.free is False
 
     def _is_of_note(self, module: nn.Module) -> bool:
         if self._taken or not torch.is_grad_enabled():
@@ -660,7 +725,8 @@ class Run:
             return self._at_the_door(module, args, kwargs)
         order.handed += 1
         made = placed(roles.recipe.fill(batches.clone(order.batch)), (args, kwargs))
-        return made[0], made[1]
+        followed: tuple[Any, Any] = _followed(made, (args, kwargs))
+        return followed
 
     def scaled(self, loss: Any, result: Any) -> None:
         """Remember what a gradient scaler made of which loss."""
@@ -689,6 +755,24 @@ class Run:
         elif order is not None:
             order.pending.append(value)
         return wanted
+
+    def zeroed(self) -> None:
+        """Forget what was back-propagated where none of it is left, as after an attack's passes."""
+        order, diary = self._order, self._diary
+        held = order.pending if order is not None else diary.propagated[diary.used :]
+        if not held or self._in_step is not None or self._any_gradient():
+            return
+        if order is not None:
+            order.pending = []
+        else:
+            del diary.propagated[diary.used :]
+
+    def _any_gradient(self) -> bool:
+        """Whether anything is left for the step: of the main optimizer, once that is known."""
+        known = self.roles
+        alive = (known.optimizer,) if known else self.registers.of["optimizer"].alive()
+        held = (p.grad for o in alive for group in o.param_groups for p in group["params"])
+        return any(grad is not None and bool(grad.to_dense().any()) for grad in held)
 
     def _reaches_inputs(self, root: Tensor) -> bool:
         """Whether the pass also makes gradients of inputs, as adversarial training uses them."""
@@ -723,6 +807,9 @@ class Run:
         self._passes = 0
         if not self._taken:
             self._note_rates(optimizer)
+            if not (self._backwards or self._steps):
+                # Gradients came from elsewhere: torch.func, or written by hand.
+                self._live = self._being_read()
         if self._order is not None and self.roles is not None and optimizer is self.roles.optimizer:
             self._order.lr = self.rates()
 
@@ -748,6 +835,7 @@ class Run:
             self._steps += 1
             self._idle += 1
             self._diary.stepped.append(optimizer)
+            self._diary.used = len(self._diary.propagated)
             if not self._live or self._idle > PATIENCE:
                 self._learn_the_round(optimizer)
 
@@ -788,12 +876,18 @@ class Run:
             self._watching_calls.close()
         self.training_at = _innermost_user_line()
         self._taken = True
+        self._sampled.clear()
+        if self.session.free is None:
+            self.session.free = self.free
         if self._heir is not None:
             self._take_up(self._heir)
             return
         main = self._reader()
+        if self._waiting_since is not None:
+            gc.collect()  # what has trained before should not count as part of this training
         try:
-            roles = cast(self.registers, self._diary, id(main), free=self.free)
+            key = main.key if main is not None else 0
+            roles = cast(self.registers, self._diary, key, free=self.free)
         except LookupError:
             raise TargetError(
                 f"{self.session.path.name} took an optimizer step without calling a network that "
@@ -822,15 +916,16 @@ class Run:
     def _settle_loaders(self) -> None:
         """Tell the training loader from those read along with it, and from the validation's."""
         main = self._reader()
-        since = self._asked.get(id(main), 0)
+        since = self._asked.get(main.key, 0) if main is not None else 0
         for key, iterator in self._live.items():
-            if iterator is not main and self._asked[id(iterator)] > since and not self.free:
+            if iterator is not main and self._asked[iterator.key] > since and not self.free:
                 self._frozen[key] = iterator.latest
         found = validation_loader(self.registers, self.train_loader, self._evaluated)
         # Not `or`: a loader has a truth value only where its data set has a length.
         self.val_loader = found if found is not None else frameworks.validation_of_framework()
         reading = self._being_read()
-        self.ends_epoch = not self.free and id(self.train_loader) not in reading
+        lasts = self.free or self._redraws or id(self.train_loader) in reading
+        self.ends_epoch = not lasts
 
     def _go_back(self) -> None:
         """Restore the state before the first step; the counters follow when the script resumes."""
@@ -937,6 +1032,20 @@ class Run:
             self._diary.loss_calls += self._observer.observation.loss_calls
         self._observer = None
         self._watching.close()
+
+
+def _followed(made: Any, given: Any) -> Any:
+    """Return ``made`` with gradients going on to ``given``, where an attack asks for some."""
+    tensors = dict(batches.leaves(given))
+    places = iter([path for path, _ in batches.leaves(made)])
+
+    def follow(leaf: Any) -> Any:
+        like = tensors.get(next(places))
+        if not (isinstance(leaf, Tensor) and isinstance(like, Tensor) and like.requires_grad):
+            return leaf
+        return leaf + (like - like.detach()) if like.shape == leaf.shape else leaf
+
+    return batches.map_leaves(made, follow)
 
 
 def _stuck(order: Order) -> StuckError:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from itertools import count
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -63,6 +64,9 @@ class Listener(Protocol):
 
     def attempted(self) -> None:
         """The script's gradient scaler took a step, or skipped it."""
+
+    def zeroed(self) -> None:
+        """The script set gradients to zero."""
 
     def stepping(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""
@@ -132,6 +136,8 @@ class Taps:
         for owner in (nn.Module, nn.RNNBase):  # which has one of its own
             self._patch(stack, owner, "__getstate__", self._module_state)
         self._patch(stack, Optimizer, "__init__", lambda f: self._constructor("optimizer", f))
+        for zeroed in (nn.Module, Optimizer):
+            self._patch(stack, zeroed, "zero_grad", self._zero_grad)
         for cls in vars(lr_scheduler).values():
             if (
                 isinstance(cls, type)
@@ -306,6 +312,17 @@ class Taps:
 
         return step
 
+    def _zero_grad(self, real: Any) -> Any:
+        @wraps(real)
+        def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:
+            result = real(owner, *args, **kwargs)
+            listener = self.heard()
+            if listener is not None:
+                listener.zeroed()
+            return result
+
+        return zero_grad
+
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         listener = self.heard()
         if listener is not None:
@@ -344,11 +361,15 @@ def _scalars(tensors: Any, gradients: Any) -> Iterator[torch.Tensor]:
             yield (root.detach() * weight).sum()
 
 
+_NUMBERS = count(1)
+
+
 class TappedIterator:
     """Stands between a loader's iterator and the script.
 
     Attributes:
         loader: whose iterator it is.
+        key: a number of its own.
         count: how many batches the script was given.
         exhausted: the script was told that there are no more.
         latest: a copy of the last batch, kept while the run finds out what is what.
@@ -356,6 +377,7 @@ class TappedIterator:
 
     def __init__(self, taps: Taps, loader: Any, start: Callable[[Any], Any]) -> None:
         self.loader = loader
+        self.key = next(_NUMBERS)
         self.count = 0
         self.exhausted = False
         self.latest: Any = None
@@ -370,6 +392,12 @@ class TappedIterator:
             with self._taps.within():
                 self._raw = self._start(self.loader)
         return self._raw
+
+    def remembered(self) -> TappedIterator:
+        """Return a copy that keeps neither the loader's own iterator nor this one alive."""
+        other = TappedIterator(self._taps, self.loader, self._start)
+        other.key, other.count, other.latest = self.key, self.count, self.latest
+        return other
 
     def begin(self) -> None:
         """Start the loader's own iterator now, where the script expects it to be started."""

@@ -1,6 +1,7 @@
 """What happens around a script: its failures, its files, its seeds, its end."""
 
 import hashlib
+import io
 import sys
 import textwrap
 import threading
@@ -109,6 +110,32 @@ def test_a_missing_argument_is_reported_with_the_usage(drive: Any) -> None:
     with pytest.raises(TargetError, match=r"exit code 2.*required: --data.*after --") as caught:
         drive(text)
     assert "usage: train.py" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys\nsys.exit('set DATA first')", "ended with the words 'set DATA first' before"),
+        ("import sys\nsys.exit()", "ended without an optimizer step"),
+        (
+            "import torch\nw = torch.zeros(1, requires_grad=True)\n"
+            "o = torch.optim.SGD([w], lr=1.0)\n"
+            "for _ in range(3):\n    w.sum().backward()\n    o.step()\n",
+            "took 3 optimizer steps without calling a network",
+        ),
+    ],
+)
+def test_a_script_without_training_to_audit_is_told_why(drive: Any, text: str, said: str) -> None:
+    with pytest.raises(TargetError, match=said):
+        drive(text)
+
+
+def test_a_script_that_asks_for_input_is_told_that_there_is_none(
+    drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(UserCodeError, match=r"EOFError.*reads input that an audit has not"):
+        drive("folder = input('data? ')")
 
 
 def test_an_error_of_the_auditor_comes_out(drive: Any) -> None:
@@ -378,6 +405,133 @@ while True:
             assert "draws its batches itself" in loop.lacks(need)
         absent = [part for part in loop.info().parts if part.origin == "absent"]
         assert {part.name for part in absent} == {"train_loader", "val_loader"}
+
+    drive(text, body)
+
+
+# --- finding the loop -----------------------------------------------------------------------------
+
+
+BASELINE = """
+baseline = nn.Linear(4, 1)
+fast = torch.optim.SGD(baseline.parameters(), lr=0.1)
+for _ in range(40):
+    fast.zero_grad()
+    nn.functional.mse_loss(baseline(x), x.sum(1, keepdim=True)).backward()
+    fast.step()
+"""
+
+
+def test_a_loop_without_a_loader_may_come_before_the_training(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        assert not loop.run.free
+        assert len(loop.model) == 4, "it is not the baseline"  # type: ignore[arg-type]
+        assert loop.step(first(loop)).loss > 0
+        with loop.relaunched(1) as other:
+            assert len(other.model) == 4  # type: ignore[arg-type]
+
+    drive(HEAD + BASELINE + BODY, body)
+
+
+@pytest.mark.parametrize("rounds", [40, 10**9])
+def test_a_loader_that_is_only_read_aside_is_not_waited_for(
+    drive: Any, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    monkeypatch.setattr("nnaudit.loop.script.run.WAIT", 0.5)
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.run.free
+        assert loop.model.in_features == 4
+        assert loop.step(first(loop)).loss > 0
+
+    drive(HEAD + BASELINE.replace("range(40)", f"range({rounds})"), body)
+
+
+def test_a_loader_may_be_begun_anew_for_every_batch(drive: Any) -> None:
+    text = HEAD + BODY.replace("for epoch in range(3):", "while True:").replace(
+        "for a, b in loader:", "for a, b in [next(iter(loader))]:"
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        assert not loop.run.free
+        assert not loop.epoch_per_step
+        assert loop.next_epoch(first(loop)) is None
+        assert len(list(loop.batches())) == 8
+        loop.step(first(loop))
+        assert loop.run.revivals == 0
+
+    drive(text, body)
+
+
+def test_gradients_may_come_from_torch_func(drive: Any) -> None:
+    text = (
+        HEAD
+        + """
+from torch.func import functional_call, grad
+parameters = {name: p for name, p in model.named_parameters()}
+def loss(parameters, a, b):
+    return nn.functional.mse_loss(functional_call(model, parameters, (a,)), b)
+for a, b in loader:
+    for name, gradient in grad(loss)(parameters, a, b).items():
+        parameters[name].grad = gradient
+    optimizer.step()
+"""
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        assert len(list(loop.batches())) == 8
+        assert "no backward() was seen" in loop.lacks(Needs.STEPS)
+
+    drive(text, body)
+
+
+ATTACK = """
+    a = a.clone().requires_grad_()
+    for _ in range(2):
+        nn.functional.mse_loss(model(a), b).backward()
+    a = (a + 0.1 * a.grad.sign()).detach()
+"""
+
+
+@pytest.mark.parametrize("zeroing", ["optimizer.zero_grad", "model.zero_grad"])
+def test_an_attack_on_the_inputs_is_not_part_of_the_loss(drive: Any, zeroing: str) -> None:
+    text = HEAD.replace("nn.Dropout(0.5)", "nn.Identity()") + BODY.replace(
+        "        optimizer.zero_grad()",
+        textwrap.indent(ATTACK, "    ") + f"        {zeroing}()",
+    )
+    text += "        said.append(loss.item())\n"
+
+    def body(loop: ScriptLoop) -> None:
+        said = vars(sys.modules["__main__"])["said"]
+        step = loop.step(first(loop))
+        assert step.loss == pytest.approx(said[-1])
+        assert loop.run.roles is not None
+        assert loop.run.roles.divisor == 1
+
+    drive("said = []\n" + text, body)
+
+
+def test_an_attack_gets_its_gradient_where_batches_are_drawn(drive: Any) -> None:
+    text = (
+        HEAD.replace("nn.Dropout(0.5)", "nn.Identity()")
+        + """
+while True:
+    i = torch.randint(64, (8,))
+    a, b = x[i], x[i].sum(1, keepdim=True)
+"""
+        + ATTACK
+        + """
+    optimizer.zero_grad()
+    nn.functional.mse_loss(model(a), b).backward()
+    optimizer.step()
+"""
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.run.free
+        batch = first(loop)
+        assert loop.step(batch).loss < 1e9
+        assert loop.run.revivals == 0
 
     drive(text, body)
 

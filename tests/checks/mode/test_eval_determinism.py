@@ -137,3 +137,26 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("build", HEALTHY.values(), ids=HEALTHY)
 def test_networks_that_mind_their_mode_pass(build: Callable[[], nn.Module], ask) -> None:
     assert ask(EvalDeterminism, build).status is Status.PASS
+
+
+def crashing(net: nn.Module, h: Tensor) -> Tensor:
+    return h if net.training else h + net.calibration
+
+
+def refusing(net: nn.Module, h: Tensor) -> Tensor:
+    assert net.training or len(h) == 1, "one at a time"
+    return h
+
+
+def test_a_crash_in_eval_mode_is_named(ask) -> None:
+    result: Result = ask(EvalDeterminism, lambda: Net(crashing))
+    assert result.status is Status.FAIL
+    assert "AttributeError" in result.message and "calibration" in result.message
+    assert result.location is not None
+    assert result.location.line == crashing.__code__.co_firstlineno + 1
+
+
+def test_what_eval_mode_refuses_by_an_assertion_is_no_failure(ask) -> None:
+    result: Result = ask(EvalDeterminism, lambda: Net(refusing))
+    assert result.status is Status.INCONCLUSIVE
+    assert "one at a time" in result.message

@@ -152,3 +152,29 @@ def test_a_frozen_copy_that_follows_warns_unless_there_is_validation(ask) -> Non
     x = torch.randn(64, 12)
     validation = DataLoader(TensorDataset(x, torch.zeros(64).long()), batch_size=32)
     assert ask(EvalPurity, MomentumEncoder, val_loader=validation).status is Status.FAIL
+
+
+class TrainableMomentumEncoder(MomentumEncoder):
+    """Its copy should have been frozen; an optimizer that holds it does no harm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key.requires_grad_(True)
+
+
+def test_a_copy_that_follows_need_not_be_frozen(ask) -> None:
+    assert ask(EvalPurity, TrainableMomentumEncoder).status is Status.WARN
+
+
+class Bounded(Net):
+    """Keeps the norms of its weights down in forward, as max-norm layers do."""
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.b.weight.copy_(torch.renorm(self.b.weight, 2, 0, 0.3))
+        return h
+
+
+def test_a_constraint_that_is_met_passes(ask) -> None:
+    result = ask(EvalPurity, Bounded)
+    assert result.status is Status.PASS
