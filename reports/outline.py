@@ -6,11 +6,12 @@ so that two formats never disagree about the verdict.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnaudit.report import Change, Moved, Report, Result, Slower, Status
-from nnaudit.reports.text import format_noisy, format_seconds
+from nnaudit.reports.text import format_noisy, format_seconds, one_line
 from nnaudit.words import count, verb
 
 #: Worst first. A crash is never a pass, so it stands next to the failures.
@@ -26,6 +27,9 @@ SEVERITY = (
 
 #: Statuses that ask something of the reader; the others are only accounted for.
 FINDINGS = (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE)
+
+#: More consequences of one kind are told by their codes.
+_NAMED = 4
 
 _BROKEN = (Status.FAIL, Status.ERROR)
 
@@ -68,9 +72,10 @@ class Finding:
 
     @property
     def alike(self) -> str:
-        """The names of the consequences that would only say the same again."""
+        """The names of the consequences that would only say the same again, of many the codes."""
         told = self.told
-        return ", ".join(title(c) for c in self.consequences if c not in told)
+        alike = [c for c in self.consequences if c not in told]
+        return compact(alike) if len(alike) > _NAMED else ", ".join(map(title, alike))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,31 @@ class Reason:
 def title(result: Result) -> str:
     """Return the result's code and name, as it is called everywhere."""
     return f"{result.code} {result.name}"
+
+
+def compact(results: Sequence[Result]) -> str:
+    """Return the codes of ``results`` in little space: ``DATA101 102, LOSS101-104``."""
+    families: dict[str, list[int]] = {}
+    for result in results:
+        match = re.fullmatch(r"([A-Z]+)(\d{1,9})", result.code)
+        numbers = families.setdefault(match[1] if match else one_line(title(result)), [])
+        if match:
+            numbers.append(int(match[2]))
+    return ", ".join(f"{family}{_ranges(numbers)}" for family, numbers in families.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    joined = ("-" if len(run) > 2 else " " for run in runs)
+    return " ".join(
+        str(run[0]) if len(run) == 1 else f"{run[0]}{joint}{run[-1]}"
+        for run, joint in zip(runs, joined, strict=True)
+    )
 
 
 def findings(report: Report, status: Status) -> tuple[Finding, ...]:

@@ -6,7 +6,6 @@ interpreted: no markup, no escape codes, and no character that the stream cannot
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -338,7 +337,7 @@ class _Page:
         """Account for the results that ask nothing of the reader, in a few lines."""
         self.blank()
         if passed := report.with_status(Status.PASS):
-            self.group(Status.PASS, len(passed), "passed", [compact(passed)])
+            self.group(Status.PASS, len(passed), "passed", [outline.compact(passed)])
         if unsure := report.with_status(Status.INCONCLUSIVE):
             lines = [_reason(reason) for reason in outline.reasons(report, Status.INCONCLUSIVE)]
             self.group(Status.INCONCLUSIVE, len(unsure), "inconclusive", lines)
@@ -355,7 +354,7 @@ class _Page:
             return [_reason(reason) for reason in reasons]
         lines = [_reason(reason) for reason in reasons if len(reason.results) > 1]
         if alone:
-            codes = compact([reason.results[0] for reason in alone])
+            codes = outline.compact([reason.results[0] for reason in alone])
             lines.append(f"{codes}: do not apply (-v says why)")
         return lines
 
@@ -382,31 +381,6 @@ class _Page:
 
 
 _ORIGINS = {"user": "you", "default": "nnaudit's defaults", "absent": "nowhere"}
-
-
-def compact(results: Sequence[Result]) -> str:
-    """Return the codes of ``results`` in little space: ``DATA101 102, LOSS101-104``."""
-    families: dict[str, list[int]] = {}
-    for result in results:
-        match = re.fullmatch(r"([A-Z]+)(\d{1,9})", result.code)
-        numbers = families.setdefault(match[1] if match else one_line(title(result)), [])
-        if match:
-            numbers.append(int(match[2]))
-    return ", ".join(f"{family}{_ranges(numbers)}" for family, numbers in families.items())
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    joined = ("-" if len(run) > 2 else " " for run in runs)
-    return " ".join(
-        str(run[0]) if len(run) == 1 else f"{run[0]}{joint}{run[-1]}"
-        for run, joint in zip(runs, joined, strict=True)
-    )
 
 
 def _reason(reason: outline.Reason) -> str:

@@ -78,11 +78,11 @@ class Rows:
 class Capacity(Check):
     """Is the network large enough for its data?
 
-    Why: a network that is too small underfits however long it trains, and the run looks like a
+    Why: A network that is too small underfits however long it trains, and the run looks like a
     hard task. Widening it is the cheapest cure there is, and the first lever to pull when the
     training loss stays high; where a wider network underfits too, the cause is in the data, the
     labels or the loss, and no size will help.
-    How: the largest rung of the ladder (FIT105) decides for most programs: nine tenths of the way
+    How: The largest rung of the ladder (FIT105) decides for most programs: nine tenths of the way
     closed from the best constant to the floor, or most of it with the loss still falling, and
     capacity is no worry. Else the network as it is, a wider one and, where that does not help, a
     reference network are trained on up to 256 of the same fixed rows by the same plain loop: Adam

@@ -74,10 +74,10 @@ def course_of(training: Training) -> Course:
 class Divergence(Check):
     """Does the training stay finite, or does the loss run away?
 
-    Why: with too high a learning rate, without a needed clip, or with an operation that overflows,
+    Why: With too high a learning rate, without a needed clip, or with an operation that overflows,
     the loss grows without bound or becomes NaN; what is trained after that is worth nothing, and a
     run that ends so after a night could have been known for what it is in a minute.
-    How: your own loop takes 300 steps on real batches at your learning rate, a planned warm-up
+    How: Your own loop takes 300 steps on real batches at your learning rate, a planned warm-up
     squeezed into them. The hypothesis that the losses have no upward course is given up when they
     become NaN or infinite for good (five in a row: mixed precision may skip one), or when every
     loss of the middle or the last third is above every one of the first five, which has a chance

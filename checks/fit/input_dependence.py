@@ -64,11 +64,11 @@ class Evidence:
 class InputDependence(Check):
     """Does the training learn from its inputs what holds for unseen examples?
 
-    Why: where labels do not belong to their inputs (one of the two lists was shuffled or sorted
+    Why: Where labels do not belong to their inputs (one of the two lists was shuffled or sorted
     alone), where all inputs are alike or overwritten, a network still lowers its loss: it learns
     how frequent the classes are, then each example by heart. The curve looks like overfitting;
     nothing can be learnt from such data.
-    How: predictions for rows that were not trained on are held against their targets. If the
+    How: Predictions for rows that were not trained on are held against their targets. If the
     network told no more of them than it does when inputs are exchanged between rows, the right
     answers would number as those of independent predictions with the same shares of classes; for
     quantities and probabilities the correlation with the targets would be 0. Validation rows are

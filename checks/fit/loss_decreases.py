@@ -19,11 +19,11 @@ _LONG = 150
 class LossDecreases(Check):
     """Does the loss on the real stream fall below what a constant prediction would cost?
 
-    Why: a falling loss is no proof of learning: most of the first fall is learning how often each
+    Why: A falling loss is no proof of learning: most of the first fall is learning how often each
     class occurs, or the mean of the targets, for which no input is needed. A network that stays
     above the loss of the best constant has learnt less than nothing, and one that stays at it has
     learnt nothing from the inputs.
-    How: your own loop takes 300 steps on real batches (fewer where they are slow), dropout and
+    How: Your own loop takes 300 steps on real batches (fewer where they are slow), dropout and
     augmentation on, at your learning rate; a planned warm-up is squeezed into the run. The mean
     loss of the last third is held against the loss of the best constant prediction for the targets
     that came by (for classes the entropy of their shares, for squared errors the variance). Below

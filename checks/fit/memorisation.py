@@ -74,11 +74,11 @@ def boundary_of(training: Training, rng: np.random.Generator) -> Boundary | None
 class Memorisation(Check):
     """Does the network know the examples by heart when it meets them for the second time?
 
-    Why: in the first epoch every example is new, so its loss is that of unseen data. Where the
+    Why: In the first epoch every example is new, so its loss is that of unseen data. Where the
     loss drops from the last batch of epoch 1 to the first of epoch 2, it is because the examples
     are met again: the network has begun to learn them by heart, and the training loss tells less
     about unseen data from here on.
-    How: the losses of the last third of epoch 1 (7 to 50 batches) against as many at the start of
+    How: The losses of the last third of epoch 1 (7 to 50 batches) against as many at the start of
     epoch 2, each taken before its update. The hypothesis is that they differ by no more than the
     trend within epoch 1, which is taken off: then either side could be the other, and a permutation
     test of the means (10,000 permutations) gives the chance of such a drop. Below 1 in 1,000 and

@@ -94,10 +94,10 @@ def _variation(outputs: Sequence[Tensor]) -> float:
 class PredictionCollapse(Check):
     """Does the network say different things about different examples after some training?
 
-    Why: a network whose units have died, whose representation has collapsed to a point or whose
+    Why: A network whose units have died, whose representation has collapsed to a point or whose
     loss rewards the most frequent class answers every question in the same way. Its loss looks
     like that of a hard task, and its accuracy like the share of one class.
-    How: after 300 steps of your own loop on real batches the network predicts, in eval mode, the
+    How: After 300 steps of your own loop on real batches the network predicts, in eval mode, the
     validation batches (up to 512 rows), or two training batches where there are none. Three things
     are looked for: outputs that do not change with the example (a deviation across rows under
     1e-4 of their size), one class predicted for over 99 % while no class has 90 % of the targets,

@@ -44,11 +44,11 @@ class Rival:
 class SimpleBaseline(Check):
     """Does the network do at least as well as a simple one on the same batches?
 
-    Why: a linear model and a small standard network are what a method is worth against. Where a
+    Why: A linear model and a small standard network are what a method is worth against. Where a
     large network does worse than either after as many steps, something keeps it from learning:
     the learning rate, the initial weights, an input that does not get through, or it is the wrong
     network for such data.
-    How: a linear model (where there is one target per example) and a small reference network
+    How: A linear model (where there is one target per example) and a small reference network
     (convolutional for images, recurrent for tokens, else a perceptron) see the same stream of
     batches as your network for as many steps, trained by Adam at 3e-3 on your own loss. All then
     predict the validation rows. They are compared by the share of the way from chance to all right

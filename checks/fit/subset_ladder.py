@@ -19,7 +19,7 @@ FEW = 64
 class SubsetLadderFit(Check):
     """How many examples can the network fit in equal steps?
 
-    Why: a network that fits 16 examples and not 256 has found the limit of its capacity or of its
+    Why: A network that fits 16 examples and not 256 has found the limit of its capacity or of its
     optimizer; one that fits 1024 has capacity to spare, and the next worry is overfitting. The
     ladder tells the two apart before a long run does: first overfit, then overfit less.
     How: 16, 64, 256 and 1024 fixed examples, as they enter the network, are trained from the same

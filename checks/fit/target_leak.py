@@ -45,11 +45,11 @@ class Column:
 class TargetLeak(Check):
     """Is the label, or something made from it, among the inputs?
 
-    Why: a network that is given the answer learns to read it off. Training and validation look
+    Why: A network that is given the answer learns to read it off. Training and validation look
     perfect, and in use, where the answer is not known yet, nothing works: a target column left in
     the table, a window that reaches one step too far, a label passed to the model beside the
     input.
-    How: two questions, for programs with one target per example. First, up to 512 rows as they
+    How: Two questions, for programs with one target per example. First, up to 512 rows as they
     enter the network: is an element of the input the same for all examples of a class and, alone
     or with other such elements, different for every two classes (eight examples of each class and
     64 in all), or for quantities the target itself, but for scale and shift (a correlation of

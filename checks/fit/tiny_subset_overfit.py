@@ -43,7 +43,7 @@ class Diagnosis:
 class TinySubsetOverfit(Check):
     """Can the training fit a handful of fixed examples?
 
-    Why: a network that has thousands of parameters and cannot learn sixteen examples by heart
+    Why: A network that has thousands of parameters and cannot learn sixteen examples by heart
     will not learn the data either. This one test sees most bugs of a training program: a detached
     or frozen part, a wrong loss, an activation that cuts the targets off, a learning rate that
     explodes. It takes seconds, and a long run would show the same only after hours.

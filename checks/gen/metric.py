@@ -86,10 +86,10 @@ def _extremes(output: Tensor) -> tuple[float, float]:
 class MetricMeaning(Check):
     """Does the metric call perfect predictions perfect, and random ones worse?
 
-    Why: the metric decides which model is kept. One that compares the wrong axis, broadcasts, or
+    Why: The metric decides which model is kept. One that compares the wrong axis, broadcasts, or
         takes its arguments in the other order gives plausible numbers for years. And on
         imbalanced data accuracy praises a network that always says the same.
-    How: the user's metric (metric(output, target) by name, an object with update and compute, a
+    How: The user's metric (metric(output, target) by name, an object with update and compute, a
         function of scikit-learn) is given outputs that state the validation targets with
         certainty, the same with a tenth of the rows exchanged at random, and with all. Null
         hypothesis: it is best on perfect predictions. It fails where all 20 permutations are given

@@ -42,10 +42,10 @@ class Preprocessing:
 class PretrainedPreprocessing(Check):
     """Is a pretrained network given pictures as it was given them in its own training?
 
-    Why: pretrained filters are made for one range of numbers. At another range they are noise to
+    Why: Pretrained filters are made for one range of numbers. At another range they are noise to
         the layers behind them: fine-tuning still learns, but what was paid for is lost. Nothing
         crashes.
-    How: judgement, and only where weights were loaded. The range at the first convolution says
+    How: Judgement, and only where weights were loaded. The range at the first convolution says
         what may have been left out: numbers in [0, 255] were not divided, numbers in [0, 1] not
         standardised, numbers in [-1, 1] or in [-2.1, 2.6] prepared for another family of networks.
         The network says whether it matters: its first batch normalisation recorded what its first

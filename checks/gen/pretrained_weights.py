@@ -24,9 +24,9 @@ layers anew is a method of fine-tuning, to draw all of them is none."""
 class PretrainedWeights(Check):
     """Are the weights that the program loads in the network when training begins?
 
-    Why: load_state_dict(strict=False) says nothing when not one name fits, and an initialisation
+    Why: Load_state_dict(strict=False) says nothing when not one name fits, and an initialisation
         that runs after it undoes it. The network then trains from scratch, and learns, only worse.
-    How: the program is built once more, under another seed, with an eye on torch.load, safetensors
+    How: The program is built once more, under another seed, with an eye on torch.load, safetensors
         and load_state_dict. Null hypothesis: what was read is in the network. An exact comparison
         of the weight tensors (two dimensions or more). It fails where a state dict that holds
         weights gives none to its module; where less than half of it arrives and the rest finds

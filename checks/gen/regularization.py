@@ -58,11 +58,11 @@ class Gap:
 class Regularization(Check):
     """Does what is learnt on training data hold on validation data?
 
-    Why: a network that can fit its data next learns it by heart. Which brake to pull first is known
+    Why: A network that can fit its data next learns it by heart. Which brake to pull first is known
         from practice, and the order matters: more data always helps, augmentation makes some,
         normalisation is nearly free, weight decay and dropout cost a little fit, and less capacity
         comes last, because it takes away what the others need.
-    How: judgement, on one run of a few hundred steps on the real stream. The loss in eval mode on
+    How: Judgement, on one run of a few hundred steps on the real stream. The loss in eval mode on
         training batches that were trained on, against that on validation batches, at five moments.
         The gap is given as a share of what was learnt on the training batches, from the first
         validation loss down: below 0.2 it passes, above it is a note. A warning where, besides,

@@ -19,10 +19,10 @@ PERMUTATIONS = 200
 class TransferLearning(Check):
     """Would weights from a network that was trained on photographs help?
 
-    Why: the first layers of a network for photographs become edge and colour filters whatever it is
+    Why: The first layers of a network for photographs become edge and colour filters whatever it is
         trained for, and need a million pictures to become good ones. On a few thousand pictures
         the same network started from published weights learns faster and ends better.
-    How: a note, where three things hold. The inputs are photographs by their statistics: three
+    How: A note, where three things hold. The inputs are photographs by their statistics: three
         channels of 64 pixels or more per side, neighbours correlated above 0.7 in both directions,
         channels correlated above 0.4 but not copies of each other. The data set has no more than
         100 000 of them. And the first filters look random: weights that are neighbours in place, or

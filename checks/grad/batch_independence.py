@@ -54,10 +54,10 @@ class _Effect:
 class BatchIndependence(Check):
     """Is each sample's output computed from that sample alone?
 
-    Why: a view or reshape where a permute was meant, a recurrent layer or an attention that takes
+    Why: A view or reshape where a permute was meant, a recurrent layer or an attention that takes
         the batch for the time (batch_first), a softmax or mean over dimension 0: all of them run,
         learn something, and give answers that depend on which samples happen to be together.
-    How: exact, in eval mode, where batch normalisation looks at one sample at a time too. A sample
+    How: Exact, in eval mode, where batch normalisation looks at one sample at a time too. A sample
         is exchanged for another one of the batch, up to 3 times, all else being equal and random
         numbers being the same: the outputs of the other samples must not change by more than 10
         times what two identical calls differ by, or 64 roundings of the largest output. Null

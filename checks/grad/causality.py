@@ -47,11 +47,11 @@ class _Reaction:
 class Causality(Check):
     """Does a next-token model predict each token without having seen it?
 
-    Why: with a causal mask forgotten, a bidirectional layer or a convolution that is padded on
+    Why: With a causal mask forgotten, a bidirectional layer or a convolution that is padded on
         both sides, the token to be predicted is among the inputs. The loss falls to nearly
         nothing and generated text is worthless. The same happens when the target is the input
         itself, not shifted by one.
-    How: exact, and asked only where the target is the input shifted by one position (equal at
+    How: Exact, and asked only where the target is the input shifted by one position (equal at
         90 % of the positions that count, and at more than unshifted), as found in what the loss
         is called with. In eval mode one value x_t of a row is exchanged for another one seen in
         the batch, never a padding id, at the second, the middle and the last position of up to 3

@@ -18,7 +18,7 @@ class DetachedGraph(Check):
     Why: `.detach()`, `.data`, `.item()`, `torch.no_grad()`, a round trip through numpy, a
         `torch.tensor(x)` and a rounding cut the graph. Everything before the cut keeps its
         initial weights, while the rest trains on random features and the loss goes down.
-    How: exact. For each block of trained parameters whose gradient is None or exactly zero in 10
+    How: Exact. For each block of trained parameters whose gradient is None or exactly zero in 10
         steps (GRAD101's measurement), the loss is computed again with the block moved by 0.1 % of
         its size (then by 30 %, where there is no graph and nothing moves), in 5 random
         directions, from the same state with the same random numbers. If the

@@ -33,11 +33,11 @@ class Origin:
 class FiniteGradients(Check):
     """Are the loss and all gradients finite?
 
-    Why: one NaN in the loss makes every weight NaN at the next update, and nothing that follows
+    Why: One NaN in the loss makes every weight NaN at the next update, and nothing that follows
         means anything. It comes from a logarithm or a division of zero, from the square root of
         zero (its gradient is infinite), from half precision beyond 65504, from a learning rate
         that is too high.
-    How: exact. In the first observed steps the loss and the gradient of every parameter that an
+    How: Exact. In the first observed steps the loss and the gradient of every parameter that an
         optimizer holds are checked, and then the loss of twenty plain steps. When a loss turns
         out not finite the steps are taken again, observed. The origin is the first module whose
         output is not finite although its input is; an infinite activation alone is no fault, for

@@ -13,11 +13,11 @@ from nnaudit.report import Kind, Location, Result, Table
 class GradientsReachAll(Check):
     """Does a gradient reach every parameter that is to be trained?
 
-    Why: a parameter without gradient stays what it was at random. The network trains around it
+    Why: A parameter without gradient stays what it was at random. The network trains around it
         and ends somewhat worse, without a word: behind a ReLU that is never active, a softmax
         over one element or a rounding, or in a plain Python list, which `model.parameters()` does
         not look into.
-    How: exact. The gradients that the optimizer is given are read in the first 5 steps; where
+    How: Exact. The gradients that the optimizer is given are read in the first 5 steps; where
         one is None or exactly zero in all of them, in 10 steps more, at the author's own learning
         rate, because a branch that starts at zero (LoRA, ReZero, adaLN-zero) gets its gradient
         only after a step per layer of zeros. Zero means every element is exactly 0.0: an

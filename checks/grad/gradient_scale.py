@@ -23,10 +23,10 @@ LAYERS = 4
 class GradientScale(Check):
     """Do gradients arrive at the first layers as large as they are at the last?
 
-    Why: through many layers gradients may shrink or grow by a factor per layer. Vanishing, they
+    Why: Through many layers gradients may shrink or grow by a factor per layer. Vanishing, they
         leave the first layers at their random start; exploding, they make any learning rate that
         suits the last layers too large for the first.
-    How: a judgement. For each weight matrix or filter bank, in the order in which the layers are
+    How: A judgement. For each weight matrix or filter bank, in the order in which the layers are
         called, the norm of the gradient that the optimizer is given over the square root of its
         number of elements; the median over the first 5 steps, without the first, where layers
         that start at zero hide those before them. The first third of the layers is compared with

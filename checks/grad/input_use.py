@@ -47,9 +47,9 @@ class _Change:
 class InputUse(Check):
     """Does the output change with the input?
 
-    Why: an output that is the same for every input can only learn the average answer. It comes
+    Why: An output that is the same for every input can only learn the average answer. It comes
         from units that all died, a product with zero, an input overwritten or not passed on.
-    How: exact. The model is called in eval mode with the inputs of the first batch, then with the
+    How: Exact. The model is called in eval mode with the inputs of the first batch, then with the
         same inputs given to other rows, then with inputs drawn at random on their scale, all from
         the same state with the same random numbers; where nothing shows, in train mode too. A
         change beyond 10 times what two identical calls differ by and beyond 64 roundings counts.

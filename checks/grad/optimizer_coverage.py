@@ -20,11 +20,11 @@ from nnaudit.words import count, verb
 class OptimizerCoverage(Check):
     """Does an optimizer hold every parameter that is to be trained?
 
-    Why: a parameter that gets a gradient and is in no optimizer keeps its random initial value for
+    Why: A parameter that gets a gradient and is in no optimizer keeps its random initial value for
         ever. It happens when the optimizer is made before a layer is added or replaced, when it is
         given one part of the model, or when parameter groups leave something out. Training goes
         on, a little worse than it could.
-    How: exact: the parameters of the model that require a gradient and have one that is not zero
+    How: Exact: the parameters of the model that require a gradient and have one that is not zero
         in at least one of the first steps, against the parameters of all optimizers. Those that
         change from step to step all the same are updated by the program itself, from master
         copies in float32 or by hand, and do not count. One exception is looked for: where only

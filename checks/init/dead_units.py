@@ -43,10 +43,10 @@ class _Layer:
 class DeadUnits(Check):
     """Are most units of every layer active for some sample?
 
-    Why: a ReLU that is negative for every sample, and a sigmoid or tanh at its bound for every
+    Why: A ReLU that is negative for every sample, and a sigmoid or tanh at its bound for every
         sample, pass no gradient on: what is before them does not learn. Inputs that are not
         centred, a large negative bias and weights that are too large make them.
-    How: judgement. For each call of ReLU, sigmoid and tanh, as a module or a function, the units
+    How: Judgement. For each call of ReLU, sigmoid and tanh, as a module or a function, the units
         (channels, features) are counted that are out of the flat part for at least one sample:
         above zero; more than 0.001 from the bounds. It warns where more than half of a layer's
         units are not, over at least 512 samples at the initial weights. Half of the ReLUs being

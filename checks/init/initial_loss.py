@@ -38,13 +38,13 @@ BATCHES = 8
 class InitialLoss(Check):
     """Is the first loss what an untrained network should have?
 
-    Why: before it has learned anything a network should say "I do not know", and what that costs
+    Why: Before it has learned anything a network should say "I do not know", and what that costs
         can be computed: ln C for C balanced classes, ln 2 for two, the variance of the target for
         a squared error. A first loss far above it means outputs that are confidently wrong: the
         first part of the training goes into shrinking them, activations saturate, the learning
         rate that would suit the rest makes it diverge. A loss that is far below it on random
         weights means that the answer reaches the output without being learned.
-    How: the very loss call of the first step is called again, with its class weights, label
+    How: The very loss call of the first step is called again, with its class weights, label
         smoothing, ignored index and so on, on outputs of zero (equal probabilities), and on the
         best constant. For a classification loss the null hypothesis is that the outputs are
         uninformative and of moderate size: then the loss is between the best constant's and the

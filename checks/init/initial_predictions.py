@@ -55,11 +55,11 @@ class _Predictions:
 class InitialPredictions(Check):
     """Does the untrained network predict no more than it can know?
 
-    Why: before training the best answer is how often each class occurs. A network that is sure of
+    Why: Before training the best answer is how often each class occurs. A network that is sure of
         one class at random has logits that are too large, and unlearns them first. One that
         predicts equal shares where classes are rare spends its first steps, with large gradients,
         on learning the shares, which the bias of the output layer can be told beforehand.
-    How: judgement, from the logits and targets of the first step's cross-entropy, multi-class or
+    How: Judgement, from the logits and targets of the first step's cross-entropy, multi-class or
         binary. It warns where the chosen class has a probability above 0.9 on average, and is
         right in a share of cases that is more than 0.3 less: an ordinary initialisation chooses
         classes with a probability close to 1 / C, and loaded weights are mostly right where they

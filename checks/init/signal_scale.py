@@ -20,11 +20,11 @@ _LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 class SignalScale(Check):
     """Do activations keep their size from the first hidden layer to the last?
 
-    Why: a layer multiplies the size of its input by some factor, and a deep network multiplies
+    Why: A layer multiplies the size of its input by some factor, and a deep network multiplies
         these factors. Where they are below one, the last layers see nothing of the data; where
         they are above one, they saturate or overflow. Gradients take the same factors on the way
         back.
-    How: judgement. The root mean square of what each linear and convolutional layer returns in
+    How: Judgement. The root mean square of what each linear and convolutional layer returns in
         the first training step, in the order of their calls, without the last one (an output
         layer may begin small) and without those that return exact zeros (branches that begin at
         zero). It warns where the last is less than a thousandth of the first, or more than a

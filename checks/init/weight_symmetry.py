@@ -12,10 +12,10 @@ from nnaudit.report import Kind, Result, Table
 class WeightSymmetry(Check):
     """Do the units of every hidden layer begin with weights of their own?
 
-    Why: two units with equal weights in and out compute the same and get the same gradient, so
+    Why: Two units with equal weights in and out compute the same and get the same gradient, so
         they stay equal for ever: a layer filled with a constant is one unit, however wide it is.
         The loss falls all the same, to what a network of width one can do.
-    How: exact. In linear, convolutional and recurrent layers the rows that are equal bit for bit
+    How: Exact. In linear, convolutional and recurrent layers the rows that are equal bit for bit
         are counted; output layers are left out, since targets tell their units apart, as are
         grouped filters, which see different channels. Where at least half of a layer's units are
         copies, 5 steps are taken at the author's learning rate. Null hypothesis: something

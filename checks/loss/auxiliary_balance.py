@@ -17,10 +17,10 @@ from nnaudit.report import Kind, Result, Table
 class AuxiliaryBalance(Check):
     """Does the main loss pull harder on the weights than what is added to it?
 
-    Why: regularisers, distillation, commitment and consistency terms are to help the main loss.
+    Why: Regularisers, distillation, commitment and consistency terms are to help the main loss.
         What counts is not their value but their gradient: a term of 0.01 can pull ten times as
         hard as one of 2.3, and the network then learns to please it.
-    How: judgement. The total loss of 3 batches is taken apart where it is a sum, and each term's
+    How: Judgement. The total loss of 3 batches is taken apart where it is a sum, and each term's
         gradient is computed by itself, in one more backward pass, on the parameters that all
         terms share. The main term is the one whose loss function compares with what the loader
         gives; where several do (tasks, deep supervision) or none, there is no answer. A warning

@@ -34,13 +34,13 @@ class Fault:
 class DoubleActivation(Check):
     """Is every loss given what it expects: logits, log-probabilities or probabilities?
 
-    Why: cross_entropy and binary_cross_entropy_with_logits apply the softmax or the sigmoid
+    Why: Cross_entropy and binary_cross_entropy_with_logits apply the softmax or the sigmoid
         themselves. Applied before as well, the loss cannot get below a floor (1.461 for ten
         classes, when the answer is certain and right) and gradients shrink wherever the network
         is sure. nll_loss and kl_div take log-probabilities: given logits they fall without bound,
         given probabilities they train towards something else. No error is raised in any of these
         cases, and the network still learns a little.
-    How: exact, on the inputs that the loss functions are really called with in the first steps.
+    How: Exact, on the inputs that the loss functions are really called with in the first steps.
         Where an autograd node made the input (views looked through), its name is proof: a softmax
         or sigmoid before cross_entropy or binary_cross_entropy_with_logits, or one right after
         another. Otherwise the values must prove it over at least 256 rows: rows that are

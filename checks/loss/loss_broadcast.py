@@ -41,10 +41,10 @@ class Mismatch:
 class LossBroadcast(Check):
     """Do output and target have the same shape in every loss that compares them element by element?
 
-    Why: an output of shape (N, 1) beside a target of shape (N,) is broadcast to (N, N): every
+    Why: An output of shape (N, 1) beside a target of shape (N,) is broadcast to (N, N): every
         prediction is compared with the targets of all other rows, and the best it can do is their
         mean. The loss is a number like any other, falls a little at first, and stays there.
-    How: exact, on the shapes that the loss functions and the differences in the user's own
+    How: Exact, on the shapes that the loss functions and the differences in the user's own
         formulas really get in the first steps. It fails where both shapes are widened, or where
         nothing fits and torch raises. A formula of the user's counts when one operand carries
         gradient, the other does not, they hold different numbers, and both shapes follow the batch

@@ -57,9 +57,9 @@ class Way:
 class LossDirection(Check):
     """Does the loss fall when the output moves toward the target?
 
-    Why: a missing minus in front of a log-likelihood, "dice" returned in place of "1 - dice", or
+    Why: A missing minus in front of a log-likelihood, "dice" returned in place of "1 - dice", or
         input and target exchanged make the optimizer work for the wrong answer. The curve falls.
-    How: exact. Where the total loss is a torch loss function times a constant in all of the first
+    How: Exact. Where the total loss is a torch loss function times a constant in all of the first
         steps, the sign of the constant says it, if the function's target is the data's. An
         asymmetric function (binary cross-entropy, KL, Poisson) whose input is the data's target,
         made by no layer, has its arguments exchanged. Every other loss is tried out: the model's

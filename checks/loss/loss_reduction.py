@@ -23,10 +23,10 @@ _ADAPTIVE = ("adam", "rms", "ada", "lion", "lamb", "sign", "muon", "sophia")
 class LossReduction(Check):
     """Is the loss a mean over the batch, so that the learning rate does not depend on its size?
 
-    Why: a loss that is summed over the batch grows with it, and so do its gradients. With SGD the
+    Why: A loss that is summed over the batch grows with it, and so do its gradients. With SGD the
         learning rate then means something else for every batch size, and the last, smaller batch
         of an epoch counts less. Both mean and sum are used on purpose; it is good to know which.
-    How: the loss of the first batch is computed in eval mode, and again for the batch with
+    How: The loss of the first batch is computed in eval mode, and again for the batch with
         every row in it twice. A mean stays, a sum doubles (within 10 %, as models that sample
         draw other numbers for the copies). In between, or beyond, the loss compares rows with
         each other or mixes sums with means, and there is no answer. Where rows cannot be doubled,

@@ -47,10 +47,10 @@ _BATCHES = 64
 class OutputRange(Check):
     """Can the network's last activation output every target?
 
-    Why: a ReLU on the output of a regression cannot give a negative number, a sigmoid nothing
-        above 1. Targets outside cost what they cost, no training helps, and a unit that is pushed
+    Why: A ReLU on the output of a regression cannot give a negative number, a sigmoid nothing
+        above 1. No training brings down the loss of targets outside, and a unit that is pushed
         against the end of its range stops learning.
-    How: exact. What made the input of a regression loss (squared, absolute, Huber) is read from
+    How: Exact. What made the input of a regression loss (squared, absolute, Huber) is read from
         autograd, with views looked through; where the loss is written by hand, from the last
         module. Only an activation right before the loss counts: scaled and shifted afterwards it
         has another range. Then the targets are counted that lie outside, by more than a thousandth

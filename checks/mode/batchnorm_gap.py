@@ -53,7 +53,7 @@ class Gap:
 class BatchnormGap(Check):
     """Does batch normalisation compute the same in eval mode as in training, on the same data?
 
-    Why: in training it uses the statistics of the batch, in eval mode averages over the past.
+    Why: In training it uses the statistics of the batch, in eval mode averages over the past.
         With one or two rows per batch, or with a momentum that never settles or never averages,
         these are two different networks, and the one that is validated was never trained.
     How: 40 steps are taken at your learning rate, dropout off; then the loss of 8 training

@@ -62,11 +62,11 @@ class Original:
 class CheckpointRoundTrip(Check):
     """Does a checkpoint, loaded into a fresh run, give the same outputs and the same next step?
 
-    Why: what is not in the state_dict is lost, and nobody is told: random constants kept as plain
+    Why: What is not in the state_dict is lost, and nobody is told: random constants kept as plain
         tensors, buffers registered as not persistent, layers in a Python list, a flag that says
         whether something was initialised, an optimizer's own bookkeeping. The restored network is
         another one, sometimes slightly, sometimes entirely.
-    How: exact. After three steps the state_dicts of model and optimizer are written with
+    How: Exact. After three steps the state_dicts of model and optimizer are written with
         torch.save and loaded into the same program started anew under another seed. Then one
         batch's output in eval mode, and the weights after one further step on it with the same
         random numbers, are compared with the original's. Tolerance: ten times the difference of

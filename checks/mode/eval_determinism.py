@@ -38,7 +38,7 @@ class EvalDeterminism(Check):
     Why: F.dropout drops by default, in eval mode too, and so does the dropout_p of
         scaled_dot_product_attention: where the model's mode is not handed on, validation is
         measured with half of the network missing, and predictions change from call to call.
-    How: exact. One batch is run three times from the same state in eval mode: twice with the same
+    How: Exact. One batch is run three times from the same state in eval mode: twice with the same
         random numbers, which measures what the device's arithmetic alone does, and once with
         others. The output must not differ by more than ten times the first difference, or 64
         units of rounding. Where it does, every use of random numbers in the forward pass is

@@ -31,10 +31,10 @@ _STATISTICS = ("running_mean", "running_var", "running_std", "running_avg", "mov
 class EvalPurity(Check):
     """Does a pass over validation data leave parameters and buffers as they were?
 
-    Why: what validation changes, validation data have trained: running statistics that take in
-        the validation set, a codebook or an average that goes on moving. The score is then
+    Why: What a validation pass changes, it trains on validation data: running statistics that take
+        in the validation set, a codebook or an average that goes on moving. The score is then
         measured on data that were used, and a run with more frequent validation ends elsewhere.
-    How: exact. In eval mode and without gradients the model is run on three batches of the
+    How: Exact. In eval mode and without gradients the model is run on three batches of the
         validation loader (of the training loader where there is none); parameters and buffers are
         compared bit for bit before and after. Where something has changed, the same batches are
         given once more: what stays then, to 64 units of rounding, has only been brought to where

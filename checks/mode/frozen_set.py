@@ -22,11 +22,11 @@ _STEPS = 3
 class FrozenSet(Check):
     """Does what is frozen stay frozen, and what is trained stay trained?
 
-    Why: a train() that sets requires_grad, or an eval() that clears it, changes what is trained
+    Why: A train() that sets requires_grad, or an eval() that clears it, changes what is trained
         at the first validation. A backbone whose weights are frozen still changes when its batch
         normalisation is in train mode: the running statistics follow the new data, and the
         features are no longer those that were loaded.
-    How: exact. requires_grad of every parameter is read, model.eval() and model.train() are
+    How: Exact. requires_grad of every parameter is read, model.eval() and model.train() are
         called as around a validation, and it is read again: any difference fails. Then three
         steps are taken. A parameter that does not require a gradient, that an optimizer holds and
         changes all the same (by weight decay, momentum or a gradient left from before), fails;

@@ -41,10 +41,10 @@ class Mode:
 class TrainEvalMode(Check):
     """Is the network in train mode during training steps?
 
-    Why: after a validation pass that called model.eval() and nothing that called model.train(),
+    Why: After a validation pass that called model.eval() and nothing that called model.train(),
         dropout does nothing and batch normalisation neither uses nor updates the statistics of
         the batch: the regularisation is off, and the statistics stay what they were at the start.
-    How: exact. The mode of every module is read while it runs in the first steps, in calls that
+    How: Exact. The mode of every module is read while it runs in the first steps, in calls that
         gradients flow through. Those count whose forward reads the mode and whose settings make
         it matter (a dropout of rate 0 does not), and that are not within a frozen part, where
         eval mode is right. All in eval mode fails. Batch normalisation in eval mode while the

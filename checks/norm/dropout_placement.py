@@ -22,11 +22,11 @@ from nnaudit.report import Kind, Result, Table
 class DropoutPlacement(Check):
     """Does dropout stand neither on the output nor where batch normalisation feels it?
 
-    Why: dropout on the output sets logits to zero at random, which are then answers as good as
+    Why: Dropout on the output sets logits to zero at random, which are then answers as good as
         any other: the loss can no longer be made small. Before a batch normalisation it raises
         the variance that this one measures and remembers, and in eval mode, without dropout, it
         divides by a variance that is not there.
-    How: judgement. Whether what a dropout returns is the loss's input is followed by identity in
+    How: Judgement. Whether what a dropout returns is the loss's input is followed by identity in
         the first training step. Where dropout and batch normalisation are both in use, the first
         step is repeated at the same weights without dropout, and for each normalisation the
         variances of its input by channel are compared. A median ratio above 1.5 anywhere, which

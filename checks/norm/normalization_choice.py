@@ -57,12 +57,12 @@ class Noise:
 class NormalizationChoice(Check):
     """Is the network normalised, and in a way that suits the size of its batches?
 
-    Why: without normalisation or shortcuts the gradient of a deep network depends on every
+    Why: Without normalisation or shortcuts the gradient of a deep network depends on every
         layer's scale at once, and the learning rate that moves one layer blows up another. Batch
         normalisation cures that with the statistics of a batch, which with few samples are mostly
         noise: at 2 images per batch a ResNet-50 loses 11 points of accuracy, at 8 about one,
         while group normalisation loses none.
-    How: judgement, in two parts. Depth is the number of weight layers on the shortest path from
+    How: Judgement, in two parts. Depth is the number of weight layers on the shortest path from
         the data to the output in the autograd graph, so that shortcuts and skip connections make
         it small; 10 or more without any normalisation (of activations or weights, by a module or
         written out) and without SELU is a warning, unless the weights are loaded. For batch

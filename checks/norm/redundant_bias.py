@@ -18,10 +18,10 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 class RedundantBias(Check):
     """Does every bias reach the output, rather than being taken off by a normalisation?
 
-    Why: batch and instance normalisation subtract the mean of each channel, and with it the bias
+    Why: Batch and instance normalisation subtract the mean of each channel, and with it the bias
         of the layer before them. Such a bias is memory and time for nothing, and weight decay is
         all that acts on it.
-    How: judgement, never more than a note. In the first training step it is followed which
+    How: Judgement, never more than a note. In the first training step it is followed which
         module's output is given, as it is, to a batch or instance normalisation that computes its
         statistics from the batch; those of linear and convolutional layers that train a bias are
         listed. Layer and group normalisation mix channels, and do not take a bias off.

@@ -18,9 +18,9 @@ from nnaudit.report import Kind, Numbers, Result
 class DataBound(Check):
     """Does the training compute, and not wait for its data?
 
-    Why: a device that waits is paid for in full. Loading and transforming in the training
+    Why: A device that waits is paid for in full. Loading and transforming in the training
         process adds up with every step; in workers it happens meanwhile.
-    How: up to a dozen batches are read and stepped on as in training, with a clock on both;
+    How: Up to a dozen batches are read and stepped on as in training, with a clock on both;
         medians, after the first two batches and what workers have in store. A warning where
         waiting takes more than half of the time and more than 10 seconds of an epoch: shorter
         waits are not worth a change, whatever their share. The number of workers is the wait over

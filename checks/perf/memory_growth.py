@@ -15,10 +15,10 @@ from nnaudit.words import count, verb
 class MemoryGrowth(Check):
     """Is the graph of a step let go of when the step is over?
 
-    Why: a loss that is added to a total, or put into a list, brings its history along: the graph of
+    Why: A loss that is added to a total, or put into a list, brings its history along: the graph of
         every step since the beginning. Memory grows until an epoch, or a night, later it is used
         up, and steps get slower on the way.
-    How: eight steps on one and the same batch, after three to settle in; after each, the live
+    How: Eight steps on one and the same batch, after three to settle in; after each, the live
         tensors with a history are found and the autograd nodes behind them counted, each once. A
         warning where their number grows in every single step: a loop that lets go holds the same
         graph every time, one that keeps a window of steps reaches its full size. Nodes are counted

@@ -35,10 +35,10 @@ class Hardware:
 class PrecisionChoice(Check):
     """Does the training use the fast arithmetic of its GPU?
 
-    Why: tensor cores multiply 16-bit and TensorFloat-32 matrices several times faster than 32-bit
+    Why: Tensor cores multiply 16-bit and TensorFloat-32 matrices several times faster than 32-bit
         ones. Unless told otherwise, torch multiplies 32-bit matrices exactly, which training
         rarely needs; and 16-bit matrices of awkward sizes fall back to slower kernels.
-    How: a note, on CUDA only. One step is watched for autocast regions and for the precision of the
+    How: A note, on CUDA only. One step is watched for autocast regions and for the precision of the
         layers. From compute capability 8.0 on: 32-bit layers with
         torch.get_float32_matmul_precision() at "highest" and no autocast; in 16 bits, layers 64 or
         more wide whose sizes are no multiples of 8. Small networks (under a million parameters)

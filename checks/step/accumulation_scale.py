@@ -51,10 +51,10 @@ class Accumulation:
 class AccumulationScale(Check):
     """Is a gradient accumulated over several batches their mean, not their sum?
 
-    Why: k micro-batches stand for one batch k times as large only if each loss is divided by k.
+    Why: K micro-batches stand for one batch k times as large only if each loss is divided by k.
         Otherwise the gradient is k times too large: with SGD that multiplies the learning rate
         by k, with clipping it changes what is clipped, and whoever changes k changes both.
-    How: exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
+    How: Exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
         passes from the same line, each of the mean-reduced loss of one line, and either each on
         the whole of the batch that the loop was given, which here is the same batch k times, so
         that without dropout the k losses must be equal; or each on a part of it, the parts (four

@@ -32,11 +32,11 @@ class Bound:
 class Clipping(Check):
     """Does the gradient that the optimizer uses keep to the clip, and is the clip in proportion?
 
-    Why: clipping protects a run from rare large gradients. Done before a gradient scaler's
+    Why: Clipping protects a run from rare large gradients. Done before a gradient scaler's
         unscale_ it clips numbers that are thousands of times too large, and what is left after
         unscaling is next to nothing; done before the last backward it bounds only a part. A limit
         far below every gradient is no protection but another learning rate.
-    How: exact. Every call of clip_grad_norm_ and clip_grad_value_ between backward and step is
+    How: Exact. Every call of clip_grad_norm_ and clip_grad_value_ between backward and step is
         noted, with its limit; right before the optimizer's step the same norm of the same
         gradients is computed again. It fails when that is more than 5 % over the limit (norms in
         bfloat16 err by 1 %) in two steps or more, or when the clip was applied to gradients that

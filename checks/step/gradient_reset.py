@@ -19,7 +19,7 @@ class GradientReset(Check):
         all gradients since the start: the direction becomes stale and the size grows with every
         batch. With zero_grad between backward and step the optimizer gets nothing, and only
         weight decay is left. Neither raises an error, and the loss may even fall for a while.
-    How: exact. After a step's last use of a parameter its .grad is overwritten with random
+    How: Exact. After a step's last use of a parameter its .grad is overwritten with random
         numbers four times its size, then the step is repeated on the same batch, at the same
         weights, with the same random numbers, dropout off; then again with the numbers turned
         round. A program that zeroes gradients, wherever it does so, gives the same gradient both

@@ -22,10 +22,10 @@ _OWN_PACE = ("Adafactor", "Prodigy", "DAdaptAdam", "DAdaptSGD", "DAdaptLion", "R
 class LearningRate(Check):
     """Does the learning rate lie where the loss falls?
 
-    Why: the learning rate is the one setting that most often makes the difference between a
+    Why: The learning rate is the one setting that most often makes the difference between a
         network that learns and one that does not. Too high, the loss rises or jumps about; thirty
         times too low, a run takes a month instead of a day, and looks like one that has converged.
-    How: the range test: 96 real steps while the rate grows from a ten-thousandth to ten thousand
+    How: The range test: 96 real steps while the rate grows from a ten-thousandth to ten thousand
         times yours, and up to as many more while the loss still falls (the state is put back).
         The suggested rate is a tenth of the one with the lowest smoothed loss. A ramp alone
         deceives, since the weights change under it, so a suspicion is tried out: 60 steps from
@@ -33,7 +33,7 @@ class LearningRate(Check):
         yours ends above its beginning, by more than the losses scatter, and the suggested one, at
         least three times lower, ends below. Too low: the suggested one is more than 30 times
         yours, takes a fifth off the loss beyond its scatter, and yours less than a tenth of that
-        in three times as many steps. Off by a factor of three is nobody's business. Where a
+        in three times as many steps. A factor of three is not reported. Where a
         warm-up is planned, a rate that is too high from the first step on proves nothing.
         Optimizers that set their own pace are left out.
     Fix: take the suggested learning rate, then try three times more and less.

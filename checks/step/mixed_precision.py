@@ -22,11 +22,11 @@ _SETTLE, _WATCH = 20, 40
 class MixedPrecision(Check):
     """Does training in low precision keep its gradients and its steps?
 
-    Why: float16 has no numbers between 0 and 6e-8: small gradients become zero unless the loss
+    Why: Float16 has no numbers between 0 and 6e-8: small gradients become zero unless the loss
         is multiplied first, which is the gradient scaler's work. A scaler that goes on meeting
         infinities leaves out step after step. An autocast region around the wrong lines changes
         nothing and costs nothing, so nobody notices.
-    How: the dtype of every layer's output that gradients flow through is read in one step.
+    How: The dtype of every layer's output that gradients flow through is read in one step.
         (a) float16 with no gradient scaler: the step is repeated with the loss multiplied by
         2^10; gradient elements that are zero without and not with it were lost. The null
         hypothesis, that nothing is lost, gives exactly 0; more than 5 % on two different batches

@@ -22,10 +22,10 @@ MORE_STEPS = 20
 class ParametersMove(Check):
     """Do the weights change when the optimizer steps?
 
-    Why: an optimizer that holds copies of the parameters, or the parameters of a model that was
+    Why: An optimizer that holds copies of the parameters, or the parameters of a model that was
         replaced, steps into nothing: gradients are right, the schedule runs, and the network
         stays what it was. So do weights that are set back after every step.
-    How: exact: parameters with a gradient (above 1e-5 of the largest: a bias before a batch
+    How: Exact: parameters with a gradient (above 1e-5 of the largest: a bias before a batch
         normalisation has one that is rounding) that no step changed by a single bit.
         Where the first steps show some, 20 more are taken, because an optimizer may act on every
         k-th call only and a warm-up may begin at zero. It fails when parameters of the optimizer

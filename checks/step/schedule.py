@@ -48,10 +48,10 @@ class Misfit:
 class Schedule(Check):
     """Does the learning rate's schedule fit the run that it is used in?
 
-    Why: a schedule in epochs that is stepped every batch is over in the first minutes, and the
+    Why: A schedule in epochs that is stepped every batch is over in the first minutes, and the
         rest of the run trains at a rate of nearly zero; one in batches that is stepped every
         epoch never leaves its warm-up. Both look like a network that has stopped learning.
-    How: each scheduler is stepped 2,000 times without training and put back; how often the loop
+    How: Each scheduler is stepped 2,000 times without training and put back; how often the loop
         steps it is seen in real steps, and an epoch's length is the loader's. Exact failures: a
         rate that is negative or not a number within the first two values; a rate that is zero
         throughout; a step, multi-step or exponential decay, whose settings know no length of the

@@ -31,11 +31,11 @@ class Disorder:
 class StepOrder(Check):
     """Do backward, clip, optimizer and scheduler come in the right order, and once each?
 
-    Why: a clip after optimizer.step() clips what has been used; a second optimizer.step() repeats
+    Why: A clip after optimizer.step() clips what has been used; a second optimizer.step() repeats
         the update with an old gradient; a scheduler that steps before the optimizer skips the
         first value of its plan; gradients that are made and never used cost time for nothing. No
         error is raised.
-    How: exact, from the order of events in the first steps. It fails when in every step looked at
+    How: Exact, from the order of events in the first steps. It fails when in every step looked at
         (a) gradients are clipped after the optimizers that hold them have stepped and no backward
         made new ones since; (b) one optimizer steps twice with a gradient other than zero and no
         backward in between (an optimizer that computes its gradient itself, in a closure, and one

@@ -24,10 +24,10 @@ _LATER = 30
 class UpdateRatio(Check):
     """Does a step change the weights by a share between a hundred-thousandth and a tenth?
 
-    Why: the size of an update against the size of the weights says more about a learning rate
+    Why: The size of an update against the size of the weights says more about a learning rate
         than the rate itself. Around a thousandth is usual. Far below, nothing will be learnt in
         the time that a run has; far above, each step throws away what was learnt.
-    How: the norm of each weight matrix's update over the norm of the matrix, in the first steps,
+    How: The norm of each weight matrix's update over the norm of the matrix, in the first steps,
         at the highest learning rate that the group is planned to reach (updates are proportional
         to it). The median of the logarithm over matrices and steps is compared with -5 and -1,
         two powers of ten to either side of the usual -3. A matrix that starts smaller than

@@ -40,18 +40,18 @@ class Decay:
 class WeightDecay(Check):
     """Is weight decay taken off the weights, off the right ones, and in proportion?
 
-    Why: in Adam an L2 penalty is added to the gradient and then divided by the gradient's size,
+    Why: In Adam an L2 penalty is added to the gradient and then divided by the gradient's size,
         so that weights with large gradients are hardly decayed at all: weight_decay=0.01 means
         one thing in AdamW and quite another in Adam. Decay on biases and on the gains of
         normalisation takes away capacity without regularising. And a decay that is too large
         shrinks the network faster than it learns.
-    How: read off the optimizer's groups, no step taken. A warning for Adam's L2 penalty (also
+    How: Read off the optimizer's groups, no step taken. A warning for Adam's L2 penalty (also
         NAdam, RAdam, Adamax, RMSprop, Adagrad) from 0.01 up, which is AdamW's default and customary
         range, while L2 penalties in use are 1e-3 and below: smaller ones are taken as meant. A
         warning for more than 0.1 added to the gradient; where it is taken off the weights, for a
         decay times learning rate above 0.01 per step, which halves the weights every 70 steps
         (vision transformers do well with 0.3 at a rate of 1e-3). Decay from 0.05 up on biases and
-        gains is a note. Whether there should be some, only over-fitting shows: GEN101.
+        gains is a note. Whether any is needed shows in over-fitting only: GEN101.
     Fix: torch.optim.AdamW(model.parameters(), lr=..., weight_decay=0.01)
     References: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
     """
