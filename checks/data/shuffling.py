@@ -393,16 +393,16 @@ def _numbers(order: Order) -> Numbers:
     clumps = clumps_of(targets) if targets is not None and targets.kinds > 1 else None
     if clumps is not None:
         values |= {
-            "neighbours, z": clumps.deviation.z,
-            "neighbours, p": clumps.deviation.p,
-            "neighbours, effect": clumps.effect,
+            "alike neighbours, in deviations from chance": clumps.deviation.z,
+            "probability by chance": clumps.deviation.p,
+            "share of the most there could be": clumps.effect,
         }
     same = order.asked_again or order.seen_again
     if same is not None:
         values |= {
-            "at the same place": same.count,
-            "compared": same.length,
-            "by chance": same.expected,
+            "at the same place next epoch": same.count,
+            "of rows compared": same.length,
+            "at the same place by chance": same.expected,
         }
     return Numbers(title="Order of the training set", values=values)
 
