@@ -133,8 +133,8 @@ class SubsetLadder(Probe[Ladder]):
             if rungs and rows < 1.5 * rungs[-1].rows:
                 break
             rung = _climb(audit, chosen, tiny.best_factor, plan.steps, seconds)
-            if rung is None:
-                return Ladder(reason="the loss of larger subsets is made in another way")
+            if isinstance(rung, str):
+                return Ladder(reason=rung)
             rungs.append(rung)
         used = len(take_rows(parts, rungs[-1].rows))
         return Ladder(
@@ -194,17 +194,20 @@ def take_rows(parts: Sequence[Any], rows: int) -> list[Any]:
     return list(parts[: rows // size])
 
 
-def _climb(
-    audit: Audit, parts: list[Any], factor: float, steps: int, seconds: float
-) -> Rung | None:
+def _climb(audit: Audit, parts: list[Any], factor: float, steps: int, seconds: float) -> Rung | str:
+    """Train on ``parts``; where there is nothing to learn from them, say why."""
     passes = max(2, math.ceil(steps / len(parts)))
+    rows = sum(batches.size(part) for part in parts)
     with fixed_rows(audit.loop):
         try:
             sighting = sight(audit.loop, parts)
-        except UserCodeError:
-            return None
-    if sighting.bounds is None or not sighting.bounds.informative:
-        return None
+        except UserCodeError as error:
+            return f"the training cannot be run on {rows} fixed examples: {error}"
+    if sighting.bounds is None:
+        why = sighting.unknown or "it is made in another way"
+        return f"how low the loss of {rows} examples can go is not known, because {why}"
+    if not sighting.bounds.informative:
+        return f"the first {rows} examples have one target, or one input, and no more can be learnt"
     with fixed_rows(audit.loop), constant_lr(audit.loop, factor):
         run = fit(
             audit.loop,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections import Counter
@@ -106,6 +107,7 @@ class Provenance:
         failed_downloads: errors of downloads that the program went on after.
         published: torchvision's description of the weights it loaded (a ``WeightsEnum``).
         random: by parameter, whether another seed gives it another value.
+        promised: calls in the user's source that ask for pretrained weights, whatever happens.
     """
 
     reads: tuple[Read, ...] = ()
@@ -115,6 +117,7 @@ class Provenance:
     failed_downloads: tuple[tuple[str, Location | None], ...] = ()
     published: tuple[Any, ...] = ()
     random: dict[str, bool] = field(default_factory=dict)
+    promised: tuple[Location, ...] = ()
 
     @property
     def pretrained(self) -> bool:
@@ -134,6 +137,7 @@ class LoadedWeights(Probe[Provenance]):
         loop = audit.loop
         if not _may_load(loop):
             return Provenance()
+        promised = tuple(_promises(source_files(loop)))
         with watching_loads() as watch, loop.relaunched(audit.seed + 1) as fresh:
             watch.building = False
             parameters = {
@@ -146,7 +150,8 @@ class LoadedWeights(Probe[Provenance]):
                 fate=_fate(watch.loadings, parameters),
                 failed_downloads=tuple(watch.failed_downloads),
                 published=tuple(watch.published),
-                random=_random_matrices(loop, fresh) if watch.reads else {},
+                random=_random_matrices(loop, fresh) if watch.reads or promised else {},
+                promised=promised,
             )
 
 
@@ -160,6 +165,37 @@ def _content(file: Path) -> bytes:
         return file.read_bytes()
     except OSError:
         return b""
+
+
+_PROMISES = ("pretrained", "encoder_weights")
+"""Arguments that mean nothing but weights of another training."""
+
+_BRANCHES = (ast.If, ast.IfExp, ast.Try, ast.For, ast.While, ast.Match, ast.ExceptHandler)
+
+
+def _promises(files: tuple[Path, ...]) -> Iterator[Location]:
+    """Yield the calls with ``pretrained=True`` (or a name) that stand under no condition."""
+    for file in files:
+        try:
+            tree = ast.parse(_content(file))
+        except (SyntaxError, ValueError):
+            continue
+        yield from (Location(file=str(file), line=call.lineno) for call in _unconditional(tree))
+
+
+def _unconditional(node: ast.AST) -> Iterator[ast.Call]:
+    if isinstance(node, _BRANCHES):
+        return
+    if isinstance(node, ast.Call) and any(_is_promise(keyword) for keyword in node.keywords):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _unconditional(child)
+
+
+def _is_promise(keyword: ast.keyword) -> bool:
+    if keyword.arg not in _PROMISES or not isinstance(keyword.value, ast.Constant):
+        return False
+    return keyword.value.value is True or isinstance(keyword.value.value, str)
 
 
 def _random_matrices(loop: Loop, fresh: Loop) -> dict[str, bool]:

@@ -27,6 +27,7 @@ from nnaudit.reference import Reference, reference_for
 from nnaudit.report import Kind, Result, Table
 
 _MARGIN = 0.15
+_BEGUN = 0.25
 _SECONDS = 4.0
 _FIRST = 8
 _RATE = 3e-3
@@ -55,9 +56,10 @@ class SimpleBaseline(Check):
     (for quantities by the correlation with the targets). A network that closed 85 % of the way
     needs no comparison, one whose loss is still falling only that with the linear model. It warns
     when a simple network is ahead by 15 points of a hundred and by four standard errors, about
-    3e-5 by chance, while your loss has stopped falling; a network that is still on its way, or has
-    hardly moved yet, is a note, for 300 steps are a short run, and large networks with small
-    learning rates start slowly.
+    3e-5 by chance, while your loss has stopped falling, or falls and validation rows do not profit:
+    a quarter of the way is gone, and at the pace of the last two thirds of the run it would be 15
+    points behind after nine times as many steps. A network that is still on its way, or has hardly moved yet, is a note, for 300
+    steps are a short run, and large networks with small learning rates start slowly.
     Fix: use the simple network until you know why yours does worse: look at the learning rate
     (STEP109), the initial weights (INIT101), normalisation (NORM101).
     References: Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning,
@@ -96,7 +98,7 @@ class SimpleBaseline(Check):
         said = f"{said}, on the same batches: {best.told}"
         if not _ahead(own, best.told):
             return self.passed(f"{said}.", **details)
-        if _slow(training):
+        if _slow(training) and not _stands(training, own, best.told):
             return self.noted(f"{said}; but it is still on its way.", **details)
         return self.warned(
             f"{said}.",
@@ -113,6 +115,18 @@ def _slow(training: Training) -> bool:
     """Whether the loss is falling still, or has hardly moved: a small learning rate."""
     short = len(training.losses) < FEWEST
     return short or on_its_way(training) or not Standing.of(training).moved
+
+
+def _stands(training: Training, own: Told, other: Told) -> bool:
+    """Whether it has begun to learn, and what it tells of unseen rows does not grow towards them.
+
+    It may go on as between the last two looks, the second after three times as many steps, for two
+    more such whiles: until nine times as many steps are taken.
+    """
+    before = told_of(training.moments[-2].val.calls) if len(training.moments) > 1 else None
+    if before is None or len(training.losses) < FEWEST or own.share < _BEGUN:
+        return False
+    return other.share - (own.share + 2 * (own.share - before.share)) > _MARGIN
 
 
 def _ahead(own: Told, other: Told) -> bool:

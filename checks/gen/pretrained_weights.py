@@ -34,7 +34,9 @@ class PretrainedWeights(Check):
         when training begins, without relation to the loaded one (correlation below 0.2: shrunk,
         averaged or merged weights are related); where a file of weights is read of which no
         network holds any, while all of the network's weights change with the seed. A download
-        that failed and was passed over warns. New heads, adapters, teachers and truncated
+        that failed and was passed over warns, and so does a call with pretrained=True that stands
+        under no condition, where nothing is read and all weights change with the seed: it may be
+        a function that is not used. New heads, adapters, teachers and truncated
         networks have missing or unexpected names too, but no pairs of both of one shape.
     Fix: print(model.load_state_dict(state, strict=False)), and make the names agree.
     References: torch.nn.Module.load_state_dict; Yosinski et al., How transferable are features in
@@ -53,6 +55,7 @@ class PretrainedWeights(Check):
             self._overwritten(seen),
             self._never_loaded(seen),
             self._not_downloaded(seen),
+            self._not_kept(seen),
         )
         for finding in findings:
             if finding is not None:
@@ -156,6 +159,23 @@ class PretrainedWeights(Check):
             "with random ones.",
             location=where,
             fix="Let the error stop the program, or fetch the file beforehand.",
+        )
+
+    def _not_kept(self, seen: Provenance) -> Result | None:
+        """The source asks for pretrained weights, and whoever is asked ignores it."""
+        if not seen.promised or not seen.random or not all(seen.random.values()):
+            return None
+        if seen.reads or seen.loadings or seen.published:
+            return None
+        where = seen.promised[0]
+        return self.warned(
+            f"Line {where.line} asks for pretrained weights; no file of weights is read, and all "
+            f"{len(seen.random)} weight tensors of the model change with the seed.",
+            measured="no weights read",
+            threshold="the weights that were asked for",
+            location=where,
+            fix="model.load_state_dict(torch.load(path)) where the argument is taken, or "
+            "pretrained=False where random weights are meant",
         )
 
 

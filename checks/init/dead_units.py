@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +25,9 @@ from nnaudit.report import Kind, Result, Table
 
 _BATCHES = 16
 """Batches that are looked at, at most, to reach the number of samples."""
+
+_FEWEST = 128
+"""A training set of fewer samples says little, even all of it."""
 
 
 @dataclass
@@ -49,7 +53,8 @@ class DeadUnits(Check):
     How: Judgement. For each call of ReLU, sigmoid and tanh, as a module or a function, the units
         (channels, features) are counted that are out of the flat part for at least one sample:
         above zero; more than 0.001 from the bounds. It warns where more than half of a layer's
-        units are not, over at least 512 samples at the initial weights. Half of the ReLUs being
+        units are not, over at least 512 samples (or all of them, where there are fewer, from 128
+        on) at the initial weights. Half of the ReLUs being
         negative for one sample is the rule; for none of 512 it is not, whatever the
         initialisation. The first training step answers where all is well; only a suspicious one
         pays for more batches. Gates inside recurrent layers of torch are not seen. Layers with
@@ -85,7 +90,7 @@ class DeadUnits(Check):
                 f"{samples} samples.",
                 evidence=(_table(layers),),
             )
-        if samples < self.option(audit, "samples"):
+        if samples < min(self.option(audit, "samples"), _all_there_are(audit)):
             return self.inconclusive(
                 f"{dead[0].dead:.0%} of the units after {dead[0].after or 'the input'} are "
                 f"inactive for all of {samples} samples, which are too few to say so of all.",
@@ -133,6 +138,15 @@ class DeadUnits(Check):
             if samples >= enough or not self._dead(audit, layers):
                 break
         return layers, samples
+
+
+def _all_there_are(audit: Audit) -> float:
+    """The size of the training set, where it is known and worth speaking of; else infinity."""
+    try:
+        rows = len(audit.loop.train_loader.dataset)
+    except (AttributeError, TypeError):
+        return math.inf
+    return rows if rows >= _FEWEST else math.inf
 
 
 def _layers(seen: Observation) -> list[_Layer]:

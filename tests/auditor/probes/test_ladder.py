@@ -43,6 +43,18 @@ def test_rungs_begin_at_the_same_weights():
     torch.testing.assert_close(torch.tensor(now), torch.tensor(first), rtol=1e-4, atol=1e-5)
 
 
+def test_rows_in_the_order_of_their_labels_leave_nothing_to_fit():
+    order = Y.argsort()
+    target = Target(
+        lambda: nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)),
+        lambda: DataLoader(TensorDataset(X[order], Y[order]), 64),
+        loss=F.cross_entropy,
+    )
+    ladder = Audit(DirectLoop(target, torch.device("cpu"), seed=0)).probe(SubsetLadder)
+    assert not ladder.rungs
+    assert "one target" in ladder.reason
+
+
 def test_held_out_rows_are_in_no_rung():
     ladder, _ = ladder_of(600, batch_size=8)
     taken = {tuple(row) for rung in ladder.rungs for part in rung.sighting.parts

@@ -24,6 +24,11 @@ def images(tools, data, **parts):
     return Target(**usual | parts)
 
 
+class Corner(nn.Module):
+    def forward(self, x):
+        return x[:, :2]
+
+
 def test_a_good_network_needs_no_comparison(tools, data):
     result = tools.ask(SimpleBaseline, images(tools, data))
     assert result.status is Status.PASS, result.message
@@ -44,6 +49,14 @@ def test_the_wrong_axis_of_a_softmax_is_behind(tools, data):
 
     result = tools.ask(SimpleBaseline, images(tools, data, model=wrong, optimizer=tools.sgd(0.1)))
     assert result.status in (Status.WARN, Status.NOTE), result.message
+
+
+def test_learning_by_heart_what_a_corner_shows_is_not_on_its_way(tools, data):
+    def build():
+        return nn.Sequential(nn.Flatten(), Corner(), tools.perceptron(2, 128, 10)())
+
+    result = tools.ask(SimpleBaseline, images(tools, data, model=build, optimizer=tools.adam(1e-2)))
+    assert result.status is Status.WARN, result.message
 
 
 @pytest.mark.parametrize("rate", [1e-2, 1e-4])

@@ -206,6 +206,62 @@ def test_a_failed_download_that_is_passed_over_warns(tmp_path: Path) -> None:
     assert "resnet18.pth" in result.message
 
 
+IGNORED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def resnet(classes, pretrained=False):
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, classes))
+
+
+def train_loader():
+    x = torch.randn(128, 8)
+    return DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=32, shuffle=True)
+
+
+def build_model():
+    {body}
+
+
+def main():
+    model = build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in train_loader():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_flag_that_is_ignored_warns_in_both_forms(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(IGNORED.format(body="return resnet(3, pretrained=True)"))
+    for result in (ask(path), ask_script(path)):
+        assert result.status is Status.WARN
+        assert result.location is not None
+        assert "pretrained" in path.read_text().splitlines()[result.location.line - 1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return resnet(3, pretrained=False)",
+        "return resnet(3, pretrained=True) if train_loader is None else resnet(3)",
+        "model = resnet(3, pretrained=True); model[0].weight.data[:] = torch.eye(16)[:, :8]; return model",
+    ],
+)
+def test_a_flag_that_promises_nothing_is_a_skip(tmp_path: Path, body: str) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(IGNORED.format(body=body))
+    assert ask(path).status is Status.SKIP
+
+
 def test_the_watch_is_taken_down(tmp_path: Path) -> None:
     before = copy.copy((nn.Module.load_state_dict, torch.load, torch.hub.download_url_to_file))
     ask(program(tmp_path, LOST))

@@ -94,6 +94,12 @@ def test_few_samples_give_no_answer() -> None:
     assert audited(lambda: Net(bias=-8.0), rows=100).status is Status.INCONCLUSIVE
 
 
+def test_a_small_training_set_is_seen_as_a_whole() -> None:
+    result = audited(lambda: Net(bias=-8.0), rows=150)
+    assert result.status is Status.WARN
+    assert audited(Net, rows=150).status is Status.PASS
+
+
 def test_units_that_only_later_batches_activate_are_alive() -> None:
     class Rare(nn.Module):
         def __init__(self) -> None:
