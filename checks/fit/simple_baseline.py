@@ -58,8 +58,9 @@ class SimpleBaseline(Check):
     when a simple network is ahead by 15 points of a hundred and by four standard errors, about
     3e-5 by chance, while your loss has stopped falling, or falls and validation rows do not profit:
     a quarter of the way is gone, and at the pace of the last two thirds of the run it would be 15
-    points behind after nine times as many steps. A network that is still on its way, or has hardly moved yet, is a note, for 300
-    steps are a short run, and large networks with small learning rates start slowly.
+    points behind after nine times as many steps. A network that is still on its way, or has hardly
+    moved yet, is a note, for 300 steps are a short run, and large networks with small learning
+    rates start slowly.
     Fix: use the simple network until you know why yours does worse: look at the learning rate
     (STEP109), the initial weights (INIT101), normalisation (NORM101).
     References: Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning,

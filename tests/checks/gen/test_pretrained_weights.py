@@ -253,7 +253,7 @@ def test_a_flag_that_is_ignored_warns_in_both_forms(tmp_path: Path) -> None:
     [
         "return resnet(3, pretrained=False)",
         "return resnet(3, pretrained=True) if train_loader is None else resnet(3)",
-        "model = resnet(3, pretrained=True); model[0].weight.data[:] = torch.eye(16)[:, :8]; return model",
+        "m = resnet(3, pretrained=True); m[0].weight.data[:] = torch.eye(16)[:, :8]; return m",
     ],
 )
 def test_a_flag_that_promises_nothing_is_a_skip(tmp_path: Path, body: str) -> None:
