@@ -189,12 +189,12 @@ class Order:
             return False
         groups = self._classes(n)
         views = zip(_views(one[:n]), _views(two[:n]), strict=True)
-        return any(self._nearest_at_their_place(*_columns(*view), groups) for view in views)
+        return any(self._nearest_at_their_place(_columns(*view), groups) for view in views)
 
     def _nearest_at_their_place(
-        self, one: NDArray[np.float64], two: NDArray[np.float64], groups: NDArray[Any]
+        self, pair: list[NDArray[np.float64]], groups: NDArray[Any]
     ) -> bool:
-        one, two = _without_group_means(one, groups), _without_group_means(two, groups)
+        one, two = (_without_group_means(each, groups) for each in pair)
         products = one @ two.T
         places = np.arange(len(one))
 
