@@ -160,11 +160,11 @@ def _remark(report: Report, old: Report) -> str:
 def _slower(report: Report, old: Report) -> tuple[Slower, ...]:
     if _machine(report) != _machine(old):
         return ()
-    before = {_key(result): result.seconds for result in old.results}
+    before = {_key(result): result for result in old.results}
     pairs = [
-        (f"{result.code} {result.name}", before[_key(result)], result.seconds)
+        (f"{result.code} {result.name}", before[_key(result)].seconds, result.seconds)
         for result in report.results
-        if _key(result) in before
+        if _key(result) in before and _judged(result) == _judged(before[_key(result)])
     ]
     if before.keys() == {_key(result) for result in report.results}:
         pairs.insert(0, ("the whole audit", old.totals.seconds, report.totals.seconds))
@@ -173,6 +173,11 @@ def _slower(report: Report, old: Report) -> tuple[Slower, ...]:
         for name, then, now in pairs
         if now > TIMES * then and now > then + SECONDS
     )
+
+
+def _judged(result: Result) -> bool:
+    """Whether there was something to spend time on: a question that is skipped costs none."""
+    return result.status in (*SEVERITY, Status.PASS)
 
 
 def _moved(report: Report, old: Report) -> tuple[Moved, ...]:

@@ -132,6 +132,11 @@ def test_noise_and_another_machine_make_nothing_slower():
     assert "another machine" in elsewhere.remark
 
 
+def test_what_was_not_judged_before_is_not_slower():
+    old, new = report(result(status="inconclusive")), report(result(status="pass", seconds=60.0))
+    assert compare([new], [old], "old.json")[0].baseline.slower == ()
+
+
 def measured(value, noise, code="FIT103", name="mean loss"):
     numbers = Numbers(title="t", values={name: value, "steps": 300}, noise={name: noise})
     return result(code, "pass", evidence=(numbers,))
