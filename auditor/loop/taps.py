@@ -249,6 +249,10 @@ class Observation:
         output: what the root module returned, detached; None when it was not called.
         training_flags: by module name, whether it was in train mode in any call that gradients
             flow through; modules without such a call are absent.
+        validation_flags: by module name, whether it was in train mode when it was last called while
+            ``validating``.
+        validating: a script is between two epochs and has a batch of another loader: calls are not
+            of a step, and only their mode is noted.
         graph: of the root module's output; of the first loss's input when that was not called.
         total_loss: the scalar the step minimised (undivided); None when the step raised before.
         flows: ``(a, b)`` where what module ``a`` (or a dropout called as a function) returned is
@@ -263,6 +267,8 @@ class Observation:
     gradients: list[Gradient] = field(default_factory=list)
     batch_statistics: list[BatchStatistics] = field(default_factory=list)
     training_flags: dict[str, bool] = field(default_factory=dict)
+    validation_flags: dict[str, bool] = field(default_factory=dict)
+    validating: bool = False
     graph: Graph | None = None
     output: Any = None
     total_loss: float | None = None
@@ -543,6 +549,9 @@ _DIFFERENCES = frozenset(
 
 def _forward_hook(name: str, observation: Observation, makers: Makers) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if observation.validating:
+            observation.validation_flags[name] = module.training
+            return
         if torch.is_grad_enabled():
             flags = observation.training_flags
             flags[name] = flags.get(name, False) or module.training

@@ -27,6 +27,10 @@ _CONTAINERS = (
 """They read the mode only to choose a faster way to the same result."""
 
 
+_STOCK = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RNNBase)
+"""Layers whose mode means the same in every network."""
+
+
 @dataclass(frozen=True)
 class Mode:
     """A module that behaves differently in train and eval mode, and how it ran."""
@@ -80,7 +84,25 @@ class TrainEvalMode(Check):
         if second is not None and not all(mode.training for mode in left):
             when = "in training steps after the first epoch: validation, or whatever runs between"
             return self._asleep(audit, (second,), left, f"{when} epochs, leaves them so")
+        awake = _awake_in_validation(second, audit.loop.model) if second is not None else []
+        if awake:
+            return self._validated_in_train_mode(audit, awake)
         return self._awake(modes, trained)
+
+    def _validated_in_train_mode(self, audit: Audit, awake: list[Mode]) -> Result:
+        kinds = ", ".join(sorted({mode.type for mode in awake}))
+        verbs = verb(len(awake), "are", "is")
+        return self.failed(
+            f"{_all(len(awake))} for which it matters ({kinds}) {verbs} in train mode while the "
+            "script validates: the score is of a network with dropout, or of one that is "
+            "normalised by, and learns, the statistics of validation's batches.",
+            fix="model.eval()  # before validation, and model.train() after it",
+            measured=f"{len(awake)} of {count(len(awake), 'module')} in train mode",
+            threshold="none",
+            evidence=(_table(awake, "validation"),),
+            module=awake[0].name,
+            location=audit.loop.locate("val_loader") or audit.loop.locate("model"),
+        )
 
     def _woken(self, audit: Audit, trained: list[Mode]) -> Result:
         """Answer for a model that was built in eval mode and that nnaudit put into train mode."""
@@ -182,6 +204,22 @@ def _modes(observations: Sequence[Observation], model: nn.Module) -> list[Mode]:
     ]
 
 
+def _awake_in_validation(second: Observation, model: nn.Module) -> list[Mode]:
+    """Return the dropouts and normalisations, if all were in train mode on validation's batch.
+
+    Some in train mode may be meant (Monte Carlo dropout). A forward of the user's own that reads
+    the mode may return losses in train mode only, as torchvision's detectors do.
+    """
+    flags = {
+        name: training
+        for name, training in second.validation_flags.items()
+        if isinstance(dict(model.named_modules()).get(name), _STOCK) or name == ""
+    }
+    modes = _modes((Observation(training_flags=flags),), model)
+    stock = [mode for mode in modes if mode.name and not mode.frozen]
+    return stock if flags.get("") and all(mode.training for mode in stock) else []
+
+
 def mode_matters(module: nn.Module) -> bool:
     """Whether ``module`` itself, its children aside, computes something else in eval mode."""
     if isinstance(module, _CONTAINERS):
@@ -207,10 +245,10 @@ def _is_frozen(name: str, modules: dict[str, nn.Module]) -> bool:
         name = name.rpartition(".")[0]
 
 
-def _table(modes: list[Mode]) -> Table:
+def _table(modes: list[Mode], when: str = "training steps") -> Table:
     rows = sorted(modes, key=lambda mode: mode.training)[:20]
     return Table(
-        title="Modes during training steps",
+        title=f"Modes during {when}",
         columns=("module", "type", "mode"),
         rows=tuple(
             (mode.name or "(model)", mode.type, "train" if mode.training else "eval")

@@ -540,6 +540,7 @@ class Run:
             iterator.count += 1
             return batches.clone(self._frozen[id(iterator.loader)])
         if not self._is_training(iterator):
+            self._note_validation(not _same_data(iterator.loader, self.train_loader))
             return self._serve_aside(iterator)
         if self._order is None or self._order.attempts:
             self._pause()
@@ -562,6 +563,7 @@ class Run:
             order.error = _stuck(order)
             self._pause()
             return self._serve(iterator)
+        self._note_validation(False)
         order.handed += 1
         iterator.count += 1
         if self._hoards is None:
@@ -633,6 +635,12 @@ class Run:
             for (_, a), (_, b) in zip(old, new, strict=True):
                 a.copy_(b)
         return self._slot
+
+    def _note_validation(self, validating: bool) -> None:
+        """Tell the observer whether what the script does until its next batch is validation."""
+        order = self._order
+        if order is not None and order.observation is not None and not order.handed:
+            order.observation.validating = validating
 
     @staticmethod
     def _serve_aside(iterator: TappedIterator) -> Any:

@@ -205,7 +205,8 @@ from torch.utils.data import DataLoader, TensorDataset
 torch.manual_seed(0)
 x = torch.randn(96, 6)
 data = TensorDataset(x, x[:, :3].argmax(1))
-loader, val_loader = DataLoader(data, 16, shuffle=True), DataLoader(data, 32)
+held_out = TensorDataset(x[:32], x[:32, :3].argmax(1))
+loader, val_loader = DataLoader(data, 16, shuffle=True), DataLoader(held_out, 32)
 model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
 model.train()
@@ -226,10 +227,10 @@ class TestScripts:
 
     @pytest.fixture
     def run(self, tmp_path: Path) -> Callable[..., Result]:
-        def run(epochs: int, every_epoch: str) -> Result:
+        def run(epochs: int, every_epoch: str, validation: str = "model.eval()") -> Result:
             path = tmp_path / "train.py"
             text = SCRIPT.replace("EPOCHS", str(epochs)).replace("EVERY_EPOCH", every_epoch)
-            path.write_text(text)
+            path.write_text(text.replace("model.eval()", validation))
             return run_script(
                 path, [], "cpu", 0, lambda loop: run_check(TrainEvalMode, Audit(loop, seed=0))
             )
@@ -250,3 +251,20 @@ class TestScripts:
         self, run: Any, epochs: int, every_epoch: str
     ) -> None:
         assert run(epochs, every_epoch).status is Status.PASS
+
+    def test_a_validation_in_train_mode_fails(self, run: Any) -> None:
+        result = run(5, "pass", "pass")
+        assert result.status is Status.FAIL
+        assert "(Dropout) is in train mode while the script validates" in result.message
+        assert "model.eval()" in result.fix
+
+    @pytest.mark.parametrize(
+        "validation",
+        [
+            "model.eval(); model[2].train()",  # Monte Carlo dropout
+            "val_loader = DataLoader(data, 32)",  # the score of the training set
+            "val_loader = [(torch.randn(4, 6), 0)]",  # samples of a generator
+        ],
+    )
+    def test_a_reason_for_train_mode_passes(self, run: Any, validation: str) -> None:
+        assert run(5, "model.train()", validation).status is Status.PASS
