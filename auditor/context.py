@@ -13,7 +13,7 @@ from nnaudit.errors import NnauditError, OutOfBudgetError
 from nnaudit.job import FIRST_STEP
 from nnaudit.loop.base import Loop
 from nnaudit.probes.base import Probe
-from nnaudit.state import preserved
+from nnaudit.state import Snapshot
 
 T = TypeVar("T")
 
@@ -63,6 +63,7 @@ class Audit:
         seed: what every random choice of the audit derives from.
         clock: the time left.
         options: ``thresholds."CODE"`` of the configuration, by code.
+        broken: the codes of exact checks that have failed by now: what others find may follow.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class Audit:
         self.seed = seed
         self.clock = Clock(budget)
         self.options = dict(options or {})
+        self.broken: set[str] = set()
+        self._start: tuple[tuple[int, ...], Snapshot] | None = None
         self._lethal = dict(lethal or {})
         self._on_measure = on_measure
         self._measured: dict[type[Probe[Any]], Any] = {}
@@ -112,13 +115,29 @@ class Audit:
             with (
                 self.asking(probe.probes),
                 self.measuring(probe.__name__),
-                preserved(self.loop.subjects),
+                self.isolated(),
             ):
                 self._measured[probe] = probe().measure(self)
         except OutOfBudgetError:
             raise
         except Exception as error:
             self._failed[probe] = error, error.__traceback__
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Put everything back, when the block ends, as it was when the first such block began.
+
+        All measurements and checks start from the same state, so it is kept once: a copy of a large
+        network for each of them would cost as much as many steps. Blocks must not be nested.
+        """
+        subjects = self.loop.subjects
+        parts = tuple(id(part) for kind in vars(subjects).values() for part in kind)
+        if self._start is None or self._start[0] != parts:
+            self._start = parts, Snapshot.take(subjects)
+        try:
+            yield
+        finally:
+            self._start[1].restore()
 
     def require_steps(self) -> None:
         """Raise when training steps are known to kill the process.

@@ -36,7 +36,6 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.overview import overview_of
 from nnaudit.report import Environment, Location, Result, TargetInfo
 from nnaudit.runner import plugin_errors, run_checks
-from nnaudit.state import preserved
 
 _PICTURE_SECONDS = 5.0
 """What must be left of the budget for the pictures to take a few steps."""
@@ -156,7 +155,7 @@ def conduct(
         judged = suppression.applied(result, settings.per_module_ignores, _places(loop, result))
         emit(Answered(result=judged))
     if PICTURES not in lethal:
-        with audit.measuring(PICTURES), preserved(loop.subjects):
+        with audit.measuring(PICTURES), audit.isolated():
             train = FIRST_STEP not in lethal and audit.clock.remaining > _PICTURE_SECONDS
             emit(Pictured(overview=overview_of(loop, train=train)))
     emit(Finished(steps=loop.steps_taken))
@@ -229,7 +228,7 @@ def _try_first_step(audit: Audit, emit: Callable[[Event], None], lethal: dict[st
     if FIRST_STEP in lethal or loop.lacks(Needs.STEPS):
         return
     try:
-        with audit.measuring(FIRST_STEP), preserved(loop.subjects):
+        with audit.measuring(FIRST_STEP), audit.isolated():
             loop.step(next(iter(loop.batches())))
     except UserCodeError as error:
         emit(Crashed(message=str(error), location=error.location, traceback=error.traceback))

@@ -13,7 +13,6 @@ from nnaudit.errors import NnauditError, OutOfBudgetError, TargetError, UserCode
 from nnaudit.job import PLUGIN
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.report import Kind, Result, Status, Text
-from nnaudit.state import preserved
 
 
 def run_checks(
@@ -56,7 +55,7 @@ def _answer(check: type[Check], audit: Audit) -> Result:
         audit.clock.check()
         if Needs.STEPS in check.needs:
             audit.require_steps()
-        with audit.asking(check.probes), preserved(audit.loop.subjects):
+        with audit.asking(check.probes), audit.isolated():
             return asked.run(audit)
     except OutOfBudgetError as error:
         return asked.inconclusive(f"Not enough time: {error}.")
