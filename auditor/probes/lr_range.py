@@ -22,7 +22,12 @@ LOWEST, HIGH, HIGHEST = 1e-4, 1e4, 1e8
 _PACE, _HURRY = 12, 5
 """Steps to a power of ten, and as few as that where steps are slow."""
 
-_SECONDS = 45.0
+SECONDS = 15.0
+"""What a ramp may take, as on a quiet machine."""
+
+SHORTEST = int(_HURRY * math.log10(10.0 / LOWEST))
+"""Steps of a hurried ramp up to ten times the author's rate: a shorter one says nothing."""
+
 _FIRST = 10
 _FALL = 0.1
 _SMOOTHING = 0.85
@@ -55,11 +60,14 @@ class Ramp:
 def range_test(audit: Audit) -> Ramp:
     """Take steps on real batches while the rate grows, until the loss explodes.
 
+    It ends as well once the loss had fallen, and is for a power of ten of the rate back where it
+    began.
+
     Raises:
         UserCodeError: the first step raised.
         OutOfBudgetError: the time is used up.
     """
-    test = _RangeTest(min(_SECONDS, audit.clock.remaining / 6))
+    test = _RangeTest(min(SECONDS, audit.clock.remaining / 6))
     most = int(_PACE * math.log10(HIGHEST / LOWEST))
     with constant_lr(audit.loop) as rate:
         for batch in consecutive_batches(audit.loop, most):
@@ -80,7 +88,7 @@ class _RangeTest:
         self.smoothed: list[float] = []
         self._diverged = math.inf
         self._cut = False
-        self._average = 0.0
+        self._average = self._weight = 0.0
         self._pace = float(_PACE)
         self._seconds = seconds
         self._watch = Stopwatch()
@@ -92,8 +100,11 @@ class _RangeTest:
             return True
         self.factors.append(self.factor)
         self.losses.append(loss)
-        self._average = _SMOOTHING * self._average + (1 - _SMOOTHING) * loss
-        self.smoothed.append(self._average / (1 - _SMOOTHING ** len(self.losses)))
+        # Over as long a stretch of the ramp, however many steps that is.
+        kept = _SMOOTHING ** (_PACE / self._pace)
+        self._average = kept * self._average + (1 - kept) * loss
+        self._weight = kept * self._weight + (1 - kept)
+        self.smoothed.append(self._average / self._weight)
         if len(self.losses) > _FIRST and self._exploded():
             self._diverged = self.factor
             return True
@@ -101,7 +112,7 @@ class _RangeTest:
         if len(self.losses) == 3:  # slow steps: fewer to a power of ten
             affordable = self._seconds / max(spent / 3, 1e-6)
             self._pace = min(max(affordable / math.log10(HIGH / LOWEST), _HURRY), _PACE)
-        if self.factor >= HIGH and self._past_the_lowest():
+        if self._past_the_lowest() and (self.factor >= HIGH or self._undone()):
             return True
         self._cut = spent > self._seconds and len(self.losses) >= 3 and self.factor < HIGH
         self.factor *= 10 ** (1 / self._pace)
@@ -124,6 +135,14 @@ class _RangeTest:
         """Whether the loss did fall, and its lowest lies a power of ten behind."""
         lately = min(self.smoothed[-int(self._pace) :])
         return self._fell > _FALL and lately > min(self.smoothed)
+
+    def _undone(self) -> bool:
+        """Whether the loss is, for a power of ten of the rate, no lower than where it began.
+
+        A network in such a state does not come back while the rate still grows.
+        """
+        lately = self.smoothed[-int(self._pace) :]
+        return self.factor >= 10.0 and min(lately) >= self._start
 
     def ramp(self) -> Ramp:
         """Return the result; without enough losses to read one off, ``best`` is 0."""

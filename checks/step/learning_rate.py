@@ -5,17 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import planned_lr
-from nnaudit.probes.lr_range import Ramp, constant_run, range_test
+from nnaudit.probes.lr_range import SECONDS, SHORTEST, Ramp, constant_run, range_test
+from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Curve, Kind, Result, Series
 from nnaudit.state import preserved
 
-_RUN = 60
+_RUN, _SHORTEST = 60, 10
+"""Steps of a trial, and the fewest that show anything where there is no time for more."""
+
+_CHEAP = 0.05
+"""Seconds of a step below which the ramp is worth its picture and the rate it suggests."""
+
+_LEARNT = 0.25
 _OWN_PACE = ("Adafactor", "Prodigy", "DAdaptAdam", "DAdaptSGD", "DAdaptLion", "Rprop", "LBFGS")
 
 
@@ -35,34 +43,49 @@ class LearningRate(Check):
         yours, takes a fifth off the loss beyond its scatter, and yours less than a tenth of that
         in three times as many steps. A factor of three is not reported. Where a
         warm-up is planned, a rate that is too high from the first step on proves nothing.
-        Optimizers that set their own pace are left out.
+        Optimizers that set their own pace are left out. Where a ramp would take long, a program
+        that learns is believed without one: if the loss of the run of up to 300 steps (FIT103) is
+        after 180 of them a quarter below its beginning and never negative, the rate is neither
+        too high nor can another gain ten times as much. And where there was no time for 30
+        steps of that run, a suspicion is not tried out, and no answer given.
     Fix: take the suggested learning rate, then try three times more and less.
     References: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017).
     """
 
     code, name, kind = "STEP109", "learning-rate", Kind.JUDGEMENT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (TrainingRun,)
     trains = True
     consequence_of = ("STEP101", "STEP102", "STEP104", "STEP106", "GRAD106")
     options: ClassVar[dict[str, float]] = {"low": 30.0, "high": 3.0}
 
     def run(self, audit: Audit) -> Result:
         """Look at the ramp; try a suspicion out."""
-        loop = audit.loop
+        loop, training = audit.loop, audit.probe(TrainingRun)
         reason = _not_asked(loop)
         if reason:
             return self.skipped(reason)
         lr = _rate_of(loop)
-        with preserved(loop.subjects):
+        if _dear(training) and (said := _learns(training)):
+            return self.passed(f"A learning rate of {lr:.2g} lies where the loss falls: {said}.")
+        if _seconds(training) > SECONDS / SHORTEST:
+            return self.inconclusive(
+                f"A step takes {_seconds(training):.2g} s, too long for a ramp that passes your "
+                "learning rate."
+            )
+        return self._ramped(audit, training, lr)
+
+    def _ramped(self, audit: Audit, training: Training, lr: float) -> Result:
+        with preserved(audit.loop.subjects):
             ramp = range_test(audit)
         if ramp.best <= 0.0 or (ramp.cut and ramp.factors[-1] < 10.0):
             return self.inconclusive("There was no time for a ramp that passes your learning rate.")
         if ramp.fell < 0.02:
             return self._flat(ramp, lr)
         if ramp.best >= self.option(audit, "low"):
-            return self._too_low(audit, ramp, lr)
+            return self._tried_out(audit, training, ramp, lr, self._too_low)
         if ramp.best <= 1.0 / self.option(audit, "high") and _explodes_near(ramp):
-            return self._too_high(audit, ramp, lr)
+            return self._tried_out(audit, training, ramp, lr, self._too_high)
         return self._fine(ramp, lr)
 
     def _flat(self, ramp: Ramp, lr: float) -> Result:
@@ -78,23 +101,32 @@ class LearningRate(Check):
             evidence=(_curve(ramp, lr),),
         )
 
-    def _tried(self, ramp: Ramp, lr: float) -> Result:
-        return self.passed(
-            f"A learning rate of {lr:.2g} was tried out for {_RUN} steps and is not far off.",
+    def _tried_out(
+        self, audit: Audit, training: Training, ramp: Ramp, lr: float, trial: Trial
+    ) -> Result:
+        steps = min(_RUN, len(training.losses) // 3) if training.cut else _RUN
+        if steps < _SHORTEST:
+            return self.inconclusive(
+                f"A step takes {_seconds(training):.2g} s, too long to try out whether "
+                f"{lr * ramp.best:.1g}, which the range test suggests, is better than {lr:.2g}.",
+                evidence=(_curve(ramp, lr),),
+            )
+        return trial(audit, ramp, lr, steps) or self.passed(
+            f"A learning rate of {lr:.2g} was tried out for {steps} steps and is not far off.",
             evidence=(_curve(ramp, lr),),
         )
 
-    def _too_low(self, audit: Audit, ramp: Ramp, lr: float) -> Result:
-        other, yours = constant_run(audit, ramp.best, _RUN), constant_run(audit, 1.0, 3 * _RUN)
+    def _too_low(self, audit: Audit, ramp: Ramp, lr: float, steps: int) -> Result | None:
+        other, yours = constant_run(audit, ramp.best, steps), constant_run(audit, 1.0, 3 * steps)
         start, scatter = _start(yours, other)
         gain, gained = start - _end(other), start - _end(yours)
         worth = math.isfinite(gain) and gain > max(0.2 * abs(start), 3 * scatter)
         if not worth or gained >= 0.1 * gain:
-            return self._tried(ramp, lr)
+            return None
         return self.warned(
             f"The learning rate of {lr:.2g} is about {ramp.best:.0f} times below the useful "
-            f"one: in {3 * _RUN} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and to "
-            f"{_end(other):.4g} in {_RUN} steps at {lr * ramp.best:.1g}.",
+            f"one: in {3 * steps} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and "
+            f"to {_end(other):.4g} in {steps} steps at {lr * ramp.best:.1g}.",
             measured=f"learning rate {lr:.2g}",
             threshold=f"not more than {self.option(audit, 'low'):g} times below the useful one",
             evidence=(_curve(ramp, lr), _runs(lr, ramp.best, yours, other)),
@@ -102,15 +134,15 @@ class LearningRate(Check):
             fix=f"lr={lr * ramp.best:.0e}",
         )
 
-    def _too_high(self, audit: Audit, ramp: Ramp, lr: float) -> Result:
+    def _too_high(self, audit: Audit, ramp: Ramp, lr: float, steps: int) -> Result | None:
         if _warms_up(audit.loop):
-            return self._tried(ramp, lr)
-        yours, other = constant_run(audit, 1.0, _RUN), constant_run(audit, ramp.best, _RUN)
+            return None
+        yours, other = constant_run(audit, 1.0, steps), constant_run(audit, ramp.best, steps)
         start, scatter = _start(yours, other)
         rises = not _end(yours) <= start + max(2 * scatter, 0.05 * abs(start))
         falls = _end(other) < start - max(scatter, 0.02 * abs(start))
         if not (rises and falls):
-            return self._tried(ramp, lr)
+            return None
         ended = f"{_end(yours):.4g}" if math.isfinite(_end(yours)) else "NaN or infinity"
         return self.warned(
             f"The learning rate of {lr:.2g} lies where training diverges: in {len(yours)} steps "
@@ -122,6 +154,30 @@ class LearningRate(Check):
             location=audit.loop.locate("optimizer"),
             fix=f"lr={lr * ramp.best:.0e}",
         )
+
+
+Trial = Callable[[Audit, Ramp, float, int], Result | None]
+
+
+def _seconds(training: Training) -> float:
+    return training.seconds / max(len(training.losses), 1)
+
+
+def _dear(training: Training) -> bool:
+    return _seconds(training) > _CHEAP
+
+
+def _learns(training: Training) -> str:
+    """Say that the run at the author's rate learns, so that no trial could speak against it."""
+    losses = training.losses[: 3 * _RUN]
+    if training.broke is not None or len(losses) < 2 * _SHORTEST or not min(losses) >= 0.0:
+        return ""
+    # The first steps at too high a rate raise the loss: coming back from there is not learning.
+    start = min(x for x in (losses[0], training.moments[0].fixed.loss) if math.isfinite(x))
+    end, scatter = _end(losses), _scatter(losses)
+    if not start - end > max(_LEARNT * start, 3 * scatter):
+        return ""
+    return f"in {len(losses)} steps it went from {start:.4g} to {end:.4g}"
 
 
 def _not_asked(loop: Loop) -> str:
@@ -155,15 +211,19 @@ def _start(yours: list[float], other: list[float]) -> tuple[float, float]:
 
     Both runs begin alike; the calmer of the two shows how far batches differ by themselves.
     """
-    scatters = []
-    for run in (yours, other):
-        tail = [loss for loss in run[len(run) // 3 :] if math.isfinite(loss)]
-        steps = [abs(b - a) for a, b in itertools.pairwise(tail)]
-        scatters += [statistics.median(steps)] if steps else []
-    return statistics.mean(yours[:1] + other[:2]), min(scatters, default=0.0)
+    scatters = [_scatter(run) for run in (yours, other)]
+    known = [scatter for scatter in scatters if math.isfinite(scatter)]
+    return statistics.mean(yours[:1] + other[:2]), min(known, default=0.0)
 
 
-def _end(run: list[float]) -> float:
+def _scatter(run: Sequence[float]) -> float:
+    """Return the median difference of neighbouring losses after the first third; else infinity."""
+    tail = [loss for loss in run[len(run) // 3 :] if math.isfinite(loss)]
+    steps = [abs(b - a) for a, b in itertools.pairwise(tail)]
+    return statistics.median(steps) if steps else math.inf
+
+
+def _end(run: Sequence[float]) -> float:
     return statistics.median(run[-10:]) if math.isfinite(run[-1]) else math.inf
 
 

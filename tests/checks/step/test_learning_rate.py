@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from nnaudit.checks.step.learning_rate import LearningRate
-from nnaudit.report import Curve, Status
+from nnaudit.probes.training_run import Look, Moment, Training, TrainingRun
+from nnaudit.report import Curve, Result, Status
 
 
 def sgd(lr: float, momentum: float = 0.9) -> Callable[[nn.Module], torch.optim.Optimizer]:
@@ -81,3 +83,60 @@ def test_a_tiny_data_set_passes() -> None:
 def test_optimizers_with_a_pace_of_their_own_are_skipped() -> None:
     lbfgs = target(optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
     assert ask(LearningRate, lbfgs).status is Status.SKIP
+
+
+def slowly(seconds: float, losses: list[float], **changes: Any) -> Training:
+    """A run of the author's program of which every step took so long."""
+    parts: dict[str, Any] = {
+        "losses": tuple(losses),
+        "rates": (0.1,) * len(losses),
+        "epoch_starts": (0,),
+        "rows": (32,) * len(losses),
+        "calls": {},
+        "constant": math.nan,
+        "fixed": (),
+        "val": (),
+        "val_whole": False,
+        "moments": (Moment(0, Look((losses[0],)), Look()),),
+        "cut": True,
+        "seconds": seconds * len(losses),
+    }
+    return Training(**{**parts, **changes})
+
+
+def ask_slow(training: Training, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setattr(TrainingRun, "measure", lambda self, audit: training)
+    return ask(LearningRate, target(model=deep, optimizer=optimizer))
+
+
+FALLING = [2.0 * 0.99**i for i in range(120)]
+
+
+def test_a_slow_program_that_learns_is_believed_without_a_ramp(monkeypatch: Any) -> None:
+    result = ask_slow(slowly(0.06, FALLING), sgd(0.1), monkeypatch)
+    assert result.status is Status.PASS
+    assert "lies where the loss falls" in result.message
+    assert result.steps == 0
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [2.0] * 120,
+        [2.0, 40.0, 60.0] + [30.0 * 0.9**i + 1.9 for i in range(117)],
+        [x - 1.9 for x in FALLING],
+    ],
+    ids=["flat", "back-from-an-explosion", "negative"],
+)
+def test_a_slow_program_that_does_not_is_put_to_the_test(losses: Any, monkeypatch: Any) -> None:
+    result = ask_slow(slowly(0.06, losses), sgd(10.0), monkeypatch)
+    assert result.status is Status.WARN
+    assert "diverges" in result.message
+
+
+def test_where_there_is_no_time_nothing_is_said(monkeypatch: Any) -> None:
+    ramp_too_long = ask_slow(slowly(2.0, [2.0] * 5), sgd(1e-6), monkeypatch)
+    trial_too_long = ask_slow(slowly(0.4, [2.0] * 20), sgd(1e-6), monkeypatch)
+    assert ramp_too_long.status is trial_too_long.status is Status.INCONCLUSIVE
+    assert (ramp_too_long.steps, trial_too_long.steps > 0) == (0, True)
+    assert "too long to try out" in trial_too_long.message
