@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnaudit import batch as batches
 from nnaudit.context import Audit
@@ -20,7 +22,7 @@ from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.fitting import main_call, without_input
 from nnaudit.floor import best_constant
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.control import Rate, constant_lr, planned_lr
+from nnaudit.loop.control import Rate, constant_lr, planned_lr, without_dropout
 from nnaudit.loop.taps import LossCall, Observation
 from nnaudit.pace import Stopwatch
 from nnaudit.probes.base import Probe
@@ -42,6 +44,8 @@ MOMENTS = (0, 10, 30, 100)
 
 FIXED = 2
 VAL_ROWS, VAL_BATCHES = 512, 16
+_GAP_ROWS, _GAP_BATCHES = 256, 8
+_SETTLING_ROWS, _SETTLING_BATCHES = 1024, 20
 _OBSERVED_EVERY = 5
 _CALL_BYTES = 64 * 2**20
 _OUTPUT_BYTES = 8 * 2**20
@@ -68,6 +72,21 @@ class Look:
     def loss(self) -> float:
         """The mean over the batches; NaN without any."""
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Mean losses of the same training batches after the run, dropout off.
+
+    Attributes:
+        train: in train mode.
+        eval: in eval mode, with the running statistics as training left them.
+        settled: in eval mode, with statistics averaged over batches at the final weights.
+    """
+
+    train: float
+    eval: float
+    settled: float
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,8 @@ class Training:
         error: what the user's code raised once training had begun; else empty.
         cut: the time was up before the run had its full length.
         seconds: what the steps took, as on a quiet machine.
+        modes: what batch normalisation makes of the two modes in the end; None where the network
+            has none that keeps averages, or a loss cannot be computed or is not finite in training.
     """
 
     losses: tuple[float, ...]
@@ -119,6 +140,7 @@ class Training:
     error: str = ""
     cut: bool = False
     seconds: float = 0.0
+    modes: Modes | None = None
 
     @property
     def first_epoch(self) -> tuple[float, ...]:
@@ -201,6 +223,7 @@ class _Run:
     cut: bool = False
     error: str = ""
     seconds: float = 0.0
+    modes: Modes | None = None
 
     def train(self, rate: Rate) -> None:
         """Take the steps."""
@@ -227,6 +250,8 @@ class _Run:
                 break
         if self.moments and self.moments[-1].step < len(self.losses):
             self._look(len(self.losses))
+        if not self.error and math.isfinite(self.losses[-1]):
+            self.modes = _modes(self.audit)
 
     def _stream(self, most: int) -> Iterator[Any]:
         """Yield batches epoch after epoch; only what the steps take counts as time."""
@@ -324,6 +349,7 @@ class _Run:
             error=self.error,
             cut=self.cut,
             seconds=self.seconds,
+            modes=self.modes,
         )
 
 
@@ -354,6 +380,62 @@ def _validation(loop: Loop) -> tuple[tuple[Any, ...], bool]:
     except UserCodeError:
         return (), False
     return tuple(found), True
+
+
+def _modes(audit: Audit) -> Modes | None:
+    """Compare train and eval mode at the weights as they are; the averages are lost."""
+    loop = audit.loop
+    norms = [
+        module
+        for module in loop.model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+        and module.training
+    ]
+    if not norms:
+        return None
+    try:
+        with ExitStack() as stack:
+            for model in loop.models:
+                stack.enter_context(without_dropout(model))
+            held = _copies(loop, _GAP_BATCHES, _GAP_ROWS)
+            after = _mean_loss(audit, held, train=False)
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain average of what follows
+            for batch in _copies(loop, _SETTLING_BATCHES, _SETTLING_ROWS):
+                audit.clock.check()
+                loop.forward(batch, train=True)
+            if any(norm.num_batches_tracked == 0 for norm in norms):
+                return None  # a forward pass of this loop leaves no trace
+            settled = _mean_loss(audit, held, train=False)
+            # Last, for it would move the averages towards these very batches.
+            train = _mean_loss(audit, held, train=True)
+    except UserCodeError:
+        return None
+    # A loss that explodes in eval mode only is what is looked for.
+    usable = math.isfinite(train) and not math.isnan(after) and not math.isnan(settled)
+    return Modes(train, after, settled) if usable else None
+
+
+def _copies(loop: Loop, most: int, rows: int) -> list[Any]:
+    """Return the first batches of an epoch, up to ``most``: fewer make up ``rows``, but two."""
+    found: list[Any] = []
+    for batch in islice(loop.batches(), most):
+        found.append(batches.clone(batch))
+        if len(found) > 1 and sum(batches.size(each) for each in found) >= rows:
+            break
+    return found
+
+
+def _mean_loss(audit: Audit, some: Sequence[Any], *, train: bool) -> float:
+    """Return the mean loss of ``some`` batches; NaN where one is not known."""
+    losses = []
+    for batch in some:
+        audit.clock.check()
+        loss = audit.loop.forward(batch, train=train).loss
+        losses.append(math.nan if loss is None else loss)
+    return sum(losses) / len(losses) if losses else math.nan
 
 
 def look_at(loop: Loop, some: Sequence[Any]) -> Look:

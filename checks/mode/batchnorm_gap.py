@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,41 +9,12 @@ from torch import nn
 from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
-from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.control import constant_lr, without_dropout
-from nnaudit.probes.first_steps import FirstSteps, consecutive_batches
+from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.training_run import Modes, Training, TrainingRun
 from nnaudit.report import Kind, Numbers, Result
 
 Norm = nn.modules.batchnorm._BatchNorm
-
-_STEPS = 40
-_EVALUATED = 8
-_SETTLING = 20
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Mean losses of the same training batches, after some training.
-
-    Attributes:
-        start: before training, in train mode.
-        train: in train mode.
-        eval: in eval mode, with the running statistics as training left them.
-        settled: in eval mode, with statistics averaged over batches at the final weights.
-    """
-
-    start: float
-    train: float
-    eval: float
-    settled: float
-
-    def excess(self, loss: float) -> float:
-        """Return by how much of the train-mode loss ``loss`` is above it.
-
-        A train-mode loss near zero says little: a tenth of the first loss is taken instead.
-        """
-        return (loss - self.train) / max(abs(self.train), 0.1 * abs(self.start), 1e-12)
 
 
 class BatchnormGap(Check):
@@ -56,12 +23,13 @@ class BatchnormGap(Check):
     Why: In training it uses the statistics of the batch, in eval mode averages over the past.
         With one or two rows per batch, or with a momentum that never settles or never averages,
         these are two different networks, and the one that is validated was never trained.
-    How: 40 steps are taken at your learning rate, dropout off; then the loss of 8 training
-        batches is compared between train and eval mode. Early in training the averages lag
-        behind the weights, which is nothing to worry about: so they are computed anew, over 20
-        batches at the final weights, and only what remains then is held against the network: a
-        loss in eval mode more than 50 % above that in train mode (or above a tenth of the first
-        loss, where training has got that low already). With several optimizers (a GAN) there is
+    How: after the run of up to 300 steps at your learning rate (FIT103) the loss of up to 8
+        training batches (fewer where they have 256 rows together) is compared between train and
+        eval mode, dropout off. Early in training the averages lag behind the weights, which is
+        nothing to worry about: so they are computed anew, over up to 20 batches or 1024 rows at
+        the final weights, and only what remains then is held against the network: a loss in eval
+        mode more than 50 % above that in train mode (or above a tenth of the first loss, where
+        training has got that low already). With several optimizers (a GAN) there is
         no such answer. Apart from that, one or two rows per
         batch, a momentum of 0, one of 0.9 and above (PyTorch's is the weight of the new batch,
         other libraries' of the old), and one that needs more than ten epochs to settle are
@@ -73,7 +41,7 @@ class BatchnormGap(Check):
 
     code, name, kind = "MODE104", "batchnorm-gap", Kind.JUDGEMENT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
-    probes = (FirstSteps,)
+    probes = (FirstSteps, TrainingRun)
     trains = True
     consequence_of = ("MODE101",)
     options: ClassVar[dict[str, float]] = {"gap": 0.5}
@@ -86,45 +54,46 @@ class BatchnormGap(Check):
         odd = self._odd_settings(audit, norms)
         if odd is not None:
             return odd
-        try:
-            gap = _measure(audit, norms)
-        except UserCodeError as error:
-            return self.inconclusive(f"The loss could not be computed in both modes: {error}.")
-        if gap is None:
+        training = audit.probe(TrainingRun)
+        if training.modes is None:
             return self.inconclusive("The loss could not be computed, or was not finite.")
-        return self._judged(audit, norms, gap)
+        return self._judged(audit, norms, training, training.modes)
 
-    def _judged(self, audit: Audit, norms: dict[str, Norm], gap: Gap) -> Result:
+    def _judged(
+        self, audit: Audit, norms: dict[str, Norm], training: Training, modes: Modes
+    ) -> Result:
         limit = self.option(audit, "gap")
+        first = training.losses[0]
+        excess = _excess(modes.settled, modes.train, first)
         numbers = Numbers(
             title="Mean loss of the same training batches",
             values={
-                "before training": gap.start,
-                "train mode": gap.train,
-                "eval mode": gap.eval,
-                "eval mode, statistics computed anew": gap.settled,
+                "train mode": modes.train,
+                "eval mode": modes.eval,
+                "eval mode, statistics computed anew": modes.settled,
             },
         )
         said = (
-            f"After {_STEPS} steps the loss of the same batches is {gap.train:.4g} in train mode "
-            f"and {gap.settled:.4g} in eval mode"
+            f"After {len(training.losses)} steps the loss of the same batches is "
+            f"{modes.train:.4g} in train mode and {modes.settled:.4g} in eval mode"
         )
-        if gap.excess(gap.settled) > limit and len(audit.loop.optimizers) > 1:
+        if excess > limit and len(audit.loop.optimizers) > 1:
             return self.inconclusive(
                 f"{said}; where several optimizers work against each other, one loss says little.",
                 evidence=(numbers,),
             )
-        if gap.excess(gap.settled) > limit:
+        if excess > limit:
             return self.warned(
                 f"{said}, with statistics computed anew: batch normalisation does not carry over.",
-                measured=f"{100 * gap.excess(gap.settled):.0f} % higher in eval mode",
+                measured=f"{100 * excess:.0f} % higher in eval mode",
                 threshold=f"{100 * limit:.0f} %",
                 evidence=(numbers,),
                 module=next(iter(norms)),
                 location=audit.loop.locate("model"),
                 fix="use larger batches, or replace BatchNorm by nn.GroupNorm",
             )
-        lag = "; the running averages lag behind as yet" if gap.excess(gap.eval) > limit else ""
+        lags = _excess(modes.eval, modes.train, first) > limit
+        lag = "; the running averages lag behind as yet" if lags else ""
         return self.passed(f"{said}{lag}.", evidence=(numbers,))
 
     def _odd_settings(self, audit: Audit, norms: dict[str, Norm]) -> Result | None:
@@ -185,48 +154,9 @@ def _length(loop: Loop) -> int:
         return 0
 
 
-def _measure(audit: Audit, norms: dict[str, Norm]) -> Gap | None:
-    """Train a little and compare; None where there is no finite loss.
+def _excess(loss: float, train: float, first: float) -> float:
+    """Return by how much of the train-mode loss ``loss`` is above it.
 
-    Raises:
-        UserCodeError: a step or a forward pass raised.
+    A train-mode loss near zero says little: a tenth of the first loss is taken instead.
     """
-    loop = audit.loop
-    with ExitStack() as stack:
-        for model in loop.models:
-            stack.enter_context(without_dropout(model))
-        held = [batches.clone(b) for b in consecutive_batches(loop, _EVALUATED)]
-        start = _mean_loss(audit, held, train=True)
-        with constant_lr(loop):
-            for batch in consecutive_batches(loop, _STEPS):
-                audit.clock.check()
-                loop.step(batch)
-        after = _mean_loss(audit, held, train=False)
-        for norm in norms.values():
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain average of what follows
-        for batch in consecutive_batches(loop, _SETTLING):
-            audit.clock.check()
-            loop.forward(batch, train=True)
-        settled = _mean_loss(audit, held, train=False)
-        # Last, for it would move the averages towards these very batches.
-        train = _mean_loss(audit, held, train=True)
-    losses = (start, train, after, settled)
-    if any(loss is None for loss in losses):
-        return None
-    found = [loss for loss in losses if loss is not None]
-    # A loss that explodes in eval mode only is what is looked for.
-    if not (math.isfinite(found[0]) and math.isfinite(found[1])):
-        return None
-    return Gap(*found)
-
-
-def _mean_loss(audit: Audit, some: list[Any], *, train: bool) -> float | None:
-    losses = []
-    for batch in some:
-        audit.clock.check()
-        loss = audit.loop.forward(batch, train=train).loss
-        if loss is None:
-            return None
-        losses.append(loss)
-    return statistics.mean(losses)
+    return (loss - train) / max(abs(train), 0.1 * abs(first), 1e-12)
