@@ -34,7 +34,7 @@ from nnaudit.job import (
 )
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.overview import overview_of
-from nnaudit.report import Environment, Location, Result, TargetInfo
+from nnaudit.report import Environment, Kind, Location, Result, Status, TargetInfo
 from nnaudit.runner import plugin_errors, run_checks
 
 _PICTURE_SECONDS = 5.0
@@ -154,6 +154,8 @@ def conduct(
     for result in run_checks(asked, audit, on_start=lambda c: emit(Asking(code=c.code))):
         judged = suppression.applied(result, settings.per_module_ignores, _places(loop, result))
         emit(Answered(result=judged))
+        if judged.kind is Kind.EXACT and judged.status is Status.FAIL and not judged.suppressed:
+            audit.broken.add(judged.code)
     if PICTURES not in lethal:
         with audit.measuring(PICTURES), audit.isolated():
             train = FIRST_STEP not in lethal and audit.clock.remaining > _PICTURE_SECONDS

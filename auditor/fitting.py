@@ -110,7 +110,7 @@ def _observed(loop: Loop, part: Any) -> Observation:
             loss_calls=list(forward.loss_calls), output=forward.output, total_loss=forward.loss
         )
     with updates_by(loop, None):
-        return loop.step(part, observe=True).observation or Observation()
+        return loop.step(part, losses=True).observation or Observation()
 
 
 def main_call(seen: Observation) -> LossCall | None:

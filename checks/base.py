@@ -92,6 +92,13 @@ class Check(ABC):
         """Return the threshold ``name``: the configuration's, else the default."""
         return audit.options.get(self.code, {}).get(name, self.options[name])
 
+    def cause(self, audit: Audit) -> str:
+        """Return the exact check that has failed and explains a failure of this one; else empty.
+
+        What follows from it need not be proved at great cost: ``inconclusive``, naming the cause.
+        """
+        return next((code for code in self.consequence_of if code in audit.broken), "")
+
     def answer(
         self,
         status: Status,

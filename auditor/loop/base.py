@@ -162,8 +162,11 @@ class Loop(ABC):
         return self.feed(batch)
 
     @abstractmethod
-    def step(self, batch: Any, *, observe: bool = False) -> Step:
+    def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:
         """Do the user's whole training step on ``batch``: forward, loss, backward, update.
+
+        With ``observe`` the step's observation holds all that the taps see, which may cost as much
+        as another step; with ``losses`` the calls of loss functions and the model's output only.
 
         Raises:
             UserCodeError: the user's code raised; what the taps saw until then is its

@@ -99,30 +99,28 @@ class DirectLoop(Loop):
 
     def lacks(self, need: Needs) -> str:
         """Return why ``need`` is not offered, or an empty string."""
-        reasons = {
-            Needs.TRAIN_LOADER: ""
-            if self.train_loader is not None
-            else "no train_loader is defined",
-            Needs.VAL_LOADER: "" if self.val_loader is not None else "no val_loader is defined",
-            Needs.STEPS: self._why_no_steps(),
-            Needs.TARGETS: self._why_no_targets(),
-            Needs.OPTIMIZER: ""
-            if self._target.optimizer is not None
-            else "no optimizer is defined",
-            Needs.FRESH_RUN: self._why_not_fresh(),
-            Needs.WIDTH: "" if self._width_name() else "build_model takes no width argument",
+        reasons: dict[Needs, Callable[[], str]] = {
+            Needs.TRAIN_LOADER: lambda: _undefined("train_loader", self.train_loader),
+            Needs.VAL_LOADER: lambda: _undefined("val_loader", self.val_loader),
+            Needs.STEPS: self._why_no_steps,
+            Needs.TARGETS: self._why_no_targets,
+            Needs.OPTIMIZER: lambda: _undefined("optimizer", self._target.optimizer),
+            Needs.FRESH_RUN: self._why_not_fresh,
+            Needs.WIDTH: lambda: (
+                "" if self._width_name() else "build_model takes no width argument"
+            ),
         }
-        return reasons[need]
+        return reasons[need]()
 
     def _why_no_steps(self) -> str:
         if self.train_loader is None:
-            return "no train_loader is defined"
+            return _undefined("train_loader", None)
         trainable = any(p.requires_grad for p in self.model.parameters())
         return "" if trainable else "the model has no trainable parameter"
 
     def _why_no_targets(self) -> str:
         if self.train_loader is None:
-            return "no train_loader is defined"
+            return _undefined("train_loader", None)
         fed = self.feed(self._first_batch())
         alone = fed.target is None or any(fed.target is value for value in fed.inputs)
         return "the batches hold inputs only" if alone else ""
@@ -189,12 +187,12 @@ class DirectLoop(Loop):
         except TargetError:  # a batch that only the training step understands
             return None
 
-    def step(self, batch: Any, *, observe: bool = False) -> Step:
+    def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:
         """Zero the gradients, compute the loss in train mode, back-propagate, update."""
         moved = batches.to_device(batch, self.device)
-        if not observe:
+        if not (observe or losses):
             return self._timed_step(moved, None)
-        observer = Observer(self.model, self.optimizers)
+        observer = Observer(self.model, self.optimizers, losses_only=not observe)
         try:
             with observer:
                 return self._timed_step(moved, observer.observation)
@@ -292,7 +290,7 @@ class DirectLoop(Loop):
         modes = {module: module.training for module in self.model.modules()}
         moved = batches.to_device(batch, self.device)
         compute = self._loss_without_step(moved)
-        observer = Observer(self.model)
+        observer = Observer(self.model, losses_only=True)
         self.model.train(train)
         try:
             with torch.no_grad(), observer, user_code("running the model on a batch"):
@@ -501,6 +499,10 @@ class _Generated:
 
     def __iter__(self) -> Iterator[Any]:
         return self._factory()
+
+
+def _undefined(name: str, part: Any) -> str:
+    return f"no {name} is defined" if part is None else ""
 
 
 def _parameters_of(function: Callable[..., Any]) -> set[str]:

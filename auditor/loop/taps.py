@@ -397,13 +397,21 @@ def caller() -> Location | None:
 class Observer:
     """Listens to ``model`` and to the optimizers for the time of a ``with`` block.
 
-    ``observation`` fills while the block runs. Re-entering starts a new one.
+    ``observation`` fills while the block runs. Re-entering starts a new one. With ``losses_only``
+    it holds the calls of loss functions and what ``model`` returned, and costs next to nothing.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+        *,
+        losses_only: bool = False,
+    ) -> None:
         self.observation = Observation()
         self._model = model
         self._optimizers = tuple(optimizers)
+        self._losses_only = losses_only
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -412,23 +420,34 @@ class Observer:
             # Compiled code shows nothing to hooks and modes: it runs as it was written.
             if "torch._dynamo" in sys.modules:  # which importing here would take a second
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            makers = Makers()
-            stack.enter_context(_FunctionTap(self.observation, makers))
-            for name, module in self._model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-                hook = _forward_hook(name, self.observation, makers)
-                handle = module.register_forward_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
-            tap = _GradientTap(self._model, self._optimizers, self.observation)
-            for optimizer in self._optimizers:
-                for handle in (
-                    optimizer.register_step_pre_hook(tap.before),
-                    optimizer.register_step_post_hook(tap.after),
-                ):
-                    stack.callback(handle.remove)
+            if self._losses_only:
+                self._listen_to_losses(stack)
+            else:
+                self._listen_to_all(stack)
             self._stack = stack.pop_all()
         return self
+
+    def _listen_to_losses(self, stack: ExitStack) -> None:
+        stack.enter_context(_FunctionTap(self.observation))
+        if not isinstance(self._model, torch.jit.ScriptModule):
+
+            def note(module: nn.Module, args: Any, output: Any) -> None:
+                self.observation.output = _detached(output)
+
+            stack.callback(self._model.register_forward_hook(note).remove)
+
+    def _listen_to_all(self, stack: ExitStack) -> None:
+        makers = Makers()
+        stack.enter_context(_FunctionTap(self.observation, makers))
+        for name, module in self._model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            hook = _forward_hook(name, self.observation, makers)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        tap = _GradientTap(self._model, self._optimizers, self.observation)
+        for optimizer in self._optimizers:
+            stack.callback(optimizer.register_step_pre_hook(tap.before).remove)
+            stack.callback(optimizer.register_step_post_hook(tap.after).remove)
 
     def __exit__(
         self,
@@ -440,9 +459,12 @@ class Observer:
 
 
 class _FunctionTap(TorchFunctionMode):
-    """Records loss functions and (N, 1) - (N,) differences as the user's code calls them."""
+    """Records loss functions and (N, 1) - (N,) differences as the user's code calls them.
 
-    def __init__(self, observation: Observation, makers: Makers) -> None:
+    Without ``makers`` loss functions only.
+    """
+
+    def __init__(self, observation: Observation, makers: Makers | None = None) -> None:
         super().__init__()
         self._observation = observation
         self._makers = makers
@@ -457,6 +479,8 @@ class _FunctionTap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in LOSS_FUNCTIONS:
             return self._record_loss(func, args, kwargs)
+        if self._makers is None:
+            return func(*args, **kwargs)
         if func in _DIFFERENCES and len(args) >= 2:
             self._record_broadcast(args[0], args[1])
         value = func(*args, **kwargs)
@@ -484,10 +508,8 @@ class _FunctionTap(TorchFunctionMode):
         bound.apply_defaults()
         live = dict(bound.arguments)
         prediction = live.get("input")
-        if self._observation.graph is None and isinstance(prediction, Tensor):
-            self._observation.graph = graph_of(prediction)
-        if (maker := self._makers.of(prediction)) is not None:
-            self._observation.flows.append((maker, LOSS))
+        if self._makers is not None:
+            self._trace(prediction, self._makers)
         # Recorded before the call: a target outside the classes raises inside it.
         call = LossCall(
             kind=LOSS_FUNCTIONS[func],
@@ -507,6 +529,12 @@ class _FunctionTap(TorchFunctionMode):
                 call, value=value.detach(), order=order
             )
         return value
+
+    def _trace(self, prediction: Any, makers: Makers) -> None:
+        if self._observation.graph is None and isinstance(prediction, Tensor):
+            self._observation.graph = graph_of(prediction)
+        if (maker := makers.of(prediction)) is not None:
+            self._observation.flows.append((maker, LOSS))
 
     def _record_broadcast(self, left: Any, right: Any) -> None:
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
@@ -589,12 +617,16 @@ def _follow(
         makers.note(output, name)
 
 
+def _detached(output: Any) -> Any:
+    return batches.map_leaves(
+        output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
+    )
+
+
 def _look(name: str, module: nn.Module, inputs: Any, output: Any, observation: Observation) -> None:
     """Record what one module returned."""
     if name == "":
-        observation.output = batches.map_leaves(
-            output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
-        )
+        observation.output = _detached(output)
     tensor = next((t for _, t in batches.tensors(output) if t.is_floating_point()), None)
     if tensor is None or tensor.layout is not torch.strided:
         return

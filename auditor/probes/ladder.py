@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ STEPS = 200
 _FEWEST_STEPS = {4: 100, 3: 80, 2: 30}
 """Fewer rungs are climbed where there is no time for as many steps."""
 
-_SECONDS = 15.0
+_SECONDS = 10.0
 _SLOW_STEP = 0.1
 _MOST_BYTES = 256 * 2**20
 _HELD_OUT = 256
@@ -125,8 +126,8 @@ class SubsetLadder(Probe[Ladder]):
         if not plan.sizes:
             return Ladder(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for a ladder")
         parts = _captured_parts(audit.loop, plan, tiny)
-        rungs: list[Rung] = []
-        for size in plan.sizes:
+        rungs = _climbed(tiny, plan)
+        for size in plan.sizes[len(rungs) :]:
             chosen = take_rows(parts, size)
             rows = sum(batches.size(part) for part in chosen)
             # A rung that is hardly larger than the last one would say nothing.
@@ -144,6 +145,15 @@ class SubsetLadder(Probe[Ladder]):
             steps=plan.steps,
             cut=_cut(plan, rungs),
         )
+
+
+def _climbed(tiny: TinyFit, plan: Plan) -> list[Rung]:
+    """The first rung, where the tiny subset was fitted in as few steps as a rung has."""
+    bounds = tiny.sighting.bounds
+    if bounds is None or not tiny.fits(tiny.best) or tiny.best.steps > plan.steps:
+        return []
+    label = f"{tiny.sighting.rows} examples"
+    return [Rung(tiny.sighting, dataclasses.replace(tiny.best, label=label), bounds)]
 
 
 def _step_seconds(tiny: TinyFit) -> float:

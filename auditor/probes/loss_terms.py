@@ -82,7 +82,7 @@ class LossTerms(Probe[Terms]):
         for batch in some:
             audit.clock.check()
             with preserved(loop.subjects), _Scales(loop) as scales:
-                seen = loop.step(batch, observe=True).observation
+                seen = loop.step(batch, losses=True).observation
             if seen is None or not scales.found:
                 break
             calls = calls or tuple(seen.loss_calls)

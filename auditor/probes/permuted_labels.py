@@ -112,7 +112,7 @@ def permuted_run(audit: Audit, path: str) -> Permuted:
             audit.clock.check()
             mixed = _permuted_at(batches.clone(batch), path, generator)
             try:
-                step = loop.step(mixed, observe=not len(losses) % 4)
+                step = loop.step(mixed, losses=not len(losses) % 4)
             except UserCodeError:
                 break
             losses.append(step.loss)

@@ -276,7 +276,7 @@ class _Run:
         observe = number % _OBSERVED_EVERY == 0 and not self.unknown and self.bytes < _CALL_BYTES
         watch = Stopwatch()
         try:
-            step = self.audit.loop.step(batch, observe=observe)
+            step = self.audit.loop.step(batch, losses=observe)
         except UserCodeError as error:
             if not self.losses:
                 raise

@@ -427,7 +427,7 @@ def _batch_with(audit: Audit, path: str, domain: Domain) -> Any:
 def _observed(audit: Audit, batch: Any) -> Observation:
     with preserved(audit.loop.subjects):
         try:
-            step = audit.loop.step(batch, observe=True)
+            step = audit.loop.step(batch, losses=True)
         except UserCodeError as error:
             seen = getattr(error, "observation", None)
             return seen if isinstance(seen, Observation) else Observation()

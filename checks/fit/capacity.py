@@ -21,6 +21,7 @@ from nnaudit.fitting import Head, Limits, Run, Sighting, head_of, sight
 from nnaudit.floor import Bounds
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import without_dropout
+from nnaudit.probes.anew import anew
 from nnaudit.probes.ladder import Ladder, Rung, SubsetLadder
 from nnaudit.probes.subsets import TinyFitting, fixed_rows
 from nnaudit.reference import inputs_of, reference_for, train_on
@@ -99,7 +100,8 @@ class Capacity(Check):
     fits, width is not what is missing: a warning. So it is where the network closes under three
     quarters and is still falling after 800 steps, while another fits in half of them and is as far
     ahead on held-out rows. A model without hidden layers, with frozen
-    parts or with random losses is meant as it is, and gets a warning at most.
+    parts or with random losses is meant as it is, and gets a warning at most. Where an exact check
+    has failed that explains why the ladder is not climbed, no networks are compared.
     Fix: widen the hidden layers, the one named first.
     References: Goodfellow, Bengio and Courville, "Deep Learning" (2016), sections 5.2 and 11.3;
     Andrej Karpathy, "A Recipe for Training Neural Networks" (2019): first a model large enough to
@@ -128,6 +130,14 @@ class Capacity(Check):
         if top.fitted or (top.closed >= (0.8 if cheap else 0.5) and top.falling()):
             going = "" if top.fitted else ", and still falling"
             return self.passed(f"The network has room for {said} was closed{going}.")
+        return self._suspicious(audit, ladder, top, said)
+
+    def _suspicious(self, audit: Audit, ladder: Ladder, top: Rung, said: str) -> Result:
+        if cause := self.cause(audit):
+            return self.inconclusive(
+                f"{capital(said)} was closed; {cause} has failed, which may be why: mend that "
+                "first, and ask again."
+            )
         if top.bounds.reconstruction:
             return self.inconclusive(
                 f"A reconstruction through a bottleneck is meant to be inexact ({said})."
@@ -147,7 +157,7 @@ class Capacity(Check):
         return self._compare(audit, rows, head, top)
 
     def _compare(self, audit: Audit, rows: Rows, head: Head, top: Rung) -> Result:
-        contest = _contest(audit, rows, head, seed=audit.seed)
+        contest = _contest(audit, rows, head)
         if contest is None:
             return self.inconclusive(
                 "The network cannot be trained outside your own loop, so nothing can be compared."
@@ -253,7 +263,8 @@ class Capacity(Check):
         if held_out is None or held_out.bounds is None:
             return False
         swapped = Rows(held_out, held_out.bounds, rows.train)
-        contest = _contest(audit, swapped, head, seed=audit.seed + 1)
+        with anew(audit) as other:
+            contest = _contest(other, swapped, head)
         if contest is None:
             return False
         own, others = contest
@@ -278,14 +289,13 @@ def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
     return Rows(train, train.bounds, held_out if usable else None)
 
 
-def _contest(
-    audit: Audit, rows: Rows, head: Head, *, seed: int
-) -> tuple[Entrant, list[Entrant]] | None:
+def _contest(audit: Audit, rows: Rows, head: Head) -> tuple[Entrant, list[Entrant]] | None:
     """Train the network as it is; where it underfits a wider one, and then the reference.
 
     None where a plain loop cannot train the network as it is.
     """
-    own = _enter(audit, rows, "the network as it is", lambda: _copied(audit, head, seed), seed)
+    seed = audit.seed
+    own = _enter(audit, rows, "the network as it is", lambda: _copied(audit, head), seed)
     if own is None:
         return None
     falling = own.run.falling(rows.bounds.floor, 0.1)
@@ -411,13 +421,8 @@ def _predicting(network: nn.Module, head: Head) -> Predict:
     return predict
 
 
-def _copied(audit: Audit, head: Head, seed: int) -> tuple[nn.Module, Predict]:
-    """The network as it is; for another seed than the audit's with other weights where possible."""
-    if seed != audit.seed and not audit.loop.lacks(Needs.FRESH_RUN):
-        with audit.loop.relaunched(seed) as fresh:
-            network = copy.deepcopy(fresh.model)
-    else:
-        network = copy.deepcopy(audit.loop.model)
+def _copied(audit: Audit, head: Head) -> tuple[nn.Module, Predict]:
+    network = copy.deepcopy(audit.loop.model)
     return network.train(), _predicting(network, head)
 
 

@@ -17,12 +17,15 @@ from nnaudit.fitting import Limits, Run, head_of, sight, updates_by
 from nnaudit.floor import REGRESSION
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import is_scheduled
+from nnaudit.probes.anew import anew
 from nnaudit.probes.subsets import TinyFit, TinyFitting, adam_run, fixed_rows, tiny_fit
 from nnaudit.reference import fit_reference
 from nnaudit.report import Evidence, Kind, Numbers, Result
 
 ADAM_RATES = (1e-3, 1e-2)
 _FEWEST_PASSES = 40
+_DEAR = 0.02
+"""Seconds of a step from which on a known cause is not proved once more by its consequence."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class TinySubsetOverfit(Check):
     still falling, on other rows too. A model that nothing fits fails if less than 10 % of the way
     from the best constant is closed, or less than half by a model with hidden layers, nothing
     frozen and ten parameters per target; healthy programs with room to spare close 90 %. Anything
-    between is a warning.
+    between is a warning. Where an exact check has failed that explains it, and a step takes 20 ms
+    or more, nothing is repeated and no answer given: mending the cause comes first.
     Fix: train on these rows until the loss is near zero, simplifying until it works: no
     regularisation, plain Adam at 1e-3, the reference's architecture; then put the parts back one
     by one.
@@ -88,7 +92,19 @@ class TinySubsetOverfit(Check):
             return self._blind(audit, tiny)
         if tiny.fits(tiny.best):
             return self._fitted(audit, tiny)
+        cause = self.cause(audit)
+        if cause and tiny.best.seconds > _DEAR * tiny.best.steps:
+            return self._explained(tiny, cause)
         return self._suspicious(audit, tiny)
+
+    def _explained(self, tiny: TinyFit, cause: str) -> Result:
+        return self.inconclusive(
+            f"{capital(_rows(tiny))} were not fitted at your learning rate, x 10 or x 0.1: at "
+            f"best, in {tiny.best.steps} steps, {loss_words(tiny.best, tiny.sighting)}; {cause} "
+            "has failed, which may be why: mend that first, and ask again.",
+            evidence=(curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.sighting),),
+            threshold=_threshold(tiny),
+        )
 
     def _fitted(self, audit: Audit, tiny: TinyFit) -> Result:
         run, author = tiny.best, tiny.runs[1.0]
@@ -139,16 +155,16 @@ class TinySubsetOverfit(Check):
         details |= {"location": audit.loop.locate("model"), "fix": first.fix}
         if first.verdict == "weak":
             return self.warned(f"{capital(said)}; {first.reason}.", **details)
-        verdict, anew = _anew(audit)
+        verdict, fresh = _again(audit)
         if verdict == "broken":
             details["evidence"] = (*evidence, _gradients(audit.loop, tiny))
             return self.failed(
-                f"{capital(said)}; {first.reason}; so it was with {anew}.", **details
+                f"{capital(said)}; {first.reason}; so it was with {fresh}.", **details
             )
         if verdict == "weak":
-            return self.warned(f"{capital(said)}; {first.reason}; less so with {anew}.", **details)
+            return self.warned(f"{capital(said)}; {first.reason}; less so with {fresh}.", **details)
         return self.inconclusive(
-            f"{capital(said)}; with {anew} it was otherwise.",
+            f"{capital(said)}; with {fresh} it was otherwise.",
             evidence=evidence,
             threshold=_threshold(tiny),
         )
@@ -157,9 +173,9 @@ class TinySubsetOverfit(Check):
         """Answer where Adam fits the rows: it is the optimizer's settings, not the model."""
         details |= {"location": audit.loop.locate("optimizer"), "fix": first.fix}
         if first.verdict == "useless":
-            verdict, anew = _anew(audit)
+            verdict, fresh = _again(audit)
             if verdict == "useless":
-                return self.failed(f"{capital(first.reason)}; so it was with {anew}.", **details)
+                return self.failed(f"{capital(first.reason)}; so it was with {fresh}.", **details)
         return self.warned(f"{capital(first.reason)}.", **details)
 
     def _blind(self, audit: Audit, tiny: TinyFit) -> Result:
@@ -185,23 +201,16 @@ def _all_inputs_equal(tiny: TinyFit) -> bool:
     return len(rows) > 1
 
 
-def _anew(audit: Audit) -> tuple[str, str]:
-    """Diagnose once more on fresh randomness; return the verdict and what was fresh."""
+def _again(audit: Audit) -> tuple[str, str]:
+    """Diagnose once more on fresh randomness; return the verdict and what was fresh.
 
-    def verdict(again: Audit) -> str:
-        tiny = tiny_fit(again, second=True)
-        return "fits" if tiny.fits(tiny.best) else _diagnose(again, tiny).verdict
-
-    if audit.loop.lacks(Needs.FRESH_RUN):
-        return verdict(audit), "other examples"
-    # Some initialisations are dead at birth: that is bad luck, not a broken program.
-    with audit.loop.relaunched(audit.seed + 1) as fresh:
-        again = Audit(fresh, seed=audit.seed + 1, budget=_finite(audit.clock.remaining))
-        return verdict(again), "other examples and another initialisation"
-
-
-def _finite(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) else None
+    Some initialisations are dead at birth: that is bad luck, not a broken program.
+    """
+    same = audit.loop.lacks(Needs.FRESH_RUN)
+    with anew(audit) as other:
+        tiny = tiny_fit(other, second=True)
+        verdict = "fits" if tiny.fits(tiny.best) else _diagnose(other, tiny).verdict
+    return verdict, "other examples" if same else "other examples and another initialisation"
 
 
 def _diagnose(audit: Audit, tiny: TinyFit) -> Diagnosis:

@@ -288,7 +288,7 @@ def _again(audit: Audit, main: MainLoss) -> list[Level]:
             if not any(differing_weights(audit.loop, other).values()):
                 return []
             batch = next(consecutive_batches(other, 1))
-            seen = other.step(batch, observe=True).observation
+            seen = other.step(batch, losses=True).observation
             call, fed = _same_call(main, other, batch, seen)
         level = level_of([call], [fed]) if call is not None else None
         if level is None:

@@ -15,6 +15,7 @@ from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.base import Probe
 from nnaudit.report import Kind, Location, Status
 from nnaudit.runner import run_check, run_checks
+from nnaudit.state import Snapshot, Subjects
 
 DOC = """Is it so?
 
@@ -57,6 +58,25 @@ def test_the_state_is_put_back_after_a_check_and_after_one_that_raises(run) -> N
     run_check(check(run), audit)
     assert torch.equal(weights(audit), before)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_state_is_copied_once_for_all_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Snapshot] = []
+    take = Snapshot.take
+
+    def counted(subjects: Subjects) -> Snapshot:
+        taken.append(take(subjects))
+        return taken[-1]
+
+    monkeypatch.setattr(Snapshot, "take", counted)
+    audit = audit_of()
+    before = weights(audit)
+    run_check(check(train), audit)
+    first = len(taken)
+    for _ in range(3):
+        run_check(check(train), audit)
+        assert torch.equal(weights(audit), before)
+    assert len(taken) == first
 
 
 def test_steps_and_seconds_are_charged() -> None:

@@ -147,9 +147,8 @@ class ScriptLoop(Loop):
         """Yield what the script draws by itself, step after step, the steps undone."""
         for _ in range(EPOCH):
             with self._undone():
-                order = self._command(
-                    Order(None, watch=True, dry=True, observer=Observer(nn.Identity()))
-                )
+                listener = Observer(nn.Identity(), losses_only=True)
+                order = self._command(Order(None, watch=True, dry=True, observer=listener))
                 drawn = self._redrawn(order)
             yield drawn
 
@@ -255,15 +254,15 @@ class ScriptLoop(Loop):
 
     # --- steps ------------------------------------------------------------------------------------
 
-    def step(self, batch: Any, *, observe: bool = False) -> Step:
+    def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:
         """Let the script do one round of its own loop on ``batch``.
 
         Where one optimizer step takes several batches (accumulation), all of them are ``batch``.
         """
         self._flush(batch)
         order = Order(batch)
-        if observe:
-            order.observer = Observer(self.model, self.optimizers)
+        if observe or losses:
+            order.observer = Observer(self.model, self.optimizers, losses_only=not observe)
             order.watch = self._roles.entry is not self._roles.exit
         self._command(order)
         self._session.count.taken += 1
@@ -332,7 +331,7 @@ class ScriptLoop(Loop):
         self, batch: Any, recipe: Recipe, rule: LossRule, entry: Call, train: bool
     ) -> Forward:
         modes = {module: module.training for module in self.model.modules()}
-        observer = Observer(nn.Identity())
+        observer = Observer(nn.Identity(), losses_only=True)
 
         def compute() -> tuple[Any, Tensor]:
             with ExitStack() as stack:
@@ -398,7 +397,7 @@ class ScriptLoop(Loop):
         with preserved(self.subjects) if train is None else self._undone():
             if train is not None:
                 self.model.train(train)
-            listener = Observer(nn.Identity())
+            listener = Observer(nn.Identity(), losses_only=True)
             order = Order(batch, observer=listener, watch=True, dry=True, train=train)
             self._command(order)
         return order

@@ -515,7 +515,7 @@ class Run:
             self._evaluated.append(iterator.loader)
         elif not self._steps:
             self._sampled[id(iterator.loader)] = iterator.remembered()
-        self._enter(Observer(nn.Identity()), ())
+        self._enter(Observer(nn.Identity(), losses_only=True), ())
         return batch
 
     def _being_read(self) -> dict[int, TappedIterator]:
@@ -700,7 +700,7 @@ class Run:
         elif self._steps and self._by_call and self._observer is None:
             # The second round: from here on what is compared with what is listened to as well.
             self._diary = Diary(stepped=self._diary.stepped)
-            self._enter(Observer(nn.Identity()), ())
+            self._enter(Observer(nn.Identity(), losses_only=True), ())
 
     def _waits(self) -> bool:
         """Whether the training without a loader may be only what comes before the training."""

@@ -313,6 +313,19 @@ class TestGradients:
         assert all(each.finite and (each.norm or 0) > 0 for each in seen.gradients)
 
 
+class TestLossesOnly:
+    def test_losses_and_the_output_are_seen_and_nothing_else(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        with Observer(model, losses_only=True) as observer:
+            output = model(X)
+            F.cross_entropy(output, Y).backward()
+        seen = observer.observation
+        assert [call.kind for call in seen.loss_calls] == ["cross_entropy"]
+        assert torch.equal(seen.output, output)
+        assert not (seen.activations or seen.firings or seen.gradients or seen.flows)
+        assert not model._forward_hooks
+
+
 class TestNothingIsChanged:
     def test_a_step_is_bit_identical_with_and_without_taps(self) -> None:
         def run(watch: bool) -> list[Tensor]:

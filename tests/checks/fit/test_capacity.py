@@ -3,8 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nnaudit.api import audit_loop
 from nnaudit.checks.fit.capacity import Capacity, Entrant, _gain, _outruns
+from nnaudit.config import Settings
 from nnaudit.fitting import Run
+from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
 from nnaudit.targets import Target
 
@@ -33,6 +36,17 @@ def test_one_hidden_unit_for_ten_classes_fails(tools):
     assert result.status is Status.FAIL, result.message
     assert "widened 16 times" in result.message
     assert "1 has 1 outputs" in result.fix
+
+
+@pytest.mark.slow
+def test_what_an_exact_failure_explains_is_not_looked_into(tools, data):
+    parts = images(tools, data, lambda: nn.Sequential(narrow(2), nn.Softmax(1)))
+    loop = DirectLoop(parts, torch.device("cpu"), seed=0)
+    report = audit_loop(loop, Settings(select=("LOSS101", "FIT106")))
+    said = {result.code: result for result in report.results}
+    assert said["LOSS101"].status is Status.FAIL
+    assert said["FIT106"].status is Status.INCONCLUSIVE
+    assert "LOSS101 has failed" in said["FIT106"].message
 
 
 @pytest.mark.slow
