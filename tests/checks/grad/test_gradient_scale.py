@@ -19,7 +19,9 @@ from nnaudit.targets import Target
 def audited(model: Callable[[], nn.Module]) -> Result:
     x = torch.randn(96, 16, generator=torch.Generator().manual_seed(0))
     data = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16)
-    target = Target(model, data, loss=F.cross_entropy)
+    target = Target(
+        model, data, loss=F.cross_entropy, optimizer=lambda m: torch.optim.SGD(m.parameters(), 1e-2)
+    )
     return run_check(GradientScale, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
 
 
@@ -54,9 +56,30 @@ def test_gradients_that_change_their_size(model: Callable[[], nn.Module], word: 
     assert len(chart.series[0].y) == 13
 
 
+class Scaled(nn.Module):
+    """A block beside a shortcut, with a trained factor at its end that begins near zero."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.factor = nn.Parameter(torch.full((16,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.factor * self.body(x)
+
+
+def staged(*starts: float) -> nn.Module:
+    """Stages of three such blocks, a layer on the main path before each: ConvNeXt's plan."""
+    layers = (m for s in starts for m in (nn.Linear(16, 16), *(Scaled(s) for _ in range(3))))
+    return nn.Sequential(*layers, nn.Linear(16, 3))
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        lambda: staged(1e-6, 1e-6, 1e-6),
+        lambda: staged(1.0, 1.0, 1e-6, 1e-6),
+        lambda: staged(1e-6, 1e-6, 1.0, 1.0),
         lambda: deep(nn.ReLU),
         lambda: deep(nn.ReLU, norm=True),
         lambda: deep(nn.Tanh, norm=True),
