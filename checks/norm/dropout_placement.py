@@ -120,10 +120,13 @@ def _dropouts(audit: Audit, seen: Observation) -> set[str]:
 def _on_the_output(seen: Observation, dropouts: set[str]) -> str:
     """Return the dropout whose output is the loss's input; empty when there is none."""
     sizes = {call.input.numel() for call in seen.loss_calls if "input" in call.arguments}
-    outputs = {tensor.numel() for _, tensor in batches.tensors(seen.output)}
+    made = {each.module: math.prod(each.shape) for each in seen.activations}
+    outputs = [tensor.numel() for _, tensor in batches.tensors(seen.output)]
+    # What the model returns goes to the loss in another shape, if at all: hidden states that stand
+    # beside the logits do not. Of a function's output the size is known where it is the only one.
+    alone = outputs[0] if len(outputs) == 1 else None
     for maker, consumer in seen.flows:
-        # What the model returns goes to the loss in another shape, if at all.
-        at_loss = consumer == LOSS or (consumer == "" and bool(sizes & outputs))
+        at_loss = consumer == LOSS or (consumer == "" and made.get(maker, alone) in sizes)
         if maker in dropouts and at_loss:
             return maker
     return ""

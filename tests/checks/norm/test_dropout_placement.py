@@ -16,10 +16,10 @@ from nnaudit.runner import run_check
 from nnaudit.targets import Target
 
 
-def audited(model: Callable[[], nn.Module]) -> Result:
+def audited(model: Callable[[], nn.Module], loss: Callable = F.cross_entropy) -> Result:
     x = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
     data = DataLoader(TensorDataset(x, torch.arange(256) % 3), batch_size=64)
-    target = Target(model, data, loss=F.cross_entropy)
+    target = Target(model, data, loss=loss)
     return run_check(DropoutPlacement, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
 
 
@@ -72,6 +72,29 @@ def test_dropout_right_before_batch_normalisation_is_noted(between: tuple) -> No
 )
 def test_dropout_that_does_no_harm(model: Callable[[], nn.Module]) -> None:
     assert audited(model).status in (Status.PASS, Status.SKIP)
+
+
+class HiddenBeside(nn.Module):
+    """Returns what a dropout made beside its logits, as encoders of Hugging Face's do."""
+
+    def __init__(self, *, called: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.called = nn.Linear(8, 32), nn.Linear(32, 3), called
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.body(x)
+        hidden = F.dropout(h, 0.1) if self.called else self.dropout(h)
+        return {"logits": self.head(hidden), "hidden": hidden}
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_hidden_states_beside_the_logits_are_no_output(called: bool) -> None:
+    def loss(output: dict[str, Tensor], target: Tensor) -> Tensor:
+        return F.cross_entropy(output["logits"].view(-1, 3), target)
+
+    result = audited(lambda: HiddenBeside(called=called), loss)
+    assert result.status is Status.PASS
 
 
 def test_no_dropout_is_skipped() -> None:
