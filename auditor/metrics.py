@@ -102,7 +102,8 @@ def metrics_of(made: Any, name: str = "metric") -> tuple[Metric, ...]:
         with user_code(f"building the metric {name}"):
             built = made()
         return () if built is made else metrics_of(built, name)
-    return (Metric(getattr(made, "__name__", name), made, stateful=False),)
+    own = str(getattr(made, "__name__", name))
+    return (Metric(name if own == "<lambda>" else own, made, stateful=False),)
 
 
 def _required(function: Callable[..., Any]) -> list[str]:

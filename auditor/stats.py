@@ -303,6 +303,24 @@ def homogeneity(table: ArrayLike) -> tuple[float, int]:
     return chi2_sf(float(((counts - expected) ** 2 / expected).sum()), df), df
 
 
+def correlated_columns(table: ArrayLike) -> Deviation:
+    """Return the mean squared correlation of all pairs of columns, against independent columns.
+
+    ``table`` has shape ``(n, p)``; columns that do not vary are left out. Independent normal
+    columns have E r^2 = 1 / (n - 1) and Var r^2 = 2 (n - 2) / ((n - 1)^2 (n + 1)), and their pairs
+    are uncorrelated; others have the same mean, and nearly the same variance for many rows. Fewer
+    than two columns, or four rows, show nothing.
+    """
+    values = np.asarray(table, dtype=np.float64)
+    values = values[:, values.std(0) > 1e-12] if len(values) else values
+    n, p = values.shape
+    if p < 2 or n < 4:
+        return Deviation(0.0, 0.0, 0.0)
+    pairs = np.corrcoef(values, rowvar=False)[np.triu_indices(p, 1)]
+    variance = 2 * (n - 2) / ((n - 1) ** 2 * (n + 1)) / len(pairs)
+    return Deviation(float((pairs**2).mean()), 1 / (n - 1), math.sqrt(variance))
+
+
 def association(a: ArrayLike, b: ArrayLike) -> Deviation:
     """Return the sum of products of two tables of pairs, against all matchings of their rows.
 

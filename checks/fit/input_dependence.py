@@ -28,7 +28,7 @@ from nnaudit.probes.held_out import HeldOut, held_out_run
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.reference import inputs_of, reference_for, train_on
 from nnaudit.report import Kind, Result, Table
-from nnaudit.stats import total_variation
+from nnaudit.stats import correlated_columns, total_variation
 
 _SURE = 4.0
 _NOTHING = 2.0
@@ -36,6 +36,7 @@ _WORTH = 0.15
 _BEGUN, _LEARNT = 0.1, 0.25
 _ROWS_PER_CLASS = 10
 _REFERENCE_STEPS = 300
+_COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class InputDependence(Check):
     at 1e-4, while a quarter was gone on the trained rows, a plain reference network trained on the
     same rows tells nothing either, and there are three classes or more with ten training rows each
     and inputs that are quantities: for two classes, for quantities and for symbols there are
-    honest tasks of which 768 rows tell nothing, and it is a warning. A network that has not learnt
+    honest tasks of which 768 rows tell nothing, and it is a warning. So it is where 64 columns of
+    the inputs are no more correlated with each other than independent ones (z below 4), which no
+    measurements are: then somebody tries a program on random numbers. A network that has not learnt
     its training rows yet proves nothing.
     Fix: shuffle, sort and filter inputs and targets by one and the same order, and look at a few
     pairs; x[i] and y[i] must belong together after every step of the preparation.
@@ -269,10 +272,28 @@ def _why_weak(audit: Audit, run: HeldOut, found: Evidence, plain: Told | None) -
     inputs = input_tensors(audit.loop.feed(run.trained[0]), batches.size(run.trained[0]))
     if classes < 3 or not any(t.is_floating_point() for t in inputs):
         return "there are honest tasks with so little to learn from so few examples"
+    if _made_up(audit, run):
+        return (
+            "the columns of the inputs have nothing to do with each other, as in a smoke test on "
+            "random numbers, of which nothing can be learnt"
+        )
     rows = sum(batches.size(part) for part in run.trained)
     if rows < _ROWS_PER_CLASS * classes:
         return f"{rows} examples are few for {classes} classes"
     return ""
+
+
+def _made_up(audit: Audit, run: HeldOut) -> bool:
+    """Whether the inputs are like independent random numbers, which no measurements are."""
+    parts = []
+    for part in run.trained:
+        fed = input_tensors(audit.loop.feed(part), batches.size(part))
+        flat = torch.cat([t.detach().float().cpu().flatten(1) for t in fed], dim=1)
+        parts.append(flat[:, :: max(1, flat.shape[1] // _COLUMNS)])
+    if len({part.shape[1] for part in parts}) != 1:
+        return False
+    found = correlated_columns(torch.cat(parts).numpy())
+    return found.sd > 0.0 and found.z < _SURE
 
 
 def _table(tries: list[Evidence], kind: str, plain: Told | None) -> Table:

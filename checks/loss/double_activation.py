@@ -315,7 +315,8 @@ def _last_activation(first: First) -> str:
 
 
 def _measured(calls: list[LossCall]) -> str:
-    low, high = (float(v) for v in torch.aminmax(calls[0].input.float()))
+    values = torch.cat([call.input.reshape(-1).float() for call in calls])
+    low, high = float(values.min()), float(values.max())
     made = f", made by {_operation(calls[0].producer)}" if calls[0].producer else ""
     return f"inputs of {calls[0].kind} from {low:.3g} to {high:.3g}{made}"
 

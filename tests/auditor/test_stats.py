@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as reference
 from scipy.special import betainc
+from sklearn.datasets import load_digits, load_wine
 
 from nnaudit import stats
 
@@ -180,6 +181,31 @@ def test_moments_of_an_association_are_those_of_all_matchings() -> None:
 
 def test_an_association_of_too_few_says_nothing() -> None:
     assert stats.association(np.ones((3, 3)), np.ones((3, 3))).z == 0.0
+
+
+@pytest.mark.parametrize("draw", ["normal", "uniform", "exponential", "binary"])
+def test_independent_columns_are_not_correlated_beyond_chance(draw: str) -> None:
+    rng = np.random.default_rng(0)
+    tables = {
+        "normal": lambda: rng.normal(size=(200, 12)),
+        "uniform": lambda: rng.random((200, 12)),
+        "exponential": lambda: rng.exponential(size=(200, 12)),
+        "binary": lambda: rng.integers(0, 2, (200, 12)),
+    }
+    z = np.array([stats.correlated_columns(tables[draw]()).z for _ in range(400)])
+    assert abs(z.mean()) < 0.2
+    assert 0.85 < z.std() < 1.2
+    assert (z > 4).mean() < 0.01
+
+
+def test_measurements_are_correlated() -> None:
+    for load in (load_digits, load_wine):
+        assert stats.correlated_columns(load().data).z > 50
+    rng = np.random.default_rng(0)
+    weak = rng.normal(size=(768, 10)) + 0.5 * rng.normal(size=(768, 1))
+    assert stats.correlated_columns(weak).z > 4
+    assert stats.correlated_columns(np.ones((100, 3))).z == 0.0
+    assert stats.correlated_columns(rng.normal(size=(100, 1))).sd == 0.0
 
 
 def test_permutation_test_is_exact_and_has_power() -> None:

@@ -24,7 +24,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from nnaudit.checks.data.shuffling import Shuffling, drift_of
+from nnaudit.checks.data.shuffling import Shuffling, clumps_of, drift_of
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.epoch_order import Targets
@@ -436,6 +436,27 @@ def test_what_is_read_is_bounded() -> None:
 
 def _targets(values: np.ndarray[Any, Any], sizes: list[int]) -> Targets:
     return Targets(values, tuple(sizes), len(values), discrete=True)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_null_rejection_rate_and_power_of_neighbours(discrete: bool) -> None:
+    """Of 2,000 random orders none alarms; a third of the rows still in blocks always does."""
+    rng = np.random.default_rng(4)
+
+    def alarms(values: np.ndarray[Any, Any]) -> bool:
+        found = clumps_of(Targets(values, (32,) * 20, len(values), discrete))
+        assert found is not None
+        return found.deviation.z > 4 and found.effect > (0.2 if discrete else 0.3)
+
+    def drawn() -> np.ndarray[Any, Any]:
+        return rng.choice(4, 640) if discrete else rng.normal(size=640)
+
+    assert not any(alarms(drawn()) for _ in range(2000))
+    for _ in range(100):
+        values = np.sort(drawn())
+        mixed = rng.choice(640, 210, replace=False)
+        values[mixed] = rng.permutation(values[mixed])
+        assert alarms(values)
 
 
 @pytest.mark.parametrize("rows", [True, False])

@@ -48,6 +48,21 @@ def test_labels_shuffled_alone_fail(tools, data):
     assert isinstance(result.evidence[0], Table)
 
 
+def test_a_smoke_test_on_random_numbers_is_a_warning(tools):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1200, 24, generator=generator)
+    y = torch.randint(0, 4, (1200,), generator=generator)
+    target = Target(
+        tools.perceptron(24, 128, 4), tools.loader(x, y), loss=CE, optimizer=tools.adam(1e-2)
+    )
+    result = tools.ask(InputDependence, target)
+    assert result.status is Status.WARN, result.message
+    assert "smoke test" in result.message
+    mixed = tools.loader(x @ torch.randn(24, 24, generator=generator), y)
+    target = Target(tools.perceptron(24, 128, 4), mixed, loss=CE, optimizer=tools.adam(1e-2))
+    assert tools.ask(InputDependence, target).status is Status.FAIL
+
+
 @pytest.mark.slow
 def test_inputs_overwritten_by_noise_are_left_to_others(tools, data):
     def step(model, batch):

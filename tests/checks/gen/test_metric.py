@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from sklearn.metrics import f1_score, r2_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.checks.gen.metric import MetricMeaning
+from nnaudit.checks.gen.metric import MetricMeaning, Sample
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script.loop import run_script
@@ -220,6 +221,52 @@ def test_a_metric_that_cannot_be_called_is_inconclusive() -> None:
 def test_names_that_mean_something_else_do_no_harm() -> None:
     for other in ({"loss": [], "accuracy": []}, "accuracy", torch, [1], nn.Linear, lambda: 1 / 0):
         assert metrics_of(other) == ()
+
+
+SENSIBLE: dict[str, dict[str, Callable[[Tensor, Tensor], Any]]] = {
+    "classes": {
+        "accuracy": lambda o, y: (o.argmax(1) == y).float().mean(),
+        "errors": lambda o, y: (o.argmax(1) != y).sum(),
+        "f1": lambda o, y: f1_score(y, o.argmax(1), average="macro"),
+        "cross entropy": F.cross_entropy,
+    },
+    "numbers": {
+        "mse": F.mse_loss,
+        "mae": lambda o, y: (o - y).abs().mean(),
+        "r2": lambda o, y: r2_score(y, o),
+    },
+}
+SENSELESS: dict[str, dict[str, Callable[[Tensor, Tensor], Any]]] = {
+    "classes": {
+        "max for argmax": lambda o, y: (o.max(1)[0] == y).float().mean(),
+        "accuracy off by one": lambda o, y: (o.argmax(1) + 1 == y).float().mean(),
+        "accuracy of half": lambda o, y: (o.argmax(1) == y).float().sum() / (2 * len(y)),
+    },
+    "numbers": {"no use of the output": lambda o, y: y.mean()},
+}
+
+
+def findings(metrics: dict[str, Callable[..., Any]], task: str, seed: int) -> list[bool]:
+    """Whether each metric is found wrong on a random sample of ``task``."""
+    g = torch.Generator().manual_seed(seed)
+    rows, classes = int(torch.randint(40, 200, (1,), generator=g)), 2 + seed % 4
+    if task == "numbers":
+        target = torch.randn(rows, 1, generator=g) * 10 ** (seed % 5 - 2) + seed % 3
+        output = torch.randn(rows, 1, generator=g)
+    else:
+        target = torch.rand(rows, generator=g).pow(1 + seed % 3).mul(classes).long()
+        output = torch.randn(rows, classes, generator=g)
+    sample = Sample(task, ((output, target),), True, 0)  # type: ignore[arg-type]
+    audit: Any = SimpleNamespace(loop=SimpleNamespace(locate=lambda _: None))
+    found = metrics_of(metrics)
+    return [MetricMeaning()._wrong(audit, metric, sample) is not None for metric in found]
+
+
+@pytest.mark.parametrize("task", ["classes", "numbers"])
+def test_null_rejection_rate_and_power(task: str) -> None:
+    """No sensible metric is found wrong on any of 60 samples, every senseless one on all."""
+    assert not any(any(findings(SENSIBLE[task], task, seed)) for seed in range(60))
+    assert all(all(findings(SENSELESS[task], task, seed)) for seed in range(20))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -247,3 +247,9 @@ class TestShapes:
             raise KeyError("label")
 
         assert audited(net(), loss).status is Status.ERROR
+
+
+def test_what_was_measured_is_what_the_evidence_shows() -> None:
+    result = audited(net(nn.Softmax(1)), F.cross_entropy)
+    values = result.evidence[0].values
+    assert f"from {values['smallest']:.3g} to {values['largest']:.3g}" in result.measured

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from author import AuthorLoop, ask, loss_of, plain, target
 from torch import Tensor, nn
 
-from nnaudit.checks.step.mixed_precision import MixedPrecision
+from nnaudit.checks.step.mixed_precision import _WATCH, MixedPrecision
 from nnaudit.report import Status
+from nnaudit.stats import binomial_sf
 
 
 def deep() -> nn.Module:
@@ -76,6 +77,13 @@ def test_a_scaler_that_goes_on_skipping_fails() -> None:
     result = ask(MixedPrecision, target(), body)
     assert result.status is Status.FAIL
     assert "skipped" in result.message
+
+
+def test_null_rejection_rate_and_power_of_counting_skipped_steps() -> None:
+    """More than 20 % of 40 steps, twice: by chance of a healthy run, and of one that overflows."""
+    alarm = _WATCH // 5 + 1
+    assert binomial_sf(alarm, _WATCH, 1 / 2000) < 1e-20
+    assert binomial_sf(alarm, _WATCH, 0.4) ** 2 > 0.98
 
 
 def test_autocast_around_the_loss_only_warns() -> None:
