@@ -316,7 +316,7 @@ def correlated_columns(table: ArrayLike) -> Deviation:
     n, p = values.shape
     if p < 2 or n < 4:
         return Deviation(0.0, 0.0, 0.0)
-    pairs = np.corrcoef(values, rowvar=False)[np.triu_indices(p, 1)]
+    pairs = np.asarray(np.corrcoef(values, rowvar=False))[np.triu_indices(p, 1)]
     variance = 2 * (n - 2) / ((n - 1) ** 2 * (n + 1)) / len(pairs)
     return Deviation(float((pairs**2).mean()), 1 / (n - 1), math.sqrt(variance))
 
