@@ -53,7 +53,7 @@ def _answer(check: type[Check], audit: Audit) -> Result:
             if reason := audit.loop.lacks(need):
                 return asked.skipped(f"{reason[0].upper()}{reason[1:]}.")
         audit.clock.check()
-        if Needs.STEPS in check.needs:
+        if not {Needs.STEPS, Needs.OWN_STEPS}.isdisjoint(check.needs):
             audit.require_steps()
         with audit.asking(check.probes), audit.isolated():
             return asked.run(audit)

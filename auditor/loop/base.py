@@ -34,6 +34,7 @@ class Needs(StrEnum):
     TRAIN_LOADER = "a training loader"
     VAL_LOADER = "a validation loader"
     STEPS = "training steps"
+    OWN_STEPS = "training steps, on whatever batches"
     TARGETS = "targets beside the inputs"
     OPTIMIZER = "an optimizer of the user's own"
     FRESH_RUN = "a way to start the run anew"
@@ -160,6 +161,10 @@ class Loop(ABC):
             UserCodeError: that could not be found out.
         """
         return self.feed(batch)
+
+    def prepare(self, batch: Any) -> None:
+        """Get ready for a step on ``batch``, by steps that are undone where it takes some."""
+        return
 
     @abstractmethod
     def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:

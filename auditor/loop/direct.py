@@ -103,6 +103,7 @@ class DirectLoop(Loop):
             Needs.TRAIN_LOADER: lambda: _undefined("train_loader", self.train_loader),
             Needs.VAL_LOADER: lambda: _undefined("val_loader", self.val_loader),
             Needs.STEPS: self._why_no_steps,
+            Needs.OWN_STEPS: self._why_no_steps,
             Needs.TARGETS: self._why_no_targets,
             Needs.OPTIMIZER: lambda: _undefined("optimizer", self._target.optimizer),
             Needs.FRESH_RUN: self._why_not_fresh,

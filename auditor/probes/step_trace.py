@@ -73,7 +73,8 @@ class StepTrace(Probe[Trace]):
             for batch in consecutive_batches(loop, STEPS):
                 audit.clock.check()
                 taken.append(batches.clone(batch))
-                # A script that draws its own batches makes one by a step, which is undone.
+                loop.prepare(batch)
+                # A script may have made the batch, and made ready for it, by steps: undone.
                 recorder.take()
                 step = loop.step(batch, observe=True)
                 events = tuple(without_gradients(event) for event in recorder.take())

@@ -50,7 +50,7 @@ class FiniteGradients(Check):
     """
 
     code, name, kind = "GRAD106", "finite-gradients", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     consequence_of = ("DATA101",)
 

@@ -40,7 +40,7 @@ class GradientsReachAll(Check):
     """
 
     code, name, kind = "GRAD101", "gradient-reach", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (GradientReach, StepTrace)
     consequence_of = ("GRAD107", "STEP102", "STEP106")
 

@@ -38,7 +38,7 @@ class OptimizerCoverage(Check):
     """
 
     code, name, kind = "GRAD102", "optimizer-coverage", Kind.EXACT
-    needs = (Needs.STEPS, Needs.OPTIMIZER)
+    needs = (Needs.OWN_STEPS, Needs.OPTIMIZER)
     probes = (FirstSteps, GradientReach)
 
     def run(self, audit: Audit) -> Result:

@@ -56,7 +56,7 @@ class DoubleActivation(Check):
     """
 
     code, name, kind = "LOSS101", "double-activation", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     options: ClassVar[dict[str, float]] = {"rows": 256}
 

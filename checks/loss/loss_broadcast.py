@@ -57,7 +57,7 @@ class LossBroadcast(Check):
     """
 
     code, name, kind = "LOSS102", "loss-broadcast", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
 
     def run(self, audit: Audit) -> Result:

@@ -40,7 +40,7 @@ class FrozenSet(Check):
     """
 
     code, name, kind = "MODE106", "frozen-set", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
 
     def run(self, audit: Audit) -> Result:
         """Switch modes as around a validation, then take a few steps."""

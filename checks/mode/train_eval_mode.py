@@ -64,7 +64,7 @@ class TrainEvalMode(Check):
     """
 
     code, name, kind = "MODE101", "train-eval-mode", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps, SecondEpoch)
 
     def run(self, audit: Audit) -> Result:

@@ -31,7 +31,7 @@ class RedundantBias(Check):
     """
 
     code, name, kind = "NORM102", "redundant-bias", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
 
     def run(self, audit: Audit) -> Result:

@@ -28,7 +28,7 @@ class MemoryGrowth(Check):
     """
 
     code, name, kind = "PERF102", "memory-growth", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (KeptGraphs,)
 
     def run(self, audit: Audit) -> Result:

@@ -70,7 +70,7 @@ class AccumulationScale(Check):
     """
 
     code, name, kind = "STEP103", "accumulation-scale", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (StepTrace,)
 
     def run(self, audit: Audit) -> Result:

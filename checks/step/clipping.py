@@ -49,7 +49,7 @@ class Clipping(Check):
     """
 
     code, name, kind = "STEP104", "clipping", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (StepTrace,)
     consequence_of = ("STEP107",)
     options: ClassVar[dict[str, float]] = {"excess": 1.05, "binding": 100.0}

@@ -33,7 +33,7 @@ class GradientReset(Check):
     """
 
     code, name, kind = "STEP102", "gradient-reset", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (StepTrace, StepReplay)
 
     def run(self, audit: Audit) -> Result:

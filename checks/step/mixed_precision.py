@@ -42,7 +42,7 @@ class MixedPrecision(Check):
     """
 
     code, name, kind = "STEP106", "mixed-precision", Kind.STATISTICAL
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (PrecisionUse, StepTrace)
     trains = True
     consequence_of = ("GRAD106",)

@@ -42,7 +42,7 @@ class ParametersMove(Check):
     """
 
     code, name, kind = "STEP101", "parameters-move", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     consequence_of = ("GRAD102",)
 

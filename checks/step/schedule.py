@@ -69,7 +69,7 @@ class Schedule(Check):
     """
 
     code, name, kind = "STEP105", "schedule", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (LearningRatePlan, StepTrace)
 
     def run(self, audit: Audit) -> Result:

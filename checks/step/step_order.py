@@ -49,7 +49,7 @@ class StepOrder(Check):
     """
 
     code, name, kind = "STEP107", "step-order", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (StepTrace,)
 
     def run(self, audit: Audit) -> Result:

@@ -46,7 +46,7 @@ class UpdateRatio(Check):
     """
 
     code, name, kind = "STEP108", "update-ratio", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     options: ClassVar[dict[str, float]] = {"low": -5.0, "high": -1.0}
 

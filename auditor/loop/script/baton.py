@@ -27,6 +27,7 @@ class Call:
         output: what it returned, detached; None when it raised.
         recent: the batches that the script had been given by then, each after the id of its
             loader, the newest first.
+        grad: gradients were wanted of it: without, it is no part of the training step.
         autocast: of each kind of device, whether and to what the call was cast.
     """
 
@@ -35,6 +36,7 @@ class Call:
     kwargs: dict[str, Any]
     output: Any = None
     recent: tuple[tuple[int, Any], ...] = ()
+    grad: bool = True
     autocast: tuple[tuple[str, bool, Any], ...] = ()
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,7 +19,7 @@ from torch.utils._device import DeviceContext
 from nnaudit import batch as batches
 from nnaudit.errors import NnauditError, TargetError, UserCodeError, user_code
 from nnaudit.feed import TARGET_NAMES, device_of
-from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step
+from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step, seed_everything
 from nnaudit.loop.script import describing
 from nnaudit.loop.script.baton import Baton, Call, Close, Invoke, Launch, Order, Resume
 from nnaudit.loop.script.frameworks import as_left
@@ -44,6 +45,13 @@ T = TypeVar("T")
 
 EPOCH = 100
 """Batches after which an epoch of a script without a loader is held to be over."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """In a batch's place: the script draws its own, from random numbers seeded with ``seed``."""
+
+    seed: int
 
 
 class ScriptLoop(Loop):
@@ -101,6 +109,7 @@ class ScriptLoop(Loop):
             if self.val_loader is not None
             else "no validation loader was seen",
             Needs.STEPS: free or unseen,
+            Needs.OWN_STEPS: unseen,
             Needs.TARGETS: "",
             Needs.OPTIMIZER: "",
             Needs.FRESH_RUN: "",
@@ -121,7 +130,7 @@ class ScriptLoop(Loop):
     def batches(self) -> Iterator[Any]:
         """Start one epoch of the script's training loader, beside the script's own."""
         if self._run.free:
-            return self._drawn()
+            return self._own() if why_not(self._roles) else self._drawn()
         return self._iterate(self.train_loader, "the training loader")
 
     def val_batches(self) -> Iterator[Any]:
@@ -152,6 +161,22 @@ class ScriptLoop(Loop):
                 drawn = self._redrawn(order)
             yield drawn
 
+    def _own(self) -> Iterator[Any]:
+        """Yield what makes the script draw one of its batches, where others cannot take its place.
+
+        Each is from random numbers of its own, and the same whenever a step is taken on it, as far
+        as what the script draws depends on them.
+        """
+        for _ in range(EPOCH):
+            yield Own(int(torch.randint(2**31, ())))
+
+    def _given(self, batch: Any) -> Any:
+        """Return what is handed to the script for ``batch``: nothing where it draws its own."""
+        if isinstance(batch, Own):
+            seed_everything(batch.seed)
+            return None
+        return batch
+
     def _redrawn(self, order: Order) -> Any:
         """Return the batch that the script used in ``order``, in the form of the first."""
         call = self._entry_of(order)
@@ -175,7 +200,7 @@ class ScriptLoop(Loop):
 
     def feed(self, batch: Any) -> Fed:
         """Take ``batch`` apart as the script does: by what was learnt, else by letting it."""
-        recipe = self._trusted_recipe(batch)
+        recipe = None if isinstance(batch, Own) else self._trusted_recipe(batch)
         if recipe is not None:
             try:
                 return self._fed_by(recipe, batch)
@@ -259,8 +284,8 @@ class ScriptLoop(Loop):
 
         Where one optimizer step takes several batches (accumulation), all of them are ``batch``.
         """
-        self._flush(batch)
-        order = Order(batch)
+        self.prepare(batch)
+        order = Order(self._given(batch))
         if observe or losses:
             order.observer = Observer(self.model, self.optimizers, losses_only=not observe)
             order.watch = self._roles.entry is not self._roles.exit
@@ -295,17 +320,19 @@ class ScriptLoop(Loop):
             return None
         return Step(self._loss_of(order), order.lr, order.ended - order.started, order.observation)
 
-    def _flush(self, batch: Any) -> None:
+    def prepare(self, batch: Any) -> None:
         """Get the batches that a script looking ahead has already drawn out of the way."""
-        if not self._roles.lag:
+        # One that is paused where it calls its network has drawn the batch that it calls it with.
+        lag = 1 if isinstance(batch, Own) else self._roles.lag
+        if not lag:
             return
         digest = batches.digest(batch)
         if self._execution != self._run.revivals:
             self._execution, self._in_flight = self._run.revivals, []
-        while len(self._in_flight) < self._roles.lag or set(self._in_flight) != {digest}:
+        while len(self._in_flight) < lag or set(self._in_flight) != {digest}:
             with preserved(self.subjects):
-                self._command(Order(batch))
-            self._in_flight = [*self._in_flight, digest][-self._roles.lag :]
+                self._command(Order(self._given(batch)))
+            self._in_flight = [*self._in_flight, digest][-lag:]
 
     def _loss_of(self, order: Order) -> float:
         if not order.roots:
@@ -322,7 +349,7 @@ class ScriptLoop(Loop):
         As the script did where that is known to be only a call of each; else by a step of the
         script's that is undone.
         """
-        recipe = self._trusted_recipe(batch)
+        recipe = None if isinstance(batch, Own) else self._trusted_recipe(batch)
         if recipe is None or self._rule is None or self._roles.entry is None:
             return self._forward_by_script(batch, train)
         return self._direct(batch, recipe, self._rule, self._roles.entry, train)
@@ -393,18 +420,21 @@ class ScriptLoop(Loop):
 
     def _shadow(self, batch: Any, train: bool | None) -> Order:
         """Do a step on ``batch`` and undo it: what it showed is wanted, not what it did."""
-        self._flush(batch)
+        self.prepare(batch)
         with preserved(self.subjects) if train is None else self._undone():
             if train is not None:
                 self.model.train(train)
-            listener = Observer(nn.Identity(), losses_only=True)
-            order = Order(batch, observer=listener, watch=True, dry=True, train=train)
+        self.prepare(batch)
+        order = Order(self._given(batch))
+        if observe or losses:
+            order.observer = Observer(self.model, self.optimizers, losses_only=not observe)
             self._command(order)
         return order
 
     def _calls_of(self, order: Order) -> list[Call]:
         mine = {id(p) for p in self.model.parameters()}
-        return [c for c in order.calls if any(id(p) in mine for p in c.module.parameters())]
+        calls = [c for c in order.calls if any(id(p) in mine for p in c.module.parameters())]
+        return [call for call in calls if call.grad] or calls
 
     def _entry_of(self, order: Order) -> Call:
         calls = self._calls_of(order)

@@ -672,6 +672,7 @@ class Run:
             batches.clone(args),
             batches.clone(kwargs),
             recent=tuple(self._diary.recent),
+            grad=torch.is_grad_enabled(),
             autocast=autocast_state(),
         )
         output = run(args, kwargs)

@@ -403,6 +403,12 @@ while True:
     def body(loop: ScriptLoop) -> None:
         for need in (Needs.STEPS, Needs.TRAIN_LOADER, Needs.TARGETS):
             assert "draws its batches itself" in loop.lacks(need)
+        assert loop.lacks(Needs.OWN_STEPS) == ""
+        batch, losses = first(loop), []
+        for _ in range(2):
+            with preserved(loop.subjects):
+                losses.append(loop.step(batch).loss)
+        assert losses[0] == losses[1]
         absent = [part for part in loop.info().parts if part.origin == "absent"]
         assert {part.name for part in absent} == {"train_loader", "val_loader"}
 
