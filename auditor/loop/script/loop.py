@@ -424,10 +424,8 @@ class ScriptLoop(Loop):
         with preserved(self.subjects) if train is None else self._undone():
             if train is not None:
                 self.model.train(train)
-        self.prepare(batch)
-        order = Order(self._given(batch))
-        if observe or losses:
-            order.observer = Observer(self.model, self.optimizers, losses_only=not observe)
+            listener, given = Observer(nn.Identity(), losses_only=True), self._given(batch)
+            order = Order(given, observer=listener, watch=True, dry=True, train=train)
             self._command(order)
         return order
 
