@@ -63,8 +63,8 @@ class AccumulationScale(Check):
         factor taken out, is summed over the k passes and divided by the mean loss of a row: 1 if
         divided by k, k if not. It fails where the sum is at least 1.5 and the optimizer's step
         grows with its gradient or the gradient is clipped; an adaptive optimizer without clipping
-        does not feel it, which is a note. Several different losses, sums, and losses per token are
-        not judged.
+        does not feel it, which is a warning. Several different losses, sums, and losses per token
+        are not judged.
     Fix: (loss / accumulation_steps).backward()
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
@@ -118,14 +118,15 @@ class AccumulationScale(Check):
             "threshold": "1.5 times",
             "evidence": (numbers,),
             "location": found[0].location or audit.loop.locate("training_step"),
+            "fix": f"(loss / {count}).backward()",
         }
         if names <= set(_ADAPTIVE) and not clipped:
-            return self.noted(
+            return self.warned(
                 f"{said}; {', '.join(sorted(names))} divides by the gradient's size and does not "
-                "feel it.",
+                "feel it, but the loss that is shown, a clip or another optimizer would.",
                 **details,
             )
-        return self.failed(f"{said}.", fix=f"(loss / {count}).backward()", **details)
+        return self.failed(f"{said}.", **details)
 
 
 def _repeats(loop: Loop, batch: object) -> bool:

@@ -31,19 +31,20 @@ class Disorder:
 class StepOrder(Check):
     """Do backward, clip, optimizer and scheduler come in the right order, and once each?
 
-    Why: A clip after optimizer.step() clips what has been used; a second optimizer.step() repeats
-        the update with an old gradient; a scheduler that steps before the optimizer skips the
-        first value of its plan; gradients that are made and never used cost time for nothing. No
+    Why: A clip after optimizer.step() clips what has been used, one before backward() nothing; a
+        second optimizer.step() repeats the update with an old gradient; a scheduler that steps
+        before the optimizer skips the first value of its plan; gradients that are made and never
+        used cost time for nothing. No
         error is raised.
     How: Exact, from the order of events in the first steps. It fails when in every step looked at
         (a) gradients are clipped after the optimizers that hold them have stepped and no backward
-        made new ones since; (b) one optimizer steps twice with a gradient other than zero and no
-        backward in between (an optimizer that computes its gradient itself, in a closure, and one
-        that wraps another are no such case); or (c) a scheduler, not told the epoch, steps in the
-        first step before the optimizer ever did, which PyTorch counts as skipping a value. Where
-        the first step was not seen, a scheduler ahead of the optimizer's own count of steps
-        fails. An optimizer that holds gradients after every one of 24 steps and never steps is a
-        warning, as it may be meant for later.
+        made new ones since, or before any backward made some; (b) one optimizer steps twice with a
+        gradient other than zero and no backward in between (an optimizer that computes its gradient
+        itself, in a closure, and one that wraps another are no such case); or (c) a scheduler, not
+        told the epoch, steps in the first step before the optimizer ever did, which PyTorch counts
+        as skipping a value. Where the first step was not seen, a scheduler ahead of the
+        optimizer's own count of steps fails. An optimizer that holds gradients after every one of
+        24 steps and never steps is a warning, as it may be meant for later.
     Fix: zero_grad(), backward(), clip, optimizer.step(), scheduler.step(), in this order.
     References: PyTorch documentation of torch.optim, "How to adjust learning rate".
     """
@@ -58,7 +59,7 @@ class StepOrder(Check):
         found = [
             disorder
             for disorder in (
-                _clip_after_step(trace),
+                _misplaced_clip(trace),
                 _twice(trace),
                 _schedule_ahead(loop, trace),
                 _never_stepped(audit, trace),
@@ -88,9 +89,10 @@ class StepOrder(Check):
         )
 
 
-def _clip_after_step(trace: Trace) -> Disorder | None:
-    """Find clips whose gradients have been used and not been made anew, in every step."""
+def _misplaced_clip(trace: Trace) -> Disorder | None:
+    """Find clips that meet no gradient, or one that has been used, in every step."""
     used, misplaced, steps = False, 0, 0
+    idle = True
     where: Location | None = None
     for event in trace.events:
         if event.kind is Happening.BACKWARD:
@@ -99,13 +101,16 @@ def _clip_after_step(trace: Trace) -> Disorder | None:
             used, steps = True, steps + 1
         elif event.kind is Happening.ATTEMPT:
             used = True
-        elif event.kind is Happening.CLIP and used and _concerns_the_used(trace, event):
-            misplaced, where = misplaced + 1, where or event.location
+        elif event.kind is Happening.CLIP and event.clip is not None:
+            empty = event.clip.before == 0.0
+            if (used or empty) and _concerns_the_used(trace, event):
+                misplaced, where, idle = misplaced + 1, where or event.location, idle and empty
     if misplaced < len(trace.steps) or steps < 2:
         return None
+    when = "before backward makes them" if idle else "after optimizer.step()"
     return Disorder(
-        f"Gradients are clipped after optimizer.step() in all {len(trace.steps)} steps looked at: "
-        "the step used them unclipped.",
+        f"Gradients are clipped {when} in all {len(trace.steps)} steps looked at: the step uses "
+        "them unclipped.",
         "move the clip between loss.backward() and optimizer.step()",
         where,
     )

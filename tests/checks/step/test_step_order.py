@@ -32,6 +32,15 @@ def clips_late_and_zeroes(loop: AuthorLoop, batch: Any) -> Tensor:
     return loss
 
 
+def clips_early(loop: AuthorLoop, batch: Any) -> Tensor:
+    loop.optimizers[0].zero_grad()
+    loss = loss_of(loop, batch)
+    nn.utils.clip_grad_norm_(loop.model.parameters(), 1.0)
+    loss.backward()
+    loop.optimizers[0].step()
+    return loss
+
+
 def steps_twice(loop: AuthorLoop, batch: Any) -> Tensor:
     loss = plain(loop, batch)
     loop.optimizers[0].step()
@@ -59,6 +68,12 @@ def test_a_clip_after_the_step_fails(body: Callable[..., Tensor]) -> None:
     assert result.status is Status.FAIL
     assert "clipped after optimizer.step()" in result.message
     assert result.location is not None and result.location.file == __file__
+
+
+def test_a_clip_before_backward_fails() -> None:
+    result = ask(StepOrder, target(), clips_early)
+    assert result.status is Status.FAIL
+    assert "clipped before backward makes them" in result.message
 
 
 def test_a_second_step_fails() -> None:
