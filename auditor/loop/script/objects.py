@@ -67,10 +67,11 @@ def training_of(module: ModuleType, path: Path, device: str) -> Training | None:
     Raises:
         UserCodeError: a factory raised.
     """
-    if not any(name in sys.modules for name in ("transformers.trainer", *LIGHTNING)):
+    if not any(name in sys.modules for name in ("transformers", *LIGHTNING)):
         return None
     parts, locations = targets.named_parts(module, path)
     trainer = _made(parts.get("trainer"), "the trainer")
+    # Only now: `import transformers` imports its parts when they are first used.
     transformers = getattr(sys.modules.get("transformers.trainer"), "Trainer", None)
     if transformers is not None and isinstance(trainer, transformers):
         return trainer.train, Part(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -282,3 +284,28 @@ def test_looking_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not trains_itself(path)
     assert torch.equal(torch.get_rng_state(), before)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.py"]
+
+
+@pytest.mark.slow
+def test_a_trainer_is_found_where_the_library_imports_it_only_when_it_is_used(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("transformers")
+    names = ["BertConfig", "BertForSequenceClassification", "TrainingArguments", "Trainer"]
+    text = BERT.replace(
+        BERT[BERT.index("from transformers") :].splitlines()[0], "import transformers"
+    )
+    for name in names:
+        text = text.replace(f"{name}(", f"transformers.{name}(")
+    path = tmp_path / "mine.py"
+    path.write_text(f"{text}\ndef build_trainer():\n    return make()\n")
+    asked = "from nnaudit.loop.script.objects import trains_itself as t; import pathlib, sys; "
+    # A process of its own: in this one another test may have had it imported.
+    answer = subprocess.run(
+        [sys.executable, "-P", "-c", asked + "print(t(pathlib.Path(sys.argv[1])))", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert answer.stdout.strip() == "True"
