@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
@@ -37,12 +39,15 @@ class Lookup:
         batch: the items put together by the loader's collate function.
         stored: how many different entries of the data set's own lie behind items that are all the
             same; 0 where it has no list or tensor of them.
+        apart: a field that the collate function puts in an order of its own, and one that it leaves
+            in that of the items; None where it keeps them together.
     """
 
     indices: tuple[Any, ...]
     different: int
     batch: Any
     stored: int
+    apart: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,58 @@ def _lookup(access: RandomAccess) -> Lookup | None:
             batch = access.loader.collate_fn(items) if several else items[0]
     except UserCodeError:
         return None
+    apart = None
+    if several:
+        with suppress(UserCodeError), user_code("putting some items of the training set together"):
+            apart = taken_apart(access.loader.collate_fn, items)
     stored = _stored(dataset) if different == 1 else 0
-    return Lookup(tuple(indices), different, batch, stored)
+    return Lookup(tuple(indices), different, batch, stored, apart)
+
+
+def taken_apart(collate: Callable[[list[Any]], Any], items: list[Any]) -> tuple[str, str] | None:
+    """Return a field that ``collate`` sorts, and one that it leaves in the order of the items.
+
+    The same items are put together in two orders. What comes out alike, and differs for other
+    items, was sorted; what follows the items was not. Nothing is said where ``collate`` draws
+    random numbers, or hands over the order by which the model is to undo the sorting.
+    """
+    if collate is default_collate:
+        return None
+    half = len(items) // 2
+    some, others = items[:half], items[half : 2 * half]
+    order = np.random.default_rng(0).permutation(half).tolist()
+    base, again, moved, other = (
+        _rows(collate(chosen), half)
+        for chosen in (list(some), list(some), [some[i] for i in order], list(others))
+    )
+    if not all(_alike(base[name], again.get(name)) for name in base) or base.keys() != moved.keys():
+        return None
+    if any(_is_permutation(field) for field in base.values()):
+        return None
+    varied = [name for name in base if not _alike(base[name], base[name][order])]
+    kept = [name for name in varied if _alike(moved[name], base[name][order])]
+    for name in varied:
+        if kept and _alike(moved[name], base[name]) and not _alike(base[name], other.get(name)):
+            return name, kept[0]
+    return None
+
+
+def _rows(batch: Any, count: int) -> dict[str, Tensor]:
+    return {
+        path: tensor.detach()
+        for path, tensor in batches.tensors(batch)
+        if tensor.ndim > 0 and tensor.shape[0] == count and tensor.layout is torch.strided
+    }
+
+
+def _alike(one: Tensor, two: Tensor | None) -> bool:
+    return two is not None and one.shape == two.shape and torch.equal(one, two)
+
+
+def _is_permutation(field: Tensor) -> bool:
+    if field.ndim != 1 or field.is_floating_point():
+        return False
+    return sorted(field.tolist()) == list(range(len(field)))
 
 
 def _stored(dataset: Any) -> int:

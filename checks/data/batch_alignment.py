@@ -29,12 +29,15 @@ class BatchAlignment(Check):
         the last are read and the lengths of their fields compared. Null hypothesis: a difference is
         meant, as in packed, ragged and graph batches. It fails only when the training step raises
         on such a batch and not on the same batch cut to the shortest field: an exact test. Then 16
-        items from all over the epoch are looked up. It fails when
-        the model is given the same input for all of them while their targets differ, or when all
-        are equal and the data set holds different entries; with nothing behind them it warns, for
-        one example may be all there is.
+        items from all over the epoch are looked up. It fails when the model is given the same
+        input for all of them while their targets differ, or when all are equal and the data set
+        holds different entries; with nothing behind them it warns, for one example may be all
+        there is. And it fails when the collate function, given the same
+        items in another order, returns one field as before and another in the items' order: the
+        first was sorted, by length perhaps, and the second was not. A batch that holds the
+        permutation itself, for the model to undo it, is left alone.
     Fix: Drop both or none: `items = [item for item in items if item is not None]` before the
-        fields are taken apart; `return self.images[i], self.labels[i]`.
+        fields are taken apart, and sort there too; `return self.images[i], self.labels[i]`.
     References: PyTorch documentation, torch.utils.data ("Working with collate_fn"). Sculley et
         al., Hidden Technical Debt in Machine Learning Systems (2015).
     """
@@ -73,6 +76,8 @@ class BatchAlignment(Check):
                 measured="1 item",
                 **details,
             )
+        if lookup.apart is not None:
+            return self._apart(audit, *lookup.apart)
         if _same_input(audit, lookup):
             return self.failed(
                 f"The {count} items that were looked up have the same input, while their targets "
@@ -82,6 +87,17 @@ class BatchAlignment(Check):
                 **details,
             )
         return None
+
+    def _apart(self, audit: Audit, sorted_field: str, kept: str) -> Result:
+        return self.failed(
+            f"The collate function sorts batch{sorted_field} and leaves batch{kept} in the order "
+            "of the items, so rows that do not belong together meet.",
+            measured="one field sorted, another not",
+            threshold="all fields in one order",
+            location=audit.loop.locate(getattr(audit.loop.train_loader, "collate_fn", None))
+            or audit.loop.locate("train_loader"),
+            fix="items.sort(key=lambda item: len(item[0]))  # whole items, not one field",
+        )
 
     def _lengths(self, audit: Audit, fields: Fields) -> Result:
         if fields.stacked:

@@ -62,6 +62,16 @@ class Counts:
         """Rows of the commonest class to rows of the rarest."""
         return float(self.train[self.commonest] / self.train[self.rarest])
 
+    def weighed(self, weights: NDArray[np.float64]) -> Weighed | None:
+        """Return the most uneven pair of rows times ``weights``; None where there is none."""
+        counted = np.flatnonzero((self.train > 0) & (weights > 0))
+        if self.dense or len(counted) < 2:
+            return None
+        total = self.train[counted] * weights[counted]
+        heavy, light = int(counted[total.argmax()]), int(counted[total.argmin()])
+        rows = int(self.train[heavy]), int(self.train[light])
+        return Weighed(heavy, light, rows, float(total.max() / total.min()))
+
     def p_within(self, ratio: float) -> float:
         """The probability of so uneven a pair if no class were ``ratio`` times rarer than another.
 
@@ -71,6 +81,28 @@ class Counts:
         few, many = int(self.train[self.rarest]), int(self.train[self.commonest])
         at_most = 1.0 - stats.binomial_sf(few + 1, few + many, 1 / (1 + ratio))
         return min(1.0, at_most * max(len(np.flatnonzero(self.train)) - 1, 1))
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The two classes that the weights of the loss make most uneven.
+
+    Attributes:
+        heavy, light: the classes that count most and least.
+        rows: how many rows each has.
+        ratio: rows times weight of the first to those of the second.
+    """
+
+    heavy: int
+    light: int
+    rows: tuple[int, int]
+    ratio: float
+
+    def p_within(self, ratio: float) -> float:
+        """The probability of so uneven a pair if in truth it were ``ratio`` to 1 with weights."""
+        many, few = self.rows
+        odds = ratio * many / (few * self.ratio)  # of the rows, at that ratio
+        return stats.binomial_sf(many, many + few, odds / (1 + odds))
 
 
 class ClassBalance(Check):
@@ -87,8 +119,11 @@ class ClassBalance(Check):
         20 are expected of equal classes: a gap in the numbers warns, unused outputs at either end
         are noted. A class more than 10 times rarer than another warns (p < 1e-4 against a ratio of
         10), unless the program says that it knows:
-        weights of the loss, a weighted or own sampler, a loss of its own like the focal loss.
-        Pixels, words and several labels per row are rare by nature: noted.
+        weights of the loss, a weighted or own sampler, a loss of its own like the focal loss. Rows
+        times weights of the loss are counted too: where they are 10 times as uneven (p < 1e-4),
+        and more uneven than the rows or the other way round, the weights warn: they are the
+        shares and not their inverse, in another order, or applied twice. Pixels, words and
+        several labels per row are rare by nature: noted.
     Fix: Look at how the rows were chosen; `train_test_split(..., stratify=y)`. Report
         `f1_score(..., average="macro")`, balanced accuracy, or IoU for masks, beside accuracy;
         weigh the loss, `nn.CrossEntropyLoss(weight=...)`, or draw with `WeightedRandomSampler`.
@@ -114,7 +149,11 @@ class ClassBalance(Check):
         if counts is None or counts.train.sum() == 0:
             return self.skipped("The classes of the rows could not be counted.")
         missing = self._missing(audit, counts)
-        return missing or self._rare(audit, counts, _declared(audit, main))
+        return (
+            missing
+            or self._overdone(audit, counts, _weights(main.calls[0], len(counts.train)))
+            or self._rare(audit, counts, _declared(audit, main))
+        )
 
     def _missing(self, audit: Audit, counts: Counts) -> Result | None:
         if counts.dense:
@@ -164,6 +203,31 @@ class ClassBalance(Check):
         if counts.ratio > self.option(audit, "imbalance"):
             return None  # that matters more
         return self.noted(f"{message}.", evidence=_table(counts))
+
+    def _overdone(
+        self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None
+    ) -> Result | None:
+        """Warn where the weights of the loss make classes more uneven than they are."""
+        found = None if weights is None else counts.weighed(weights)
+        most = self.option(audit, "imbalance")
+        if found is None or found.ratio <= most or found.p_within(most) >= stats.ALPHA:
+            return None
+        if _samples(audit):
+            return None  # how often a class comes is not how many rows it has
+        rows, heavy, light = counts.train, found.heavy, found.light
+        if rows[heavy] > rows[light] and found.ratio <= counts.ratio:
+            return None  # it helps a little: the square root of the inverse shares, say
+        return self.warned(
+            f"Class {heavy} has {int(rows[heavy]):,} training rows, class {light} has "
+            f"{int(rows[light]):,}; with the weights of the loss the first counts "
+            f"{found.ratio:.1f} times as much as the second.",
+            measured=f"{found.ratio:.0f} to 1 with weights",
+            threshold=f"{most:g} to 1",
+            evidence=_table(counts),
+            location=audit.loop.locate("loss"),
+            fix="weight = len(y) / (classes * torch.bincount(y))  # for BCE pos_weight = "
+            "negatives / positives",
+        )
 
     def _rare(self, audit: Audit, counts: Counts, declared: str) -> Result:
         most = self.option(audit, "imbalance")
@@ -280,10 +344,25 @@ def _declared(audit: Audit, main: MainLoss) -> str:
             return "weighs its loss"
     if call.reduction == "none" and (not main.whole or abs(main.factor - 1) > 0.02):
         return "weighs its losses row by row"
+    return "chooses its rows with a sampler of its own" if _samples(audit) else ""
+
+
+def _samples(audit: Audit) -> bool:
+    """Whether a sampler of the program's decides how often a row comes."""
     access = RandomAccess.of(audit.loop.train_loader)
-    if access is not None and type(access.sampler) not in _UNIFORM:
-        return "chooses its rows with a sampler of its own"
-    return ""
+    return access is not None and type(access.sampler) not in _UNIFORM
+
+
+def _weights(call: LossCall, classes: int) -> NDArray[np.float64] | None:
+    """Return what the loss weighs each class with; None where it does not."""
+    name = "pos_weight" if call.kind in BINARY else "weight"
+    given = call.arguments.get(name)
+    if not isinstance(given, Tensor):
+        return None
+    values = np.asarray(given.detach().double().cpu().reshape(-1))
+    if call.kind in BINARY:
+        return np.array([1.0, values[0]]) if len(values) == 1 else None
+    return values if len(values) == classes else None
 
 
 def _unseen(counts: Counts, expected: float) -> NDArray[np.intp]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +46,73 @@ def keeps_labels(items: list[Any]) -> Any:
 
 def drops_both(items: list[Any]) -> Any:
     return keeps_labels([item for item in items if item[0] is not None])
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+class Sentences(Dataset[Any]):
+    """Token ids of various lengths, the label in no relation to the length."""
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.ids = [torch.randint(1, 50, (3 + i % 17,), generator=g) for i in range(128)]
+        self.labels = torch.randint(0, 3, (128,), generator=g).tolist()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.ids[i], self.labels[i]
+
+
+def padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows])
+
+
+def sorts_the_sentences_alone(items: list[Any]) -> Any:
+    ids = sorted((ids for ids, _ in items), key=len, reverse=True)
+    return *padded(ids), torch.tensor([label for _, label in items])
+
+
+def sorts_whole_items(items: list[Any]) -> Any:
+    items = sorted(items, key=lambda item: len(item[0]), reverse=True)
+    return *padded([ids for ids, _ in items]), torch.tensor([label for _, label in items])
+
+
+def says_how_it_sorted(items: list[Any]) -> Any:
+    order = sorted(range(len(items)), key=lambda i: -len(items[i][0]))
+    ids, lengths = padded([items[i][0] for i in order])
+    return ids, lengths, torch.tensor(order), torch.tensor([label for _, label in items])
+
+
+def pads_only(items: list[Any]) -> Any:
+    return *padded([ids for ids, _ in items]), torch.tensor([label for _, label in items])
+
+
+def adds_negatives(items: list[Any]) -> Any:
+    ids, lengths = padded([ids for ids, _ in items])
+    return ids, lengths, ids.roll(1, 0), torch.arange(len(items))
+
+
+def draws(items: list[Any]) -> Any:
+    ids, lengths = padded(sorted((ids for ids, _ in items), key=len))
+    return ids, lengths, torch.rand(len(items))
+
+
+def test_sentences_sorted_without_their_labels_fail() -> None:
+    result = ask(DataLoader(Sentences(), 16, collate_fn=sorts_the_sentences_alone))
+    assert result.status is Status.FAIL
+    assert "sorts batch[0] and leaves batch[2]" in result.message
+
+
+@pytest.mark.parametrize(
+    "collate", [sorts_whole_items, says_how_it_sorted, pads_only, adds_negatives, draws]
+)
+def test_near_misses_of_order_pass(collate: Any) -> None:
+    for start in range(20):
+        data = Subset(Sentences(), range(start, 128))
+        assert ask(DataLoader(data, 16, collate_fn=collate)).status is Status.PASS
 
 
 # --- lengths -------------------------------------------------------------------------------------

@@ -126,6 +126,64 @@ def positives_weighted(output: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(output[:, 0], (target > 3).float(), pos_weight=weight)
 
 
+def with_weights(*weights: float) -> Any:
+    return lambda output, target: F.cross_entropy(output, target, weight=torch.tensor(weights))
+
+
+def with_pos_weight(weight: float) -> Any:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            output[:, 0], target.float(), pos_weight=torch.tensor(weight)
+        )
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("counts", "loss"),
+    [
+        ((600, 60), with_weights(0.9, 0.1)),  # the shares, not their inverse
+        ((600, 60), with_weights(0.1, 100.0)),
+        ((600, 60), with_pos_weight(200.0)),
+        ((300, 300, 300), with_weights(1.0, 1.0, 40.0)),
+    ],
+)
+def test_weights_that_make_it_worse_warn(counts: tuple[int, ...], loss: Any) -> None:
+    result = ask(labels(*counts), loss=loss, outputs=len(counts))
+    assert result.status is Status.WARN
+    assert "with the weights of the loss" in result.message
+
+
+@pytest.mark.parametrize(
+    ("counts", "loss"),
+    [
+        ((600, 60), with_weights(0.1, 1.0)),
+        ((600, 60), with_weights(0.1, 3.0)),  # more than balance, for the sake of recall
+        ((900, 20), with_weights(1.0, 45.0**0.5)),
+        ((600, 40), with_pos_weight(15.0)),
+        ((600, 40), with_pos_weight(60.0)),
+        ((300, 300, 300), with_weights(1.0, 2.0, 5.0)),
+        ((400, 3), with_weights(0.01, 20.0)),  # too few rows to be sure
+    ],
+)
+def test_weights_that_help_are_left_alone(counts: tuple[int, ...], loss: Any) -> None:
+    result = ask(labels(*counts), loss=loss, outputs=len(counts))
+    assert result.status in SILENT, result.message
+
+
+def test_null_rejection_rate_and_power_of_weights() -> None:
+    """Rows at exactly 10 : 1 with weights, and at 30 : 1."""
+    rng = np.random.default_rng(0)
+    weights = np.array([1.0, 40.0])
+
+    def alarms(share: float) -> bool:
+        found = Counts(rng.multinomial(800, (1 - share, share))).weighed(weights)
+        return found is not None and found.ratio > 10 and found.p_within(10.0) < ALPHA
+
+    assert sum(alarms(0.2) for _ in range(3000)) <= 2  # 0.2 x 40 : 0.8 is 10 : 1
+    assert all(alarms(3 / 7) for _ in range(100))
+
+
 @pytest.mark.parametrize("loss", [weighted, focal, hard_examples, positives_weighted])
 def test_a_loss_that_knows_is_left_alone(loss: Callable[..., Tensor]) -> None:
     assert ask(labels(500, 400, 300, 300, 20), loss=loss).status in SILENT

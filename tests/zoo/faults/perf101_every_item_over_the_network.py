@@ -33,7 +33,7 @@ class OnDrive(Dataset):
 
 
 def train_loader():
-    return DataLoader(Subset(OnDrive(), range(4500)), batch_size=8, shuffle=True)
+    return DataLoader(Subset(OnDrive(), range(4500)), batch_size=4, shuffle=True)
 
 
 def val_loader():
