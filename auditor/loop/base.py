@@ -107,6 +107,7 @@ class Loop(ABC):
         steps_taken: optimizer steps since the audit began, relaunched runs included.
         handed_over_in_eval: the model was in eval mode, and the loop put it into train mode.
         epoch_per_step: gradients are summed over the whole epoch before the optimizer steps.
+        planned_epochs: what the user's own loop calls its number of epochs; 0 when unknown.
         starting: the program is on its way to its training loop, for the first time or again.
         metrics: the user's own, where some were found.
         rates_rise: the learning rate is raised step by step, to a height that is not known.
@@ -123,6 +124,7 @@ class Loop(ABC):
     steps_taken: int
     handed_over_in_eval: bool = False
     epoch_per_step: bool = False
+    planned_epochs: int = 0
     starting: bool = False
     rates_rise: bool = False
     metrics: tuple[Metric, ...] = ()

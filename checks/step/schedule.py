@@ -27,12 +27,14 @@ class Rhythm:
         per_step: it is stepped in every step of the loop.
         known: whether that could be seen: the loop is the user's own.
         epoch: optimizer steps in one epoch; 0 when unknown.
+        epochs: how many there are to be; 0 when unknown.
         location: the line that steps it.
     """
 
     per_step: bool
     known: bool
     epoch: int
+    epochs: int = 0
     location: Location | None = None
 
 
@@ -58,11 +60,13 @@ class Schedule(Check):
         run, that is stepped every batch and falls for good to a hundredth of its peak before half
         of the first epoch is over, and within 500 batches (longer ones may be a run's that
         counts iterations, and before the end of the first epoch it is a warning); OneCycleLR made
-        for at least two epochs of batches and not stepped in any of the steps looked at. Warnings,
-        since a run may be meant to end within an epoch: a cosine stepped every batch whose period
-        is less than half an epoch, and OneCycleLR that ends, and raises, before the epoch does. A
-        schedule that never moves is a note. Handed over without its loop (module form), only the
-        plan itself is looked at.
+        for at least two epochs of batches and not stepped in any of the steps looked at; a cosine
+        stepped every batch whose period is less than half an epoch and equals what the script calls
+        its number of epochs (a variable or setting named epochs, num_epochs and the like).
+        Warnings, since a run may be meant to end within an epoch: any other cosine of such a
+        period, and OneCycleLR that ends, and raises, before the epoch does. A schedule that never
+        moves is a note. Handed over without its loop (module form), only the plan itself is looked
+        at.
     Fix: step per-epoch schedules once per epoch; for a schedule per batch count batches:
         total_steps = epochs * len(train_loader)
     References: PyTorch documentation of torch.optim, "How to adjust learning rate" and OneCycleLR.
@@ -137,7 +141,9 @@ def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
     )
     first = stepped[0].location if stepped else None
     known = not told and (bool(stepped) or trace.own_loop())
-    return Rhythm(in_each and not told, known, _steps_per_epoch(loop, trace), first)
+    per_step = in_each and not told
+    length = _steps_per_epoch(loop, trace)
+    return Rhythm(per_step, known, length, loop.planned_epochs, first)
 
 
 def _steps_per_epoch(loop: Loop, trace: Trace) -> int:
@@ -203,11 +209,15 @@ def _oscillates(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     period = plan.arguments.get(setting, 0.0) if setting else 0.0
     if not rhythm.per_step or not 0.0 < period < rhythm.epoch / 2:
         return None
-    return Misfit(
+    counts_epochs = period == rhythm.epochs > 1
+    said = (
         f"{plan.scheduler}({setting}={period:g}) is stepped every batch: it runs through "
-        f"{rhythm.epoch / period:.0f} periods in one epoch of {rhythm.epoch} batches.",
+        f"{rhythm.epoch / period:.0f} periods in one epoch of {rhythm.epoch} batches"
+    )
+    return Misfit(
+        f"{said}, though {setting} is the number of epochs." if counts_epochs else f"{said}.",
         f"{setting}=epochs * len(train_loader), or step it once per epoch",
-        False,
+        counts_epochs,
     )
 
 

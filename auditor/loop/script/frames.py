@@ -10,8 +10,9 @@ other, and writes back what a restored snapshot has changed there.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -97,6 +98,32 @@ def _is_carried(value: Any) -> bool:
     if isinstance(value, tuple):
         return len(value) > 0 and all(_is_carried(part) for part in value)
     return isinstance(value, Tensor)
+
+
+def planned_epochs() -> int:
+    """Return what the calling thread's user frames call their number of epochs; 0 if nothing.
+
+    A variable, or an attribute or entry of one (``args.epochs``, ``config["num_epochs"]``).
+    """
+    for frame in reversed(user_frames()):
+        for name, value in _settings({**frame.f_globals, **_variables(frame)}):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if whole and value > 0 and _EPOCHS.fullmatch(name):
+                return int(value)
+    return 0
+
+
+_EPOCHS = re.compile(r"((num|n|nb|max|total|train|num_train)_?)?epochs", re.IGNORECASE)
+
+
+def _settings(variables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield variables, and what those of the user's own, or from a command line, hold."""
+    for name, value in variables.items():
+        yield name, value
+        held = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+        plain = type(value).__module__ in ("__main__", "argparse", "types", "builtins")
+        if plain and isinstance(held, dict) and not name.startswith("__"):
+            yield from ((key, each) for key, each in list(held.items()) if isinstance(key, str))
 
 
 def user_frames() -> list[FrameType]:

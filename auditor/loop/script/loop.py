@@ -72,6 +72,7 @@ class ScriptLoop(Loop):
         self.train_loader = _Stream(self) if run.free else run.train_loader
         self.val_loader = run.val_loader
         self.rates_rise = run.rates_rise
+        self.planned_epochs = run.planned_epochs
         self._recipe: Recipe | None = self._roles.recipe
         self._rule: LossRule | None = self._roles.loss
         self._trusted = False

@@ -47,7 +47,7 @@ from nnaudit.loop.script.capture import (
     settle_rates,
     validation_loader,
 )
-from nnaudit.loop.script.frames import Counters, user_frames
+from nnaudit.loop.script.frames import Counters, planned_epochs, user_frames
 from nnaudit.loop.script.objects import training_of
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.seeds import quiet_imports, shifting
@@ -181,6 +181,7 @@ class Run:
         """Forget what was learnt: an execution of the script begins."""
         self.free = False
         self.ends_epoch = False
+        self.planned_epochs = 0
         self._handed_over = False
         self._diary = Diary()
         self._initial: Snapshot | None = None
@@ -884,6 +885,7 @@ class Run:
         if not self.free:
             self._watching_calls.close()
         self.training_at = _innermost_user_line()
+        self.planned_epochs = planned_epochs()
         self._taken = True
         self._sampled.clear()
         if self.session.free is None:

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from nnaudit.loop.script.capture import Registers, validation_loader, words
-from nnaudit.loop.script.frames import Counters
+from nnaudit.loop.script.frames import Counters, planned_epochs
 from nnaudit.loop.script.mapping import find, loss_rule, recipe
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.taps import Observer
@@ -135,6 +136,22 @@ def test_unchanged_counters_are_left_alone() -> None:
         return step
 
     assert loop() == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"num_epochs": 12, "epoch": 3}, 12),
+        ({"args": Namespace(lr=0.1, epochs=7)}, 7),
+        ({"config": {"N_EPOCHS": 4}}, 4),
+        ({"epoch": 3, "epochs_seen": 2, "epochs": None}, 0),
+    ],
+)
+def test_the_number_of_epochs_is_known_by_its_name(settings: dict[str, Any], expected: int) -> None:
+    script = compile("found = planned_epochs()", __file__, "exec")
+    variables: dict[str, Any] = {"planned_epochs": planned_epochs, **settings}
+    exec(script, variables)
+    assert variables["found"] == expected
 
 
 # --- overlay --------------------------------------------------------------------------------------

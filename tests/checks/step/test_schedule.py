@@ -76,6 +76,15 @@ def test_what_may_be_a_short_run_only_warns(make: Callable[..., Any]) -> None:
     assert schedule(make, every_batch).status is Status.WARN
 
 
+@pytest.mark.parametrize(("epochs", "status"), [(10, Status.FAIL), (3, Status.WARN)])
+def test_a_cosine_over_epochs_that_is_stepped_every_batch_fails(
+    monkeypatch: pytest.MonkeyPatch, epochs: int, status: Status
+) -> None:
+    monkeypatch.setattr(AuthorLoop, "planned_epochs", epochs)
+    result = schedule(lambda o: schedulers.CosineAnnealingLR(o, T_max=10), every_batch)
+    assert result.status is status
+
+
 HEALTHY = {
     "cosine over epochs of batches": lambda o: schedulers.CosineAnnealingLR(o, 4000),
     "one cycle": lambda o: schedulers.OneCycleLR(o, 0.1, epochs=5, steps_per_epoch=400),
