@@ -52,7 +52,9 @@ class GradientsReachAll(Check):
         blocks = [block for block in reach.blocks if not _is_excused(block)]
         dead = [block for block in blocks if _is_dead(block)]
         measured = f"{reach.reached} of {reach.parameters} parameters get a gradient"
-        if reach.severed is not None or (blocks and not reach.reached):
+        # A loss that some parameters cancel out of has others; one that all do is not trained.
+        meant = all(block.starved or block.intended for block in reach.blocks)
+        if reach.severed is not None or (not reach.reached and not meant):
             return self._nothing(audit, reach, measured)
         if dead:
             return self.failed(

@@ -191,6 +191,22 @@ class TestUnreached:
         assert reach.status is Status.FAIL
         assert "No trained parameter" in reach.message
 
+    def test_weights_that_are_all_zero(self) -> None:
+        def zeros() -> nn.Module:
+            net = nn.Sequential(
+                nn.Linear(6, 8, bias=False),
+                nn.Tanh(),
+                nn.Linear(8, 8, bias=False),
+                nn.Linear(8, 3, bias=False),
+            )
+            for parameter in net.parameters():
+                nn.init.zeros_(parameter)
+            return net
+
+        reach, _ = audited(zeros)
+        assert reach.status is Status.FAIL
+        assert "all gradients are None or exactly zero" in reach.message
+
 
 class TestNearMisses:
     def test_half_of_a_low_rank_update_at_zero(self) -> None:
