@@ -101,6 +101,8 @@ class Order:
         access: the loader's index, where it has one.
         indices: the items that two epochs ask for, where there is an index.
         by_hand: the order differs once ``set_epoch`` is called.
+        by_itself: that is so, and the loader calls it as it is iterated, with a count of the epochs
+            that it has ended (accelerate's does): beginning it anew is the same epoch.
         index_batches: batches per epoch by the index; 0 without one.
         seed: of the permutations.
     """
@@ -113,6 +115,7 @@ class Order:
     index_batches: int
     by_hand: bool
     seed: int
+    by_itself: bool = False
 
     @property
     def rng(self) -> np.random.Generator:
@@ -247,7 +250,8 @@ def order_of(audit: Audit) -> Order:
     if access is None:
         second = None if _single(first) else read(audit, COMPARED_ROWS)
         by_hand = second is not None and _same(first, second) and _changes_by_hand(audit, first)
-        return Order(first, second, None, None, None, 0, by_hand, audit.seed)
+        by_itself = by_hand and _counts_its_epochs(audit.loop.train_loader)
+        return Order(first, second, None, None, None, 0, by_hand, audit.seed, by_itself)
     epochs = access.index_batches(), access.index_batches()
     indices = _flat(epochs[0]), _flat(epochs[1])
     same = _mostly(stats.fixed_points(*indices))
@@ -280,6 +284,12 @@ def _changes_by_hand(audit: Audit, first: Reading) -> bool:
     if not _set_epoch(loader, getattr(loader, "dataset", None)):
         return False
     return not _same(first, read(audit, COMPARED_ROWS))
+
+
+def _counts_its_epochs(loader: Any) -> bool:
+    """Whether ``set_epoch`` is called in the loader's own ``__iter__``."""
+    code = getattr(getattr(type(loader), "__iter__", None), "__code__", None)
+    return code is not None and "set_epoch" in code.co_names
 
 
 def _index_changes_by_hand(access: RandomAccess, first: tuple[Any, ...]) -> bool:

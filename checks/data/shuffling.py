@@ -66,9 +66,9 @@ class Shuffling(Check):
         of the rows belong elsewhere) and another epoch under other random numbers agrees. (c) fails
         for a loader that reads its data set in sequence although nothing asks for it. A fixed order
         warns where something does: windows of one sequence, blocks of text, a stream, a sampler of
-        the user's own; a sampler that waits for set_epoch() is noted. One batch per epoch has no
-        order, and batches that continue each other (truncated back-propagation through time) must
-        keep theirs.
+        the user's own; a sampler that waits for set_epoch() is noted, unless the loader calls it.
+        One batch per epoch has no order, and batches that continue each other (truncated
+        back-propagation through time) must keep theirs.
     Fix: `DataLoader(..., shuffle=True)`. For a stream, shuffle the files and use a buffer that
         spans many classes. Give a seeded generator to the loader once instead of seeding it in
         every `__iter__`; call `sampler.set_epoch(epoch)`.
@@ -311,7 +311,7 @@ def _single_class_batches(order: Order, targets: Targets) -> Finding | None:
 
 def _fixed_order(order: Order) -> Finding | None:
     same = order.repeated
-    if same is None:
+    if same is None or order.by_itself:
         return None
     measured = f"{same.count:,} of {same.length:,} at the same place"
     start = (

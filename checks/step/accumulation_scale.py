@@ -51,8 +51,8 @@ class Accumulation:
 class AccumulationScale(Check):
     """Is a gradient accumulated over several batches their mean, not their sum?
 
-    Why: K micro-batches stand for one batch k times as large only if each loss is divided by k.
-        Otherwise the gradient is k times too large: with SGD that multiplies the learning rate
+    Why: Micro-batches, k of them, stand for one batch k times as large only if each loss is
+        divided by k. Otherwise the gradient is k times too large: with SGD that multiplies the learning rate
         by k, with clipping it changes what is clipped, and whoever changes k changes both.
     How: Exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
         passes from the same line, each of the mean-reduced loss of one line, and either each on
@@ -118,7 +118,7 @@ class AccumulationScale(Check):
             "threshold": "1.5 times",
             "evidence": (numbers,),
             "location": found[0].location or audit.loop.locate("training_step"),
-            "fix": f"(loss / {count}).backward()",
+            "fix": f"(loss / {count}).backward(){_of_trainer(audit.loop)}",
         }
         if names <= set(_ADAPTIVE) and not clipped:
             return self.warned(
@@ -127,6 +127,17 @@ class AccumulationScale(Check):
                 **details,
             )
         return self.failed(f"{said}.", **details)
+
+
+def _of_trainer(loop: Loop) -> str:
+    """What to write where transformers' Trainer divides: unless the model says it does so itself.
+
+    It takes a model whose forward has ``**kwargs`` to divide by ``num_items_in_batch``. Those of
+    transformers that classify sequences do not (seen in 5.24).
+    """
+    if not type(loop.model).__module__.startswith("transformers."):
+        return ""
+    return "; with transformers' Trainer: model.accepts_loss_kwargs = False, so that it divides"
 
 
 def _repeats(loop: Loop, batch: object) -> bool:

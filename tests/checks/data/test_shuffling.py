@@ -329,6 +329,24 @@ def windows(series: Tensor, length: int = 16) -> TensorDataset:
     return TensorDataset(x[:, :-1], x[:, -1])
 
 
+class Counting:
+    """A loader like accelerate's: it tells its sampler how many epochs it has ended."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader, self.ended = loader, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.set_epoch(self.ended)
+        yield from self.loader
+        self.ended += 1
+
+
 def loaders_that_mean_it() -> dict[str, tuple[Callable[[], Any], tuple[Status, ...]]]:
     x, y = digits()
     still_x, still_y = mixed()
@@ -373,6 +391,10 @@ def loaders_that_mean_it() -> dict[str, tuple[Callable[[], Any], tuple[Status, .
         "waits for set_epoch": (
             lambda: DataLoader(TensorDataset(x, y), 32, sampler=distributed),
             (Status.NOTE,),
+        ),
+        "tells the epoch itself": (
+            lambda: Counting(DataLoader(TensorDataset(x, y), 32, sampler=distributed)),
+            (Status.PASS,),
         ),
         "easy first": (
             lambda: DataLoader(

@@ -41,6 +41,12 @@ def test_a_loss_that_is_not_divided_fails() -> None:
     assert result.location is not None
 
 
+def test_a_model_of_transformers_is_told_how_its_trainer_divides() -> None:
+    library = type("Bert", (nn.Sequential,), {"__module__": "transformers.models.bert"})
+    made = target(model=lambda: library(*perceptron()))
+    assert "accepts_loss_kwargs" in ask(AccumulationScale, made, accumulating(1)).fix
+
+
 def test_a_loss_divided_by_too_little_fails() -> None:
     assert ask(AccumulationScale, target(), accumulating(2, k=8)).status is Status.FAIL
 
