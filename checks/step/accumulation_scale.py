@@ -52,8 +52,9 @@ class AccumulationScale(Check):
     """Is a gradient accumulated over several batches their mean, not their sum?
 
     Why: Micro-batches, k of them, stand for one batch k times as large only if each loss is
-        divided by k. Otherwise the gradient is k times too large: with SGD that multiplies the learning rate
-        by k, with clipping it changes what is clipped, and whoever changes k changes both.
+        divided by k. Otherwise the gradient is k times too large: with SGD that multiplies the
+        learning rate by k, with clipping it changes what is clipped, and whoever changes k
+        changes both.
     How: Exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
         passes from the same line, each of the mean-reduced loss of one line, and either each on
         the whole of the batch that the loop was given, which here is the same batch k times, so
