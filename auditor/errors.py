@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,12 @@ def is_library(filename: str) -> bool:
     )
 
 
+@cache
 def is_user(filename: str) -> bool:
-    """Whether ``filename`` is neither nnaudit's nor a library's source."""
+    """Whether ``filename`` is neither nnaudit's nor a library's source.
+
+    Asked for every frame on the stack at every call of a loss function, hence remembered.
+    """
     return not is_ours(filename) and not is_library(filename)
 
 

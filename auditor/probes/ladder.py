@@ -126,7 +126,7 @@ class SubsetLadder(Probe[Ladder]):
         if not plan.sizes:
             return Ladder(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for a ladder")
         parts = _captured_parts(audit.loop, plan, tiny)
-        rungs = _climbed(tiny, plan)
+        rungs = _climbed(tiny)
         for size in plan.sizes[len(rungs) :]:
             chosen = take_rows(parts, size)
             rows = sum(batches.size(part) for part in chosen)
@@ -147,10 +147,10 @@ class SubsetLadder(Probe[Ladder]):
         )
 
 
-def _climbed(tiny: TinyFit, plan: Plan) -> list[Rung]:
-    """The first rung, where the tiny subset was fitted in as few steps as a rung has."""
+def _climbed(tiny: TinyFit) -> list[Rung]:
+    """The first rung, where the tiny subset was fitted in as many steps as a rung has, or fewer."""
     bounds = tiny.sighting.bounds
-    if bounds is None or not tiny.fits(tiny.best) or tiny.best.steps > plan.steps:
+    if bounds is None or not tiny.fits(tiny.best) or tiny.best.steps > 2 * STEPS:
         return []
     label = f"{tiny.sighting.rows} examples"
     return [Rung(tiny.sighting, dataclasses.replace(tiny.best, label=label), bounds)]
@@ -167,8 +167,9 @@ def plan_for(tiny: TinyFit, seconds: float) -> Plan:
     # Small steps cost the same for more rows, large ones in proportion: take the dearer.
     step = _step_seconds(tiny) * max(1.0, part / max(tiny.sighting.rows, 1))
     wanted = max(STEPS, min(2 * STEPS, tiny.best.steps))
+    free = len(_climbed(tiny))
     for rungs in range(len(SIZES), 1, -1):
-        steps = int(min(wanted, seconds / (rungs * step)))
+        steps = int(min(wanted, seconds / ((rungs - free) * step)))
         if steps >= _FEWEST_STEPS[rungs]:
             return Plan(SIZES[:rungs], part, steps)
     return Plan((), part, 0)

@@ -170,7 +170,7 @@ def _dear(training: Training) -> bool:
 def _learns(training: Training) -> str:
     """Say that the run at the author's rate learns, so that no trial could speak against it."""
     losses = training.losses[: 3 * _RUN]
-    if training.broke is not None or len(losses) < 2 * _SHORTEST or not min(losses) >= 0.0:
+    if training.broke is not None or len(losses) < _SHORTEST or not min(losses) >= 0.0:
         return ""
     # The first steps at too high a rate raise the loss: coming back from there is not learning.
     start = min(x for x in (losses[0], training.moments[0].fixed.loss) if math.isfinite(x))
@@ -224,7 +224,9 @@ def _scatter(run: Sequence[float]) -> float:
 
 
 def _end(run: Sequence[float]) -> float:
-    return statistics.median(run[-10:]) if math.isfinite(run[-1]) else math.inf
+    """Return the median of the last ten losses, of a short run the last third; else infinity."""
+    last = run[-min(10, max(len(run) // 3, 1)) :]
+    return statistics.median(last) if math.isfinite(run[-1]) else math.inf
 
 
 def _curve(ramp: Ramp, lr: float) -> Curve:

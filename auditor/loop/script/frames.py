@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnaudit.loop.script.origins import is_users
+from nnaudit.errors import is_user
 
 Key = tuple[int, str, str]
 """Depth among the user's frames, outermost first; the function's name; the variable."""
@@ -131,7 +131,7 @@ def user_frames() -> list[FrameType]:
     frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and FLOOR not in frame.f_code.co_varnames:
-        if is_users(frame.f_code.co_filename):
+        if is_user(frame.f_code.co_filename):
             frames.append(frame)
         frame = frame.f_back
     return frames[::-1]

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import sys
 import weakref
-from functools import lru_cache
 from types import FrameType
 from typing import Any
 
 from nnaudit.errors import is_user
 from nnaudit.report import Location
-
-is_users = lru_cache(maxsize=None)(is_user)
-"""Whether a file is the user's own; asked for every module that is built, hence remembered."""
 
 
 def birthplace(thing: Any) -> Location | None:
@@ -23,7 +19,7 @@ def birthplace(thing: Any) -> Location | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if is_users(code.co_filename) and not _initialises(frame, thing):
+        if is_user(code.co_filename) and not _initialises(frame, thing):
             return Location(file=code.co_filename, line=frame.f_lineno)
         frame = frame.f_back
     return None

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnaudit.loop.script.origins import is_users
+from nnaudit.errors import is_user
 from nnaudit.state import keep_numpy_rng, keep_python_rng, keep_torch_rng
 
 _LITERAL = re.compile(r"seed\w*\s*\(\s*(?:\w+\s*=\s*)?-?[\d_]+\s*\)")
@@ -119,7 +119,7 @@ def _plus(value: Any, shift: int) -> Any:
 
 def _is_literal(frame: Any) -> bool:
     """Whether the call is the user's own and its seed is written as a number."""
-    if not is_users(frame.f_code.co_filename):
+    if not is_user(frame.f_code.co_filename):
         return False
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     return _LITERAL.search(line) is not None
