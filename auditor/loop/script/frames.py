@@ -13,7 +13,7 @@ import ctypes
 import re
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -50,14 +50,14 @@ class Counters:
         """Copy the variables of the calling thread's user frames."""
         self.values.clear()
         for depth, frame in enumerate(user_frames()):
+            function = frame.f_code.co_name
             for name, value in _variables(frame).items():
-                key = (depth, frame.f_code.co_name, name)
-                if name.startswith("__"):
+                if type(value) in _NEVER or name.startswith("__"):
                     continue
                 if _is_number(value):
-                    self.values[key] = value
+                    self.values[depth, function, name] = value
                 elif self.tensors and (value is None or _is_carried(value)):
-                    self.values[key] = _held(value)
+                    self.values[depth, function, name] = _held(value)
         self._read = dict(self.values)
 
     def write(self) -> None:
@@ -65,6 +65,8 @@ class Counters:
         changed = {
             key: value for key, value in self.values.items() if self._read.get(key, _NONE) != value
         }
+        if not changed:
+            return
         for depth, frame in enumerate(user_frames()):
             present = _variables(frame)
             changes: dict[str, Any] = {}
@@ -83,6 +85,9 @@ class Counters:
 
 
 _NONE = object()
+
+_NEVER = frozenset({str, type, FunctionType, BuiltinFunctionType, ModuleType})
+"""What most global variables are, and what is never a number or a tensor."""
 
 
 def _held(value: Any) -> Callable[[], Any]:

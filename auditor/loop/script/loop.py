@@ -340,6 +340,8 @@ class ScriptLoop(Loop):
             return float("nan")
         # Of several batches all alike, the first is the one that nothing has gone before.
         each = max(len(order.roots) // max(order.handed, 1), 1)
+        if each == 1:
+            return float(order.roots[0].detach()) * self._roles.divisor
         roots = [root.detach().float().reshape(()) for root in order.roots[:each]]
         # Together, for every number read from a device costs a wait.
         return float(torch.stack(roots).sum()) * self._roles.divisor
