@@ -1,12 +1,12 @@
 """Audits every program of the zoo and counts what was caught, missed and alarmed falsely.
 
 ``python tests/zoo/run.py [--select GLOB] [--checks CODE ...] [--quick] [--jobs N]
-[--form module|script]``
+[--form module|script|both]``
 
 Each program is audited in a process of its own, forked from one that has imported torch and nnaudit
 and done nothing with them: what importing costs is paid once. In module form nnaudit drives the
-functions it finds; in script form it runs the program as it is. What must come of it stands in the
-docstring:
+functions it finds; in script form it runs the program as it is; with both, the checks of the
+headline battery must also answer alike. What must come of it stands in the docstring:
 
 - ``zoo: healthy``: nothing may fail;
 - ``zoo: near CODE ...``: nothing may fail, though the named checks have reason to look twice;
@@ -45,6 +45,12 @@ from queue import SimpleQueue
 from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
+HEADLINE = (
+    "DATA101", "DATA102", "DATA104", "INIT101", "LOSS101", "LOSS102", "GRAD102", "GRAD106",
+    "MODE101", "NORM101", "SEED101", "SEED102", "FIT101", "FIT105", "FIT106",
+)  # fmt: skip
+"""The checks whose verdict must not depend on the form in which a program is handed over."""
+
 TIMEOUT = 900.0
 """Seconds after which a program's audit is given up."""
 
@@ -147,6 +153,21 @@ def problems(outcome: Outcome, wanted: Expected) -> list[str]:
     ]
     if not wanted.crashes:
         found += [f"error: {r['code']}: {r['message']}" for r in outcome.with_status("error")]
+    return found
+
+
+def differences(module: Outcome, script: Outcome) -> list[str]:
+    """Return, in words, where the headline battery judges a program differently in script form.
+
+    What one form does not offer, or has too little evidence for, is no verdict; a note is none
+    against the program.
+    """
+    judged = {"pass": "pass", "note": "pass", "warn": "warn", "fail": "fail"}
+    found = []
+    for code in HEADLINE:
+        one, other = (judged.get(outcome.status_of(code)) for outcome in (module, script))
+        if one and other and one != other:
+            found.append(f"forms differ: {code}: {one} in module form, {other} in script form")
     return found
 
 
@@ -378,7 +399,7 @@ def main() -> int:
     parser.add_argument("--select", default="*", help="glob on folder/name, e.g. 'faults/loss*'")
     parser.add_argument("--checks", nargs="*", default=[], help="codes or families to ask")
     parser.add_argument("--quick", action="store_true", help="ask faults what CI asks them")
-    parser.add_argument("--form", choices=["module", "script"], default="module")
+    parser.add_argument("--form", choices=["module", "script", "both"], default="module")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write every answer here")
@@ -387,34 +408,48 @@ def main() -> int:
     if args.nursery:
         nursery()
         return 0
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
     paths = [path for path in programs(args.select) if _available(path)]
-    outcomes: dict[Path, Outcome] = {}
+    outcomes = {
+        form: _audited(paths, form, args)
+        for form in (("module", "script") if args.form == "both" else (args.form,))
+    }
+    if args.json:
+        every = [
+            {"form": form, **asdict(outcome)}
+            for form, found in outcomes.items()
+            for outcome in found.values()
+        ]
+        args.json.write_text(json.dumps(every, indent=1))
+    bad = [report(found, form) for form, found in outcomes.items()]
+    if args.form == "both":
+        for path in paths:
+            for line in differences(outcomes["module"][path], outcomes["script"][path]):
+                bad.append(1)
+                print(f"{path.relative_to(HERE)}: {line}")
+    return max(bad)
 
+
+def _audited(paths: list[Path], form: str, args: argparse.Namespace) -> dict[Path, Outcome]:
+    """Audit the programs in ``form``, several at a time, and print a line for each."""
+    outcomes: dict[Path, Outcome] = {}
     nurseries: SimpleQueue[Nursery] = SimpleQueue()
     for _ in range(args.jobs):
-        nurseries.put(Nursery(threads=threads))
+        nurseries.put(Nursery(threads=max(1, (os.cpu_count() or 1) // args.jobs)))
 
     def run(path: Path) -> tuple[Path, Outcome]:
         free = nurseries.get()
-        asked = Wish(checks=tuple(args.checks))
-        if args.quick:
-            asked = quick_wish(expected(path, args.form))
-        outcome = free.audit(path, replace(asked, form=args.form, seed=args.seed))
+        asked = quick_wish(expected(path, form)) if args.quick else Wish(checks=tuple(args.checks))
+        outcome = free.audit(path, replace(asked, form=form, seed=args.seed))
         nurseries.put(free)
         return path, outcome
 
     with ThreadPoolExecutor(args.jobs) as pool:
         for path, outcome in pool.map(run, paths):
             outcomes[path] = outcome
-            print(_line(outcome, expected(path, args.form)), flush=True)
+            print(_line(outcome, expected(path, form)), flush=True)
     for _ in range(args.jobs):
         nurseries.get().close()
-    if args.json:
-        args.json.write_text(
-            json.dumps([asdict(outcome) for outcome in outcomes.values()], indent=1)
-        )
-    return report(outcomes, args.form)
+    return outcomes
 
 
 def _available(path: Path) -> bool:
