@@ -75,6 +75,18 @@ class Layout:
         """Whether ``batch`` has all that this layout names."""
         return {*self.inputs, *self.targets} <= columns_of(batch).keys()
 
+    def within(self, one: Any) -> Layout:
+        """Return the part of it that ``one``, a batch of one row, has.
+
+        Where a batch holds its rows in lists, as in detection, this is the layout of a row.
+        """
+        there = columns_of(one).keys()
+        inputs, targets, texts = (
+            tuple(path for path in paths if path in there)
+            for paths in (self.inputs, self.targets, self.texts)
+        )
+        return Layout(inputs, targets, texts) if inputs else self
+
 
 def columns_of(batch: Any) -> dict[str, Tensor]:
     """The tensors of ``batch`` by path; of lists of texts a hash of each, (rows, 2)."""
@@ -169,6 +181,8 @@ class TrainRows(Probe[TrainRowsRead]):
         loop = audit.loop
         first = next(iter(loop.batches()), None)
         layout = Layout.of(loop, first)
+        one = _one_row(RandomAccess.of(loop.train_loader))
+        layout = layout if one is None else layout.within(one)
         return TrainRowsRead(_read(audit, layout, loop.train_loader, loop.batches), layout)
 
 
@@ -195,6 +209,9 @@ class ValRows(Probe[Rows | None]):
 
 def _read(audit: Audit, layout: Layout, loader: Any, epoch: Callable[[], Iterator[Any]]) -> Rows:
     access = RandomAccess.of(loader)
+    one = _one_row(access)
+    if one is not None and not layout.fits(one):
+        access = None
     notes = _Notes(layout)
     columns = _columns(audit, access)
     if columns is not None and {*layout.inputs, *layout.targets} <= columns.keys():
@@ -206,8 +223,20 @@ def _read(audit: Audit, layout: Layout, loader: Any, epoch: Callable[[], Iterato
         except UserCodeError:
             # A data set may need what only the loader gives it (a worker's set-up): go without.
             notes = _Notes(layout)
-    ended = notes.read(audit, epoch())
+    # What a script draws by itself is drawn again and again: where an epoch ends is not known.
+    ended = notes.read(audit, epoch()) and not getattr(loader, "endless", False)
     return notes.rows(len(notes.inputs) if ended else _length(loader))
+
+
+def _one_row(access: RandomAccess | None) -> Any:
+    """Fetch one row as a batch; None where rows are not fetched one by one, or cannot be."""
+    if access is None or access.loader.batch_sampler is None:
+        return None
+    index = next((i for one in access.index_batches() for i in one), None)
+    try:
+        return None if index is None else access.fetch([index])
+    except UserCodeError:
+        return None
 
 
 def _columns(audit: Audit, access: RandomAccess | None) -> dict[str, Tensor] | None:

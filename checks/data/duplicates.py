@@ -88,7 +88,10 @@ class Duplicates(Check):
     def _copies(self, audit: Audit, rows: Rows, groups: list[list[int]], rich: bool) -> Result:
         copies = sum(len(group) - 1 for group in groups)
         message = f"{copies or 'None'} of {len(rows):,} training rows read repeat another"
-        if rich and copies >= self.option(audit, "copies") * len(rows):
+        many = rich and copies >= self.option(audit, "copies") * len(rows)
+        if many and rows.total is None:
+            return self.inconclusive(f"{message}: of a stream, which may have begun anew.")
+        if many:
             return self.noted(f"{message}: they are copies.", evidence=_table(rows, groups))
         return self.passed(f"{message}.")
 

@@ -536,7 +536,13 @@ _GENERATORS = (keep_python_rng, keep_numpy_rng, keep_torch_rng, keep_accelerator
 
 
 class _Stream:
-    """Stands for the training loader of a script that has none: iterating lets the script draw."""
+    """Stands for the training loader of a script that has none: iterating lets the script draw.
+
+    Attributes:
+        endless: rows may come again before the iteration ends.
+    """
+
+    endless = True
 
     def __init__(self, loop: ScriptLoop) -> None:
         self._loop = loop

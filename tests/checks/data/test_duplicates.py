@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,41 @@ def test_ids_that_one_batch_does_not_repeat_are_inputs_all_the_same() -> None:
 def test_a_rounded_quantity_repeats_by_nature() -> None:
     ages = torch.randint(18, 80, (400, 1), generator=torch.Generator().manual_seed(1)).float()
     assert ask(TensorDataset(ages, Y)).status is Status.NOTE
+
+
+class Stacked(Anything):
+    """Is given its rows in a list, as detectors are."""
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        return super().forward(torch.stack(x))
+
+
+def listed(items: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], Tensor]:
+    return [x for x, _ in items], torch.stack([y for _, y in items])
+
+
+def test_rows_in_lists_are_compared_too() -> None:
+    for extra, status in ((0, Status.PASS), (100, Status.NOTE)):
+        x, y = torch.cat([X, X[:extra]]), torch.cat([Y, Y[:extra]])
+        loader = DataLoader(TensorDataset(x, y), 32, shuffle=True, collate_fn=listed)
+        target = Target(Stacked, loader, training_step=lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+        loop = DirectLoop(target, torch.device("cpu"), seed=0)
+        result = run_check(Duplicates, Audit(loop))
+        assert result.status is status, result.message
+
+
+class Stream:
+    """Draws from the rows for as long as it is asked."""
+
+    endless = True
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(40):
+            rows = torch.randint(len(X), (32,))
+            yield X[rows], Y[rows]
+
+
+def test_rows_that_a_stream_yields_again_are_no_copies() -> None:
+    target = Target(Anything, Stream(), loss=F.cross_entropy)
+    result = run_check(Duplicates, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+    assert result.status is Status.INCONCLUSIVE
