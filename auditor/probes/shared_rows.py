@@ -8,7 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnaudit import stats
@@ -25,6 +27,7 @@ RICH = 8
 _COMPARED = 768
 _LOOKED_AT = 128
 _COLUMNS = 2048
+_FEWEST_WINDOWS = 30
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Shared:
         by_content: of rows as they come out of the loaders; None where these draw them anew.
         train, val: the rows that came out; ``val`` is None where its batches have another form.
         rich: the rows that are equal to others differ from all the rest in many elements: copies.
+        windows: the share of validation rows the middle of which lies in a training row, at any
+            place: windows of one series that overlap.
     """
 
     by_number: Overlap | None
@@ -111,6 +116,7 @@ class Shared:
     train: Rows
     val: Rows | None
     rich: bool
+    windows: float = 0.0
 
 
 class SharedRows(Probe[Shared]):
@@ -133,7 +139,48 @@ class SharedRows(Probe[Shared]):
         number, store = _by_store(audit, read.layout)
         counts, theirs = Counter(train.items), {*val.items} if val is not None else set()
         equal = [i for i, row in enumerate(train.items) if counts[row] > 1 or row in theirs]
-        return Shared(number, store, content, train, val, is_rich(train, equal))
+        windows = overlapping_windows(train, val) if val is not None else 0.0
+        return Shared(number, store, content, train, val, is_rich(train, equal), windows)
+
+
+def overlapping_windows(train: Rows, val: Rows) -> float:
+    """Return the share of ``val`` of which the middle half is part of a row of ``train``.
+
+    Rows are one sequence of quantities each, (T,) or (T, C) with one T of 8 to 512. A middle that
+    repeats itself (fewer different values than half its steps), as silence does, is left out; two
+    that are equal to the bit are one and the same piece of a series.
+    """
+    mine, theirs = _sequences(train), _sequences(val)
+    if mine is None or theirs is None or mine.shape[1:] != theirs.shape[1:]:
+        return 0.0
+    # A split by time leaves a quarter of a window's steps to overlap at the seam: few of many.
+    if len(theirs) < max(_FEWEST_WINDOWS, mine.shape[1] / 2):
+        return 0.0
+    length = mine.shape[1] // 2
+    start = (mine.shape[1] - length) // 2
+    middles = [m for m in theirs[:, start : start + length] if 2 * len(np.unique(m)) > length]
+    if not middles:
+        return 0.0
+    pieces = {
+        np.ascontiguousarray(row[at : at + length]).tobytes()
+        for row in mine
+        for at in range(mine.shape[1] - length + 1)
+    }
+    return sum(np.ascontiguousarray(m).tobytes() in pieces for m in middles) / len(theirs)
+
+
+def _sequences(rows: Rows) -> NDArray[Any] | None:
+    """Rows as (N, T, C); None where they are not one sequence of quantities of one length each."""
+    if len(rows.sample) != 1:
+        return None
+    (values,) = rows.sample.values()
+    if not values or len({value.shape for value in values}) != 1:
+        return None
+    first = values[0]
+    if not first.is_floating_point() or first.ndim not in (1, 2) or not 8 <= len(first) <= 512:
+        return None
+    table = torch.stack(values).float().numpy()
+    return table.reshape(len(table), len(first), -1)
 
 
 def _by_store(audit: Audit, layout: Layout) -> tuple[Overlap | None, Overlap | None]:

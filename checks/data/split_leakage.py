@@ -37,7 +37,10 @@ class SplitLeakage(Check):
         Rows of few discrete values, and rows of which the two sets may make different items, warn
         at most. Where as many rows are shared as random dealing explains, but they are copies
         (rows of a rich domain, 5 % of validation or more), that warns too: they were copied before
-        the split. A toy that trains and validates on all of a few rows is only told so.
+        the split. So do windows of one series that overlap: four in
+        five validation rows have a middle half that lies, to the bit, in a training row, where a
+        split by time leaves half of them at most, at the seam. A toy that trains and validates on
+        all of a few rows is only told so.
     Fix: Split once, and give the parts to both loaders; split first, then oversample or augment
         the training part; keep all rows of one patient, document, or recording on one side.
     References: Kaufman et al., Leakage in Data Mining (2012). Kapoor and Narayanan, Leakage and the
@@ -50,7 +53,7 @@ class SplitLeakage(Check):
     kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
     probes = (SharedRows,)
-    options = {"share": 0.01, "copies": 0.05}  # noqa: RUF012
+    options = {"share": 0.01, "copies": 0.05, "windows": 0.8}  # noqa: RUF012
 
     def run(self, audit: Audit) -> Result:
         """Judge by row numbers, then by what is stored, then by content."""
@@ -68,6 +71,8 @@ class SplitLeakage(Check):
             result = self._judged(audit, found, way)
             if result is not None:
                 return result
+        if found.windows >= self.option(audit, "windows"):
+            return self._windows(audit, found)
         return self._nothing_found(found, ways)
 
     def _judged(self, audit: Audit, found: Shared, way: Overlap) -> Result | None:
@@ -115,6 +120,16 @@ class SplitLeakage(Check):
             evidence=_evidence(way),
             location=audit.loop.locate("val_loader"),
             fix="split first, then copy or oversample rows of the training part only",
+        )
+
+    def _windows(self, audit: Audit, found: Shared) -> Result:
+        return self.warned(
+            f"Of the validation rows, {found.windows:.0%} are windows of a series that training "
+            "windows overlap: what is to be predicted has been trained on.",
+            measured=f"{found.windows:.0%} of validation windows overlap training's",
+            threshold=f"{self.option(audit, 'windows'):.0%}",
+            location=audit.loop.locate("val_loader"),
+            fix="split the series by time first, then cut windows: series[:n], series[n:]",
         )
 
     def _no_held_out_rows(self, audit: Audit, what: str) -> Result:

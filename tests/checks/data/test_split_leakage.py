@@ -455,3 +455,46 @@ def test_power_to_see_a_leak(leaked: float) -> None:
     val = list(range(1000, 1200))
     train = [*range(1000), *range(1000, 1000 + int(200 * leaked))]
     assert overlap(train, val).p < stats.ALPHA
+
+
+# --- windows --------------------------------------------------------------------------------------
+
+
+def windows(values: np.ndarray[Any, Any], length: int = 24) -> Tensor:
+    cut = np.lib.stride_tricks.sliding_window_view(values, length).copy()
+    return torch.tensor(cut, dtype=torch.float32)
+
+
+def walk(seed: int = 0, steps: int = 600) -> np.ndarray[Any, Any]:
+    return np.cumsum(np.random.default_rng(seed).normal(size=steps))
+
+
+def of(x: Tensor) -> TensorDataset:
+    return TensorDataset(x, (x[:, -1] > 0).long())
+
+
+def test_overlapping_windows_split_at_random_warn() -> None:
+    train, val = random_split(of(windows(walk())), [0.8, 0.2], generator=GENERATOR)
+    result = ask(*loaders(train, val))
+    assert result.status is Status.WARN
+    assert "overlap" in result.message
+
+
+def _square(steps: int) -> np.ndarray[Any, Any]:
+    return np.tile(np.repeat([0.0, 1.0], 7), steps)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (windows(walk()[:480]), windows(walk()[480:])),  # a split by time
+        lambda: (windows(walk())[:460], windows(walk())[460:]),  # with windows at the seam
+        lambda: (windows(walk(1)), windows(walk(2))),
+        lambda: (windows(walk())[::24][:18], windows(walk())[::24][18:]),
+        lambda: (windows(_square(40)) + 0, windows(_square(9)) + 0),  # which repeats itself
+        lambda: (X[:300].repeat(1, 2), X[300:].repeat(1, 2)),  # a table
+    ],
+)
+def test_windows_that_do_not_overlap_are_silent(make: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    train, val = make()
+    assert "overlap" not in ask(*loaders(of(train), of(val))).message

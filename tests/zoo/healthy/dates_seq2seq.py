@@ -43,7 +43,7 @@ def collate(rows):
 
 
 def train_loader():
-    return DataLoader(Dates(1600, 0), batch_size=32, shuffle=True, collate_fn=collate)
+    return DataLoader(Dates(1200, 0), batch_size=32, shuffle=True, collate_fn=collate)
 
 
 def val_loader():
@@ -51,7 +51,7 @@ def val_loader():
 
 
 class Seq2Seq(nn.Module):
-    def __init__(self, hidden=64):
+    def __init__(self, hidden=48):
         super().__init__()
         self.embed = nn.Embedding(96, 32, padding_idx=PAD)
         self.encoder = nn.GRU(32, hidden, batch_first=True, bidirectional=True)
@@ -70,7 +70,7 @@ class Seq2Seq(nn.Module):
         return self.out(torch.cat([queries, context], 2))
 
 
-def build_model(hidden=64):
+def build_model(hidden=48):
     return Seq2Seq(hidden)
 
 

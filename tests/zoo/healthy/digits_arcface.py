@@ -33,7 +33,7 @@ def val_loader():
 
 
 class ArcFace(nn.Module):
-    def __init__(self, width=32, features=32):
+    def __init__(self, width=20, features=32):
         super().__init__()
         self.trunk = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1),
@@ -52,7 +52,7 @@ class ArcFace(nn.Module):
         return F.normalize(self.trunk(x)) @ F.normalize(self.centres).T
 
 
-def build_model(width=32):
+def build_model(width=20):
     return ArcFace(width)
 
 

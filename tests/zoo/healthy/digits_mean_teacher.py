@@ -52,7 +52,7 @@ def val_loader():
 
 
 class MeanTeacher(nn.Module):
-    def __init__(self, width=24):
+    def __init__(self, width=16):
         super().__init__()
         self.student = nn.Sequential(
             nn.Conv2d(1, width, 3, padding=1),
@@ -77,7 +77,7 @@ class MeanTeacher(nn.Module):
             mean.lerp_(p, 1 - DECAY)
 
 
-def build_model(width=24):
+def build_model(width=16):
     return MeanTeacher(width)
 
 

@@ -21,7 +21,7 @@ def train_loader():
 
 
 class GAN(nn.Module):
-    def __init__(self, width=32):
+    def __init__(self, width=16):
         super().__init__()
         self.generator = nn.Sequential(
             nn.Linear(NOISE, 4 * width * 4),
@@ -49,7 +49,7 @@ class GAN(nn.Module):
         return self.generator(torch.randn(n, NOISE, device=device))
 
 
-def build_model(width=32):
+def build_model(width=16):
     return GAN(width)
 
 

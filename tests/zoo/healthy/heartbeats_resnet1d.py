@@ -19,14 +19,14 @@ def bump(t, centre, width, height):
 
 
 class Beats(Dataset):
-    """One lead, 128 samples a beat, standardised beat by beat; training beats are jittered."""
+    """One lead, 96 samples a beat, standardised beat by beat; training beats are jittered."""
 
     def __init__(self, n, seed, train):
         rng = np.random.default_rng(seed)
         self.kind = rng.choice(3, n, p=[0.7, 0.2, 0.1])
         self.train = train
-        t = np.linspace(0, 1, 128)
-        self.signal = np.empty((n, 128), dtype=np.float32)
+        t = np.linspace(0, 1, 96)
+        self.signal = np.empty((n, 96), dtype=np.float32)
         for i, kind in enumerate(self.kind):
             shift, gain = rng.normal(0, 0.02), rng.uniform(0.7, 1.4)
             if kind == 1:  # broad, no P wave
@@ -37,7 +37,7 @@ class Beats(Dataset):
                 beat = beat + bump(t, 0.45 + shift, 0.012, 1.3) - bump(t, 0.48 + shift, 0.012, 0.3)
                 beat = beat + bump(t, 0.7 + shift, 0.05, 0.35)
             wander = 0.3 * np.sin(2 * np.pi * (rng.uniform(0.2, 0.8) * t + rng.random()))
-            self.signal[i] = gain * beat + wander + 0.06 * rng.normal(size=128)
+            self.signal[i] = gain * beat + wander + 0.06 * rng.normal(size=96)
 
     def __len__(self):
         return len(self.kind)
@@ -51,7 +51,7 @@ class Beats(Dataset):
 
 
 def train_loader():
-    return DataLoader(Beats(1200, 0, train=True), batch_size=32, shuffle=True, drop_last=True)
+    return DataLoader(Beats(900, 0, train=True), batch_size=32, shuffle=True, drop_last=True)
 
 
 def val_loader():
@@ -72,7 +72,7 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(h)) + self.skip(x))
 
 
-def build_model(channels=16):
+def build_model(channels=12):
     return nn.Sequential(
         Block(1, channels, 2),
         Block(channels, channels, 2),

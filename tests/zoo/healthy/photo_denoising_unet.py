@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-SIDE = 24
+SIDE = 16
 
 
 @lru_cache
@@ -64,7 +64,7 @@ def val_loader():
 
 
 class UNet(nn.Module):
-    def __init__(self, width=12):
+    def __init__(self, width=8):
         super().__init__()
         self.down1 = nn.Conv2d(3, width, 3, padding=1)
         self.down2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
@@ -79,7 +79,7 @@ class UNet(nn.Module):
         return x - self.out(torch.cat([first, self.up(second)], 1))
 
 
-def build_model(width=12):
+def build_model(width=8):
     return UNet(width)
 
 
