@@ -259,7 +259,9 @@ def order_of(audit: Audit) -> Order:
     unknown = not access.shuffles or same
     later = _later(audit, access, epochs[0], len(first.sizes)) if unknown else None
     by_hand = same and _index_changes_by_hand(access, indices[0])
-    return Order(first, second, later, access, indices, len(epochs[0]), by_hand, audit.seed)
+    by_itself = by_hand and _counts_its_epochs(audit.loop.train_loader)
+    number = len(epochs[0])
+    return Order(first, second, later, access, indices, number, by_hand, audit.seed, by_itself)
 
 
 def _single(reading: Reading) -> bool:

@@ -45,8 +45,11 @@ class RandomAccess:
     def of(cls, loader: Any) -> RandomAccess | None:
         """Return access to ``loader``'s items, or None where there is none or it would mislead.
 
-        A subclass with an ``__iter__`` of its own may do anything with the indices.
+        A subclass with an ``__iter__`` of its own may do anything with the indices. Accelerate's
+        only moves the batches of the loader within it to the device, so that one is asked.
         """
+        if not getattr(loader, "skip_batches", 0):
+            loader = getattr(loader, "base_dataloader", loader)
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             return None
         own = type(loader).__iter__ is not DataLoader.__iter__

@@ -125,3 +125,18 @@ def test_spread_over_an_epoch() -> None:
 
 def test_a_plain_sampler_beneath_a_plain_batching() -> None:
     assert isinstance(access(data(), 4).sampler, SequentialSampler)
+
+
+@pytest.mark.parametrize("seedable", [False, True])
+def test_the_loader_within_accelerates_is_asked(seedable: bool) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    settings = accelerate.DataLoaderConfiguration(use_seedable_sampler=seedable)
+    accelerator = accelerate.Accelerator(cpu=True, dataloader_config=settings)
+    wrapped = accelerator.prepare(DataLoader(data(), 8, shuffle=True))
+    found = RandomAccess.of(wrapped)
+    assert found is not None
+    epochs = [[i for batch in found.index_batches() for i in batch] for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert epochs[0] != epochs[1]
+    wrapped.skip_batches = 1
+    assert RandomAccess.of(wrapped) is None
