@@ -453,7 +453,7 @@ class Run:
         for optimizer in self.registers.of["optimizer"].alive():
             self._note_rates(optimizer)
         # Several loaders may be read along with one another: what they gave already counts.
-        reading = {iterator.key for iterator in self._being_read().values()}
+        reading = {i.key for i in (*self._being_read().values(), *self._sampled.values())}
         old, self._diary = self._diary, Diary()
         self._diary.recent.extend(entry for entry in old.recent if entry[0] in reading)
         self._diary.asked += [key for key in old.asked if key in reading]

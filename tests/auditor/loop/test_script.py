@@ -462,6 +462,7 @@ def test_a_loader_may_be_begun_anew_for_every_batch(drive: Any) -> None:
         assert not loop.run.free
         assert not loop.epoch_per_step
         assert loop.next_epoch(first(loop)) is None
+        assert loop.lacks(Needs.TARGETS) == ""
         assert len(list(loop.batches())) == 8
         loop.step(first(loop))
         assert loop.run.revivals == 0
