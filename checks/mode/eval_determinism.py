@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnaudit import batch as batches
@@ -14,9 +16,12 @@ from nnaudit.errors import UserCodeError, describe, user_code
 from nnaudit.evaluation import distance, evaluate, fed_to, rounding
 from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
 from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.random_access import RandomAccess
 from nnaudit.probes.randomness import Draw, RandomnessTap
 from nnaudit.report import Kind, Numbers, Result, Table, Text
 from nnaudit.state import preserved
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,11 @@ class EvalDeterminism(Check):
         itself says training=True. Such a declared one, or a dropout module kept in train mode,
         may be meant (Monte Carlo dropout) and is a warning. Random numbers that the model draws
         in so many words are how it samples (a variational autoencoder, a diffusion model), and
-        are a note. A model that raises in eval mode and in train mode takes the same inputs, no
-        targets among them, fails, unless it refuses them by an assertion.
+        are a note. Then it is run three times in a row with nothing put back: outputs that differ
+        both times come of what the model keeps from batch to batch, a hidden state that is never
+        reset. Where a random sampler draws the batches, so that rows do not continue each other,
+        that is a warning. A model that raises in eval mode and in train mode takes the same
+        inputs, no targets among them, fails, unless it refuses them by an assertion.
     Fix: F.dropout(x, p, training=self.training)
     References: PyTorch documentation of torch.nn.functional.dropout and
         scaled_dot_product_attention; Gal and Ghahramani, "Dropout as a Bayesian Approximation"
@@ -78,9 +86,24 @@ class EvalDeterminism(Check):
                 "tolerance": repeats.tolerance,
             },
         )
-        if repeats.spread <= repeats.tolerance:
-            return self.passed("Outputs in eval mode do not depend on chance.", evidence=(numbers,))
-        return self._differ(audit, repeats, numbers)
+        if repeats.spread > repeats.tolerance:
+            return self._differ(audit, repeats, numbers)
+        carried = _carried(loop, fed, audit.seed)
+        if carried > repeats.tolerance and _is_shuffled(loop):
+            return self._remembers(audit, carried, numbers)
+        return self.passed("Outputs in eval mode do not depend on chance.", evidence=(numbers,))
+
+    def _remembers(self, audit: Audit, carried: float, numbers: Numbers) -> Result:
+        return self.warned(
+            f"The same batch three times in a row gives outputs that differ by {100 * carried:.2g} "
+            "% of their size: the network carries something over from the batches before, and the "
+            "loader shuffles, so those are others' rows.",
+            measured=f"{100 * carried:.2g} % apart",
+            threshold="the same output",
+            evidence=(numbers,),
+            location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
+            fix="begin every batch anew: state = None in forward(), not self.state",
+        )
 
     def _raised(self, loop: Loop, fed: Fed, error: UserCodeError) -> Result:
         """Name the crash; it is proof only where train mode takes the very same inputs."""
@@ -166,6 +189,28 @@ def _repeat(loop: Loop, fed: Fed, seed: int) -> Repeats:
     noise = distance(outputs[0], outputs[1])
     spread = distance(outputs[0], outputs[2])
     return Repeats(noise, spread, max(10 * noise, rounding(outputs[0])), tuple(tap.draws))
+
+
+def _carried(loop: Loop, fed: Fed, seed: int) -> float:
+    """Return by how much outputs of one batch differ when nothing is put back in between.
+
+    The smaller of two differences in a row: what is made once, at the first call, is no state. Nor
+    is a generator of random numbers of the model's own.
+    """
+    attributes = [value for module in loop.model.modules() for value in vars(module).values()]
+    if any(isinstance(value, _GENERATORS) for value in attributes):
+        return 0.0
+    outputs = []
+    with preserved(loop.subjects):
+        for _ in range(3):
+            seed_everything(seed)
+            outputs.append(evaluate(loop, fed))
+    return min(distance(outputs[0], outputs[1]), distance(outputs[1], outputs[2]))
+
+
+def _is_shuffled(loop: Loop) -> bool:
+    access = RandomAccess.of(loop.train_loader)
+    return access is not None and access.shuffles
 
 
 def _table(draws: tuple[Draw, ...]) -> Table:

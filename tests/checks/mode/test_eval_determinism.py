@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.mode.eval_determinism import EvalDeterminism
 from nnaudit.report import Result, Status
@@ -129,7 +130,6 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: Net(attention_guarded),
     "unused": lambda: Net(random_and_unused),
     "modules": lambda: Net(lambda net, h: net.drop(net.norm(h))),
-    "lstm": Recurrent,
     "encoder": Encoder,
 }
 
@@ -160,3 +160,31 @@ def test_what_eval_mode_refuses_by_an_assertion_is_no_failure(ask) -> None:
     result: Result = ask(EvalDeterminism, lambda: Net(refusing))
     assert result.status is Status.INCONCLUSIVE
     assert "one at a time" in result.message
+
+
+def test_a_state_carried_over_shuffled_batches_warns(ask) -> None:
+    result: Result = ask(EvalDeterminism, Recurrent)
+    assert result.status is Status.WARN
+    assert "carries" in result.message
+
+
+def test_a_state_carried_along_an_order_passes(ask) -> None:
+    x = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+    in_order = DataLoader(TensorDataset(x, x[:, :5].argmax(1)), 32)
+    assert ask(EvalDeterminism, Recurrent, train_loader=in_order).status is Status.PASS
+
+
+class Cached(Net):
+    """Makes something at its first call and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda net, h: h + self.offset(h))
+        self.made: Tensor | None = None
+
+    def offset(self, h: Tensor) -> Tensor:
+        before, self.made = self.made, torch.ones(24) if self.made is None else self.made
+        return torch.zeros(24) if before is None else before
+
+
+def test_what_is_made_once_is_no_state(ask) -> None:
+    assert ask(EvalDeterminism, Cached).status is Status.PASS
