@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,11 +143,19 @@ class Cast:
     loss_value: float
 
 
-def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast:
+def cast(
+    registers: Registers,
+    diary: Diary,
+    loader: int,
+    *,
+    free: bool,
+    past: Collection[Optimizer] = (),
+) -> Cast:
     """Settle who is who.
 
-    ``loader`` is the id of the training loader; ``free`` says that the script draws its batches
-    without one.
+    ``loader`` is the number of the training loader's iterator; ``free`` says that the script draws
+    its batches without one; ``past`` are optimizers of an earlier training, which are left out
+    unless they have stepped in this one.
 
     Raises:
         LookupError: no network was called before the optimizer's step.
@@ -173,13 +181,14 @@ def cast(registers: Registers, diary: Diary, loader: int, *, free: bool) -> Cast
     rule = None
     if whole and leave is not None and batch is not None:
         rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
+    present = [o for o in registers.of["optimizer"].alive() if o not in past]
     inside = {id(m) for m in model.modules()}
     others = tuple(m for r in roots if id(m := unwrapped(r)) not in inside)
     return Cast(
         model=model,
         models=(model, *others),
         optimizer=optimizer,
-        optimizers=_unique([optimizer, *registers.of["optimizer"].alive(), *diary.stepped]),
+        optimizers=_unique([optimizer, *present, *diary.stepped]),
         schedulers=tuple(registers.of["scheduler"].alive()),
         scalers=tuple(registers.of["scaler"].alive()),
         helpers=helpers(),

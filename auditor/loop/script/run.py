@@ -198,6 +198,7 @@ class Run:
         self._idle = 0
         self._by_call = self._calls_networks = False
         self._waiting: Diary | None = None
+        self._past: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._taken = False
         self._closing = False
         self._order: Order | None = None
@@ -485,10 +486,13 @@ class Run:
 
     def _begin_to_learn(self) -> None:
         """Forget the training without a loader: one with a loader may begin here."""
-        self._diary, self._waiting = Diary(), None
+        for diary in (self._waiting, self._diary):
+            self._past.update(diary.stepped if diary is not None else ())
+        self._diary, self._waiting, self._initial = Diary(), None, None
         self._live, self._last = {}, None
         self._backwards = self._steps = 0
         self._due = self._by_call = False
+        gc.collect()  # what has trained before should not count as part of this training
 
     def _belongs(self, iterator: TappedIterator) -> bool:
         """Whether ``iterator``'s loader was being read when the script first back-propagated."""
@@ -894,11 +898,9 @@ class Run:
             self._take_up(self._heir)
             return
         main = self._reader()
-        if self._waiting_since is not None:
-            gc.collect()  # what has trained before should not count as part of this training
         try:
             key = main.key if main is not None else 0
-            roles = cast(self.registers, self._diary, key, free=self.free)
+            roles = cast(self.registers, self._diary, key, free=self.free, past=self._past)
         except LookupError:
             raise TargetError(
                 f"{self.session.path.name} took an optimizer step without calling a network that "

@@ -432,6 +432,7 @@ def test_a_loop_without_a_loader_may_come_before_the_training(drive: Any) -> Non
     def body(loop: ScriptLoop) -> None:
         assert not loop.run.free
         assert len(loop.model) == 4, "it is not the baseline"  # type: ignore[arg-type]
+        assert len(loop.optimizers) == 1, "nor is its optimizer still one of the training's"
         assert loop.step(first(loop)).loss > 0
         with loop.relaunched(1) as other:
             assert len(other.model) == 4  # type: ignore[arg-type]
