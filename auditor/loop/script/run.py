@@ -98,6 +98,7 @@ class Session:
             executed as a module, and :func:`objects.training_of` says what follows.
         trainer: whose loop it is then.
         free: the loop that is audited has no loader; None until the first run has come to it.
+        executions: how often the script was executed.
     """
 
     path: Path
@@ -111,6 +112,7 @@ class Session:
     objects: bool = False
     trainer: Part | None = None
     free: bool | None = None
+    executions: int = 0
     start: Path = field(default_factory=Path.cwd)
     count: StepCount = field(default_factory=StepCount)
     runs: list[Run] = field(default_factory=list)
@@ -250,6 +252,7 @@ class Run:
         nnaudit_runs_the_script = True  # noqa: F841 - the name at which frames.user_frames stops
         nnaudit_runs_it_again = self._heir is not None  # noqa: F841 - see loop.base.REPEATED
         path, taps = self.session.path, self.session.taps
+        self.session.executions += 1
         main = types.ModuleType(path.stem if self.session.objects else "__main__")
         main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
         with ExitStack() as stack:
@@ -404,6 +407,11 @@ class Run:
         self._heir = _Heir(order, self.registers, self.roles.helpers, loaders, process)
         self.registers = Registers()
         self._begin()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the script was executed before in this process."""
+        return self.session.executions > 1
 
     @property
     def starting(self) -> bool:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -40,6 +40,10 @@ class Listener(Protocol):
     @property
     def leads(self) -> bool:
         """The script takes the steps that the auditor wants."""
+
+    @property
+    def repeats(self) -> bool:
+        """The script is executed again in this process."""
 
     def made(self, kind: str, thing: Any) -> None:
         """An object of ``kind`` (module, optimizer, scheduler, scaler, loader) is being built."""
@@ -154,6 +158,10 @@ class Taps:
         self._tap_loader_class(DataLoader, stack)
         self._patch(stack, torch.autograd, "backward", self._backward)
         self._patch(stack, argparse.ArgumentParser, "error", self._parser_error)
+        if distributed.is_available():
+            stack.callback(_leave_group, distributed.is_initialized())
+            for name in ("init_process_group", "destroy_process_group"):
+                self._patch(stack, distributed, name, self._once_for_all)
         for handle in (
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -312,6 +320,17 @@ class Taps:
 
         return step
 
+    def _once_for_all(self, real: Any) -> Any:
+        """A process has one group of processes: later executions take the first one's."""
+
+        @wraps(real)
+        def once(*args: Any, **kwargs: Any) -> None:
+            listener = self.heard()
+            if listener is None or not (listener.repeats and distributed.is_initialized()):
+                real(*args, **kwargs)
+
+        return once
+
     def _zero_grad(self, real: Any) -> Any:
         @wraps(real)
         def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -340,6 +359,11 @@ class Taps:
             real(parser, message)
 
         return error
+
+
+def _leave_group(was_there: bool) -> None:
+    if distributed.is_initialized() and not was_there:
+        distributed.destroy_process_group()
 
 
 def _is_auditors(hook: Any) -> bool:

@@ -580,6 +580,31 @@ def test_a_computed_seed_follows(drive: Any) -> None:
     assert len(set(drive(text, starts).values())) == 3
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.distributed deprecates parts of its own
+def test_a_group_of_processes_is_joined_once(drive: Any) -> None:
+    text = (
+        HEAD
+        + """
+from torch import distributed
+distributed.init_process_group("gloo", init_method="file://" + os.path.abspath("group"),
+                               rank=0, world_size=1)
+model = nn.parallel.DistributedDataParallel(model)
+"""
+        + BODY
+        + "distributed.destroy_process_group()\n"
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        with loop.relaunched(1) as other:
+            assert weights(other) != weights(loop)
+            other.step(first(other))
+        for _ in range(3 * 8 + 1):
+            loop.step(first(loop))
+
+    drive(text, body)
+    assert not torch.distributed.is_initialized()
+
+
 def test_modules_beside_the_script_are_executed_anew(drive: Any, tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("import torch\nmade = torch.nn.Linear(1, 1)\n")
     text = HEAD + "import beside\nmodel.append(beside.made)\n"
