@@ -198,6 +198,8 @@ def taken_apart(collate: Callable[[list[Any]], Any], items: list[Any]) -> tuple[
     varied = [name for name in base if not _alike(base[name], base[name][order])]
     kept = [name for name in varied if _alike(moved[name], base[name][order])]
     for name in varied:
+        if _is_list_of_values(base[name]):
+            continue
         if kept and _alike(moved[name], base[name]) and not _alike(base[name], other.get(name)):
             return name, kept[0]
     return None
@@ -213,6 +215,11 @@ def _rows(batch: Any, count: int) -> dict[str, Tensor]:
 
 def _alike(one: Tensor, two: Tensor | None) -> bool:
     return two is not None and one.shape == two.shape and torch.equal(one, two)
+
+
+def _is_list_of_values(field: Tensor) -> bool:
+    """Whether it is what torch.unique makes: which ids there are, and no row's own."""
+    return field.ndim == 1 and not field.is_floating_point() and bool((field.diff() > 0).all())
 
 
 def _is_permutation(field: Tensor) -> bool:

@@ -95,6 +95,11 @@ def adds_negatives(items: list[Any]) -> Any:
     return ids, lengths, ids.roll(1, 0), torch.arange(len(items))
 
 
+def lists_the_sums(items: list[Any]) -> Any:
+    ids, lengths = padded([ids for ids, _ in items])
+    return ids, lengths, torch.unique(torch.tensor([hash(tuple(row.tolist())) for row, _ in items]))
+
+
 def draws(items: list[Any]) -> Any:
     ids, lengths = padded(sorted((ids for ids, _ in items), key=len))
     return ids, lengths, torch.rand(len(items))
@@ -107,7 +112,15 @@ def test_sentences_sorted_without_their_labels_fail() -> None:
 
 
 @pytest.mark.parametrize(
-    "collate", [sorts_whole_items, says_how_it_sorted, pads_only, adds_negatives, draws]
+    "collate",
+    [
+        sorts_whole_items,
+        says_how_it_sorted,
+        pads_only,
+        adds_negatives,
+        lists_the_sums,
+        draws,
+    ],
 )
 def test_near_misses_of_order_pass(collate: Any) -> None:
     for start in range(20):
