@@ -123,7 +123,8 @@ class DirectLoop(Loop):
         if self.train_loader is None:
             return _undefined("train_loader", None)
         fed = self.feed(self._first_batch())
-        alone = fed.target is None or any(fed.target is value for value in fed.inputs)
+        # A model may be given its labels beside its inputs; only the first input stands alone.
+        alone = fed.target is None or any(fed.target is value for value in fed.inputs[:1])
         return "the batches hold inputs only" if alone else ""
 
     def _why_not_fresh(self) -> str:

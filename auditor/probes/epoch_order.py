@@ -17,6 +17,7 @@ from nnaudit import batch as batches
 from nnaudit import stats
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
+from nnaudit.feed import TARGET_NAMES
 from nnaudit.loop.base import Fed, Loop
 from nnaudit.probes.base import Probe
 from nnaudit.probes.random_access import RandomAccess
@@ -416,11 +417,35 @@ class _Notes:
 
 
 def taken_apart(loop: Loop, batch: Any) -> Fed:
-    """Take ``batch`` apart; as a whole, where only the user's own step understands it."""
+    """Take ``batch`` apart to be looked at; as a whole, where only the user's step understands it.
+
+    What a model is given as its target, to compute the loss itself (``labels=...``, as those of
+    transformers are), is no input then.
+    """
     try:
-        return loop.feed(batch)
+        fed = loop.feed(batch)
     except UserCodeError:
         return Fed((batch,), {}, None)
+    given = {
+        name: value
+        for name, value in fed.kwargs.items()
+        if name in TARGET_NAMES and _same_target(value, fed.target)
+    }
+    rest = {name: value for name, value in fed.kwargs.items() if name not in given}
+    if not given or not (fed.args or rest):
+        return fed
+    return Fed(fed.args, rest, next(iter(given.values())))
+
+
+def _same_target(value: Any, target: Any) -> bool:
+    """Whether both hold the same numbers, in whatever shape the loss wants them."""
+    if value is target:
+        return value is not None
+    if not isinstance(value, Tensor) or not isinstance(target, Tensor):
+        return False
+    if value.numel() != target.numel() or value.device != target.device:
+        return False
+    return torch.equal(value.reshape(-1), target.reshape(-1))
 
 
 # --- targets ------------------------------------------------------------------------------------

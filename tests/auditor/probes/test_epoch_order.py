@@ -19,6 +19,7 @@ from nnaudit.probes.epoch_order import (
     is_next_token,
     order_of,
     row_targets,
+    taken_apart,
 )
 from nnaudit.targets import Target
 
@@ -174,3 +175,35 @@ def test_batches_a_loop_cannot_take_apart_are_still_read() -> None:
     loop = DirectLoop(Target(Own, loader, training_step=step), torch.device("cpu"), seed=0)
     order = Audit(loop).probe(EpochOrder)
     assert order.first.rows == 256
+
+
+class Feeds:
+    """A loop that feeds every batch in one way."""
+
+    def __init__(self, fed: Fed) -> None:
+        self._fed = fed
+
+    def feed(self, batch: Any) -> Fed:
+        return self._fed
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_labels_that_the_model_is_given_are_its_target_and_no_input(flat: bool) -> None:
+    ids, mask, labels = torch.arange(6).view(2, 3), torch.ones(2, 3), torch.arange(6).view(2, 3)
+    keywords = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    seen = taken_apart(Feeds(Fed((), keywords, labels.view(-1) if flat else labels)), None)
+    assert list(seen.kwargs) == ["input_ids", "attention_mask"]
+    assert seen.target is labels
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Fed((), {"labels": torch.arange(3)}, torch.arange(3)),  # nothing else would be an input
+        Fed((), {"x": torch.ones(3), "y": torch.zeros(3)}, torch.arange(3)),  # y is an input
+        Fed((torch.ones(3),), {"labels": None}, None),
+        fed(torch.ones(3), torch.arange(3)),
+    ],
+)
+def test_other_inputs_stay_what_they_are(made: Fed) -> None:
+    assert taken_apart(Feeds(made), None) is made
