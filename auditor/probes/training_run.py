@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from nnaudit import batch as batches
 from nnaudit.context import Audit
@@ -296,7 +296,7 @@ class _Run:
 
     def _note(self, number: int, batch: Any, seen: Observation) -> None:
         call = main_call(seen) or self._spelled_out(batch, seen)
-        if call is None or not isinstance(call.arguments.get("target"), Tensor):
+        if call is None or not call.compares:
             self.unknown = math.isfinite(self.losses[-1])
             return
         kept = without_input(call)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.first_steps import First, FirstSteps, is_given
 from nnaudit.probes.label_signal import FEWEST, LabelSignal, Signal
 from nnaudit.report import Evidence, Kind, Result, Table
 
@@ -54,7 +55,7 @@ class LabelSignals(Check):
             return self.skipped(
                 f"There are not {FEWEST} unlike rows of one shape with one target each."
             )
-        if not audit.probe(FirstSteps).supervised:
+        if not _is_supervised(audit.probe(FirstSteps)):
             return self.skipped("No loss compares the output with the loader's targets.")
         best = max(seen.z, key=lambda view: seen.z[view])
         told = f"{best} agree with the labels at z = {seen.best:.1f} of {seen.rows:,} rows"
@@ -83,6 +84,19 @@ class LabelSignals(Check):
             "with inputs of this kind it need not.",
             evidence=_table(seen),
         )
+
+
+def _is_supervised(first: First) -> bool:
+    """Whether a loss compares with the loader's targets, or with what may be made of them.
+
+    One number per row that no field of the batch holds, as a value estimate, is another target.
+    """
+    return any(
+        not call.compares
+        or call.target.numel() != batches.size(first.batches[0])
+        or is_given(call, first.batches[0])
+        for call in (main.calls[0] for main in first.supervised)
+    )
 
 
 def _table(seen: Signal) -> tuple[Evidence, ...]:

@@ -39,6 +39,16 @@ def test_a_healthy_run_is_recorded_from_end_to_end():
     assert set(seen.rates) == {0.1}
 
 
+def test_a_loss_of_two_inputs_is_not_taken_for_a_comparison():
+    def ranked(model, batch):
+        score = model(batch[0])[:, 0]
+        return F.margin_ranking_loss(score, score.roll(1), torch.ones(len(score)), margin=1.0)
+
+    seen = run(training_step=ranked)
+    assert len(seen.losses) == 300
+    assert seen.calls == {}
+
+
 def test_the_best_constant_is_the_entropy_of_the_classes():
     loop = DirectLoop(target(), torch.device("cpu"), seed=0)
     labels = torch.cat([batch[1] for batch in loop.batches()])

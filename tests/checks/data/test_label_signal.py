@@ -197,3 +197,23 @@ def test_shuffled_labels_look_significant_no_more_often_than_chance() -> None:
     assert abs(float(np.mean(best))) < 0.2
     assert np.mean(np.array(best) > 2) < 0.05
     assert max(best) < 4.5
+
+
+def test_actions_are_no_labels_where_the_loss_compares_with_a_value_estimate() -> None:
+    """Replay: what was done is drawn at random, what it was worth is reckoned in the step."""
+    x = torch.randn(800, 8, generator=generator())
+    action = torch.randint(3, (800,), generator=generator(1))
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        state, done = batch
+        value = model(state).gather(1, done[:, None]).squeeze(1)
+        return F.smooth_l1_loss(value, state[:, 0] + 0.9 * value.detach())
+
+    target = Target(
+        Anything,
+        lambda: DataLoader(TensorDataset(x, action), 32, shuffle=True),
+        training_step=step,
+    )
+    loop = DirectLoop(target, torch.device("cpu"), seed=0)
+    assert run_check(LabelSignals, Audit(loop)).status is Status.SKIP
+    assert ask(x, action).status is Status.WARN
