@@ -13,6 +13,7 @@ from nnaudit.probes.subsets import TinyFitting
 from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
 
 FEW = 64
+_ENOUGH = 100
 """A network that cannot fit this many examples is not limited by the data."""
 
 
@@ -29,7 +30,8 @@ class SubsetLadderFit(Check):
     Fewer and smaller rungs are climbed where steps are slow or the data set is small. It warns
     when a network with hidden layers does not fit 64 examples and its loss has stopped falling
     (by less than 2 % of the rest in the last quarter): sound networks fit that many. That is a
-    judgement: how far one gets in 200 steps depends on the task.
+    judgement: how far one gets in 200 steps depends on the task. Where there was time for fewer
+    than 100 steps, subsets that were not fitted give no answer.
     Fix: widen or deepen the network, or raise the learning rate, whichever FIT106 and FIT101 name.
     References: Zhang, Bengio, Hardt, Recht and Vinyals, "Understanding deep learning requires
     rethinking generalization" (ICLR 2017): networks fit training sets by heart; Josh Tobin,
@@ -68,21 +70,31 @@ class SubsetLadderFit(Check):
                 f"{said}{cut}.",
                 evidence=evidence,
             )
+        return self._stopped(audit, ladder, limit, f"{said}{cut}")
+
+    def _stopped(self, audit: Audit, ladder: Ladder, limit: Rung, said: str) -> Result:
+        evidence = ladder_evidence(ladder)
         where = f"Fitting stops at {limit.rows} examples"
         tiny = audit.probe(TinyFitting)
         if not tiny.fits(tiny.best):
-            return self.noted(f"{where}, as FIT101 found: {said}{cut}.", evidence=evidence)
+            return self.noted(f"{where}, as FIT101 found: {said}.", evidence=evidence)
+        if ladder.steps < _ENOUGH:
+            return self.inconclusive(
+                f"{where}, but steps are slow, and {ladder.steps} too few to say that it stays so: "
+                f"{said}.",
+                evidence=evidence,
+            )
         small = limit.rows <= FEW and trainable_layers(audit.loop.model) > 1
         if small and not limit.bounds.reconstruction and limit.closed < 0.7:
             return self.warned(
-                f"{where}, and the loss has stopped falling: {said}{cut}.",
+                f"{where}, and the loss has stopped falling: {said}.",
                 measured=f"{_closed(limit)} at {limit.rows} examples",
                 threshold="0.9 at 64 examples",
                 evidence=evidence,
                 location=audit.loop.locate("model"),
                 fix="make the hidden layers wider, or see FIT101 for the learning rate",
             )
-        return self.noted(f"{where}: {said}{cut}.", evidence=evidence)
+        return self.noted(f"{where}: {said}.", evidence=evidence)
 
 
 def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:

@@ -1,8 +1,11 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.checks.fit.subset_ladder import SubsetLadderFit
+from nnaudit.probes import ladder
+from nnaudit.probes.ladder import Plan
 from nnaudit.report import Curve, Status
 from nnaudit.targets import Target
 
@@ -36,7 +39,10 @@ def test_a_slow_rate_is_not_a_limit(tools, data):
     assert tools.ask(SubsetLadderFit, target).status is Status.PASS
 
 
-def test_a_network_without_room_for_64_examples_is_a_warning(tools, data):
+@pytest.mark.parametrize("steps", [200, 90])
+def test_a_network_without_room_for_64_examples_is_a_warning(steps, tools, data, monkeypatch):
+    monkeypatch.setattr(ladder, "plan_for", lambda tiny, seconds: Plan((16, 64), 32, steps))
+
     def linear_in_two_layers():
         return nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
 
@@ -48,7 +54,8 @@ def test_a_network_without_room_for_64_examples_is_a_warning(tools, data):
         optimizer=tools.adam(0.1),
     )
     result = tools.ask(SubsetLadderFit, target)
-    assert result.status is Status.WARN, result.message
+    # Of a short run a network on a plateau could say the same.
+    assert result.status is (Status.WARN if steps == 200 else Status.INCONCLUSIVE), result.message
     assert "Fitting stops at 64 examples" in result.message
 
 
