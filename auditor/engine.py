@@ -88,8 +88,14 @@ def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
     """Return the checks the settings ask for.
 
     Raises:
-        UsageError: a selector names nothing, or a table an unknown check or option.
+        UsageError: a selector names nothing, or a table an unknown check or option; no check could
+            be loaded.
     """
+    if not registry.checks:
+        why = "; ".join(f"{plugin.name}: {plugin.reason}" for plugin in registry.broken)
+        raise UsageError(
+            f"no check could be loaded ({why or 'none is registered'}): reinstall nnaudit"
+        )
     for name, options in settings.thresholds.items():
         with _said_of(f'thresholds."{name}"'):
             check = registry.find(name)

@@ -11,6 +11,8 @@ import pytest
 from nnaudit.checks import builtin, registry
 from nnaudit.checks.base import Check, CheckDefinitionError
 from nnaudit.checks.registry import Registry
+from nnaudit.config import Settings
+from nnaudit.engine import selected
 from nnaudit.errors import UsageError
 from nnaudit.report import Kind, Result, Status
 
@@ -108,6 +110,12 @@ def test_a_plug_in_that_cannot_be_loaded_is_kept_with_its_reason(monkeypatch) ->
     loaded = Registry.load()
     assert len(loaded.checks) == len(CHECKS)
     assert "no_such_module" in loaded.broken[0].reason
+
+
+def test_where_no_check_can_be_loaded_the_reason_is_said(monkeypatch) -> None:
+    monkeypatch.setattr(registry, "entry_points", points("no_such_module:checks"))
+    with pytest.raises(UsageError, match=r"no check could be loaded.*no_such_module"):
+        selected(Registry.load(), Settings())
 
 
 @pytest.mark.parametrize(
