@@ -184,6 +184,7 @@ class Run:
         self.free = False
         self.ends_epoch = False
         self.planned_epochs = 0
+        self._void = False
         self._handed_over = False
         self._diary = Diary()
         self._initial: Snapshot | None = None
@@ -772,6 +773,7 @@ class Run:
         self._passes += 1
         if self._in_step is not None and self._passes > 1:
             return wanted
+        self._forget_what_is_void()
         if not self._taken:
             self._diary.propagated.append(Propagated(value, caller()))
         elif order is not None:
@@ -779,15 +781,22 @@ class Run:
         return wanted
 
     def zeroed(self) -> None:
-        """Forget what was back-propagated where none of it is left, as after an attack's passes."""
+        """Note whether anything of what was back-propagated is left: after an attack's passes not.
+
+        It is forgotten when there is another pass; a step without one has used nothing (STEP102).
+        """
         order, diary = self._order, self._diary
         held = order.pending if order is not None else diary.propagated[diary.used :]
-        if not held or self._in_step is not None or self._any_gradient():
+        self._void = bool(held) and self._in_step is None and not self._any_gradient()
+
+    def _forget_what_is_void(self) -> None:
+        if not self._void:
             return
-        if order is not None:
-            order.pending = []
+        self._void = False
+        if self._order is not None:
+            self._order.pending = []
         else:
-            del diary.propagated[diary.used :]
+            del self._diary.propagated[self._diary.used :]
 
     def _any_gradient(self) -> bool:
         """Whether anything is left for the step: of the main optimizer, once that is known."""
@@ -858,6 +867,7 @@ class Run:
             self._idle += 1
             self._diary.stepped.append(optimizer)
             self._diary.used = len(self._diary.propagated)
+            self._void = False
             if not self._live or self._idle > PATIENCE:
                 self._learn_the_round(optimizer)
 
@@ -872,6 +882,7 @@ class Run:
         assert self.roles is not None
         order.attempts += 1
         self._fruitless = 0
+        self._void = False
         if optimizer is self.roles.optimizer and not order.ended:
             if _CUDA.is_initialized():
                 torch.cuda.synchronize()
