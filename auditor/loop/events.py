@@ -158,6 +158,7 @@ class Recorder:
 
     def __init__(self, loop: Loop) -> None:
         self.events: list[Event] = []
+        self._loop = loop
         self._optimizers = loop.optimizers
         self._schedulers = loop.schedulers
         self._parameters = [parameters_of(optimizer) for optimizer in self._optimizers]
@@ -212,6 +213,8 @@ class Recorder:
             stack.callback(optimizer.register_step_post_hook(after).remove)
 
     def _add(self, kind: Happening, which: int, **details: Any) -> None:
+        if self._loop.starting:
+            return  # a script that is executed once more takes a first step of its own
         norms = tuple(_norm_or_none(parameters) for parameters in self._parameters)
         self.events.append(Event(kind, which, norms, _place(), **details))
 

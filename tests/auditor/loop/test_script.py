@@ -17,6 +17,7 @@ from nnaudit import batch as batches
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
+from nnaudit.loop.events import Happening, Recorder
 from nnaudit.loop.script import ScriptLoop, run_script
 from nnaudit.probes.seeding import watching_seeds
 from nnaudit.state import preserved
@@ -517,6 +518,33 @@ def test_an_attack_on_the_inputs_is_not_part_of_the_loss(drive: Any, zeroing: st
         assert loop.run.roles.divisor == 1
 
     drive("said = []\n" + text, body)
+
+
+def test_what_is_zeroed_before_the_step_was_the_loss_of_the_step(drive: Any) -> None:
+    text = HEAD + BODY.replace("        optimizer.zero_grad()\n", "").replace(
+        "        optimizer.step()", "        optimizer.zero_grad()\n        optimizer.step()"
+    )
+
+    def body(loop: ScriptLoop) -> None:
+        batch, before = first(loop), weights(loop)
+        assert loop.step(batch).loss > 0
+        assert weights(loop) == before
+
+    drive(text, body)
+
+
+def test_the_first_step_of_a_script_that_begins_again_is_not_recorded(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        a, b = first(loop)
+        with pytest.raises(UserCodeError):
+            loop.step((a[:, :2], b))
+        with Recorder(loop) as recorder:
+            loop.step((a, b))
+        kinds = [event.kind for event in recorder.events]
+        assert loop.run.revivals == 1
+        assert kinds.count(Happening.BACKWARD) == 1
+
+    drive(HEAD + BODY, body)
 
 
 def test_an_attack_gets_its_gradient_where_batches_are_drawn(drive: Any) -> None:
