@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -70,7 +70,7 @@ class TrainEvalMode(Check):
     def run(self, audit: Audit) -> Result:
         """Read the modes of the first steps."""
         first = audit.probe(FirstSteps)
-        modes = _modes(first.observations, audit.loop.model)
+        modes = _modes(_flags(first.observations), audit.loop.model)
         trained = [mode for mode in modes if not mode.frozen]
         if not all(mode.training for mode in trained):
             return self._asleep(audit, first.observations, trained, "during training steps")
@@ -79,7 +79,7 @@ class TrainEvalMode(Check):
         if trained and audit.loop.handed_over_in_eval:
             return self._woken(audit, trained)
         second = audit.probe(SecondEpoch)
-        later = _modes((second,), audit.loop.model) if second is not None else []
+        later = _modes(second.training_flags, audit.loop.model) if second is not None else []
         left = [mode for mode in later if not mode.frozen]
         if second is not None and not all(mode.training for mode in left):
             when = "in training steps after the first epoch: validation, or whatever runs between"
@@ -184,13 +184,18 @@ def _all_random(audit: Audit) -> bool:
     return bool(differing) and all(differing.values())
 
 
-def _modes(observations: Sequence[Observation], model: nn.Module) -> list[Mode]:
-    """Return the modules that ran and to which the mode matters; trained if so in any step."""
-    modules = dict(model.named_modules())
+def _flags(observations: Sequence[Observation]) -> dict[str, bool]:
+    """Return whether each module was in train mode in any step."""
     flags: dict[str, bool] = {}
     for seen in observations:
         for name, training in seen.training_flags.items():
             flags[name] = flags.get(name, False) or training
+    return flags
+
+
+def _modes(flags: Mapping[str, bool], model: nn.Module) -> list[Mode]:
+    """Return the modules that ran and to which the mode matters; ``flags`` say in which."""
+    modules = dict(model.named_modules())
     return [
         Mode(
             name=name,
@@ -210,13 +215,10 @@ def _awake_in_validation(second: Observation, model: nn.Module) -> list[Mode]:
     Some in train mode may be meant (Monte Carlo dropout). A forward of the user's own that reads
     the mode may return losses in train mode only, as torchvision's detectors do.
     """
-    flags = {
-        name: training
-        for name, training in second.validation_flags.items()
-        if isinstance(dict(model.named_modules()).get(name), _STOCK) or name == ""
-    }
-    modes = _modes((Observation(training_flags=flags),), model)
-    stock = [mode for mode in modes if mode.name and not mode.frozen]
+    flags, modules = second.validation_flags, dict(model.named_modules())
+    modes = _modes(flags, model)
+    inner = [mode for mode in modes if mode.name and not mode.frozen]
+    stock = [mode for mode in inner if isinstance(modules[mode.name], _STOCK)]
     return stock if flags.get("") and all(mode.training for mode in stock) else []
 
 
