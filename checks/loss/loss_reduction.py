@@ -10,14 +10,12 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
+from nnaudit.optimizers import is_scale_free
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Numbers, Result
 
 _CLOSE = 0.1
 """A sampled loss differs a little on the second copy of each row."""
-
-_ADAPTIVE = ("adam", "rms", "ada", "lion", "lamb", "sign", "muon", "sophia")
-"""Optimizers whose step does not depend on the size of the gradient."""
 
 
 class LossReduction(Check):
@@ -75,7 +73,7 @@ class LossReduction(Check):
 
     def _sum(self, audit: Audit, size: int, evidence: str, first: First) -> Result:
         names = [type(optimizer).__name__ for optimizer in audit.loop.optimizers]
-        adaptive = bool(names) and all(any(a in n.lower() for a in _ADAPTIVE) for n in names)
+        adaptive = bool(names) and all(map(is_scale_free, audit.loop.optimizers))
         rate = max((g["lr"] for o in audit.loop.optimizers for g in o.param_groups), default=0.0)
         if adaptive:
             effect = (

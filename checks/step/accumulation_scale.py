@@ -17,13 +17,9 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import without_dropout
 from nnaudit.loop.events import Event, Happening
 from nnaudit.loop.taps import LossCall
+from nnaudit.optimizers import is_scale_free
 from nnaudit.probes.step_trace import StepTrace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result
-
-_ADAPTIVE = (
-    "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "SparseAdam",
-    "Adafactor", "Rprop", "Lion", "AdamW8bit", "Adam8bit",
-)  # fmt: skip
 
 _TOO_LARGE = 1.5
 
@@ -62,10 +58,9 @@ class AccumulationScale(Check):
         or more, of two rows or more) making up the whole in order: two or three may be domains
         with a loss each. What was back-propagated, a gradient scaler's
         factor taken out, is summed over the k passes and divided by the mean loss of a row: 1 if
-        divided by k, k if not. It fails where the sum is at least 1.5 and the optimizer's step
-        grows with its gradient or the gradient is clipped; an adaptive optimizer without clipping
-        does not feel it, which is a warning. Several different losses, sums, and losses per token
-        are not judged.
+        divided by k, k if not. It fails where the sum is at least 1.5, and says so where an
+        optimizer that divides by the gradient's size hides it. Several different losses, sums, and
+        losses per token are not judged.
     Fix: (loss / accumulation_steps).backward()
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
@@ -113,7 +108,6 @@ class AccumulationScale(Check):
             f"Each step adds up the gradients of {count} batches without dividing: they are "
             f"{scale:.3g} times the gradient of one batch of that size"
         )
-        names = {type(optimizer).__name__ for optimizer in audit.loop.optimizers}
         details = {
             "measured": f"{scale:.3g} times the mean gradient",
             "threshold": "1.5 times",
@@ -121,11 +115,11 @@ class AccumulationScale(Check):
             "location": found[0].location or audit.loop.locate("training_step"),
             "fix": f"(loss / {count}).backward(){_of_trainer(audit.loop)}",
         }
-        if names <= set(_ADAPTIVE) and not clipped:
-            return self.warned(
-                f"{said}; {', '.join(sorted(names))} divides by the gradient's size and does not "
-                "feel it, but the loss that is shown, a clip or another optimizer would.",
-                **details,
+        if all(map(is_scale_free, audit.loop.optimizers)) and not clipped:
+            names = sorted({type(optimizer).__name__ for optimizer in audit.loop.optimizers})
+            said += (
+                f"; {', '.join(names)} divides by the gradient's size and does not feel it, but "
+                "the loss that is shown does, and so would a clip or another optimizer"
             )
         return self.failed(f"{said}.", **details)
 

@@ -10,12 +10,12 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.events import Clip, Event, Happening, Recorder, without_gradients
+from nnaudit.optimizers import is_scale_free
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.step_trace import StepTrace, Trace, describe
 from nnaudit.report import Curve, Kind, Location, Result, Series, Text
 
 _MORE_STEPS = 16
-_ADAPTIVE = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "SparseAdam")
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,8 @@ class Clipping(Check):
             f"The clip of {limit:g} cuts every gradient of {len(bounds)} steps by more than "
             f"{binding:g} (by {median:.3g} in the middle)"
         )
-        names = {type(optimizer).__name__ for optimizer in audit.loop.optimizers}
-        if names <= set(_ADAPTIVE):
-            who = ", ".join(sorted(names))
+        if all(map(is_scale_free, audit.loop.optimizers)):
+            who = ", ".join(sorted({type(each).__name__ for each in audit.loop.optimizers}))
             return self.noted(
                 f"{said}; {who} hardly feels it, as its steps do not grow with the gradient.",
                 evidence=(curve,),
