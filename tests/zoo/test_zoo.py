@@ -1,4 +1,9 @@
-"""Every program of the zoo is answered as its docstring says."""
+"""Every program of the zoo is answered as its docstring says, in parts and as the script it is.
+
+To keep CI short, :func:`run.quick_wish` says what is asked. Everything, with all checks, is
+
+    python tests/zoo/run.py --form both
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,15 @@ from typing import Any
 
 import pytest
 
+from nnaudit.checks.registry import Registry
+
 _SPEC = importlib.util.spec_from_file_location("zoo_run", Path(__file__).with_name("run.py"))
 assert _SPEC is not None and _SPEC.loader is not None
 run = importlib.util.module_from_spec(_SPEC)
 sys.modules["zoo_run"] = run
 _SPEC.loader.exec_module(run)
+
+CODES = {check.code for check in Registry.load().checks}
 
 
 def _name(path: Path) -> str:
@@ -23,11 +32,12 @@ def _name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", run.programs(), ids=_name)
 def test_every_program_says_what_it_must_provoke(path: Path) -> None:
-    wanted = [run.expected(path, form) for form in ("module", "script")]
+    wanted = [run.expected(path, form) for form in run.FORMS]
     if path.parent.name == "faults":
         assert any(one.faulty for one in wanted)
     else:
         assert {one.kind for one in wanted} == {path.parent.name}
+    assert {code for one in wanted for code in (*one.codes, *one.also)} <= CODES
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +49,31 @@ def nursery() -> Iterator[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", run.programs(), ids=_name)
-def test_program_is_answered_as_its_docstring_says(path: Path, nursery: Any) -> None:
-    wanted = run.expected(path)
-    if wanted.needs and not Path(wanted.needs).exists():
-        pytest.skip(f"needs {wanted.needs}")
-    outcome = nursery.audit(path, run.quick_wish(wanted))
-    assert run.problems(outcome, wanted) == []
+def test_program_is_answered_as_its_docstring_says_in_both_forms(path: Path, nursery: Any) -> None:
+    outcomes, found = {}, []
+    for form in run.FORMS:
+        wanted = run.expected(path, form)
+        if wanted.needs and not Path(wanted.needs).exists():
+            pytest.skip(f"needs {wanted.needs}")
+        outcomes[form] = nursery.audit(path, run.quick_wish(wanted, form))
+        found += [f"{form} form: {line}" for line in run.problems(outcomes[form], wanted)]
+    assert found + run.differences(outcomes["module"], outcomes["script"]) == []
+
+
+def test_a_difference_between_the_forms_is_told() -> None:
+    def answering(**statuses: str) -> Any:
+        results = [{"code": code, "status": status} for code, status in statuses.items()]
+        return run.Outcome("faults/some", results)
+
+    module = answering(DATA101="fail", LOSS101="pass", SEED102="pass", INIT101="warn")
+    script = answering(DATA101="pass", LOSS101="skip", SEED102="note", INIT101="warn")
+    assert run.differences(module, script) == [
+        "forms differ: DATA101: fail in module form, pass in script form"
+    ]
+
+
+def test_a_fault_is_missed_by_a_check_that_was_asked_and_no_other() -> None:
+    wanted = run.Expected("fails", ("DATA101",))
+    passed = run.Outcome("faults/some", [{"code": "DATA101", "status": "pass"}])
+    assert run.problems(passed, wanted) == ["missed: DATA101 is pass"]
+    assert run.problems(run.Outcome("faults/some", []), wanted) == []
