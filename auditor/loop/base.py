@@ -50,12 +50,14 @@ class Step:
         lr: the learning rate of every parameter group of every optimizer.
         seconds: from handing over the batch to the end of the step, device synchronised.
         observation: what the taps saw, when the step was taken with ``observe=True``.
+        handed: how many batches the user's code took for it: several, where it accumulates.
     """
 
     loss: float
     lr: tuple[float, ...]
     seconds: float
     observation: Observation | None = None
+    handed: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Loop(ABC):
         handed_over_in_eval: the model was in eval mode, and the loop put it into train mode.
         epoch_per_step: gradients are summed over the whole epoch before the optimizer steps.
         planned_epochs: what the user's own loop calls its number of epochs; 0 when unknown.
+        counted_epochs: how often the user's own loop goes through the loader; 0 unless certain.
         starting: the program is on its way to its training loop, for the first time or again.
         metrics: the user's own, where some were found.
         rates_rise: the learning rate is raised step by step, to a height that is not known.
@@ -125,6 +128,7 @@ class Loop(ABC):
     handed_over_in_eval: bool = False
     epoch_per_step: bool = False
     planned_epochs: int = 0
+    counted_epochs: int = 0
     starting: bool = False
     rates_rise: bool = False
     metrics: tuple[Metric, ...] = ()

@@ -44,6 +44,18 @@ class Plan:
         """The highest finite rate."""
         return max((rate for rate in self.rates if math.isfinite(rate)), default=0.0)
 
+    @property
+    def end(self) -> int | None:
+        """How many steps the plan is made for: what it was told, or until it stops falling."""
+        for name in ("T_max", "total_steps"):
+            if self.arguments.get(name, 0.0) > 0.0:
+                return round(self.arguments[name])
+        top = self.rates.index(self.peak) if self.peak in self.rates else len(self.rates)
+        rest = list(enumerate(self.rates))[top:]
+        low = next((i for i, rate in rest[:-1] if self.rates[i + 1] >= rate < self.peak), None)
+        falls = low is not None and self.rates[low] < 0.05 * self.peak
+        return low if falls else None
+
     def dead_after(self, share: float) -> int | None:
         """Return from where on every rate is below ``share`` of the peak; None if it never is."""
         alive = [i for i, rate in enumerate(self.rates) if not rate < share * self.peak]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.events import Happening
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
-from nnaudit.probes.step_trace import StepTrace, Trace
+from nnaudit.probes.step_trace import STEPS, StepTrace, Trace
 from nnaudit.report import Curve, Kind, Location, Result, Series
 
 _DEAD = 0.0101
+_OVER = 1e-6
 _SOON = 500
 _PLANLESS = ("StepLR", "MultiStepLR", "ExponentialLR", "MultiplicativeLR")
 """Schedulers whose settings know no length of the run: nobody means them to end within one."""
@@ -27,15 +29,35 @@ class Rhythm:
         per_step: it is stepped in every step of the loop.
         known: whether that could be seen: the loop is the user's own.
         epoch: optimizer steps in one epoch; 0 when unknown.
-        epochs: how many there are to be; 0 when unknown.
+        named: what the script calls its number of epochs; 0 when unknown.
+        epochs: how many its loop counts; 0 when unknown.
+        handed: batches that one optimizer step takes.
+        batches: how many one epoch has; 0 when unknown.
+        rising: the rate is raised on purpose, to a height that is not known.
         location: the line that steps it.
     """
 
     per_step: bool
     known: bool
     epoch: int
+    named: int = 0
     epochs: int = 0
+    handed: int = 1
+    batches: int = 0
+    rising: bool = False
     location: Location | None = None
+
+    @property
+    def run(self) -> int:
+        """How often the scheduler is stepped in the whole run; 0 when unknown."""
+        if not self.known:
+            return 0
+        return self.epochs * (self.batches // self.handed if self.per_step else 1)
+
+    @property
+    def most(self) -> int:
+        """How often at the very most: one not stepped in any step seen may be in every fifth."""
+        return self.run if self.per_step else self.epochs * self.batches // STEPS
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,12 @@ class Schedule(Check):
         for at least two epochs of batches and not stepped in any of the steps looked at; a cosine
         stepped every batch whose period is less than half an epoch and equals what the script calls
         its number of epochs (a variable or setting named epochs, num_epochs and the like).
+        Where the loop around the training counts over a `range`, or a trainer is told its epochs,
+        the whole run is known, and three more are exact: a rate that rises for all of the run and
+        does not get to half of the peak that comes after; one that is zero, or a OneCycleLR that
+        raises, before half of the run is over (before 90 % of it, a warning); a plan that ends
+        with the last batch of the last epoch while the scheduler is stepped once per epoch, or
+        once in several batches that are accumulated.
         Warnings, since a run may be meant to end within an epoch: any other cosine of such a
         period, and OneCycleLR that ends, and raises, before the epoch does. A schedule that never
         moves is a note. Handed over without its loop (module form), only the plan itself is looked
@@ -139,19 +167,30 @@ def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
         any(event.which == plan.number for event in step.of(Happening.SCHEDULE))
         for step in trace.steps
     )
-    first = stepped[0].location if stepped else None
-    known = not told and (bool(stepped) or trace.own_loop())
-    per_step = in_each and not told
-    length = _steps_per_epoch(loop, trace)
-    return Rhythm(per_step, known, length, loop.planned_epochs, first)
+    return Rhythm(
+        per_step=in_each and not told,
+        known=not told and (bool(stepped) or trace.own_loop() or loop.counted_epochs > 0),
+        epoch=_steps_per_epoch(loop, trace),
+        named=loop.planned_epochs,
+        epochs=loop.counted_epochs,
+        handed=max(step.step.handed for step in trace.steps),
+        batches=_batches_per_epoch(loop),
+        rising=loop.rates_rise,
+        location=stepped[0].location if stepped else None,
+    )
+
+
+def _batches_per_epoch(loop: Loop) -> int:
+    """Return the batches in one epoch; 0 where the loader has no length."""
+    try:
+        return len(loop.train_loader)
+    except (TypeError, NotImplementedError):
+        return 0
 
 
 def _steps_per_epoch(loop: Loop, trace: Trace) -> int:
     """Return the optimizer steps in one epoch; 0 where the loader has no length."""
-    try:
-        batches = len(loop.train_loader)
-    except (TypeError, NotImplementedError):
-        return 0
+    batches = _batches_per_epoch(loop)
     passes = [e for e in trace.steps[-1].of(Happening.BACKWARD) if e.within < 0]
     # Several losses, or a GAN's two players, go back several times per batch too: then the epoch
     # is longer than this, and less is said.
@@ -162,6 +201,8 @@ def _misfits(plan: Plan, rhythm: Rhythm) -> list[Misfit]:
     found = [_at_once(plan), _throughout(plan)]
     if rhythm.known and rhythm.epoch > 0:
         found += [_dies(plan, rhythm), _oscillates(plan, rhythm), _one_cycle(plan, rhythm)]
+    if rhythm.run > 1 and plan.rates[0] >= 0.0:
+        found += [_counts_batches(plan, rhythm), _only_rises(plan, rhythm), _over(plan, rhythm)]
     return [misfit for misfit in found if misfit is not None]
 
 
@@ -209,7 +250,7 @@ def _oscillates(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     period = plan.arguments.get(setting, 0.0) if setting else 0.0
     if not rhythm.per_step or not 0.0 < period < rhythm.epoch / 2:
         return None
-    counts_epochs = period == rhythm.epochs > 1
+    counts_epochs = period == rhythm.named > 1
     said = (
         f"{plan.scheduler}({setting}={period:g}) is stepped every batch: it runs through "
         f"{rhythm.epoch / period:.0f} periods in one epoch of {rhythm.epoch} batches"
@@ -240,6 +281,71 @@ def _one_cycle(plan: Plan, rhythm: Rhythm) -> Misfit | None:
             True,
         )
     return None
+
+
+def _counts_batches(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    """A plan that ends exactly with the run's last batch, and is not stepped with each batch."""
+    batches = rhythm.epochs * rhythm.batches
+    end = plan.end
+    if end is None or batches < 1.5 * rhythm.run or abs(end - batches) > 0.01 * batches + 1:
+        return None
+    if not rhythm.per_step and (rhythm.epochs < 2 or rhythm.batches < 10):
+        return None
+    often = f"in {rhythm.handed} batches" if rhythm.per_step else "per epoch"
+    return Misfit(
+        f"{plan.scheduler} is made for {end:,} steps, as many as the {rhythm.epochs} epochs have "
+        f"batches, but it is stepped once {often}: {rhythm.run:,} times in all, so that the "
+        "learning rate does not get to the end of its plan.",
+        "total_steps = epochs * (len(train_loader) // accumulation_steps)"
+        if rhythm.per_step
+        else "call scheduler.step() after every optimizer.step(), or plan it in epochs",
+        True,
+    )
+
+
+def _only_rises(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    """A warm-up that is not half done when the run is over."""
+    within = plan.rates[: rhythm.run]
+    top = plan.rates.index(plan.peak) if plan.peak in plan.rates else 0
+    rises = all(a <= b for a, b in pairwise(within)) and within[0] < within[-1]
+    if rhythm.rising or not rises or not rhythm.most <= top < len(plan.rates) - 1:
+        return None
+    if within[-1] >= 0.5 * plan.peak:
+        return None
+    return Misfit(
+        f"{plan.scheduler} raises the learning rate for {top:,} steps, and the run has only "
+        f"{rhythm.run:,}, {_epochs(rhythm)}: it gets to {within[-1]:.2g} and not to "
+        f"{plan.peak:.2g}.",
+        "warmup_steps = total_steps // 20  # a share of the run, not a number of its own",
+        True,
+    )
+
+
+def _over(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    """A rate that is zero, or a scheduler that raises, long before the run is over."""
+    raises = bool(plan.ended)
+    end = len(plan.rates) - 1 if raises else plan.dead_after(_OVER)
+    if end is None or end >= 0.9 * rhythm.run:
+        return None
+    what = "raises an error" if raises else "has brought the learning rate to zero"
+    return Misfit(
+        f"{plan.scheduler} {what} after {end:,} of the {rhythm.run:,} times that it is stepped in "
+        f"the run, {_epochs(rhythm)}.",
+        f"plan it for {rhythm.run:,} steps: {_total(rhythm)}",
+        end < 0.5 * rhythm.run,
+    )
+
+
+def _epochs(rhythm: Rhythm) -> str:
+    if not rhythm.per_step:
+        return f"once in each of {rhythm.epochs} epochs"
+    return f"{rhythm.epochs} epochs of {rhythm.batches // rhythm.handed}"
+
+
+def _total(rhythm: Rhythm) -> str:
+    if not rhythm.per_step:
+        return "the number of epochs"
+    return "epochs * len(train_loader)" + (f" // {rhythm.handed}" if rhythm.handed > 1 else "")
 
 
 def _settings(plan: Plan) -> str:

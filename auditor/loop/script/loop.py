@@ -73,6 +73,7 @@ class ScriptLoop(Loop):
         self.val_loader = run.val_loader
         self.rates_rise = run.rates_rise
         self.planned_epochs = run.planned_epochs
+        self.counted_epochs = run.counted_epochs
         self._recipe: Recipe | None = self._roles.recipe
         self._rule: LossRule | None = self._roles.loss
         self._trusted = False
@@ -299,7 +300,11 @@ class ScriptLoop(Loop):
                 leave = self._exit_of(order)
                 order.observation.output = leave.output if leave is not None else None
         return Step(
-            loss, order.lr or self._run.rates(), order.ended - order.started, order.observation
+            loss,
+            order.lr or self._run.rates(),
+            order.ended - order.started,
+            order.observation,
+            max(order.handed, 1),
         )
 
     def next_epoch(self, batch: Any) -> Step | None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from author import AuthorLoop, ask, digits, plain, target
 from torch import Tensor
 from torch.optim import lr_scheduler as schedulers
 
 from nnaudit.checks.step.schedule import Schedule
+from nnaudit.context import Audit
+from nnaudit.loop.base import Step
 from nnaudit.report import Curve, Status
+from nnaudit.runner import run_check
 
 LONG = {"train_loader": digits(rows=3200, batch_size=8)}  # 400 batches in an epoch
 
@@ -129,3 +134,107 @@ def test_a_schedule_that_never_moves_is_a_note() -> None:
 def test_a_plateau_cannot_be_foreseen_and_no_schedule_is_skipped() -> None:
     assert schedule(schedulers.ReduceLROnPlateau).status is Status.INCONCLUSIVE
     assert ask(Schedule, target()).status is Status.SKIP
+
+
+class PlannedLoop(AuthorLoop):
+    """A loop that counts its epochs, and takes ``handed`` batches for a step."""
+
+    counted_epochs = 2
+    handed = 1
+
+    def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:
+        taken = super().step(batch, observe=observe, losses=losses)
+        return replace(taken, handed=self.handed)
+
+
+def planned(make: Callable[..., Any], body: Any, handed: int = 1, **flags: Any) -> Any:
+    torch.manual_seed(0)
+    loop = PlannedLoop(target(scheduler=make, **LONG), body)
+    loop.handed = handed
+    for name, value in flags.items():
+        setattr(loop, name, value)
+    return run_check(Schedule, Audit(loop))
+
+
+def linear(total: int, warmup: int = 1) -> Callable[..., Any]:
+    """Up from zero in ``warmup`` steps, down to zero at ``total``, as fine-tuning has it."""
+    return lambda o: schedulers.LambdaLR(
+        o, lambda s: min((s + 1) / warmup, max(0.0, (total - s) / total))
+    )
+
+
+def test_a_warm_up_longer_than_the_run_fails() -> None:
+    result = planned(linear(100_000, warmup=1900), every_batch)
+    assert result.status is Status.FAIL
+    assert "the run has only 800" in result.message
+
+
+def test_a_warm_up_of_batches_that_is_stepped_once_per_epoch_fails() -> None:
+    result = planned(linear(4000, warmup=1200), plain)
+    assert result.status is Status.FAIL
+    assert "once in each of 2 epochs" in result.message
+
+
+@pytest.mark.parametrize(("total", "status"), [(300, Status.FAIL), (500, Status.WARN)])
+def test_a_rate_that_is_zero_before_the_run_is_over(total: int, status: Status) -> None:
+    result = planned(linear(total), every_batch)
+    assert result.status is status
+    assert f"after {total} of the 800 times" in result.message
+
+
+def test_a_one_cycle_that_raises_before_the_run_is_over_fails() -> None:
+    result = planned(lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=390), every_batch)
+    assert result.status is Status.FAIL
+    assert "raises an error" in result.message
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        linear(800, warmup=40),
+        lambda o: schedulers.CosineAnnealingLR(o, 800),
+        lambda o: schedulers.LambdaLR(o, lambda s: 0.5 + 0.5 * math.cos(math.pi * s / 800)),
+    ],
+)
+def test_a_plan_in_batches_that_is_stepped_once_in_two_fails(make: Callable[..., Any]) -> None:
+    result = planned(make, every_batch, handed=2)
+    assert result.status is Status.FAIL
+    assert "stepped once in 2 batches: 400 times" in result.message
+    assert planned(make, every_batch).status is Status.PASS
+
+
+def test_a_cosine_over_batches_that_is_stepped_once_per_epoch_fails() -> None:
+    result = planned(lambda o: schedulers.CosineAnnealingLR(o, 800), plain)
+    assert result.status is Status.FAIL
+    assert "once per epoch: 2 times" in result.message
+
+
+@pytest.mark.parametrize(
+    ("make", "body", "flags"),
+    [
+        (linear(800, warmup=300), every_batch, {}),
+        (linear(760, warmup=40), every_batch, {}),
+        (linear(1200, warmup=40), every_batch, {}),
+        (lambda o: schedulers.CosineAnnealingLR(o, 2), plain, {}),
+        (lambda o: schedulers.LinearLR(o, 0.01, total_iters=150), plain, {}),
+        (lambda o: schedulers.ExponentialLR(o, 1.005), every_batch, {}),
+        (linear(100_000, warmup=1900), every_batch, {"rates_rise": True}),
+        (linear(100_000, warmup=1900), every_batch, {"counted_epochs": 0}),
+        (linear(300), every_batch, {"counted_epochs": 0}),
+        (lambda o: schedulers.StepLR(o, 400, 0.01), every_batch, {}),
+    ],
+    ids=[
+        "a long warm-up",
+        "over a little early",
+        "cut short",
+        "a cosine over epochs",
+        "a warm-up that may be stepped every fifth batch",
+        "a rate that goes on rising",
+        "a range test",
+        "warm-up in a run of unknown length",
+        "zero in a run of unknown length",
+        "steps that are not the end",
+    ],
+)
+def test_plans_that_fit_the_run_pass(make: Any, body: Any, flags: dict[str, Any]) -> None:
+    assert planned(make, body, **flags).status is Status.PASS

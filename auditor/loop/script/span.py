@@ -1,0 +1,107 @@
+"""How many epochs a script's training loop counts, read off the loops that it is in.
+
+A variable called ``epochs`` may be of another phase, and most scripts have a ``range`` to look at.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from types import FrameType
+from typing import Any
+
+from nnaudit.loop.script.frames import user_frames
+
+_COUNTING = ("range", "trange", "tqdm", "track")
+_FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers")
+
+
+def counted_epochs() -> int:
+    """Return how often the calling thread's user frames go through their training loader.
+
+    0 unless it is certain: the line is in two loops, of which the outer one counts over a
+    ``range``, or in none and a trainer of a framework is told a number of epochs.
+    """
+    frames = user_frames()
+    loops = [(frame, loop) for frame in frames for loop in _loops_around(frame)]
+    if not loops:
+        told = (_told(value) for frame in frames[::-1] for value in frame.f_locals.values())
+        return next((count for count in told if count > 0), 0)
+    frame, outer = loops[0]
+    if len(loops) != 2 or not isinstance(outer, ast.For):
+        return 0
+    return max(_length(outer.iter, {**frame.f_globals, **frame.f_locals}), 0)
+
+
+def _loops_around(frame: FrameType) -> list[ast.For | ast.While]:
+    """Return the loops of the frame's function that its present line is in, outermost first."""
+    code, line = frame.f_code, frame.f_lineno
+    try:
+        tree: ast.AST = ast.parse("".join(linecache.getlines(code.co_filename)))
+    except SyntaxError:
+        return []
+    if code.co_name != "<module>":
+        functions = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef)
+            and node.name == code.co_name
+            and min([node.lineno, *(d.lineno for d in node.decorator_list)]) == code.co_firstlineno
+        ]
+        if len(functions) != 1:
+            return []
+        tree = functions[0]
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.For, ast.While))
+        and node.lineno <= line <= (node.end_lineno or node.lineno)
+    ]
+    return sorted(found, key=lambda node: node.lineno)
+
+
+def _length(node: ast.expr, variables: dict[str, Any]) -> int:
+    """Return how many numbers ``range(...)`` has, progress bars looked through; 0 if unknown."""
+    if not isinstance(node, ast.Call) or not node.args:
+        return 0
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name not in _COUNTING:
+        return 0
+    if isinstance(node.args[0], ast.Call):
+        return _length(node.args[0], variables)
+    values = [_value(each, variables) for each in node.args]
+    if not all(type(value) is int for value in values) or len(values) > 2:
+        return 0
+    return values[-1] - (values[0] if len(values) == 2 else 0)
+
+
+def _value(node: ast.expr, variables: dict[str, Any]) -> Any:
+    """Return what a number, name, attribute or entry stands for; None where it is anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return variables.get(node.id)
+    if isinstance(node, ast.Attribute):
+        owner = _value(node.value, variables)
+        held = vars(owner) if hasattr(owner, "__dict__") else {}
+        return held.get(node.attr, vars(type(owner)).get(node.attr))
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        owner = _value(node.value, variables)
+        return owner.get(node.slice.value) if isinstance(owner, dict) else None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        left, right = _value(node.left, variables), _value(node.right, variables)
+        return left + right if type(left) is int and type(right) is int else None
+    return None
+
+
+def _told(value: Any) -> int:
+    """Return how many epochs a trainer of a framework is told to train for; 0 if it is none."""
+    if type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
+        return 0
+    for held in (value, getattr(value, "args", None)):
+        epochs = getattr(held, "max_epochs", None) or getattr(held, "num_train_epochs", None)
+        if isinstance(epochs, (int, float)) and epochs == int(epochs):
+            steps = getattr(held, "max_steps", None)
+            limited = isinstance(steps, int) and steps > 0
+            return 0 if limited else max(int(epochs), 0)
+    return 0
