@@ -119,6 +119,12 @@ def main() -> None:
     help="How to take a file; told from its text if not given.",
 )
 @click.option(
+    "--loop",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Audit a script's N-th training loop; those before it run to their end.",
+)
+@click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, help="Targets audited at once (1)."
 )
 @_format_option
@@ -163,6 +169,7 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         "check_timeout",
         "seed",
         "device",
+        "loop",
         "fail_on",
     )
     settings = config.load({key: _flat(options[key]) for key in keys})
@@ -378,9 +385,20 @@ def _indented(text: str) -> str:
 @click.argument("file", shell_complete=_files)
 @click.option("--device", default="cpu", metavar="NAME", help="Where to build it (cpu).")
 @click.option("--as", "form", type=click.Choice(["module", "script"]), help="How to take the file.")
+@click.option(
+    "--loop",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Take a script's N-th training loop; those before it run to their end.",
+)
 @click.pass_context
 def target_command(
-    ctx: click.Context, /, file: str, device: str, form: Literal["module", "script"] | None
+    ctx: click.Context,
+    /,
+    file: str,
+    device: str,
+    form: Literal["module", "script"] | None,
+    loop: int | None,
 ) -> None:
     """Show what was found in FILE, how, and what each gap disables."""
     with _sentences():
@@ -389,7 +407,7 @@ def target_command(
         from nnaudit.record import RefusedError
 
         arguments = tuple(ctx.meta.get(ARGUMENTS, ()))
-        settings = config.load({"device": device})
+        settings = config.load({"device": device, "loop": loop})
         job = Job(path=file, arguments=arguments, form=form, settings=settings)
         try:
             started = supervisor.inspect(job)

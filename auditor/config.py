@@ -75,6 +75,10 @@ class Settings(BaseModel):
         check_timeout: seconds after which a check is taken to hang and its process is ended.
         seed: what every random choice derives from.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
+        loop: which of a script's training loops to audit, where it has several: 1 for the first,
+            2 for the one after. Those before it run to their end, each time that the script is
+            started; where that takes long, ``check_timeout`` must allow for it. When not set, the first; in a script that speaks of loaders the first that
+            has one.
         fail_on: the mildest finding that makes the exit code 1: ``fail`` or ``warn``.
         thresholds: by check code, options of the check.
         per_module_ignores: by pattern of module names, the checks whose findings about these
@@ -92,6 +96,7 @@ class Settings(BaseModel):
     check_timeout: Duration = 300.0
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Annotated[str, BeforeValidator(device_name)] = "auto"
+    loop: int | None = Field(default=None, ge=1)
     fail_on: Literal["fail", "warn"] = "fail"
     thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
     per_module_ignores: dict[str, Words] = Field(default_factory=dict)

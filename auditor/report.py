@@ -282,6 +282,10 @@ class Part(Model):
     disables: tuple[str, ...] = ()
 
 
+OTHER_LOOPS = "other loops"
+"""The part that says what else a script trains, which is not audited."""
+
+
 class TargetInfo(Model):
     """What was audited and how it was found. ``arguments`` are the words a script was given."""
 
@@ -290,6 +294,11 @@ class TargetInfo(Model):
     arguments: tuple[str, ...] = ()
     form: str = ""
     parts: tuple[Part, ...] = ()
+
+    @property
+    def other_loops(self) -> str:
+        """What else the script trains, which was not audited; empty where nothing is known."""
+        return next((part.description for part in self.parts if part.name == OTHER_LOOPS), "")
 
     @property
     def label(self) -> str:

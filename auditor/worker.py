@@ -123,7 +123,10 @@ def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
 
     path = Path(job.path)
     try:
-        run_script(path, list(job.arguments), job.settings.device, job.settings.seed, body)
+        settings = job.settings
+        run_script(
+            path, list(job.arguments), settings.device, settings.seed, body, loop=settings.loop
+        )
     except (TargetError, UserCodeError) as error:
         if begun or job.form or job.arguments or not targets.has_all_parts(path):
             raise

@@ -98,6 +98,8 @@ def _report(report: Report) -> Iterator[_Block]:
     if since := outline.since(report):
         lines = "<br>\n".join(f"**{item.label}**: {prose(item.text, 1000)}" for item in since)
         yield _Block(1, f"\n{lines}")
+    if others := report.target.other_loops:
+        yield _Block(1, f"\n**not audited**: {prose(others, 1000)}")
     findings = outline.ordered(report)
     if findings:
         yield _Block(1, "\n| | Check | What was found | Where |\n|---|---|---|---|")

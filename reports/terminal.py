@@ -168,6 +168,7 @@ class _Page:
         self.verdict(outline.verdict(report), one_line(report.target.label))
         for item in outline.since(report):
             self.field(item.label, one_line(item.text), _WIDE_LABEL)
+        self.field("not audited", one_line(report.target.other_loops), _WIDE_LABEL)
         for status in outline.FINDINGS:
             if verbosity is not Verbosity.QUIET or status in (Status.FAIL, Status.ERROR):
                 for finding in outline.findings(report, status):

@@ -154,8 +154,8 @@ def cast(
     """Settle who is who.
 
     ``loader`` is the number of the training loader's iterator; ``free`` says that the script draws
-    its batches without one; ``past`` are optimizers of an earlier training, which are left out
-    unless they have stepped in this one.
+    its batches without one; ``past`` are optimizers of an earlier training, which are left out with
+    their schedulers unless they have stepped in this one.
 
     Raises:
         LookupError: no network was called before the optimizer's step.
@@ -181,7 +181,9 @@ def cast(
     rule = None
     if whole and leave is not None and batch is not None:
         rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
-    present = [o for o in registers.of["optimizer"].alive() if o not in past]
+    schedulers = registers.of["scheduler"].alive()
+    over = [o for o in past if o not in diary.stepped]
+    present = [o for o in registers.of["optimizer"].alive() if o not in over]
     inside = {id(m) for m in model.modules()}
     others = tuple(m for r in roots if id(m := unwrapped(r)) not in inside)
     return Cast(
@@ -189,7 +191,9 @@ def cast(
         models=(model, *others),
         optimizer=optimizer,
         optimizers=_unique([optimizer, *present, *diary.stepped]),
-        schedulers=tuple(registers.of["scheduler"].alive()),
+        schedulers=tuple(
+            each for each in schedulers if getattr(each, "optimizer", None) not in over
+        ),
         scalers=tuple(registers.of["scaler"].alive()),
         helpers=helpers(),
         entry=entry,

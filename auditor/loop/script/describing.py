@@ -10,7 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from nnaudit.loop.base import Needs
 from nnaudit.loop.script.run import Run
-from nnaudit.report import Part, TargetInfo
+from nnaudit.report import OTHER_LOOPS, Part, TargetInfo
+from nnaudit.words import count
 
 if TYPE_CHECKING:
     from nnaudit.loop.script.loop import ScriptLoop
@@ -29,11 +30,12 @@ def info(loop: ScriptLoop, run: Run) -> TargetInfo:
 def _parts(loop: ScriptLoop, run: Run) -> Iterator[Part]:
     roles = run.roles
     assert roles is not None
-    count = sum(p.numel() for p in loop.model.parameters() if not is_lazy(p))
-    yield _part(loop, "model", f"{type(loop.model).__name__}, {count:,} parameters")
+    size = sum(p.numel() for p in loop.model.parameters() if not is_lazy(p))
+    yield _part(loop, "model", f"{type(loop.model).__name__}, {size:,} parameters")
     others = [type(m).__name__ for m in loop.models[1:] if any(True for _ in m.parameters())]
     if others:
         yield Part(name="other models", description=", ".join(others), origin="user")
+    yield from _which_loop(run)
     yield _train_loader(loop, run)
     if loop.val_loader is None:
         yield Part(
@@ -53,6 +55,22 @@ def _parts(loop: ScriptLoop, run: Run) -> Iterator[Part]:
     if run.session.trainer is not None:
         yield run.session.trainer
     yield from _manner(run)
+
+
+def _which_loop(run: Run) -> Iterator[Part]:
+    before = run.phase - 1
+    text = f"training loop {run.phase}; {count(before, 'loop')} before it: not audited"
+    text = text if before else "the first training loop that the script comes to"
+    yield Part(name="loop", description=text, origin="user", location=run.training_at)
+    others = [
+        f"{name}() is called at line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))} too"
+        for name, lines in run.elsewhere.items()
+    ]
+    if run.in_rounds:
+        others.insert(0, "every round of the loop makes an optimizer of its own: one is audited")
+    if others and not run.session.objects:
+        text = f"{'; '.join(others)}. --loop {run.phase + 1} audits the next that the script runs"
+        yield Part(name=OTHER_LOOPS, description=text, origin="user")
 
 
 def _train_loader(loop: ScriptLoop, run: Run) -> Part:

@@ -142,6 +142,22 @@ def user_frames() -> list[FrameType]:
     return frames[::-1]
 
 
+def calling_frames() -> list[FrameType]:
+    """Return the user's frames between which no other code stands, outermost first.
+
+    Of a framework's loop they are those that called the framework, and not what it calls.
+    """
+    frames: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and FLOOR not in frame.f_code.co_varnames:
+        if is_user(frame.f_code.co_filename):
+            frames.append(frame)
+        else:
+            frames.clear()
+        frame = frame.f_back
+    return frames[::-1]
+
+
 def _variables(frame: FrameType) -> dict[str, Any]:
     return frame.f_globals if frame.f_code.co_name == "<module>" else frame.f_locals
 

@@ -595,15 +595,17 @@ def run_script(
     body: Callable[[ScriptLoop], T],
     *,
     objects: bool = False,
+    loop: int | None = None,
 ) -> T:
     """Run the script at ``path`` in the calling thread, and ``body`` on its loop in another.
 
     Must be called in the main thread: scripts install signal handlers, which works there only.
     ``argv`` are the script's own arguments. With ``objects`` the file is no script: it hands over
-    an object of a framework, whose own loop is run. Returns what ``body`` returns.
+    an object of a framework, whose own loop is run. ``loop`` says which of the script's training
+    loops to audit, from 1. Returns what ``body`` returns.
 
     Raises:
-        TargetError: there is no such script, or it never trains.
+        TargetError: there is no such script, or it never trains, or in fewer loops.
         UserCodeError: it crashed before its first optimizer step.
         Exception: whatever ``body`` raised.
     """
@@ -639,7 +641,16 @@ def run_script(
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         overlay = stack.enter_context(Overlay((Path.cwd(), path.parent)))
         session = Session(
-            path, argv, seed, taps, overlay, baton, start, device=device, objects=objects
+            path,
+            argv,
+            seed,
+            taps,
+            overlay,
+            baton,
+            start,
+            device=device,
+            objects=objects,
+            loop=loop,
         )
         try:
             Run(session, seed).execute()

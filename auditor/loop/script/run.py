@@ -50,6 +50,7 @@ from nnaudit.loop.script.capture import (
 from nnaudit.loop.script.frames import Counters, planned_epochs, user_frames
 from nnaudit.loop.script.objects import training_of
 from nnaudit.loop.script.overlay import Overlay
+from nnaudit.loop.script.phases import Phases, Place, elsewhere, place
 from nnaudit.loop.script.seeds import quiet_imports, shifting
 from nnaudit.loop.script.span import counted_epochs
 from nnaudit.loop.script.substitute import TargetSwap, placed
@@ -57,6 +58,7 @@ from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
 from nnaudit.report import Location, Part
 from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
+from nnaudit.words import count
 
 _CUDA: Any = torch.cuda
 _STACK: Any = torch.overrides
@@ -98,6 +100,8 @@ class Session:
         objects: the file does not train when it is run, but hands over an object that does: it is
             executed as a module, and :func:`objects.training_of` says what follows.
         trainer: whose loop it is then.
+        loop: which of the script's training loops to audit, from 1; None for the first, or, in a
+            script that speaks of loaders, the first that has one.
         free: the loop that is audited has no loader; None until the first run has come to it.
         executions: how often the script was executed.
     """
@@ -112,6 +116,7 @@ class Session:
     device: str = "cpu"
     objects: bool = False
     trainer: Part | None = None
+    loop: int | None = None
     free: bool | None = None
     executions: int = 0
     start: Path = field(default_factory=Path.cwd)
@@ -156,6 +161,9 @@ class Run:
         free: the script draws its batches without a loader.
         ends_epoch: the optimizer steps after the loader has ended, not in between.
         training_at: the user's line at which the run is led: where it asks for a batch, or steps.
+        phase: the number of the training loop that is audited, among those that the script came to.
+        elsewhere: what else its text trains by, and where; see :func:`phases.elsewhere`.
+        in_rounds: the audited loop makes an optimizer itself: only its first round is audited.
         revivals: how often the script had to be run again because it ended.
         rates_rise: the script raises its learning rate by itself, to a height that is not known.
         bounded: its epochs end with the loader, for it failed in one that went on.
@@ -170,6 +178,9 @@ class Run:
         self.train_loader: Any = None
         self.val_loader: Any = None
         self.training_at: Location | None = None
+        self.phase = 1
+        self.elsewhere: dict[str, tuple[int, ...]] = {}
+        self.in_rounds = False
         self.revivals = 0
         self.rates_rise = False
         self.bounded = False
@@ -203,6 +214,8 @@ class Run:
         self._by_call = self._calls_networks = False
         self._waiting: Diary | None = None
         self._past: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._phases = Phases()
+        self._built_at: weakref.WeakKeyDictionary[Optimizer, Place] = weakref.WeakKeyDictionary()
         self._taken = False
         self._closing = False
         self._order: Order | None = None
@@ -318,11 +331,17 @@ class Run:
             return error
         if error is not None:
             reads = ", which reads input that an audit has not: pass arguments"
-            when = reads if isinstance(error, EOFError) else ", before its first optimizer step"
+            ahead = "the training loop to audit" if self._passing_by else "its first optimizer step"
+            when = reads if isinstance(error, EOFError) else f", before {ahead}"
             return UserCodeError(f"running {name}{when}", error)
         return TargetError(f"{name} {self._why_untrained()}")
 
     def _why_untrained(self) -> str:
+        if self.session.loop is not None and self._phases.number < self.session.loop:
+            return (
+                f"comes to {count(self._phases.number, 'training loop')}: --loop "
+                f"{self.session.loop} names none"
+            )
         if self._steps > 1 and not self._calls_networks:
             return (
                 f"took {self._steps} optimizer steps without calling a network: nnaudit audits "
@@ -428,8 +447,9 @@ class Run:
         frameworks.adapt(self.session.taps)
 
     def built(self, optimizer: Optimizer) -> None:
-        """Note the learning rates that an optimizer is made with."""
+        """Note the learning rates that an optimizer is made with, and where."""
         self._note_rates(optimizer)
+        self._built_at[optimizer] = place()
 
     def _note_rates(self, optimizer: Optimizer) -> None:
         rates = [float(group.get("lr") or 0.0) for group in optimizer.param_groups]
@@ -484,6 +504,10 @@ class Run:
             raise Unwind
         if self._taken:
             return self._serve(iterator)
+        if torch.is_grad_enabled():
+            self._enter_phase()
+        if self._passing_by:
+            return iterator.draw()
         self._leave()
         self._idle = 0
         if self._waiting is not None and not iterator.count and torch.is_grad_enabled():
@@ -494,8 +518,20 @@ class Run:
             return self._serve(iterator)
         return self._pass_on(iterator)
 
+    @property
+    def _passing_by(self) -> bool:
+        """Whether the script is in a training loop before the one that is to be audited."""
+        return self.session.loop is not None and self._phases.current < self.session.loop
+
+    def _enter_phase(self) -> None:
+        """The script may train from here on, and control has not been taken."""
+        passed = self._passing_by
+        self._phases.enter(place(), len(self.registers.of["optimizer"]))
+        if passed and not self._passing_by:
+            self._begin_to_learn()
+
     def _begin_to_learn(self) -> None:
-        """Forget the training without a loader: one with a loader may begin here."""
+        """Forget the training before: the one to be audited may begin here."""
         for diary in (self._waiting, self._diary):
             self._past.update(diary.stepped if diary is not None else ())
         self._diary, self._waiting, self._initial = Diary(), None, None
@@ -674,7 +710,10 @@ class Run:
             return run(args, kwargs)
         self._calls_networks = True
         if not self._taken and torch.is_grad_enabled():
-            self._learn_from(module)
+            if not self._being_read():
+                self._enter_phase()
+            if not self._passing_by:
+                self._learn_from(module)
         if self.free and torch.is_grad_enabled():
             args, kwargs = self._at_the_door(module, args, kwargs)
         order = self._order
@@ -721,6 +760,8 @@ class Run:
     def _waits(self) -> bool:
         """Whether the training without a loader may be only what comes before the training."""
         session = self.session
+        if session.loop is not None:
+            return False
         if session.free is None and session.speaks_of_loaders:
             now = time.perf_counter()
             self._waiting_since = self._waiting_since or now
@@ -728,7 +769,7 @@ class Run:
         return session.free is False
 
     def _is_of_note(self, module: nn.Module) -> bool:
-        if self._taken or not torch.is_grad_enabled():
+        if self._taken or self._passing_by or not torch.is_grad_enabled():
             return False
         counts = self._diary.counts
         counts[id(module)] = counts.get(id(module), 0) + 1
@@ -761,6 +802,9 @@ class Run:
         """Note a backward pass; returns whether it shall take place."""
         value = next((loss for result, loss in self._scaled if result is root), root.detach())
         self._scaled.clear()
+        if not self._taken and self._passing_by:
+            self._phases.remember()
+            return True
         order = self._order
         if order is not None and order.dry:
             self._zero_gradients()
@@ -837,7 +881,7 @@ class Run:
         optimizer = self._alias.get(id(optimizer), optimizer)
         self._in_step = optimizer
         self._passes = 0
-        if not self._taken:
+        if not self._taken and not self._passing_by:
             self._note_rates(optimizer)
             if not (self._backwards or self._steps):
                 # Gradients came from elsewhere: torch.func, or written by hand.
@@ -864,6 +908,11 @@ class Run:
             self._finish(self._order, optimizer)
             self._round_over |= optimizer is self._last
         elif not self._taken:
+            passed = self._passing_by
+            self._phases.step(len(self.registers.of["optimizer"]))
+            if passed:
+                self._past.add(optimizer)
+                return
             self._steps += 1
             self._idle += 1
             self._diary.stepped.append(optimizer)
@@ -912,6 +961,7 @@ class Run:
         self.planned_epochs = planned_epochs()
         # Of a run without a loader the loop counts steps.
         self.counted_epochs = 0 if self.free else counted_epochs()
+        self.phase = max(self._phases.number, 1)
         self._taken = True
         self._sampled.clear()
         if self.session.free is None:
@@ -930,6 +980,7 @@ class Run:
             ) from None
         self._settle_loaders()
         self.roles = roles
+        self._look_around(roles)
         # Where a script draws its batches ahead, or is paused after it has drawn one, its variables
         # hold what the auditor has already replaced.
         self.counters.tensors = not (self.free or roles.lag)
@@ -942,6 +993,13 @@ class Run:
         else:
             self.session.baton.answer(self)
         self._set_off(self._await_order())
+
+    def _look_around(self, roles: Cast) -> None:
+        """Note what else the script trains, in other loops or in other rounds of this one."""
+        here, script = place(), self.session.path
+        lines = {p.location.line for p in self._diary.propagated if p.location is not None}
+        self.elsewhere = elsewhere(script, here, lines, self._phases.past(script))
+        self.in_rounds = here.loops and self._built_at.get(roles.optimizer) == here
 
     def _reader(self) -> TappedIterator | None:
         """Return the iterator that fed the first step, of the loader that is asked for the next."""
