@@ -77,8 +77,8 @@ class Settings(BaseModel):
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
         loop: which of a script's training loops to audit, where it has several: 1 for the first,
             2 for the one after. Those before it run to their end, each time that the script is
-            started; where that takes long, ``check_timeout`` must allow for it. When not set, the first; in a script that speaks of loaders the first that
-            has one.
+            started; where that takes long, ``check_timeout`` must allow for it. When not set, the
+            first; in a script that speaks of loaders the first that has one.
         fail_on: the mildest finding that makes the exit code 1: ``fail`` or ``warn``.
         thresholds: by check code, options of the check.
         per_module_ignores: by pattern of module names, the checks whose findings about these
