@@ -12,7 +12,7 @@ import inspect
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -105,7 +105,8 @@ class LossCall:
 
     Attributes:
         kind: a value of :data:`LOSS_FUNCTIONS`.
-        arguments: every argument by name, tensors detached, defaults filled in.
+        arguments: every argument by name, tensors detached, defaults filled in; what the obsolete
+            ``size_average`` and ``reduce`` ask for is said by ``reduction``.
         value: what it returned, detached; None when it raised.
         producer: the autograd node that made the input, views looked through
             (``SoftmaxBackward0``); empty for a leaf.
@@ -506,7 +507,7 @@ class _FunctionTap(TorchFunctionMode):
         except TypeError:  # wrongly called: the function itself says it best
             return func(*args, **kwargs)
         bound.apply_defaults()
-        live = dict(bound.arguments)
+        live = _without_obsolete(bound.arguments)
         prediction = live.get("input")
         if self._makers is not None:
             self._trace(prediction, self._makers)
@@ -550,6 +551,19 @@ class _FunctionTap(TorchFunctionMode):
         self._observation.broadcasts.append(
             Broadcast((tuple(left.shape), tuple(right.shape)), caller())
         )
+
+
+def _without_obsolete(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a loss with ``reduction`` as torch will take it.
+
+    ``size_average`` and ``reduce``, of before torch 0.4.1, overrule it where they are given.
+    """
+    obsolete = {name: arguments.get(name) for name in ("size_average", "reduce")}
+    if all(value is None for value in obsolete.values()) or "reduction" not in arguments:
+        return dict(arguments)
+    asked = [True if value is None else value for value in obsolete.values()]
+    reduction = "none" if not asked[1] else "mean" if asked[0] else "sum"
+    return {**arguments, "size_average": None, "reduce": None, "reduction": reduction}
 
 
 def _refuse_what_kills_the_device(call: LossCall) -> None:

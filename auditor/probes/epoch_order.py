@@ -36,6 +36,7 @@ _KEPT_ROWS = 256
 _KEPT_COLUMNS = 1024
 _HASHED_COLUMNS = 16_384
 _JOINTS = 8
+_DIGESTED = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Reading:
         next_token: the targets are the input tokens, moved by one place or not.
         continues: each batch begins where the one before ended, row by row.
         ended: the epoch ended within what was read.
+        repeats: the first batches, three or more, are one and the same, of rows that differ.
     """
 
     sizes: tuple[int, ...]
@@ -61,6 +63,7 @@ class Reading:
     next_token: bool
     continues: bool
     ended: bool
+    repeats: bool = False
 
     @property
     def rows(self) -> int:
@@ -125,10 +128,13 @@ class Order:
 
     @property
     def one_batch(self) -> bool:
-        """Whether one batch is the whole epoch, so that there is no order."""
+        """Whether one batch is the whole epoch, so that there is no order.
+
+        A script without a loader may take all of its data in every step.
+        """
         if self.indices is not None:
             return self.index_batches <= 1
-        return self.first.ended and len(self.first.sizes) <= 1
+        return self.first.repeats or (self.first.ended and len(self.first.sizes) <= 1)
 
     @property
     def rows_are_exchangeable(self) -> bool:
@@ -375,6 +381,7 @@ class _Notes:
         self._next_token = False
         self._previous: Fed | None = None
         self._joints: list[bool] = []
+        self._digests: list[str] = []
 
     @property
     def batches(self) -> int:
@@ -395,6 +402,8 @@ class _Notes:
         if everything and self.rows < _KEPT_ROWS and (kept := _first_input(fed, n)) is not None:
             self._inputs.append(kept)
         self._sizes.append(n)
+        if len(self._digests) < _DIGESTED:
+            self._digests.append(batches.digest(batch))
         if self._previous is not None and len(self._joints) < _JOINTS:
             self._joints.append(continues(self._previous, fed))
         self._previous = fed
@@ -413,6 +422,7 @@ class _Notes:
             next_token=self._next_token,
             continues=len(self._joints) > 2 and all(self._joints),
             ended=ended,
+            repeats=len(self._digests) > 2 and len(set(self._digests)) == 1 < len(set(self._items)),
         )
 
 

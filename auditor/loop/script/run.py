@@ -331,7 +331,8 @@ class Run:
             return error
         if error is not None:
             reads = ", which reads input that an audit has not: pass arguments"
-            ahead = "the training loop to audit" if self._passing_by else "its first optimizer step"
+            ahead = "its second batch" if self._steps else "its first optimizer step"
+            ahead = "the training loop to audit" if self._passing_by else ahead
             when = reads if isinstance(error, EOFError) else f", before {ahead}"
             return UserCodeError(f"running {name}{when}", error)
         return TargetError(f"{name} {self._why_untrained()}")

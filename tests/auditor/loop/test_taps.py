@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,28 @@ class TestLossCalls:
         assert float(call.recompute(call.input)) == pytest.approx(float(call.value))
         assert float(call.recompute(torch.zeros(8, 3))) == pytest.approx(math.log(3))
         assert call.recompute(call.input, reduction="none").shape == (8,)
+
+    @pytest.mark.parametrize(
+        ("obsolete", "reduction"),
+        [
+            ({"size_average": False}, "sum"),
+            ({"size_average": True}, "mean"),
+            ({"reduce": False}, "none"),
+            ({"size_average": False, "reduce": True}, "sum"),
+            ({"size_average": None, "reduction": "sum"}, "sum"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:size_average and reduce")
+    def test_obsolete_arguments_are_said_by_the_reduction(
+        self, obsolete: dict[str, Any], reduction: str
+    ) -> None:
+        output, target = torch.tensor([0.2, 0.9]), torch.tensor([0.0, 1.0])
+        with Observer(nn.Identity(), losses_only=True) as watch:
+            value = F.binary_cross_entropy(output, target, **obsolete)
+        (call,) = watch.observation.loss_calls
+        assert call.reduction == reduction
+        assert torch.equal(call.recompute(output), value)
+        assert call.recompute(output, reduction="mean") == pytest.approx(0.164, abs=1e-3)
 
     def test_a_call_that_raises_is_recorded_without_a_value(self) -> None:
         model = nn.Linear(4, 1)
