@@ -100,6 +100,25 @@ class First:
         """The loss function that explains the total loss of every step; None when none does."""
         return main_loss_of(self.completed, self.targets[0]) if self.steps else None
 
+    def own_targets(self, main: MainLoss) -> str:
+        """Say what shows that the program makes the targets itself; empty when they are labels."""
+        targets = [call.target for call in main.calls]
+        ids = targets[0]
+        if (
+            ids.ndim == 1
+            and ids.numel() > 1
+            and not ids.is_floating_point()
+            and torch.equal(ids, torch.arange(len(ids), device=ids.device, dtype=ids.dtype))
+        ):
+            return "The targets count the rows, as in a contrastive loss"
+        same = len(targets) > 1 and all(torch.equal(ids, other) for other in targets[1:])
+        if same and not self.repeats_one_batch:
+            return (
+                "Every batch has the same targets, so the program makes them itself (contrastive "
+                "or adversarial)"
+            )
+        return ""
+
     @property
     def supervised(self) -> tuple[MainLoss, ...]:
         """The losses that compare with what the loader gives: the main one, else each such term."""

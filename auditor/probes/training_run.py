@@ -26,7 +26,7 @@ from nnaudit.loop.control import Rate, constant_lr, planned_lr, without_dropout
 from nnaudit.loop.taps import LossCall, Observation
 from nnaudit.pace import Stopwatch
 from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import main_loss_of, slimmed
+from nnaudit.probes.first_steps import is_given, main_loss_of, slimmed
 from nnaudit.state import preserved
 
 STEPS = 300
@@ -108,7 +108,9 @@ class Training:
         epoch_starts: the steps at which an epoch of the training loader began; the first is 0.
         rows: the rows of each step's batch.
         calls: by step, the torch loss function that made the loss, its input a placeholder; of
-            every fifth step. Empty where the loss is composite or of unknown kind.
+            every fifth step. Empty where the loss is composite or of unknown kind, and where its
+            targets are none of the loader's but one number in each step, as in adversarial
+            training: what predicts them without inputs says nothing.
         constant: the loss of the best prediction that ignores the inputs, over ``calls``; NaN
             where it is not known.
         fixed: the first batches of the run, as the loader made them: later trained on.
@@ -219,6 +221,7 @@ class _Run:
     moments: list[Moment] = field(default_factory=list)
     bytes: int = 0
     unknown: bool = False
+    filled: int = 0
     warmed: bool = False
     cut: bool = False
     error: str = ""
@@ -299,6 +302,7 @@ class _Run:
         if call is None or not call.compares:
             self.unknown = math.isfinite(self.losses[-1])
             return
+        self.filled += _is_filled(call) and not is_given(call, batch)
         kept = without_input(call)
         self.calls[number] = kept
         self.bytes += kept.target.nbytes
@@ -327,7 +331,7 @@ class _Run:
 
     def result(self, whole: bool) -> Training:
         """Return what was seen."""
-        calls = {} if self.unknown else self.calls
+        calls = {} if self.unknown or self.filled == len(self.calls) else self.calls
         constant = best_constant(list(calls.values())) if calls else None
         bad = len(self.losses)
         while bad and not math.isfinite(self.losses[bad - 1]):
@@ -351,6 +355,12 @@ class _Run:
             seconds=self.seconds,
             modes=self.modes,
         )
+
+
+def _is_filled(call: LossCall) -> bool:
+    """Whether the targets are one number, several times."""
+    target = call.target.reshape(-1)
+    return target.numel() > 1 and bool((target == target[0]).all())
 
 
 def _highest(loop: Loop) -> float:

@@ -95,8 +95,8 @@ class InitialLoss(Check):
                 f"No theory says what the {kind.replace('_', ' ')} loss of an untrained network "
                 f"should be; it starts at {first.steps[0].loss:.4g}."
             )
-        if reason := _made_targets(first, main):
-            return self.inconclusive(reason)
+        if reason := first.own_targets(main):
+            return self.inconclusive(f"{reason}, and the start of such a loss has no theory.")
         level = level_of([main.calls[0]], [_fed(audit.loop, first.batches[0])])
         if level is None or not math.isfinite(level.loss):
             return self.inconclusive(
@@ -333,26 +333,6 @@ def _fed(loop: Loop, batch: Any) -> Fed | None:
         return loop.feed(batch)
     except UserCodeError:
         return None
-
-
-def _made_targets(first: First, main: MainLoss) -> str:
-    """Say why the targets are the program's own making; empty when they are labels."""
-    targets = [call.target for call in main.calls]
-    ids = targets[0]
-    if (
-        ids.ndim == 1
-        and ids.numel() > 1
-        and not ids.is_floating_point()
-        and torch.equal(ids, torch.arange(len(ids), device=ids.device, dtype=ids.dtype))
-    ):
-        return "The targets count the rows, as in a contrastive loss, whose start has no theory."
-    same = len(targets) > 1 and all(torch.equal(ids, other) for other in targets[1:])
-    if same and not first.repeats_one_batch:
-        return (
-            "Every batch has the same targets, so the program makes them itself (contrastive or "
-            "adversarial), and the start of such a loss has no theory."
-        )
-    return ""
 
 
 def _repeats_input(loop: Loop, main: MainLoss) -> bool:

@@ -87,6 +87,8 @@ class InitialPredictions(Check):
         seen = _predictions(main.calls[0]) if main is not None else None
         if main is None or seen is None:
             return self.skipped("The loss is not a cross-entropy of classes and logits.")
+        if reason := first.own_targets(main):
+            return self.skipped(f"{reason}: they are no labels that have shares.")
         excess = seen.confidence - seen.accuracy
         sure = seen.confidence > self.option(audit, "sure")
         if sure and excess > self.option(audit, "excess"):
@@ -150,7 +152,7 @@ def _predictions(call: LossCall) -> _Predictions | None:
     answers = target.reshape(-1)
     ignored = int(call.arguments.get("ignore_index", -100))
     counts = (answers != ignored) & (answers >= 0) & (answers < flat.shape[1])
-    if not bool(counts.any()) or _counts_rows(answers):
+    if not bool(counts.any()):
         return None
     return _Predictions(flat[counts].softmax(1), answers[counts].long(), binary=False)
 
@@ -163,11 +165,6 @@ def _binary(logits: Tensor, target: Tensor) -> _Predictions | None:
         return None
     p = logits.reshape(-1).sigmoid()
     return _Predictions(torch.stack([1 - p, p], 1), target.reshape(-1).long(), binary=True)
-
-
-def _counts_rows(answers: Tensor) -> bool:
-    """Whether the targets number the rows, as in a contrastive loss."""
-    return len(answers) > 1 and torch.equal(answers, torch.arange(len(answers)))
 
 
 def _divergence(prior: Tensor, predicted: Tensor) -> float:

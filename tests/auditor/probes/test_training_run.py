@@ -169,3 +169,19 @@ def test_a_shorter_run_of_another_seed():
         two = training_run(other, steps=12, val=False)
     assert [len(seen.losses) for seen in (one, two)] == [12, 12]
     assert one.losses != two.losses
+
+
+def test_no_constant_is_known_where_the_program_fills_in_the_targets():
+    """A generator is to make the discriminator say 1, whatever it is given."""
+    bce = F.binary_cross_entropy_with_logits
+    fooled = lambda model, batch: bce(model(batch[0])[:, 0], torch.ones(len(batch[0])))  # noqa: E731
+    seen = run(training_step=fooled)
+    assert seen.calls == {}
+    assert math.isnan(seen.constant)
+
+
+def test_one_label_for_all_rows_is_a_label_where_the_loader_gives_it():
+    one = lambda: DataLoader(TensorDataset(torch.randn(64, 8), torch.ones(64).long()), 32)  # noqa: E731
+    seen = run(train_loader=one)
+    assert seen.calls
+    assert seen.constant < 1e-3

@@ -85,3 +85,16 @@ def test_weighted_classes_and_soft_targets_are_left_alone(loss: Any) -> None:
 
 def test_other_losses_are_skipped() -> None:
     assert audited(lambda: net(1), X[:, 0], F.mse_loss).status is Status.SKIP
+
+
+def test_targets_that_the_program_makes_itself_have_no_shares() -> None:
+    """Adversarial training: the generator's loss compares with 1 for every row."""
+
+    def fooled(model: nn.Module, batch: Any) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(batch[0]), torch.ones(len(batch[0])))
+
+    data = DataLoader(TensorDataset(X), batch_size=64)
+    target = Target(lambda: net(1), data, training_step=fooled)
+    result = run_check(InitialPredictions, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+    assert result.status is Status.SKIP
+    assert "makes them itself" in result.message
