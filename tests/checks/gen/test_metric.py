@@ -317,3 +317,27 @@ def test_the_metric_of_a_script(tmp_path: Path, column: str, status: Status) -> 
     path.write_text(SCRIPT.replace("{column}", column))
     result = run_script(path, [], "cpu", 0, lambda loop: run_check(MetricMeaning, Audit(loop)))
     assert result.status is status, result.message
+
+
+def test_values_that_describe_are_no_metrics_where_another_value_is() -> None:
+    def several(output: Tensor, target: Tensor) -> dict[str, float]:
+        share = (output.argmax(1) == 0).float().mean().item()
+        return {"count": len(target), "share_of_class_0": share, "acc": accuracy(output, target)}
+
+    assert ask(several).status is Status.PASS
+    alone = ask(lambda output, target: {"count": len(target), "share": 0.3})
+    assert alone.status is Status.FAIL
+    broken = ask(lambda output, target: {**several(output, target), "accuracy": 0.3})
+    assert broken.status is Status.FAIL
+
+
+@pytest.mark.parametrize("name", ["dice_loss", "accuracy_error", "inaccuracy", "acceleration_gap"])
+def test_what_is_best_at_zero_is_not_held_to_one(name: str) -> None:
+    wrong = ask(lambda output, target: {name: 1 - accuracy(output, target)})
+    assert wrong.status is Status.PASS, wrong.message
+
+
+@pytest.mark.parametrize("name", ["val_acc", "acc1", "mIoU", "BinaryAccuracy", "roc_auc_score"])
+def test_what_is_named_for_being_right_is_held_to_one(name: str) -> None:
+    halved = ask(lambda output, target: {name: accuracy(output, target) / 2})
+    assert halved.status is Status.FAIL
