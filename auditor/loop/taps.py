@@ -61,6 +61,9 @@ ELEMENTWISE = frozenset(
 )  # fmt: skip
 """Losses that compare output and target element by element."""
 
+SYMMETRIC = frozenset({"mse", "l1", "smooth_l1", "huber"})
+"""Losses that are the same with prediction and target exchanged, as ``loss(y, y_hat)`` has them."""
+
 _VIEWS = (
     "AliasBackward", "AsStridedBackward", "CloneBackward", "ExpandBackward", "GatherBackward",
     "IndexBackward", "IndexSelectBackward", "MaskedSelectBackward", "PermuteBackward",
@@ -106,7 +109,8 @@ class LossCall:
     Attributes:
         kind: a value of :data:`LOSS_FUNCTIONS`.
         arguments: every argument by name, tensors detached, defaults filled in; what the obsolete
-            ``size_average`` and ``reduce`` ask for is said by ``reduction``.
+            ``size_average`` and ``reduce`` ask for is said by ``reduction``, and the prediction is
+            ``input`` also where the user wrote it second (:func:`is_turned`).
         value: what it returned, detached; None when it raised.
         producer: the autograd node that made the input, views looked through
             (``SoftmaxBackward0``); empty for a leaf.
@@ -508,6 +512,8 @@ class _FunctionTap(TorchFunctionMode):
             return func(*args, **kwargs)
         bound.apply_defaults()
         live = _without_obsolete(bound.arguments)
+        if is_turned(func, live.get("input"), live.get("target"), self._observation.output):
+            live["input"], live["target"] = live["target"], live["input"]
         prediction = live.get("input")
         if self._makers is not None:
             self._trace(prediction, self._makers)
@@ -564,6 +570,23 @@ def _without_obsolete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     asked = [True if value is None else value for value in obsolete.values()]
     reduction = "none" if not asked[1] else "mean" if asked[0] else "sum"
     return {**arguments, "size_average": None, "reduce": None, "reduction": reduction}
+
+
+def is_turned(func: Callable[..., Any], first: Any, second: Any, output: Any) -> bool:
+    """Whether the prediction is the second argument of a loss that does not mind.
+
+    It is the one that carries a gradient or, without gradients, a view of the model's ``output``.
+    """
+    if LOSS_FUNCTIONS.get(func) not in SYMMETRIC:
+        return False
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return False
+    if first.requires_grad != second.requires_grad:
+        return second.requires_grad
+    with torch._C.DisableTorchFunction():
+        made = {t.untyped_storage().data_ptr() for _, t in batches.tensors(output)}
+        where = [t.untyped_storage().data_ptr() in made for t in (first, second)]
+    return where == [False, True]
 
 
 def _refuse_what_kills_the_device(call: LossCall) -> None:

@@ -29,6 +29,7 @@ class Call:
             loader, the newest first.
         grad: gradients were wanted of it: without, it is no part of the training step.
         autocast: of each kind of device, whether and to what the call was cast.
+        given: the tensors themselves, no copies: being held, they keep their place in memory.
     """
 
     module: Any
@@ -38,6 +39,7 @@ class Call:
     recent: tuple[tuple[int, Any], ...] = ()
     grad: bool = True
     autocast: tuple[tuple[str, bool, Any], ...] = ()
+    given: tuple[Tensor, ...] = ()
 
 
 @dataclass

@@ -729,6 +729,7 @@ class Run:
             recent=tuple(self._diary.recent),
             grad=torch.is_grad_enabled(),
             autocast=autocast_state(),
+            given=tuple(tensor.detach() for _, tensor in batches.tensors((args, kwargs))),
         )
         output = run(args, kwargs)
         call.output = batches.map_leaves(

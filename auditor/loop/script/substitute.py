@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from nnaudit import batch as batches
 from nnaudit.feed import device_of
 from nnaudit.loop.script.capture import Cast
+from nnaudit.loop.taps import is_turned
 
 
 def why_not(roles: Cast) -> str:
@@ -65,6 +66,8 @@ class TargetSwap(TorchFunctionMode):
         # The same function is asked for the loss of a validation, whose batches stay what they are.
         if func is self._function and torch.is_grad_enabled():
             target = self._others.get("target")
+            if len(args) > 1 and is_turned(func, args[0], args[1], None):
+                args = (args[1], args[0], *args[2:])
             if target is not None and len(args) > 1:
                 args = (args[0], target, *args[2:])
             elif target is not None:

@@ -1113,3 +1113,58 @@ def test_a_network_of_an_earlier_execution_can_be_pickled(drive: Any, tmp_path: 
         assert loop.run.revivals >= 3
 
     drive(text, body)
+
+
+WITHOUT_LOADER = """
+def batch():
+    {draw}
+    return x[i], x[i].sum(1, keepdim=True)
+everything = x, x.sum(1, keepdim=True)
+for step in range(30):
+    a, b = {chosen}
+    optimizer.zero_grad()
+    loss = nn.functional.mse_loss(b, model(a))
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("draw", "chosen", "whole"),
+    [
+        ("i = slice(None)", "everything", True),
+        ("i = torch.randint(64, (8,))", "batch()", False),
+        # The same numbers again, in another place: one batch of many, drawn under one seed.
+        ("g = torch.Generator(); i = torch.randint(64, (8,), generator=g)", "batch()", False),
+    ],
+)  # fmt: skip
+def test_the_very_same_tensors_in_every_step_are_one_epoch(
+    drive: Any, draw: str, chosen: str, whole: bool
+) -> None:
+    def twice(loop: ScriptLoop) -> list[Any]:
+        return [list(loop.batches()) for _ in range(2)]
+
+    one, two = drive(HEAD + WITHOUT_LOADER.format(draw=draw, chosen=chosen), twice)
+    assert len(one) == len(two) == (1 if whole else 100)
+    assert batches.digest(one[0]) == batches.digest(two[0]) or not whole
+
+
+@pytest.mark.parametrize("arguments", ["model(a), b", "b, model(a)"])
+@pytest.mark.parametrize("loader", [False, True])
+def test_prediction_and_target_may_come_in_either_order(
+    drive: Any, arguments: str, loader: bool
+) -> None:
+    def seen(loop: ScriptLoop) -> Any:
+        batch = next(iter(loop.batches()))
+        doubled = tuple(2 * part for part in batch)
+        step, forward = loop.step(doubled, observe=True), loop.forward(doubled)
+        assert step.observation is not None
+        return loop.feed(doubled).target, doubled, step.observation.main_loss, forward.loss_calls
+
+    draw = {"draw": "i = torch.randint(64, (8,))", "chosen": "batch()"}
+    text = BODY if loader else WITHOUT_LOADER.format(**draw)
+    text = text.replace("b, model(a)", "model(a), b").replace("model(a), b", arguments)
+    target, (_, wanted), call, calls = drive(HEAD + text, seen)
+    assert torch.equal(target, wanted)
+    assert torch.equal(call.target, wanted)
+    assert torch.equal(calls[0].target, wanted)

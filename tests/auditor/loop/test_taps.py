@@ -71,6 +71,23 @@ class TestLossCalls:
         assert torch.equal(call.recompute(output), value)
         assert call.recompute(output, reduction="mean") == pytest.approx(0.164, abs=1e-3)
 
+    @pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss])
+    def test_the_prediction_may_come_second_where_that_is_the_same(self, loss) -> None:
+        wanted = torch.randn(8, 1)
+        call = observed(nn.Linear(4, 1), lambda output: loss(wanted, output)).loss_calls[0]
+        assert torch.equal(call.target, wanted)
+        assert call.producer.startswith("Addmm")
+        with Observer(model := nn.Linear(4, 1)) as observer, torch.no_grad():
+            loss(wanted[:, 0], model(X)[:, 0])
+        assert torch.equal(observer.observation.loss_calls[0].target, wanted[:, 0])
+
+    def test_elsewhere_it_is_taken_at_its_word(self) -> None:
+        share = torch.rand(8, 1)
+        call = observed(
+            nn.Linear(4, 1), lambda output: F.binary_cross_entropy(share, output.sigmoid())
+        ).loss_calls[0]
+        assert torch.equal(call.input, share)
+
     def test_a_call_that_raises_is_recorded_without_a_value(self) -> None:
         model = nn.Linear(4, 1)
         with (
