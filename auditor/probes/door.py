@@ -118,7 +118,7 @@ class Inputs:
     Attributes:
         doors: the first layers, in the order in which they were reached.
         rows: rows of the batches of all whole steps.
-        constant: every row that the model was called with, in every call, was the same.
+        constant: the model was called, and every row in every call was the same.
         targets_vary: the targets were not.
     """
 
@@ -149,7 +149,7 @@ class DoorInputs(Probe[Inputs]):
             for _, tensor in batches.tensors((taken_apart(audit.loop, batch).target,)):
                 targets.add(tensor)
         doors = tuple(door for door in watch.doors.values() if door.rows)
-        return Inputs(doors, watch.rows, watch.inputs.constant, not targets.constant)
+        return Inputs(doors, watch.rows, watch.inputs.constant, targets.vary)
 
 
 def _read(audit: Audit) -> list[Any]:
@@ -187,15 +187,25 @@ class _Variety:
     """Whether tensors' rows were all the same, so far."""
 
     def __init__(self) -> None:
-        self.constant = True
+        self._differ = False
         self._first: dict[str, Tensor] = {}
+
+    @property
+    def constant(self) -> bool:
+        """Rows were seen, and all were the same."""
+        return bool(self._first) and not self._differ
+
+    @property
+    def vary(self) -> bool:
+        """Rows were seen, and some differed."""
+        return self._differ
 
     def add(self, tensor: Tensor, name: str = "") -> None:
         if tensor.ndim == 0 or tensor.layout is not torch.strided or not tensor.numel():
             return
         first = self._first.setdefault(name, tensor[:1].detach().clone())
         same = first.shape[1:] == tensor.shape[1:] and bool((tensor == first).all())
-        self.constant = self.constant and same
+        self._differ = self._differ or not same
 
 
 class _Watch:

@@ -255,3 +255,17 @@ def test_a_constant_grid_beside_a_varying_code_is_fine() -> None:
 
     result = ask(torch.ones(128, 8), Field, y=torch.arange(128), training_step=step)
     assert result.status is not Status.FAIL
+
+
+def test_a_model_of_which_only_parts_are_called_was_given_nothing() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(8, 4), nn.Linear(4, 2)
+
+    def step(model: Any, batch: Any) -> Tensor:
+        return F.cross_entropy(model.decoder(model.encoder(batch[0]).relu()), batch[1])
+
+    result = ask(normal(128, 8), Parts, training_step=step)
+    assert result.status is Status.PASS
+    assert "encoder" in result.message
