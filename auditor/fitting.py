@@ -273,6 +273,8 @@ class Run:
         fitted: the loss came down to the level asked for.
         crashed: what the user's code raised once the run had diverged; else empty.
         cut: the time was up before the run had its full length.
+        joined: the loss began as one call of a loss function and ended as more than that: a term
+            that was zero at first, as one of pseudo-labels, has joined it.
     """
 
     label: str
@@ -282,6 +284,7 @@ class Run:
     fitted: bool = False
     crashed: str = ""
     cut: bool = False
+    joined: bool = False
 
     @property
     def initial(self) -> float:
@@ -407,8 +410,16 @@ def fit(
         level = known.level(sighting.loss)
     else:
         level = sighting.loss - 0.5 * abs(sighting.loss)
-    return train(
-        lambda part: loop.step(sighting.parts[part]).loss,
+    first: list[Observation | None] = []
+
+    def step(part: int) -> float:
+        taken = loop.step(sighting.parts[part], losses=not first)
+        if not first:
+            first.append(taken.observation)
+        return taken.loss
+
+    run = train(
+        step,
         len(sighting.parts),
         label=label,
         level=level,
@@ -417,3 +428,11 @@ def fit(
         clock=clock,
         seed=seed,
     )
+    if run.fitted or known is None or not math.isfinite(run.final) or not _is_one_call(first[0]):
+        return run
+    last = loop.step(sighting.parts[0], losses=True).observation
+    return dataclasses.replace(run, joined=not _is_one_call(last))
+
+
+def _is_one_call(seen: Observation | None) -> bool:
+    return seen is not None and main_call(seen) is not None

@@ -228,6 +228,11 @@ def _climb(audit: Audit, parts: list[Any], factor: float, steps: int, seconds: f
             clock=audit.clock,
             seed=audit.seed,
         )
+    if run.joined:
+        return (
+            f"how low the loss of {rows} examples can go is not known, because a term that was "
+            "zero at first joins it in training"
+        )
     return Rung(sighting, run, sighting.bounds)
 
 

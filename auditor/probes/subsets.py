@@ -126,6 +126,10 @@ def tiny_fit(audit: Audit, *, second: bool = False) -> TinyFit:
             continue
         run = tiny_run(audit, tiny.sighting, factor, limits)
         runs[factor] = run
+        if run.joined:
+            unknown = "a term that was zero at first joins it in training"
+            sighting = dataclasses.replace(tiny.sighting, bounds=None, unknown=unknown)
+            tiny = dataclasses.replace(tiny, sighting=sighting)
         if tiny.fits(run):
             break
     return dataclasses.replace(tiny, runs=runs, whole=chosen.whole)

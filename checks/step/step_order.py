@@ -44,7 +44,8 @@ class StepOrder(Check):
         told the epoch, steps in the first step before the optimizer ever did, which PyTorch counts
         as skipping a value. Where the first step was not seen, a scheduler ahead of the
         optimizer's own count of steps fails. An optimizer that holds gradients after every one of
-        24 steps and never steps is a warning, as it may be meant for later.
+        24 steps and never steps is a warning, as it may be meant for later; not one that wraps
+        another or is wrapped, whose parameters the other steps.
     Fix: zero_grad(), backward(), clip, optimizer.step(), scheduler.step(), in this order.
     References: PyTorch documentation of torch.optim, "How to adjust learning rate".
     """
@@ -221,12 +222,20 @@ def _never_stepped(audit: Audit, trace: Trace) -> Disorder | None:
 
 
 def _idle(loop: Loop, events: Iterable[Event]) -> set[int]:
-    """Return the optimizers that every backward gave gradients and that never stepped."""
+    """Return the optimizers that every backward gave gradients and that never stepped.
+
+    One whose parameters another steps does not wait for anything: of two optimizers, one within
+    the other, only one is seen to step.
+    """
     events = list(events)
     backwards = [event for event in events if event.kind is Happening.BACKWARD]
     busy = {e.which for e in events if e.kind in (Happening.STEP, Happening.ATTEMPT)}
+    moved = {id(p) for which in busy for p in parameters_of(loop.optimizers[which])}
     return {
         which
-        for which in range(len(loop.optimizers))
-        if which not in busy and backwards and all((b.norms[which] or 0.0) > 0.0 for b in backwards)
+        for which, optimizer in enumerate(loop.optimizers)
+        if which not in busy
+        and any(id(p) not in moved for p in parameters_of(optimizer))
+        and backwards
+        and all((b.norms[which] or 0.0) > 0.0 for b in backwards)
     }

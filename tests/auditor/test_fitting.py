@@ -7,7 +7,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.context import Clock
-from nnaudit.fitting import Head, Limits, Run, head_of, main_call, sight, train, updates_by
+from nnaudit.fitting import (
+    Head,
+    Limits,
+    Run,
+    fit,
+    head_of,
+    main_call,
+    sight,
+    train,
+    updates_by,
+)
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.taps import Observer
 from nnaudit.targets import Target
@@ -144,3 +154,28 @@ def test_a_loss_without_one_input_and_one_target_is_no_comparison() -> None:
     seen.total_loss = float(loss)
     assert seen.main_loss is not None and seen.main_loss.kind == "ctc"
     assert main_call(seen) is None
+
+
+class Confident:
+    """Cross-entropy, and one of pseudo-labels of the rows that the network is sure about."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, output, y):
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+        sure = output.softmax(1).max(1).values > 0.9
+        made = F.cross_entropy(9 * noise, output.argmax(1), reduction="none") + output.sum(1) ** 2
+        return F.cross_entropy(output, y) + self.share * (made * sure).mean()
+
+
+@pytest.mark.parametrize(("share", "joined"), [(1.0, True), (0.0, False)])
+def test_a_term_that_was_zero_at_first_is_noticed(share, joined):
+    loop = loop_with(lambda m: torch.optim.Adam(m.parameters(), 0.05), Confident(share))
+    parts = [next(iter(loop.batches()))]
+    limits = Limits(60, 60, 5.0) if joined else Limits(3, 3, 5.0)
+    seen = sight(loop, parts)
+    assert seen.bounds is not None
+    run = fit(loop, seen, label="", limits=limits, clock=Clock(None))
+    assert not run.fitted
+    assert run.joined is joined

@@ -183,6 +183,39 @@ def test_an_optimizer_that_steps_now_and_then_passes() -> None:
     assert ask(StepOrder, target(optimizer=parts), body).status is Status.PASS
 
 
+@pytest.mark.parametrize("outer_steps", [True, False])
+def test_an_optimizer_within_another_is_stepped_by_it(outer_steps: bool) -> None:
+    """As in sharpness-aware minimisation: both hold the same parameters, one is seen to step."""
+
+    class Outer(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.inner = inner
+            self.param_groups = inner.param_groups
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            self.inner.step()
+
+    def both(model: nn.Module) -> Any:
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        return [Outer(inner), inner]
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        outer = loop.optimizers[0]
+        outer.zero_grad()
+        loss = loss_of(loop, batch)
+        loss.backward()
+        if outer_steps:
+            outer.step()
+        else:
+            outer.inner.step()  # type: ignore[attr-defined]
+        return loss
+
+    result = ask(StepOrder, target(optimizer=both), body)
+    assert result.status is Status.PASS, result.message
+
+
 def test_module_form_and_a_closure_pass() -> None:
     assert ask(StepOrder, target()).status is Status.PASS
     lbfgs = target(optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
