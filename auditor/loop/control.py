@@ -99,8 +99,16 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             for name in _rates_of(module):
                 stack.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, 0.0)
-        stack.enter_context(_NoDropout())
+        if not _intercepting():  # of several networks, one is enough: it acts on every call
+            stack.enter_context(_NoDropout())
         yield
+
+
+def _intercepting() -> bool:
+    """Whether the calling thread's calls of dropout are intercepted already."""
+    overrides: Any = torch.overrides
+    modes = overrides._get_current_function_mode_stack()
+    return any(isinstance(mode, _NoDropout) for mode in modes)
 
 
 def _rates_of(module: nn.Module) -> list[str]:

@@ -689,7 +689,8 @@ def _activation(name: str, module: nn.Module, inputs: Any, output: Tensor) -> Ac
         shape=tuple(values.shape),
         mean=float(mean),
         std=float(std),
-        finite=is_finite(values),
+        # A mean is finite only where everything in it is.
+        finite=math.isfinite(mean) or is_finite(values),
         inputs_finite=all(is_finite(t) for _, t in batches.tensors(inputs)),
     )
 
@@ -711,7 +712,9 @@ def is_finite(tensor: Tensor) -> bool:
         values = (
             values.coalesce().values() if values.layout is torch.sparse_coo else values.to_dense()
         )
-    return bool(torch.isfinite(values).all())
+    # A sum is finite only where everything in it is, and takes a fraction of the time. It may
+    # overflow where no value does: then each is looked at.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 class _GradientTap:
@@ -761,7 +764,7 @@ class _GradientTap:
         for i, record in enumerate(self._observation.gradients):
             if record.parameter in live and record.parameter in self._before:
                 parameter = live[record.parameter]
-                change = parameter.detach() - self._before.pop(record.parameter)
+                change = self._before.pop(record.parameter).sub_(parameter.detach())
                 # An optimizer that calls the closure itself has its gradients only now.
                 late = _measured(parameter.grad) if record.norm is None else {}
                 self._observation.gradients[i] = replace(record, update_norm=_norm(change), **late)
@@ -770,7 +773,8 @@ class _GradientTap:
 def _measured(gradient: Tensor | None) -> dict[str, Any]:
     if gradient is None:
         return {"norm": None, "finite": True}
-    return {"norm": _norm(gradient), "finite": is_finite(gradient)}
+    norm = _norm(gradient)
+    return {"norm": norm, "finite": math.isfinite(norm) or is_finite(gradient)}
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
