@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.checks.fit.input_dependence import InputDependence
+from nnaudit.checks.fit.input_dependence import InputDependence, learns_by_heart
+from nnaudit.probes.training_run import Look, Moment, Training
 from nnaudit.report import Status, Table
 from nnaudit.targets import Target
 
@@ -176,3 +178,29 @@ def test_no_false_alarm_over_sound_programs_that_learn_by_heart(tools):
         )  # fmt: skip
         result = tools.ask(InputDependence, target, seed=seed)
         assert result.status in QUIET, (seed, result.message)
+
+
+def run_of(losses, constant=2.3, epoch=22):
+    """A run of which nothing is known but its losses."""
+    steps = len(losses)
+    return Training(
+        losses=tuple(losses), rates=(0.1,) * steps, epoch_starts=tuple(range(0, steps, epoch)),
+        rows=(64,) * steps, calls={}, constant=constant, fixed=(), val=(), val_whole=False,
+        moments=(Moment(0, Look(), Look()),),
+    )  # fmt: skip
+
+
+def test_the_losses_of_a_run_show_that_rows_are_learnt_by_heart():
+    """Under the null the losses scatter about the constant; 64 rows do so by 0.03 to 0.1."""
+    draws = np.random.default_rng(0)
+    chance = draws.normal(2.3, 0.1, (4000, 300))
+    assert sum(learns_by_heart(run_of(losses)) for losses in chance) <= 1
+    fallen = draws.normal(2.3 - np.linspace(0, 0.12, 300), 0.1, (200, 300))  # 5 % in the end
+    assert all(learns_by_heart(run_of(losses)) for losses in fallen)
+
+
+def test_losses_of_rows_not_met_before_say_nothing_of_learning_by_heart():
+    fallen = 2.3 - np.linspace(0, 0.5, 300)
+    assert learns_by_heart(run_of(fallen))
+    assert not learns_by_heart(run_of(fallen, epoch=250))
+    assert not learns_by_heart(run_of(fallen, constant=float("nan")))

@@ -1,10 +1,6 @@
 """File names are sorted, so img_10 comes before img_2; the labels stay in the order of the numbers.
 
 zoo: fails FIT102 also DATA113
-zoo script: fails FIT102 also DATA113 missed
-
-As a script it starts from the seed in main, and after 300 steps has learnt a little less of its
-training examples than FIT102 asks for before it judges.
 """
 
 import argparse
