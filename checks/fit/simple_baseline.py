@@ -60,7 +60,8 @@ class SimpleBaseline(Check):
     a quarter of the way is gone, and at the pace of the last two thirds of the run it would be 15
     points behind after nine times as many steps. A network that is still on its way, or has hardly
     moved yet, is a note, for 300 steps are a short run, and large networks with small learning
-    rates start slowly.
+    rates start slowly. Fewer than 60 steps, all that there is time for where they are slow, are not
+    compared.
     Fix: use the simple network until you know why yours does worse: look at the learning rate
     (STEP109), the initial weights (INIT101), normalisation (NORM101).
     References: Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning,
@@ -90,9 +91,12 @@ class SimpleBaseline(Check):
             return self.passed(
                 f"After {steps} steps no simple network could do much better: {own}.", **details
             )
-        rivals = _rivals(audit, training)
+        # A shorter run, which is one of slow steps, never warns: it need not pay for the rivals.
+        rivals = _rivals(audit, training) if steps >= FEWEST else []
         if not rivals:
-            return self.inconclusive("No simple network could be made for these inputs.", **details)
+            few = f"{steps} steps are too few to hold a network against a simple one: {own}."
+            made = "No simple network could be made for these inputs."
+            return self.inconclusive(few if steps < FEWEST else made, **details)
         best = max(rivals, key=lambda rival: rival.told.share)
         details["evidence"] = (_table(own, steps, rivals), *details["evidence"])
         said = f"On validation rows the network tells after {steps} steps: {own}; {best.kind}"
@@ -114,8 +118,7 @@ class SimpleBaseline(Check):
 
 def _slow(training: Training) -> bool:
     """Whether the loss is falling still, or has hardly moved: a small learning rate."""
-    short = len(training.losses) < FEWEST
-    return short or on_its_way(training) or not Standing.of(training).moved
+    return on_its_way(training) or not Standing.of(training).moved
 
 
 def _stands(training: Training, own: Told, other: Told) -> bool:
@@ -125,7 +128,7 @@ def _stands(training: Training, own: Told, other: Told) -> bool:
     more such whiles: until nine times as many steps are taken.
     """
     before = told_of(training.moments[-2].val.calls) if len(training.moments) > 1 else None
-    if before is None or len(training.losses) < FEWEST or own.share < _BEGUN:
+    if before is None or own.share < _BEGUN:
         return False
     return other.share - (own.share + 2 * (own.share - before.share)) > _MARGIN
 

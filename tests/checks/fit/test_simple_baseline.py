@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.fit.predictions import Told
 from nnaudit.checks.fit.simple_baseline import SimpleBaseline, _ahead
+from nnaudit.probes import training_run
 from nnaudit.report import Status, Table
 from nnaudit.targets import Target
 
@@ -33,6 +34,14 @@ def test_a_good_network_needs_no_comparison(tools, data):
     result = tools.ask(SimpleBaseline, images(tools, data))
     assert result.status is Status.PASS, result.message
     assert result.steps == 300
+
+
+def test_a_run_of_few_steps_is_not_compared(tools, data, monkeypatch):
+    monkeypatch.setattr(training_run, "SECONDS", 0.0)
+    result = tools.ask(SimpleBaseline, images(tools, data))
+    assert result.status is Status.INCONCLUSIVE
+    assert "too few" in result.message
+    assert result.steps == 1
 
 
 def test_a_network_whose_units_died_is_behind(tools, data):
