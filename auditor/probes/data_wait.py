@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median, pstdev
 
 from nnaudit.context import Audit
-from nnaudit.loop.base import Loop
 from nnaudit.probes.base import Probe
-
-BATCHES = 12
-SECONDS = 6.0
-"""Batches are read for this long at most: the first two do not count, and workers' stores of
-batches made beforehand are used up first."""
+from nnaudit.probes.plain_steps import PlainSteps, stored
 
 
 @dataclass(frozen=True)
@@ -45,32 +39,20 @@ class Waiting:
 
 
 class DataWait(Probe[Waiting]):
-    """Some batches of an epoch, each followed by its step, as in training."""
+    """The batches of an epoch, each followed by its step, as in training."""
+
+    probes = (PlainSteps,)
 
     def measure(self, audit: Audit) -> Waiting:
-        """Read and step.
-
-        Raises:
-            UserCodeError: the user's code raised.
-            OutOfBudgetError: the time is used up.
-        """
-        loop = audit.loop
-        stored = _stored(loop)
-        waits: list[float] = []
-        steps: list[float] = []
-        begun = asked = time.perf_counter()
-        for number, batch in enumerate(loop.batches()):
-            audit.clock.check()
-            waits.append(time.perf_counter() - asked)
-            steps.append(loop.step(batch).seconds)
-            asked = time.perf_counter()
-            if number >= 2 + stored + BATCHES or asked - begun > SECONDS:
-                break
-        settled = slice(min(2 + stored, max(len(waits) - 3, 0)), None)
+        """Sum up what the clock said, from the third batch on."""
+        plain, loop = audit.probe(PlainSteps), audit.loop
         try:
             length: int | None = len(loop.train_loader)
         except TypeError:
             length = None
+        # To begin another epoch is no waiting for a batch.
+        waits, steps = plain.waits[:length], plain.seconds[:length]
+        settled = slice(min(2 + stored(loop), max(len(waits) - 3, 0)), None)
         counted, taken = waits[settled], steps[settled]
         return Waiting(
             median(counted), median(taken), len(counted), length, _noise(counted), _noise(taken)
@@ -84,9 +66,3 @@ def _noise(times: Sequence[float]) -> float:
     at least: four times that of two runs lets a time double, as on a machine that others use.
     """
     return max(pstdev(times), median(times) / 8)
-
-
-def _stored(loop: Loop) -> int:
-    """Return how many batches workers make beforehand, while nobody asks."""
-    workers = getattr(loop.train_loader, "num_workers", 0) or 0
-    return int(workers) * int(getattr(loop.train_loader, "prefetch_factor", None) or 2)

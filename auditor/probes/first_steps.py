@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,6 +18,7 @@ from nnaudit.context import Audit
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Loop, Step
+from nnaudit.loop.events import Event, Recorder, without_gradients
 from nnaudit.loop.taps import LossCall, Observation
 from nnaudit.probes.base import Probe
 from nnaudit.state import preserved
@@ -62,6 +62,7 @@ class First:
         error: what ended them early; None when nothing did.
         partial: what was seen of the step that raised.
         still: trainable parameters of the model that are bit for bit what they were before.
+        events: what happened in each step that ended, in order.
     """
 
     batches: tuple[Any, ...]
@@ -70,6 +71,7 @@ class First:
     error: UserCodeError | None = None
     partial: Observation | None = None
     still: frozenset[str] = frozenset()
+    events: tuple[tuple[Event, ...], ...] = ()
 
     @property
     def completed(self) -> tuple[Observation, ...]:
@@ -144,29 +146,47 @@ class FirstSteps(Probe[First]):
             TargetError: the loader is empty, or the loss is not a number.
             OutOfBudgetError: the time is used up.
         """
-        taken: list[Any] = []
-        targets: list[Any] = []
-        steps: list[Step] = []
         model = audit.loop.model
         before = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and not is_lazy(parameter)
         }
-        for batch in consecutive_batches(audit.loop, STEPS):
-            audit.clock.check()
-            taken.append(batch)
-            targets.append(_target_of(audit.loop, batch))
-            try:
-                step = audit.loop.step(batch, observe=True)
-            except UserCodeError as error:
-                partial = getattr(error, "observation", None)
-                return First(tuple(taken), tuple(targets), tuple(steps), error, partial)
-            _slim(step.observation, keep_output=not steps)
-            steps.append(step)
+        seen = _taken(audit)
+        if seen.error is not None:
+            return seen
         now = dict(model.named_parameters())
         still = frozenset(n for n, was in before.items() if n in now and _same(was, now[n]))
-        return First(tuple(taken), tuple(targets), tuple(steps), still=still)
+        return replace(seen, still=still)
+
+
+def _taken(audit: Audit) -> First:
+    """Take the steps; what raised in one of them is kept, not raised."""
+    loop = audit.loop
+    taken: list[Any] = []
+    targets: list[Any] = []
+    steps: list[Step] = []
+    events: list[tuple[Event, ...]] = []
+    error: UserCodeError | None = None
+    with Recorder(loop) as recorder:
+        for batch in consecutive_batches(loop, STEPS):
+            audit.clock.check()
+            # A copy: a loader may fill the same memory again.
+            taken.append(batches.clone(batch))
+            targets.append(_target_of(loop, batch))
+            try:
+                loop.prepare(batch)
+                # A script may have made the batch, and made ready for it, by steps: undone.
+                recorder.take()
+                step = loop.step(batch, observe=True)
+            except UserCodeError as raised:
+                error = raised
+                break
+            _slim(step.observation, keep_output=not steps)
+            steps.append(step)
+            events.append(tuple(without_gradients(event) for event in recorder.take()))
+    partial = getattr(error, "observation", None)
+    return First(tuple(taken), tuple(targets), tuple(steps), error, partial, events=tuple(events))
 
 
 def _same(was: Tensor, now: Tensor) -> bool:
@@ -197,28 +217,8 @@ def consecutive_batches(loop: Loop, count: int) -> Iterator[Any]:
         )
 
 
-def plain_losses(audit: Audit, count: int, *, seconds: float) -> list[float]:
-    """Return the losses of ``count`` steps that nobody looks into; the state is put back.
-
-    They end early at a loss that is not finite, and after ``seconds``.
-
-    Raises:
-        UserCodeError: a step raised.
-        OutOfBudgetError: the time is used up.
-    """
-    losses: list[float] = []
-    started = time.perf_counter()
-    with preserved(audit.loop.subjects):
-        for batch in consecutive_batches(audit.loop, count):
-            audit.clock.check()
-            losses.append(audit.loop.step(batch).loss)
-            if not math.isfinite(losses[-1]) or time.perf_counter() - started > seconds:
-                break
-    return losses
-
-
 def observed_steps(audit: Audit, count: int) -> list[Step]:
-    """Take the steps of :func:`plain_losses` once more, observed; the state is put back.
+    """Take the first ``count`` steps, observed; the state is put back.
 
     Raises:
         UserCodeError: a step raised.

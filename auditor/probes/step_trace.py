@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nnaudit import batch as batches
 from nnaudit.context import Audit
 from nnaudit.loop.base import Step
-from nnaudit.loop.events import Event, Happening, Recorder, without_gradients
+from nnaudit.loop.events import Event, Happening
 from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.probes.first_steps import FirstSteps
 
 STEPS = 4
 """Enough to see what every step does alike."""
@@ -57,31 +56,21 @@ class Trace:
 
 
 class StepTrace(Probe[Trace]):
-    """A few observed steps with all their events."""
+    """A few observed steps with all their events: the first ones."""
+
+    probes = (FirstSteps,)
 
     def measure(self, audit: Audit) -> Trace:
-        """Take :data:`STEPS` steps.
+        """Return the first :data:`STEPS` steps.
 
         Raises:
-            UserCodeError: a step raised.
-            OutOfBudgetError: the time is used up.
+            UserCodeError: one of them raised.
         """
-        loop = audit.loop
-        traced: list[TracedStep] = []
-        taken: list[Any] = []
-        with Recorder(loop) as recorder:
-            for batch in consecutive_batches(loop, STEPS):
-                audit.clock.check()
-                taken.append(batches.clone(batch))
-                loop.prepare(batch)
-                # A script may have made the batch, and made ready for it, by steps: undone.
-                recorder.take()
-                step = loop.step(batch, observe=True)
-                events = tuple(without_gradients(event) for event in recorder.take())
-                if step.observation is not None:
-                    step.observation.output = None
-                traced.append(TracedStep(step, events))
-        return Trace(tuple(traced), tuple(taken))
+        first = audit.probe(FirstSteps)
+        if len(first.steps) < STEPS:
+            first.require()
+        traced = map(TracedStep, first.steps[:STEPS], first.events)
+        return Trace(tuple(traced), first.batches[:STEPS])
 
 
 def zeroed_before_use(trace: Trace) -> list[Event]:

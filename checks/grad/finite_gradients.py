@@ -10,15 +10,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs, Step
 from nnaudit.loop.taps import Observation
-from nnaudit.probes.first_steps import STEPS, FirstSteps, observed_steps, plain_losses
+from nnaudit.probes.first_steps import FirstSteps, observed_steps
+from nnaudit.probes.plain_steps import PlainSteps
 from nnaudit.report import Curve, Kind, Result, Series
 from nnaudit.words import count
-
-MORE = 20
-"""Plain steps on top of the observed ones."""
-
-SECONDS = 20.0
-"""The plain steps end early when they have taken that long."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class FiniteGradients(Check):
 
     code, name, kind = "GRAD106", "finite-gradients", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (FirstSteps,)
+    probes = (FirstSteps, PlainSteps)
     consequence_of = ("DATA101",)
 
     def run(self, audit: Audit) -> Result:
@@ -62,7 +57,7 @@ class FiniteGradients(Check):
         if bad and (not scaled or len(bad) == len(first.steps)):
             return self._failed(audit, list(first.steps[: bad[0] + 1]))
         first.require()
-        losses = plain_losses(audit, STEPS + MORE, seconds=SECONDS)
+        losses = list(audit.probe(PlainSteps).losses)
         at = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if at is not None and (not scaled or not math.isfinite(losses[-1])):
             return self._failed(audit, observed_steps(audit, at + 1), losses[: at + 1])

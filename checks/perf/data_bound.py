@@ -20,8 +20,8 @@ class DataBound(Check):
 
     Why: A device that waits is paid for in full. Loading and transforming in the training
         process adds up with every step; in workers it happens meanwhile.
-    How: Up to a dozen batches are read and stepped on as in training, with a clock on both;
-        medians, after the first two batches and what workers have in store. A warning where
+    How: Some batches are read and stepped on as in training, with a clock on both; medians of an
+        epoch's, after the first two batches and what workers have in store. A warning where
         waiting takes more than half of the time and more than 10 seconds of an epoch: shorter
         waits are not worth a change, whatever their share. The number of workers is the wait over
         the step, rounded up, within the machine's cores.
@@ -39,7 +39,7 @@ class DataBound(Check):
         seen = audit.probe(DataWait)
         if seen.batches < 3:
             return self.inconclusive(
-                f"Three batches must be timed, and an epoch had {seen.batches} for that."
+                f"Three batches must be timed, and there were {seen.batches} for that."
             )
         told = (
             f"A batch takes {_time(seen.wait)} to come and {_time(seen.step)} to train on: "

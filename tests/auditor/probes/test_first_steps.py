@@ -20,8 +20,8 @@ from nnaudit.probes.first_steps import (
     consecutive_batches,
     initial_steps,
     observed_steps,
-    plain_losses,
 )
+from nnaudit.probes.plain_steps import PlainSteps
 from nnaudit.targets import Target
 
 
@@ -188,12 +188,5 @@ class TestRuns:
         audit = audit_of(
             model=lambda: nn.Sequential(nn.Linear(4, 9), nn.Dropout(), nn.Linear(9, 3))
         )
-        plain = plain_losses(audit, 12, seconds=60)
-        assert [step.loss for step in observed_steps(audit, 12)] == plain
-
-    def test_plain_losses_end_at_the_first_that_is_not_finite(self) -> None:
-        audit = audit_of(
-            loss=lambda out, y: F.cross_entropy(out, y) * float("inf"),
-            model=lambda: nn.Linear(4, 3),
-        )
-        assert len(plain_losses(audit, 12, seconds=60)) == 1
+        plain = audit.probe(PlainSteps).losses
+        assert [step.loss for step in observed_steps(audit, len(plain))] == list(plain)
