@@ -21,7 +21,7 @@ SETTLING = 3
 
 COUNTS = 8
 """Counts after as many steps. Growth in every one of them is no accident on one and the same batch,
-on which every step builds the same graph."""
+on which every step builds the same graph. The first that shows none ends the counting."""
 
 MOST_NODES = 200_000
 
@@ -68,6 +68,8 @@ class KeptGraphs(Probe[Kept]):
                 tensors.append(len(alive))
                 kinds.append(Counter(_kind(tensor) for tensor in alive))
                 del alive
+                if nodes[-1] <= max(nodes[-2:-1], default=-1):
+                    break
         more = kinds[-1] - kinds[0]
         return Kept(tuple(nodes), tuple(tensors), tuple(more.most_common(3)))
 

@@ -104,8 +104,10 @@ def _varies(parameter: Tensor) -> bool:
     values = parameter.detach()
     if values.numel() < 2 or values.layout is not torch.strided:
         return False
+    values = torch.view_as_real(values) if values.is_complex() else values
+    low, high = torch.aminmax(values)
     # Weights that have become NaN are alike whatever they were drawn from.
-    return bool(torch.isfinite(values).all()) and bool((values != values.flatten()[0]).any())
+    return bool(torch.isfinite(low) & torch.isfinite(high) & (low != high))
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _follow(audit: Audit, loop: Loop, initial: Weights, watch: SeedWatch, *, ste
             watch.phase = "reading"
     return Run(
         initial=initial,
-        final=Weights.of(loop),
+        final=Weights.of(loop) if losses else initial,
         batches=tuple(whole),
         inputs=tuple(inputs),
         targets=tuple(targets),

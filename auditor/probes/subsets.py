@@ -28,6 +28,9 @@ ROWS = 16
 """Rows of the tiny subset; half as many where every row has many targets (a text, a mask)."""
 
 _FEWEST = 8
+_ENOUGH = 4 * ROWS
+"""Rows of which two subsets can be chosen, whatever the batches' size."""
+
 _LOOK_AHEAD = 64
 _LOOK_SECONDS = 3.0
 
@@ -178,7 +181,7 @@ def fixed_rows(loop: Loop) -> Iterator[None]:
 def _sighted(audit: Audit, *, second: bool) -> tuple[Subset, TinyFit]:
     """Choose the rows and look at them; whole batches where the program refuses a few rows."""
     loop = audit.loop
-    captured = capture(loop, _FEWEST * 2 if second else _FEWEST)
+    captured = capture(loop, _FEWEST * 2 if second else _FEWEST, rows=_ENOUGH)
     if all(_one_target(loop, batch) for batch in captured):
         captured = capture(loop, _LOOK_AHEAD)
     try:

@@ -16,6 +16,7 @@ from nnaudit.checks.perf.memory_growth import MemoryGrowth
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script.loop import run_script
+from nnaudit.probes.kept_graphs import COUNTS, SETTLING
 from nnaudit.report import Result, Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
@@ -80,6 +81,11 @@ def test_losses_added_up_warn() -> None:
 @pytest.mark.parametrize("keep", [lambda loss: loss.item(), lambda loss: loss.detach()])
 def test_numbers_in_a_list_pass(keep: Callable[[Tensor], Any]) -> None:
     assert ask(Collecting(keep)).status is Status.PASS
+
+
+def test_a_loop_that_lets_go_is_believed_after_two_counts() -> None:
+    assert ask(loss_of).steps == SETTLING + 2
+    assert ask(Summing()).steps == SETTLING + COUNTS
 
 
 class Windowed(Collecting):
