@@ -8,6 +8,9 @@ does, and hardly on the number of threads; seconds of the clock do, and are show
 a check costs includes the probes that it is the first to ask for. ``--out`` keeps the numbers and
 answers as JSON; ``--against`` holds them against such a file: the ratio, and every answer that is
 another than it was.
+
+The last ratio is what the audit cost over what as many steps cost the script when nobody audits it,
+batches included. Below 1 it is because many of the audit's steps are on a few rows only.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from script_overhead import once as steps_of
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -31,6 +36,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--steps", type=int, default=20, help="of the script alone")
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.once:
@@ -40,10 +46,14 @@ def main() -> None:
     targets = asked.targets or sorted([*examples.glob("*.py"), *examples.glob("broken/*.py")])
     before = json.loads(asked.against.read_text()) if asked.against else {}
     found: dict[str, Any] = {}
-    print("target                                 cpu s  clock s   steps  dearest checks, cpu s")
+    print(
+        "target                                 cpu s  clock s   steps  audit/bare  "
+        "dearest checks, cpu s"
+    )
     for target in targets:
         name = f"{target.resolve().parent.name}/{target.stem}"
         found[name] = once(target.resolve())
+        found[name]["bare"] = steps_of("alone", target.resolve(), asked.steps)[1]
         print(line(name, found[name], asked.top), flush=True)
         if name in before:
             print(compared(before[name], found[name]), flush=True)
@@ -102,7 +112,9 @@ def line(name: str, found: dict[str, Any], top: int) -> str:
     """Put one audit into a line."""
     dearest = sorted(found["checks"], key=lambda check: -check["cpu"])[:top]
     shown = "  ".join(f"{c['code']} {c['cpu']:.1f} ({c['steps']})" for c in dearest)
-    return f"{name:36} {found['cpu']:7.1f} {found['clock']:8.1f} {found['steps']:7d}  {shown}"
+    ratio = found["cpu"] / (found["steps"] * found["bare"])
+    spent = f"{found['cpu']:7.1f} {found['clock']:8.1f} {found['steps']:7d} {ratio:11.2f}"
+    return f"{name:36} {spent}  {shown}"
 
 
 def compared(before: dict[str, Any], after: dict[str, Any]) -> str:

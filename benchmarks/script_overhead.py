@@ -1,6 +1,6 @@
 """What driving an unmodified script costs: its steps under audit against its steps alone.
 
-    python benchmarks/script_overhead.py [SCRIPT ...]
+    python benchmarks/script_overhead.py [--rounds N] [--steps N] [SCRIPT ...]
 
 Each script is run several times by turns, alone and led by nnaudit, every time in a process of its
 own, and the seconds from one optimizer step to the next are taken over the same number of steps,
@@ -12,6 +12,7 @@ what it costs to hand control from one thread to another and back.
 
 from __future__ import annotations
 
+import argparse
 import io
 import runpy
 import statistics
@@ -26,9 +27,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("digits_cnn_batchnorm.py", "char_transformer_causal.py", "shapes_unet.py")
-ROUNDS = 5
-WARM_UP, STEPS = 5, 40
+SCRIPTS = (
+    "tests/zoo/healthy/digits_cnn_batchnorm.py",
+    "tests/zoo/healthy/char_transformer_causal.py",
+    "tests/zoo/healthy/shapes_unet.py",
+    "examples/fashion_resnet18.py",
+)
+WARM_UP = 5
 
 
 class Enough(BaseException):
@@ -37,22 +42,26 @@ class Enough(BaseException):
 
 def main() -> None:
     """Print a row per script."""
-    if sys.argv[1:2] == ["--once"]:
-        ends = {"alone": alone, "led": led}[sys.argv[2]](Path(sys.argv[3]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scripts", nargs="*", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--once", choices=("alone", "led"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.once:
+        ends = {"alone": alone, "led": led}[asked.once](asked.scripts[0], asked.steps)
         print(*(statistics.median(_between(moments)) for moments in zip(*ends, strict=True)))
         return
-    zoo = ROOT / "tests" / "zoo" / "healthy"
-    paths = [Path(word) for word in sys.argv[1:]] or [zoo / name for name in SCRIPTS]
     print(
         "script                          alone ms/step  led ms/step  led/alone  of processor time"
     )
-    for path in paths:
-        print(row(path.resolve()), flush=True)
+    for path in asked.scripts or [ROOT / name for name in SCRIPTS]:
+        print(row(path.resolve(), asked.rounds, asked.steps), flush=True)
 
 
-def row(path: Path) -> str:
+def row(path: Path, rounds: int, steps: int) -> str:
     """Measure one script, alone and led by turns: a machine that slows down slows both."""
-    pairs = [(_once("alone", path), _once("led", path)) for _ in range(ROUNDS)]
+    pairs = [(once("alone", path, steps), once("led", path, steps)) for _ in range(rounds)]
     bare, ours = (1000 * statistics.median(each[i][0] for each in pairs) for i in (0, 1))
     clock, processor = (
         statistics.median(ours_[i] / bare_[i] for bare_, ours_ in pairs) for i in (0, 1)
@@ -60,9 +69,9 @@ def row(path: Path) -> str:
     return f"{path.stem:30} {bare:14.2f} {ours:12.2f} {clock:10.2f} {processor:12.2f}"
 
 
-def _once(how: str, path: Path) -> tuple[float, float]:
+def once(how: str, path: Path, steps: int) -> tuple[float, float]:
     """Return the median seconds of a step, of the clock and of the processor."""
-    command = [sys.executable, __file__, "--once", how, str(path)]
+    command = [sys.executable, __file__, "--once", how, "--steps", str(steps), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     clock, processor = done.stdout.split()[-2:]
     return float(clock), float(processor)
@@ -72,13 +81,13 @@ def _now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def alone(path: Path) -> list[tuple[float, float]]:
-    """Return when the steps of the script end, run as it is."""
+def alone(path: Path, steps: int) -> list[tuple[float, float]]:
+    """Return when the first ``steps`` steps of the script end, run as it is."""
     ends: list[tuple[float, float]] = []
 
     def stepped(optimizer: object, args: object, kwargs: object) -> None:
         ends.append(_now())
-        if len(ends) > WARM_UP + STEPS:
+        if len(ends) > WARM_UP + steps:
             raise Enough
 
     handle = register_optimizer_step_post_hook(stepped)
@@ -93,15 +102,15 @@ def alone(path: Path) -> list[tuple[float, float]]:
     return ends
 
 
-def led(path: Path) -> list[tuple[float, float]]:
-    """Return when the steps end that nnaudit has the script take."""
+def led(path: Path, steps: int) -> list[tuple[float, float]]:
+    """Return when ``steps`` steps end that nnaudit has the script take."""
     from nnaudit.loop.script import ScriptLoop, run_script
 
     ends: list[tuple[float, float]] = []
 
     def drive(loop: ScriptLoop) -> None:
-        while len(ends) <= WARM_UP + STEPS:
-            for batch in islice(loop.batches(), WARM_UP + STEPS + 1 - len(ends)):
+        while len(ends) <= WARM_UP + steps:
+            for batch in islice(loop.batches(), WARM_UP + steps + 1 - len(ends)):
                 loop.step(batch)
                 ends.append(_now())
 
