@@ -21,8 +21,9 @@ class MemoryGrowth(Check):
     How: Eight steps on one and the same batch, after three to settle in; after each, the live
         tensors with a history are found and the autograd nodes behind them counted, each once. A
         warning where their number grows in every single step: a loop that lets go holds the same
-        graph every time, one that keeps a window of steps reaches its full size. Nodes are counted
-        and not bytes, which allocators and caches move about for reasons of their own.
+        graph every time, one that keeps a window of steps reaches its full size; the first step
+        without growth is the last. Nodes are counted and not bytes, which allocators and caches
+        move about for reasons of their own.
     Fix: total += loss.item(), losses.append(loss.detach()), hidden = hidden.detach()
     References: PyTorch documentation, "Frequently Asked Questions: my model reports out of memory".
     """
