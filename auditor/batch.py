@@ -192,6 +192,8 @@ def _bytes(tensor: Tensor) -> bytes:
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # A single element may have any stride; bytes can only be seen at a stride of one.
+    flat = flat.as_strided(flat.shape, (1,))
     # A view as bytes, because numpy has no bfloat16.
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 

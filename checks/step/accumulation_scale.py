@@ -59,8 +59,9 @@ class AccumulationScale(Check):
         with a loss each. What was back-propagated, a gradient scaler's
         factor taken out, is summed over the k passes and divided by the mean loss of a row: 1 if
         divided by k, k if not. It fails where the sum is at least 1.5, and says so where an
-        optimizer that divides by the gradient's size hides it. Several different losses, sums, and
-        losses per token are not judged.
+        optimizer that divides by the gradient's size hides it. Passes whose gradients are zeroed
+        before the step, as those that make adversarial examples, are not accumulated. Several
+        different losses, sums, and losses per token are not judged.
     Fix: (loss / accumulation_steps).backward()
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
@@ -72,9 +73,14 @@ class AccumulationScale(Check):
     def run(self, audit: Audit) -> Result:
         """Compare what was back-propagated with the losses."""
         trace = audit.probe(StepTrace)
-        several = [step for step in trace.steps if _most_backwards(step) > 1]
+        single = len(audit.loop.optimizers) == 1
+        several = [step for step in trace.steps if len(_outside_closures(step)) > 1]
         if len(several) < len(trace.steps):
             return self.skipped("Every optimizer step follows one backward pass.")
+        if single and any(len(_passes_of(step)) == 1 for step in several):
+            return self.skipped(
+                "Every optimizer step follows one backward pass: what others made is zeroed before."
+            )
         found = [
             _accumulation(audit.loop, step, batch)
             for step, batch in zip(trace.steps, trace.batches, strict=True)
@@ -145,8 +151,21 @@ def _repeats(loop: Loop, batch: object) -> bool:
     return bool(values) and all(math.isclose(v, values[0], rel_tol=1e-4) for v in values)
 
 
-def _most_backwards(step: TracedStep) -> int:
-    return len([event for event in step.of(Happening.BACKWARD) if event.within < 0])
+def _passes_of(step: TracedStep) -> list[Event]:
+    """Return the backward passes whose gradients the optimizer steps by.
+
+    What was zeroed before it, as after the passes that make adversarial examples, is none of them.
+    """
+    until = [i for i, event in enumerate(step.events) if event.kind is Happening.STEP][-1:]
+    before = step.events[: until[0]] if until else step.events
+    zeroed = [i for i, event in enumerate(before) if event.kind is Happening.ZERO][-1:]
+    last = before[zeroed[0] :] if zeroed else before
+    passes = [event for event in last if event.kind is Happening.BACKWARD and event.within < 0]
+    return passes or step.of(Happening.BACKWARD)
+
+
+def _outside_closures(step: TracedStep) -> list[Event]:
+    return [event for event in step.of(Happening.BACKWARD) if event.within < 0]
 
 
 def _accumulation(loop: Loop, step: TracedStep, batch: object) -> Accumulation | None:

@@ -159,3 +159,49 @@ def test_what_may_not_be_accumulation_is_not_judged(body: Callable[..., Tensor])
 def test_one_backward_per_step_is_skipped() -> None:
     assert ask(AccumulationScale, target(), plain).status is Status.SKIP
     assert ask(AccumulationScale, target(model=perceptron)).status is Status.SKIP
+
+
+def adversarial(zeroing: bool) -> Callable[..., Tensor]:
+    """Three passes move the inputs up the loss, a fourth makes the gradient of the weights."""
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        x, y = batch
+        optimizer, moved = loop.optimizers[0], x.clone()
+        optimizer.zero_grad()
+        for _ in range(3):
+            moved.requires_grad_(True)
+            loss_of(loop, (moved, y)).backward()
+            moved = (moved + 0.01 * moved.grad.sign()).detach()
+        if zeroing:
+            optimizer.zero_grad()
+        loss = loss_of(loop, (moved, y))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return body
+
+
+def test_passes_that_are_zeroed_before_the_step_are_not_accumulated() -> None:
+    result = ask(AccumulationScale, target(), adversarial(zeroing=True))
+    assert result.status is Status.SKIP
+    assert "zeroed before" in result.message
+
+
+def test_passes_that_are_left_in_the_gradient_are_not_taken_for_it_either() -> None:
+    assert ask(AccumulationScale, target(), adversarial(zeroing=False)).status in (
+        Status.INCONCLUSIVE,
+        Status.FAIL,
+    )
+
+
+def test_zeroing_between_backward_and_step_is_not_skipped() -> None:
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        for _ in range(4):
+            loss = loss_of(loop, batch)
+            loss.backward()
+        loop.optimizers[0].zero_grad()
+        loop.optimizers[0].step()
+        return loss
+
+    assert ask(AccumulationScale, target(), body).status is not Status.SKIP
