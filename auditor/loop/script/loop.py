@@ -77,6 +77,7 @@ class ScriptLoop(Loop):
         self._recipe: Recipe | None = self._roles.recipe
         self._rule: LossRule | None = self._roles.loss
         self._trusted = False
+        self._moves = True
         self._in_flight: list[str] = []
         self._execution = 0
         self._full_batch = False
@@ -160,18 +161,35 @@ class ScriptLoop(Loop):
 
         Where two steps use the very same tensors, one batch is the whole epoch.
         """
+        if self._moves and not self._full_batch:
+            # It is paused between a batch's input and, it may be, its target: with variables that
+            # were put back since, they would be those of two batches.
+            self._draw()
         first: tuple[Call, Any] | None = None
         for count in range(1 if self._full_batch else EPOCH):
-            with self._undone():
-                listener = Observer(nn.Identity(), losses_only=True)
-                order = self._command(Order(None, watch=True, dry=True, observer=listener))
-                call, drawn = self._entry_of(order), self._redrawn(order)
+            drawn = self._draw()
             if first is None:
-                first = call, drawn
-            elif count == 1 and _is_same(first, (call, drawn)):
+                first = drawn
+            elif count == 1 and _is_same(first, drawn):
                 self._full_batch = True
                 return
-            yield drawn
+            yield drawn[1]
+
+    def _draw(self) -> tuple[Call, Any]:
+        """Return what the script draws next, and the call that shows it; the step is undone.
+
+        Where the script is in its data is not: else it would draw the same again.
+        """
+        counters = self._run.counters
+        before = dict(counters.values)
+        with self._undone():
+            listener = Observer(nn.Identity(), losses_only=True)
+            order = self._command(Order(None, watch=True, dry=True, observer=listener))
+            drawn = self._entry_of(order), self._redrawn(order)
+            moved = {k: v for k, v in counters.values.items() if isinstance(v, (int, float))}
+        self._moves = any(before.get(key) != value for key, value in moved.items())
+        counters.values.update(moved)
+        return drawn
 
     def _own(self) -> Iterator[Any]:
         """Yield what makes the script draw one of its batches, where others cannot take its place.

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -1168,3 +1169,30 @@ def test_prediction_and_target_may_come_in_either_order(
     assert torch.equal(target, wanted)
     assert torch.equal(call.target, wanted)
     assert torch.equal(calls[0].target, wanted)
+
+
+COUNTED = """
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+step = 0
+while step < 10_000:
+    at = 8 * (step % 8)
+    optimizer.zero_grad()
+    nn.functional.mse_loss(model(x[at : at + 8]), x[at : at + 8].sum(1, keepdim=True)).backward()
+    optimizer.step()
+    step += 1
+"""
+
+
+def test_a_script_that_counts_its_way_through_the_data_is_let_go_on(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        before = weights(loop)
+        with preserved(loop.subjects):
+            seen = [batches.digest(batch) for batch in islice(loop.batches(), 16)]
+        assert len(set(seen)) == 8
+        assert seen[:8] == seen[8:]
+        assert weights(loop) == before
+        again = [batches.digest(batch) for batch in islice(loop.batches(), 16)]
+        assert again == seen, "the place in the data belongs to the state"
+
+    drive(HEAD.replace("loader = ", "unused = ") + COUNTED, body)
