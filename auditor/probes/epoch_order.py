@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor
 from nnaudit import batch as batches
 from nnaudit import stats
 from nnaudit.context import Audit
-from nnaudit.errors import UserCodeError
+from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.feed import TARGET_NAMES
 from nnaudit.loop.base import Fed, Loop
+from nnaudit.loop.events import patched
 from nnaudit.probes.base import Probe
 from nnaudit.probes.random_access import RandomAccess
 
@@ -31,6 +33,8 @@ FAR_STREAM_ROWS = 4 * STREAM_ROWS
 LATER_ROWS = 512
 COMPARED_ROWS = 512
 SECONDS = 10.0
+_FAR_EPOCH = 1000
+"""A number that no audited run gets to."""
 
 _KEPT_ROWS = 256
 _KEPT_COLUMNS = 1024
@@ -107,6 +111,7 @@ class Order:
         by_hand: the order differs once ``set_epoch`` is called.
         by_itself: that is so, and the loader calls it as it is iterated, with a count of the epochs
             that it has ended (accelerate's does): beginning it anew is the same epoch.
+        never_told: that is so, and the user's code between two epochs was run and did not call it.
         index_batches: batches per epoch by the index; 0 without one.
         seed: of the permutations.
     """
@@ -120,6 +125,7 @@ class Order:
     by_hand: bool
     seed: int
     by_itself: bool = False
+    never_told: bool = False
 
     @property
     def rng(self) -> np.random.Generator:
@@ -257,8 +263,9 @@ def order_of(audit: Audit) -> Order:
     if access is None:
         second = None if _single(first) else read(audit, COMPARED_ROWS)
         by_hand = second is not None and _same(first, second) and _changes_by_hand(audit, first)
-        by_itself = by_hand and _counts_its_epochs(audit.loop.train_loader)
-        return Order(first, second, None, None, None, 0, by_hand, audit.seed, by_itself)
+        by_itself = by_hand and _counts_its_epochs(loop.train_loader)
+        untold = by_hand and not by_itself and _never_told(loop, *_tellable(loop.train_loader))
+        return Order(first, second, None, None, None, 0, by_hand, audit.seed, by_itself, untold)
     epochs = access.index_batches(), access.index_batches()
     indices = _flat(epochs[0]), _flat(epochs[1])
     same = _mostly(stats.fixed_points(*indices))
@@ -266,9 +273,21 @@ def order_of(audit: Audit) -> Order:
     unknown = not access.shuffles or same
     later = _later(audit, access, epochs[0], len(first.sizes)) if unknown else None
     by_hand = same and _index_changes_by_hand(access, indices[0])
-    by_itself = by_hand and _counts_its_epochs(audit.loop.train_loader)
-    number = len(epochs[0])
-    return Order(first, second, later, access, indices, number, by_hand, audit.seed, by_itself)
+    by_itself = by_hand and _counts_its_epochs(loop.train_loader)
+    told = (access.sampler, access.loader.batch_sampler)
+    untold = by_hand and not by_itself and _never_told(loop, *told)
+    return Order(
+        first,
+        second,
+        later,
+        access,
+        indices,
+        len(epochs[0]),
+        by_hand,
+        audit.seed,
+        by_itself,
+        untold,
+    )
 
 
 def _single(reading: Reading) -> bool:
@@ -288,9 +307,46 @@ def _flat(index_batches: list[list[Any]]) -> tuple[Any, ...]:
     )
 
 
+def _tellable(loader: Any) -> tuple[Any, Any]:
+    """Return what of a loader without an index may want to be told the epoch."""
+    return loader, getattr(loader, "dataset", None)
+
+
+def _never_told(loop: Loop, *candidates: Any) -> bool:
+    """Whether the user's code runs from one epoch to the next without telling any its number.
+
+    False where no such code can be run.
+    """
+    waiting = [each for each in candidates if callable(getattr(each, "set_epoch", None))]
+    _set_epoch(*waiting, epoch=_FAR_EPOCH)
+    before = [_epoch_of(each) for each in waiting]
+    told: list[bool] = []
+
+    def noted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def set_epoch(*args: Any, **kwargs: Any) -> Any:
+            told.append(True)
+            return real(*args, **kwargs)
+
+        return set_epoch
+
+    with ExitStack() as patches:
+        for each in waiting:
+            patches.enter_context(patched(each, "set_epoch", noted))
+        try:
+            batch = next(iter(loop.batches()))
+            loop.step(batch)
+            step = loop.next_epoch(batch)
+        except (UserCodeError, TargetError):
+            return False
+    return step is not None and not told and before == [_epoch_of(each) for each in waiting]
+
+
+def _epoch_of(sampler: Any) -> Any:
+    return getattr(sampler, "epoch", None)
+
+
 def _changes_by_hand(audit: Audit, first: Reading) -> bool:
-    loader = audit.loop.train_loader
-    if not _set_epoch(loader, getattr(loader, "dataset", None)):
+    if not _set_epoch(*_tellable(audit.loop.train_loader)):
         return False
     return not _same(first, read(audit, COMPARED_ROWS))
 
@@ -307,11 +363,11 @@ def _index_changes_by_hand(access: RandomAccess, first: tuple[Any, ...]) -> bool
     return not _mostly(stats.fixed_points(first, _flat(access.index_batches())))
 
 
-def _set_epoch(*candidates: Any) -> bool:
+def _set_epoch(*candidates: Any, epoch: int = 1) -> bool:
     """Tell all that want to be told that this is another epoch; whether any did."""
     asked = [each for each in candidates if callable(getattr(each, "set_epoch", None))]
     for each in asked:
-        each.set_epoch(1)
+        each.set_epoch(epoch)
     return bool(asked)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.errors import is_user
@@ -58,6 +60,7 @@ class Draw:
         dropout: it is a dropout that is switched on.
         by_module: the dropout is a module's, so that its mode decides.
         declared: the user's line says that it is to be on.
+        outside: the dropout's module is no part of the model, whose mode does not reach it.
         location: the user's line.
     """
 
@@ -65,15 +68,41 @@ class Draw:
     dropout: bool
     by_module: bool = False
     declared: bool = False
+    outside: bool = False
     location: Location | None = None
 
 
-class RandomnessTap(TorchFunctionMode):
-    """Records the use of random numbers for the time of a ``with``."""
+@dataclass(frozen=True)
+class Made:
+    """A layer with weights of its own that was made: its class, and the user's line."""
 
-    def __init__(self) -> None:
+    type: str
+    location: Location | None
+
+
+class RandomnessTap(TorchFunctionMode):
+    """Records the use of random numbers for the time of a ``with``, and layers that are made."""
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
         super().__init__()
         self.draws: list[Draw] = []
+        self.made: list[Made] = []
+        self._inside = {id(module) for model in models for module in model.modules()}
+        self._undo = ExitStack()
+
+    def __enter__(self) -> RandomnessTap:
+        hook = register_module_parameter_registration_hook(self._registered)
+        self._undo.callback(hook.remove)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._undo.close()
+        super().__exit__(*raised)
+
+    def _registered(self, module: nn.Module, name: str, parameter: Any) -> None:
+        if isinstance(parameter, nn.Parameter) and id(module) not in self._inside:
+            self.made.append(Made(type(module).__name__, caller()))
 
     def __torch_function__(
         self,
@@ -95,7 +124,9 @@ class RandomnessTap(TorchFunctionMode):
         place = caller()
         line = linecache.getline(place.file, place.line) if place is not None else ""
         declared = "training=True" in line.replace(" ", "")
-        self.draws.append(Draw(function, dropout, _by_module(), declared, place))
+        module = _calling_module()
+        outside = dropout and module is not None and id(module) not in self._inside
+        self.draws.append(Draw(function, dropout, module is not None, declared, outside, place))
 
 
 def _is_on(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -109,14 +140,15 @@ def _attention_rate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     return float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
 
 
-def _by_module() -> bool:
-    """Whether the innermost caller outside torch.nn.functional is one of torch's own modules."""
+def _calling_module() -> nn.Module | None:
+    """Return the module of torch's own that is the innermost caller outside torch.nn.functional."""
     frame = sys._getframe(3)
     while frame is not None:
         name = frame.f_code.co_filename.replace("\\", "/")
         if is_user(name):
-            return False
+            return None
         if "torch/nn/modules/" in name and not name.endswith("module.py"):
-            return True
+            module = frame.f_locals.get("self")
+            return module if isinstance(module, nn.Module) else None
         frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return None

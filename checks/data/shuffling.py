@@ -66,7 +66,8 @@ class Shuffling(Check):
         of the rows belong elsewhere) and another epoch under other random numbers agrees. (c) fails
         for a loader that reads its data set in sequence although nothing asks for it. A fixed order
         warns where something does: windows of one sequence, blocks of text, a stream, a sampler of
-        the user's own; a sampler that waits for set_epoch() is noted, unless the loader calls it.
+        the user's own, a sampler that waits for set_epoch() while the script goes from one epoch to
+        the next without it (where that cannot be seen it is noted, unless the loader calls it).
         One batch per epoch has no order, and batches that continue each other (truncated
         back-propagation through time) must keep theirs.
     Fix: `DataLoader(..., shuffle=True)`. For a stream, shuffle the files and use a buffer that
@@ -320,6 +321,8 @@ def _fixed_order(order: Order) -> Finding | None:
     )
     if order.by_hand:
         why, status = "until set_epoch() is called", Status.NOTE
+        if order.never_told:
+            why, status = "and no set_epoch() is called from one to the next", Status.WARN
         fix = "sampler.set_epoch(epoch)  # at the start of every epoch"
         return Finding("order", status, f"{start}, {why}.", fix, measured)
     status, why, fix = _judged(order)

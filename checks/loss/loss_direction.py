@@ -44,6 +44,7 @@ class Way:
         classes: how many there are.
         far: an output that is worse without limit, by t; None for probabilities of classes.
         dense: there are many answers for a sample, as in a mask.
+        acquits: a reading so unlikely that only a pass is believed of it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Way:
     classes: int = 0
     far: Callable[[float], Tensor] | None = None
     dense: bool = False
+    acquits: bool = False
 
 
 class LossDirection(Check):
@@ -67,15 +69,15 @@ class LossDirection(Check):
         What "better" is follows from shapes and dtypes: more of the right class in logits,
         probabilities or log-probabilities; nearer to the target for a quantity. If any reading
         makes the loss fall, it passes. A failure needs all readings to agree that better is worse
-        and worse is better, at every distance and in each of 8 parts of the batch alone (weights
-        of either sign, as of rewards, do not do that). Beyond that, outputs that are no
-        probabilities must get cheaper without limit as they get worse: distances and energies,
-        of which the least is best, and targets that the loss standardises end at a floor.
-        Probabilities of the right classes must cost more than those of any other labelling, since
-        a loss may renumber classes; a single number between 0 and 1 per sample may be a distance,
-        and fails only without a floor either. Embeddings, margins and targets in several parts
-        give no answer. An optimizer with maximize=True turns all this round. No steps beyond the
-        first 5; 3 to 40 forward passes.
+        and worse is better, at every distance and in each of 8 parts of the batch alone (weights of
+        either sign, as of rewards, do not do that). Beyond that, outputs that are no probabilities
+        must get cheaper without limit as they get worse: distances and energies, of which the least
+        is best, and targets that the loss standardises end at a floor. Probabilities of the right
+        classes must cost more than those of any other labelling, since a loss may renumber classes;
+        a single number between 0 and 1 per sample may be a distance, and fails only without a floor
+        either; a mask of many zeros and ones is no such thing. Embeddings, margins and targets in
+        several parts give no answer. An optimizer with maximize=True turns all this round. No steps
+        beyond the first 5; 3 to 40 forward passes.
     Fix: loss = -log_probability, loss = 1 - dice; input first, target second.
     References: PyTorch documentation of BCELoss and KLDivLoss; Karpathy, "A Recipe for Training
         Neural Networks", 2019.
@@ -165,8 +167,9 @@ class LossDirection(Check):
                     f"The loss falls when the output is made better (read as {way.name}).",
                     measured=f"{trial.base:.4g} to {trial.loss(way.moved(_TOWARD[-1])):.4g}",
                 )
-        wrong = [way for way in ways if trial.is_reversed(way)]
-        if len(wrong) < len(ways) or not all(trial.confirmed(way) for way in wrong):
+        likely = [way for way in ways if not way.acquits]
+        wrong = [way for way in likely if trial.is_reversed(way)]
+        if len(wrong) < len(likely) or not all(trial.confirmed(way) for way in wrong):
             return self.inconclusive(
                 "The loss does not simply follow the output: no direction shows."
             )
@@ -357,9 +360,8 @@ def _target_of(calls: tuple[LossCall, ...], given: Any, output: Tensor) -> Tenso
         paired = isinstance(prediction, Tensor) and prediction.shape == output.shape
         if paired and isinstance(target, Tensor):
             return target
-    if isinstance(given, Tensor) and not given.is_complex():
-        return given
-    return None
+    parts = [part for _, part in batches.tensors(given)]
+    return parts[0] if len(parts) == 1 and not parts[0].is_complex() else None
 
 
 def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[Way]:
@@ -419,6 +421,7 @@ def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
         side = 2 * answer - 1 if binary else answer
         size = 3.0 + float(output.std(correction=0))
         unit = bool((output >= 0).all()) and bool((output <= 1).all())
+        mask = binary and output[0].numel() >= _DENSE
         if unit and binary:
 
             def mixed(t: float) -> Tensor:
@@ -429,16 +432,20 @@ def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
                 mixed,
                 # 1e-2, 1e-4 and 1e-6 for the right answer.
                 far=lambda t: (1 - answer).clamp(rest := 0.01 ** (1 + math.log10(t)), 1 - rest),
-                dense=output[0].numel() >= _DENSE,
+                dense=mask,
             )
             return
         yield Way(
             "logits",
             lambda t: output + size * t * side,
             far=lambda t: output - size * t * side,
+            dense=mask,
         )
+    else:
+        mask = False
     yield Way(
         "quantities",
         lambda t: output + t * (answer - output),
         far=lambda t: output - t * (answer - output),
+        acquits=mask,  # numbers that are no probabilities, for a mask, are logits
     )

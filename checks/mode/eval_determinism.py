@@ -17,7 +17,7 @@ from nnaudit.evaluation import distance, evaluate, fed_to, rounding
 from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.random_access import RandomAccess
-from nnaudit.probes.randomness import Draw, RandomnessTap
+from nnaudit.probes.randomness import Draw, Made, RandomnessTap
 from nnaudit.report import Kind, Numbers, Result, Table, Text
 from nnaudit.state import preserved
 
@@ -28,13 +28,15 @@ _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rand
 class Repeats:
     """Differences of outputs in eval mode from one state, against their size.
 
-    ``noise`` is with the same random numbers, ``spread`` with others.
+    ``noise`` is with the same random numbers, ``spread`` with others; ``made`` are the layers that
+    every call makes anew.
     """
 
     noise: float
     spread: float
     tolerance: float
     draws: tuple[Draw, ...]
+    made: tuple[Made, ...] = ()
 
 
 class EvalDeterminism(Check):
@@ -48,7 +50,9 @@ class EvalDeterminism(Check):
         others. The output must not differ by more than ten times the first difference, or 64
         units of rounding. Where it does, every use of random numbers in the forward pass is
         listed. A dropout called from the user's own code and switched on fails, unless the line
-        itself says training=True. Such a declared one, or a dropout module kept in train mode,
+        itself says training=True, and so does a dropout module that is no part of the model, so
+        that no eval() reaches it, and a layer with weights that every call makes anew, the second
+        as well as the first. A declared dropout, or a module of the model kept in train mode,
         may be meant (Monte Carlo dropout) and is a warning. Random numbers that the model draws
         in so many words are how it samples (a variational autoencoder, a diffusion model), and
         are a note. Then it is run three times in a row with nothing put back: outputs that differ
@@ -141,7 +145,26 @@ class EvalDeterminism(Check):
             "threshold": f"{100 * repeats.tolerance:.2g} %",
             "evidence": (numbers, _table(repeats.draws)),
         }
-        forgotten = [d for d in repeats.draws if d.dropout and not (d.by_module or d.declared)]
+        if repeats.made:
+            layer = repeats.made[0]
+            return self.failed(
+                f"{said}: every call makes a new {layer.type}, whose weights are random and which "
+                "no optimizer holds.",
+                location=layer.location,
+                fix=f"self.layer = nn.{layer.type}(...)  # in __init__, not in forward",
+                **details,
+            )
+        forgotten = [
+            d for d in repeats.draws if d.dropout and (d.outside or not (d.by_module or d.declared))
+        ]
+        if forgotten and forgotten[0].outside:
+            return self.failed(
+                f"{said}: a dropout module that is no part of the model, so that model.eval() does "
+                "not reach it, is switched on.",
+                location=forgotten[0].location,
+                fix="self.dropout = nn.Dropout(p)  # in __init__, and in no plain list",
+                **details,
+            )
         if forgotten:
             what = forgotten[0].function
             off = "dropout_p=self.p if self.training else 0.0"
@@ -180,7 +203,7 @@ def _runs_in_training(loop: Loop, fed: Fed) -> bool:
 
 
 def _repeat(loop: Loop, fed: Fed, seed: int) -> Repeats:
-    outputs, tap = [], RandomnessTap()
+    outputs, tap = [], RandomnessTap(loop.models)
     for number in (seed, seed, seed + 1):
         with preserved(loop.subjects), tap:
             tap.draws.clear()
@@ -188,7 +211,18 @@ def _repeat(loop: Loop, fed: Fed, seed: int) -> Repeats:
             outputs.append(evaluate(loop, fed))
     noise = distance(outputs[0], outputs[1])
     spread = distance(outputs[0], outputs[2])
-    return Repeats(noise, spread, max(10 * noise, rounding(outputs[0])), tuple(tap.draws))
+    made = _made_again(loop, fed, tap) if tap.made else ()
+    return Repeats(noise, spread, max(10 * noise, rounding(outputs[0])), tuple(tap.draws), made)
+
+
+def _made_again(loop: Loop, fed: Fed, tap: RandomnessTap) -> tuple[Made, ...]:
+    """Return the layers that a second call makes too: some are made once, by the first."""
+    with preserved(loop.subjects):
+        evaluate(loop, fed)
+        with tap:
+            tap.made.clear()
+            evaluate(loop, fed)
+    return tuple(tap.made)
 
 
 def _carried(loop: Loop, fed: Fed, seed: int) -> float:

@@ -72,7 +72,8 @@ def _length(node: ast.expr, variables: dict[str, Any]) -> int:
     values = [_value(each, variables) for each in node.args]
     if not all(type(value) is int for value in values) or len(values) > 2:
         return 0
-    return values[-1] - (values[0] if len(values) == 2 else 0)
+    first, last = (0, *values)[-2:]
+    return int(last - first)
 
 
 def _value(node: ast.expr, variables: dict[str, Any]) -> Any:

@@ -26,6 +26,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from nnaudit.checks.data.shuffling import Shuffling, clumps_of, drift_of
 from nnaudit.context import Audit
+from nnaudit.loop.base import Step
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.epoch_order import Targets
 from nnaudit.report import Result, Status
@@ -418,6 +419,44 @@ def test_an_order_that_may_be_meant_does_not_fail(name: str) -> None:
     loader, allowed = loaders_that_mean_it()[name]
     result = ask(loader)
     assert result.status in allowed, result.message
+
+
+class TwoEpochs(DirectLoop):
+    """A loop whose user's code between two epochs is ``between``."""
+
+    between: Callable[[Any], object]
+
+    def next_epoch(self, batch: Any) -> Step | None:
+        self.between(self.train_loader.sampler)
+        return self.step(batch)
+
+
+def _renumbered(sampler: Any) -> None:
+    sampler.epoch = 1
+
+
+@pytest.mark.parametrize(
+    ("between", "status"),
+    [
+        (lambda sampler: None, Status.WARN),
+        (lambda sampler: sampler.set_epoch(0), Status.NOTE),
+        (lambda sampler: sampler.set_epoch(1), Status.NOTE),
+        (_renumbered, Status.NOTE),
+    ],
+)
+def test_a_sampler_that_is_never_told_the_epoch_warns(
+    between: Callable[[Any], object], status: Status
+) -> None:
+    torch.manual_seed(0)
+    x, y = digits()
+    rows = TensorDataset(x, y)
+    sampler = DistributedSampler(rows, num_replicas=1, rank=0)
+    given = Target(lambda: nn.Linear(x.shape[1], 10), lambda: DataLoader(rows, 32, sampler=sampler))
+    loop = TwoEpochs(given, CPU, 0)
+    loop.between = between
+    result = run_check(Shuffling, Audit(loop))
+    assert result.status is status
+    assert ("no set_epoch() is called" in result.message) == (status is Status.WARN)
 
 
 def test_a_fixed_order_is_told_from_a_sorted_one() -> None:

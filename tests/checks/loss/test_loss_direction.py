@@ -56,6 +56,8 @@ FAULTS: list[tuple[Any, ...]] = [
     (lambda o, y: -((o - y) ** 2).mean(), QUANTITY),
     (lambda o, y: -F.l1_loss(o, y), QUANTITY),
     (dice, MASK, nn.Sigmoid()),
+    (lambda o, y: dice(o.sigmoid(), y), MASK),
+    (lambda o, y: (o.sigmoid() - y).abs().mean().neg(), MASK),
     (lambda o, y: (y * o.log() + (1 - y) * (1 - o).log()).mean(), SIGNS, nn.Sigmoid()),
     (lambda o, y: (y * o.log() + (1 - y) * (1 - o).log()).mean(), MASK, nn.Sigmoid()),
     (lambda o, y: F.binary_cross_entropy(y, o), SIGNS, nn.Sigmoid()),
@@ -82,6 +84,8 @@ HEALTHY: list[tuple[Any, ...]] = [
     (lambda o, y: -(y * o.log() + (1 - y) * (1 - o).log()).mean(), SIGNS, nn.Sigmoid()),
     (lambda o, y: F.relu(1 - (2 * y - 1) * o).mean(), SIGNS),
     (lambda o, y: 1 - dice(o, y), SIGNS, nn.Sigmoid()),
+    (lambda o, y: 1 - dice(o.sigmoid(), y), MASK),
+    (lambda o, y: ((o - y) ** 2).mean(), MASK),
     (lambda o, y: ((o - y) ** 2).mean(), QUANTITY),
     (lambda o, y: (o - y).abs().clamp(max=100).mean(), QUANTITY),
     (lambda o, y: torch.maximum(0.9 * (y - o), -0.1 * (y - o)).mean(), QUANTITY),
@@ -103,6 +107,7 @@ UNCLEAR: list[tuple[Any, ...]] = [
     # Distances and energies: the least is best.
     (lambda o, y: -picked((-o).log_softmax(1), y).mean(),),
     (lambda o, y: F.cross_entropy(-o, y),),
+    (lambda o, y: dice((-o).sigmoid(), 1 - y), SIGNS),
     (lambda o, y: (y * o**2 + (1 - y) * F.relu(1 - o) ** 2).mean(), SIGNS, nn.Sigmoid()),
 ]
 

@@ -48,6 +48,55 @@ def test_dropout_that_ignores_the_mode_fails(between: Callable[..., Tensor], ask
     assert "training" in result.fix
 
 
+def made_anew(net: nn.Module, h: Tensor) -> Tensor:
+    return torch.relu(nn.Linear(24, 24)(h))
+
+
+def dropout_made_anew(net: nn.Module, h: Tensor) -> Tensor:
+    return nn.Dropout(0.5)(h)
+
+
+HIDDEN = [nn.Dropout(0.5)]
+
+
+def dropout_in_a_list(net: nn.Module, h: Tensor) -> Tensor:
+    return HIDDEN[0](h)
+
+
+@pytest.mark.parametrize(
+    ("between", "said"),
+    [
+        (made_anew, "every call makes a new Linear"),
+        (dropout_made_anew, "no part of the model"),
+        (dropout_in_a_list, "no part of the model"),
+    ],
+)
+def test_layers_that_are_no_part_of_the_model_fail(
+    between: Callable[..., Tensor], said: str, ask
+) -> None:
+    result: Result = ask(EvalDeterminism, lambda: Net(between))
+    assert result.status is Status.FAIL
+    assert said in result.message
+    assert result.location is not None and result.location.file == __file__
+
+
+class Late(Net):
+    """Makes its middle layer at its first call, and drops it in every one, as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda net, h: F.dropout(net.late(h), 0.5, training=True))
+        self.middle: nn.Module | None = None
+
+    def late(self, h: Tensor) -> Tensor:
+        if self.middle is None:
+            self.middle = nn.Linear(24, 24)
+        return self.middle(h)
+
+
+def test_a_layer_made_at_the_first_call_only_is_no_such_fault(ask) -> None:
+    assert ask(EvalDeterminism, Late).status is Status.WARN
+
+
 def declared(net: nn.Module, h: Tensor) -> Tensor:
     return F.dropout(h, 0.5, training=True)
 
