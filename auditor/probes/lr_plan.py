@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ class Plan:
         rates: the highest group's rate before each step of the scheduler, the present one first.
         ended: what the scheduler raised at the end of ``rates``; empty when it went on.
         unknown: why there are no rates: it needs a metric, or an argument.
+        unused: the variable that it was assigned to is never read, but to be shown or saved.
     """
 
     number: int
@@ -38,6 +41,7 @@ class Plan:
     rates: tuple[float, ...]
     ended: str = ""
     unknown: str = ""
+    unused: bool = False
 
     @property
     def peak(self) -> float:
@@ -78,7 +82,9 @@ class LearningRatePlan(Probe[tuple[Plan, ...]]):
         for number, scheduler in enumerate(schedulers):
             if id(scheduler) not in inner:
                 audit.clock.check()
-                plans.append(_plan(number, scheduler, audit.loop))
+                place = audit.loop.locate(scheduler)
+                unused = place is not None and never_read(Path(place.file), place.line)
+                plans.append(replace(_plan(number, scheduler, audit.loop), unused=unused))
         return tuple(plans)
 
 
@@ -105,6 +111,50 @@ def _plan(number: int, scheduler: Any, loop: Loop) -> Plan:
     if ended.startswith("TypeError") and len(rates) == 1:
         return Plan(number, name, settings, (), unknown="its step takes arguments")
     return Plan(number, name, settings, tuple(rates), ended)
+
+
+_SHOWN = ("get_last_lr", "state_dict", "load_state_dict")
+
+
+def never_read(file: Path, line: int) -> bool:
+    """Whether ``file`` assigns to a variable on ``line`` what it then only shows, saves or loads.
+
+    False for anything but the plain assignment of a call to one name or attribute.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    made = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and node.lineno <= line <= (node.end_lineno or node.lineno)
+        and isinstance(node.value, ast.Call)
+    ]
+    if len(made) != 1 or len(made[0].targets) != 1:
+        return False
+    name = _last_name(made[0].targets[0])
+    only_shown = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in _SHOWN
+    }
+    dynamic = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    reads = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load)
+    )
+    return (
+        bool(name)
+        and name not in dynamic
+        and not any(_last_name(node) == name and id(node) not in only_shown for node in reads)
+    )
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -93,12 +93,12 @@ class RandomnessTap(TorchFunctionMode):
     def __enter__(self) -> RandomnessTap:
         hook = register_module_parameter_registration_hook(self._registered)
         self._undo.callback(hook.remove)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
         self._undo.close()
-        super().__exit__(*raised)
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def _registered(self, module: nn.Module, name: str, parameter: Any) -> None:
         if isinstance(parameter, nn.Parameter) and id(module) not in self._inside:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.events import Happening
+from nnaudit.loop.events import Event, Happening
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace
 from nnaudit.report import Curve, Kind, Location, Result, Series
@@ -78,23 +78,23 @@ class Schedule(Check):
     How: Each scheduler is stepped 2,000 times without training and put back; how often the loop
         steps it is seen in real steps, and an epoch's length is the loader's. Exact failures: a
         rate that is negative or not a number within the first two values; a rate that is zero
-        throughout; a step, multi-step or exponential decay, whose settings know no length of the
-        run, that is stepped every batch and falls for good to a hundredth of its peak before half
-        of the first epoch is over, and within 500 batches (longer ones may be a run's that
-        counts iterations, and before the end of the first epoch it is a warning); OneCycleLR made
-        for at least two epochs of batches and not stepped in any of the steps looked at; a cosine
-        stepped every batch whose period is less than half an epoch and equals what the script calls
-        its number of epochs (a variable or setting named epochs, num_epochs and the like).
-        Where the loop around the training counts over a `range`, or a trainer is told its epochs,
-        the whole run is known, and three more are exact: a rate that rises for all of the run and
-        does not get to half of the peak that comes after; one that is zero, or a OneCycleLR that
-        raises, before half of the run is over (before 90 % of it, a warning); a plan that ends
-        with the last batch of the last epoch while the scheduler is stepped once per epoch, or
-        once in several batches that are accumulated.
-        Warnings, since a run may be meant to end within an epoch: any other cosine of such a
-        period, and OneCycleLR that ends, and raises, before the epoch does. A schedule that never
-        moves is a note. Handed over without its loop (module form), only the plan itself is looked
-        at.
+        throughout; a scheduler that no step sees and whose variable the script never reads again,
+        but to show or save it; a step, multi-step or exponential decay, whose settings know no
+        length of the run, that is stepped every batch and falls for good to a hundredth of its peak
+        before half of the first epoch is over, and within 500 batches (longer ones may be a run's
+        that counts iterations, and before the end of the first epoch it is a warning); OneCycleLR
+        made for at least two epochs of batches and not stepped in any of the steps looked at; a
+        cosine stepped every batch whose period is less than half an epoch and equals what the
+        script calls its number of epochs (a variable or setting named epochs, num_epochs and the
+        like). Where the loop around the training counts over a `range`, or a trainer is told its
+        epochs, the whole run is known, and three more are exact: a rate that rises for all of the
+        run and does not get to half of the peak that comes after; one that is zero, or a OneCycleLR
+        that raises, before half of the run is over (before 90 % of it, a warning); a plan that ends
+        with the last batch of the last epoch while the scheduler is stepped once per epoch, or once
+        in several batches that are accumulated. Warnings, since a run may be meant to end within an
+        epoch: any other cosine of such a period, and OneCycleLR that ends, and raises, before the
+        epoch does. A schedule that never moves is a note. Handed over without its loop (module
+        form), only the plan itself is looked at.
     Fix: step per-epoch schedules once per epoch; for a schedule per batch count batches:
         total_steps = epochs * len(train_loader)
     References: PyTorch documentation of torch.optim, "How to adjust learning rate" and OneCycleLR.
@@ -109,6 +109,9 @@ class Schedule(Check):
         plans, trace = audit.probe(LearningRatePlan), audit.probe(StepTrace)
         if not plans:
             return self.skipped("No learning rate scheduler is used.")
+        idle = next((plan for plan in plans if plan.unused), None)
+        if idle is not None and trace.own_loop() and not _stepped(trace, idle):
+            return self._never_stepped(audit, idle)
         known = [plan for plan in plans if not plan.unknown]
         if not known:
             return self.inconclusive(
@@ -122,6 +125,17 @@ class Schedule(Check):
         if found:
             return self._answer(audit, *found[0])
         return self._fits(audit, known, trace)
+
+    def _never_stepped(self, audit: Audit, plan: Plan) -> Result:
+        rates = [group["lr"] for o in audit.loop.optimizers for group in o.param_groups]
+        return self.failed(
+            f"{plan.scheduler} is made and never stepped: the variable that it is assigned to is "
+            f"not used again, so that the learning rate stays at {max(rates):.3g}.",
+            measured="no step of the scheduler",
+            threshold="scheduler.step() in the loop",
+            location=audit.loop.locate(audit.loop.schedulers[plan.number]),
+            fix="scheduler.step()  # once per epoch, or per batch, as it is planned",
+        )
 
     def _answer(self, audit: Audit, plan: Plan, rhythm: Rhythm, misfit: Misfit) -> Result:
         answer = self.failed if misfit.certain else self.warned
@@ -155,13 +169,17 @@ class Schedule(Check):
         )
 
 
-def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
-    stepped = [
+def _stepped(trace: Trace, plan: Plan) -> list[Event]:
+    return [
         event
         for step in trace.steps
         for event in step.of(Happening.SCHEDULE)
         if event.which == plan.number
     ]
+
+
+def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
+    stepped = _stepped(trace, plan)
     told = any(event.explicit for event in stepped)
     in_each = all(
         any(event.which == plan.number for event in step.of(Happening.SCHEDULE))

@@ -77,11 +77,13 @@ def find(value: Tensor, whole: Any, *, name: str = "") -> Take | None:
     """Return how ``value`` comes from a leaf of ``whole``, or None.
 
     ``name`` is the argument it was passed as: a leaf of the same name is preferred, for masks and
-    labels may look alike.
+    labels may look alike, and then one of the same dtype: ids cast to bool are their own mask.
     """
-    candidates = [(path, t.detach().cpu()) for path, t in batches.tensors(whole) if t.numel()]
-    candidates.sort(key=lambda item: not (name and repr(name) in item[0]))
     goal = value.detach().cpu()
+    candidates = [(path, t.detach().cpu()) for path, t in batches.tensors(whole) if t.numel()]
+    candidates.sort(
+        key=lambda item: (not (name and repr(name) in item[0]), item[1].dtype != goal.dtype)
+    )
     for cut in CUTS:
         for path, leaf in candidates:
             if cut and leaf.ndim < 2:

@@ -77,6 +77,14 @@ def test_equal_tensors_are_told_apart_by_name() -> None:
         assert repr(name) in take.path
 
 
+def test_a_mask_is_not_taken_for_the_ids_that_it_was_made_of() -> None:
+    ids = torch.tensor([[4, 7, 0], [2, 0, 0]])
+    batch = {"ids": ids, "mask": ids != 0, "labels": torch.tensor([0, 1])}
+    take = find(batch["mask"], batch)
+    assert take is not None
+    assert "'mask'" in take.path
+
+
 def test_arguments_are_filled_from_another_batch() -> None:
     batch = {"ids": torch.arange(6).reshape(2, 3), "labels": torch.tensor([0, 1])}
     learnt = recipe((batch["ids"],), {"scale": 2.0, "flag": None, "labels": batch["labels"]}, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from torch.optim import lr_scheduler as schedulers
 from nnaudit.checks.step.schedule import Schedule
 from nnaudit.context import Audit
 from nnaudit.loop.base import Step
-from nnaudit.report import Curve, Status
+from nnaudit.probes import lr_plan
+from nnaudit.probes.lr_plan import never_read
+from nnaudit.report import Curve, Location, Status
 from nnaudit.runner import run_check
 
 LONG = {"train_loader": digits(rows=3200, batch_size=8)}  # 400 batches in an epoch
@@ -238,3 +241,42 @@ def test_a_cosine_over_batches_that_is_stepped_once_per_epoch_fails() -> None:
 )
 def test_plans_that_fit_the_run_pass(make: Any, body: Any, flags: dict[str, Any]) -> None:
     assert planned(make, body, **flags).status is Status.PASS
+
+
+SCRIPT = """
+optimizer = SGD(model.parameters(), lr=0.1)
+scheduler = StepLR(
+    optimizer, 10
+)
+for batch in loader:
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", True),
+        ("print(scheduler.get_last_lr())\nsave(scheduler.state_dict())\n", True),
+        ("scheduler.step()\n", False),
+        ("fit(model, scheduler)\n", False),
+        ("getattr(trainer, 'scheduler').step()\n", False),
+        ("self.scheduler.step()\n", False),
+    ],
+)
+def test_a_variable_that_is_never_read(tmp_path: Path, more: str, expected: bool) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(SCRIPT + more)
+    assert never_read(file, 4) is expected
+    assert not never_read(file, 6)
+
+
+def test_a_scheduler_that_nothing_steps_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lr_plan, "never_read", lambda file, line: True)
+    monkeypatch.setattr(AuthorLoop, "locate", lambda loop, thing: Location(file="t.py", line=3))
+    make = schedulers.StepLR
+    result = schedule(lambda o: make(o, 10), plain)
+    assert result.status is Status.FAIL
+    assert "never stepped" in result.message
+    assert "never stepped" not in schedule(lambda o: make(o, 10), every_batch).message
+    assert schedule(lambda o: make(o, 10)).status is Status.PASS
