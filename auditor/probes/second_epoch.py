@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop, Step
 from nnaudit.loop.taps import Observation
 from nnaudit.probes.base import Probe
+from nnaudit.probes.seeding import Seeding, watching_seeds
 
 
-class SecondEpoch(Probe[Observation | None]):
-    """The first step after the user's own code between two epochs; None where none can run."""
+@dataclass(frozen=True)
+class Second:
+    """The first step after the user's own code between two epochs.
 
-    def measure(self, audit: Audit) -> Observation | None:
-        """Take a step, end the epoch, and observe the next step; a step that raises has no next.
+    Attributes:
+        seen: that step; None where no such code can be run.
+        reseeded: a call that seeds a global generator with the same number between any two epochs.
+    """
+
+    seen: Observation | None = None
+    reseeded: Seeding | None = None
+
+
+class SecondEpoch(Probe[Second]):
+    """A step, the end of an epoch, and the first step of the next."""
+
+    def measure(self, audit: Audit) -> Second:
+        """Take the steps, and go through one more epoch's end where something is seeded in it.
 
         Raises:
             OutOfBudgetError: the time is used up.
         """
         audit.clock.check()
+        loop = audit.loop
         try:
-            batch = next(iter(audit.loop.batches()))
-            audit.loop.step(batch)
+            batch = next(iter(loop.batches()))
+            loop.step(batch)
         except UserCodeError:
-            return None
-        step = audit.loop.next_epoch(batch)
-        return None if step is None else step.observation
+            return Second()  # a step that raises has no next
+        step, once = _next_epoch(loop, batch)
+        if step is None or not once:
+            return Second(step.observation if step is not None else None)
+        audit.clock.check()
+        _, twice = _next_epoch(loop, batch)
+        return Second(step.observation, next((each for each in once if each in twice), None))
+
+
+def _next_epoch(loop: Loop, batch: Any) -> tuple[Step | None, Sequence[Seeding]]:
+    with watching_seeds() as watch:
+        watch.phase, watch.loop = "between epochs", loop
+        return loop.next_epoch(batch), watch.seen

@@ -148,14 +148,16 @@ class Seeding:
     Attributes:
         function: ``torch.manual_seed``.
         location: the user's line.
-        during: ``building``, ``reading`` a batch, or ``stepping``.
+        during: ``building``, ``reading`` a batch, ``stepping`` or ``between epochs``.
         within: the user's functions on the stack, innermost first.
+        number: what it was seeded with.
     """
 
     function: str
     location: Location
     during: str
     within: tuple[str, ...]
+    number: str = ""
 
     @property
     def is_the_run_s_own(self) -> bool:
@@ -208,7 +210,8 @@ def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Calla
         if callers and not (watch.loop is not None and watch.loop.starting):
             place = Location(file=callers[0].f_code.co_filename, line=callers[0].f_lineno)
             within = tuple(frame.f_code.co_name for frame in callers)
-            watch.seen.append(Seeding(name, place, watch.phase, within))
+            number = repr((args, kwargs))
+            watch.seen.append(Seeding(name, place, watch.phase, within, number))
         return original(*args, **kwargs)
 
     return seed

@@ -78,7 +78,7 @@ class TrainEvalMode(Check):
             first.require()  # it broke off before the model had run
         if trained and audit.loop.handed_over_in_eval:
             return self._woken(audit, trained)
-        second = audit.probe(SecondEpoch)
+        second = audit.probe(SecondEpoch).seen
         later = _modes(second.training_flags, audit.loop.model) if second is not None else []
         left = [mode for mode in later if not mode.frozen]
         if second is not None and not all(mode.training for mode in left):

@@ -8,6 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.runs import Run, Runs, SeededRuns
+from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.probes.seeding import Seeding
 from nnaudit.report import Kind, Result, Table
 
@@ -21,7 +22,8 @@ class SeedSensitivity(Check):
     How: Starts the training under a second seed and compares the weights that hold more than one
         number throughout, and the first batches. It warns when all such weights are the same and a
         function of the user's seeded a global generator while the model was built, and when a
-        global generator is seeded again and again while batches are read or steps are taken. A
+        global generator is seeded again and again while batches are read or steps are taken, or
+        between any two of three epochs with the same number, where that code can be run. A
         program that seeds itself at the top, as scripts do, weights that are the same although
         nobody seeds (loaded ones, or a start that is not random), and a loader with a generator of
         its own are noted: they may be meant. There is no threshold: equality is exact.
@@ -36,7 +38,7 @@ class SeedSensitivity(Check):
     name = "seed-sensitivity"
     kind = Kind.JUDGEMENT
     needs = (Needs.TRAIN_LOADER, Needs.FRESH_RUN)
-    probes = (SeededRuns,)
+    probes = (SeededRuns, SecondEpoch)
 
     def run(self, audit: Audit) -> Result:
         """Compare a run under another seed with the first."""
@@ -50,6 +52,13 @@ class SeedSensitivity(Check):
                 repeated,
                 f"{repeated.function}() is called while {_doing(repeated)}, {_where(repeated)}, so "
                 "whatever is drawn afterwards (order, dropout, noise) follows it and not the seed.",
+            )
+        between = audit.probe(SecondEpoch).reseeded
+        if between is not None:
+            return self._warned(
+                between,
+                f"{between.function}() is called between any two epochs with the same number, "
+                f"{_where(between)}, so that every epoch has the same order, dropout and noise.",
             )
         drawn = runs.first.initial.varying
         changed = set(runs.first.initial.differing(other.initial)) & drawn

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnaudit.checks.seed.seed_sensitivity import SeedSensitivity
 from nnaudit.context import Audit
+from nnaudit.loop.base import Step
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.seeding import Seeding
 from nnaudit.report import Location, Result, Status
@@ -177,3 +179,29 @@ def test_a_file_that_seeds_itself_at_the_top_is_noted(tmp_path: Path) -> None:
     result = run_check(SeedSensitivity, Audit(DirectLoop(load(file), CPU, seed=0)))
     assert result.status is Status.NOTE
     assert "line 4" in result.message
+
+
+class BetweenEpochs(DirectLoop):
+    """A loop whose user's code between two epochs seeds with what ``numbers`` yields next."""
+
+    numbers: Iterator[int]
+
+    def next_epoch(self, batch: Any) -> Step | None:
+        number = next(self.numbers, None)
+        if number is not None:
+            self._users_code(number)
+        return self.step(batch)
+
+    def _users_code(self, number: int) -> None:
+        exec(compile("import torch; torch.manual_seed(n)", __file__, "exec"), {"n": number})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "warns"), [((7, 7), True), ((1, 2), False), ((7,), False), ((), False)]
+)
+def test_the_same_seed_between_all_epochs_warns(numbers: tuple[int, ...], warns: bool) -> None:
+    loop = BetweenEpochs(Target(mlp, shuffled), CPU, seed=0)
+    loop.numbers = iter(numbers)
+    result = run_check(SeedSensitivity, Audit(loop))
+    assert (result.status is Status.WARN) == warns
+    assert ("between any two epochs" in result.message) == warns
