@@ -110,7 +110,9 @@ class Loop(ABC):
         handed_over_in_eval: the model was in eval mode, and the loop put it into train mode.
         epoch_per_step: gradients are summed over the whole epoch before the optimizer steps.
         planned_epochs: what the user's own loop calls its number of epochs; 0 when unknown.
-        counted_epochs: how often the user's own loop goes through the loader; 0 unless certain.
+        counted_epochs: how often the user's own loop goes through the loader, at the most; 0 unless
+            certain.
+        runs_whole: the user's own loop leaves off early neither in an epoch nor between two.
         starting: the program is on its way to its training loop, for the first time or again.
         metrics: the user's own, where some were found.
         rates_rise: the learning rate is raised step by step, to a height that is not known.
@@ -129,6 +131,7 @@ class Loop(ABC):
     epoch_per_step: bool = False
     planned_epochs: int = 0
     counted_epochs: int = 0
+    runs_whole: bool = False
     starting: bool = False
     rates_rise: bool = False
     metrics: tuple[Metric, ...] = ()

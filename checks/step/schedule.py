@@ -30,7 +30,8 @@ class Rhythm:
         known: whether that could be seen: the loop is the user's own.
         epoch: optimizer steps in one epoch; 0 when unknown.
         named: what the script calls its number of epochs; 0 when unknown.
-        epochs: how many its loop counts; 0 when unknown.
+        epochs: how many its loop counts, at the most; 0 when unknown.
+        whole: the loop does not leave off before.
         handed: batches that one optimizer step takes.
         batches: how many one epoch has; 0 when unknown.
         rising: the rate is raised on purpose, to a height that is not known.
@@ -42,6 +43,7 @@ class Rhythm:
     epoch: int
     named: int = 0
     epochs: int = 0
+    whole: bool = False
     handed: int = 1
     batches: int = 0
     rising: bool = False
@@ -88,13 +90,14 @@ class Schedule(Check):
         script calls its number of epochs (a variable or setting named epochs, num_epochs and the
         like). Where the loop around the training counts over a `range`, or a trainer is told its
         epochs, the whole run is known, and three more are exact: a rate that rises for all of the
-        run and does not get to half of the peak that comes after; one that is zero, or a OneCycleLR
-        that raises, before half of the run is over (before 90 % of it, a warning); a plan that ends
-        with the last batch of the last epoch while the scheduler is stepped once per epoch, or once
-        in several batches that are accumulated. Warnings, since a run may be meant to end within an
-        epoch: any other cosine of such a period, and OneCycleLR that ends, and raises, before the
-        epoch does. A schedule that never moves is a note. Handed over without its loop (module
-        form), only the plan itself is looked at.
+        run and does not get to half of the peak that comes after (in a single epoch, which may be
+        asked for the audit's sake, a warning); one that is zero, or a OneCycleLR that raises,
+        before half of a run that nothing can end sooner (before 90 % of it, a warning); a plan that
+        ends with the last batch of the last epoch while the scheduler is stepped once per epoch, or
+        once in several batches that are accumulated. Warnings, since a run may be meant to end
+        within an epoch: any other cosine of such a period, and OneCycleLR that ends, and raises,
+        before the epoch does. A schedule that never moves is a note. Handed over without its loop
+        (module form), only the plan itself is looked at.
     Fix: step per-epoch schedules once per epoch; for a schedule per batch count batches:
         total_steps = epochs * len(train_loader)
     References: PyTorch documentation of torch.optim, "How to adjust learning rate" and OneCycleLR.
@@ -191,6 +194,7 @@ def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
         epoch=_steps_per_epoch(loop, trace),
         named=loop.planned_epochs,
         epochs=loop.counted_epochs,
+        whole=loop.runs_whole,
         handed=max(step.step.handed for step in trace.steps),
         batches=_batches_per_epoch(loop),
         rising=loop.rates_rise,
@@ -335,7 +339,7 @@ def _only_rises(plan: Plan, rhythm: Rhythm) -> Misfit | None:
         f"{rhythm.run:,}, {_epochs(rhythm)}: it gets to {within[-1]:.2g} and not to "
         f"{plan.peak:.2g}.",
         "warmup_steps = total_steps // 20  # a share of the run, not a number of its own",
-        True,
+        rhythm.epochs > 1,  # a single epoch may be for the audit's sake
     )
 
 
@@ -343,7 +347,7 @@ def _over(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     """A rate that is zero, or a scheduler that raises, long before the run is over."""
     raises = bool(plan.ended)
     end = len(plan.rates) - 1 if raises else plan.dead_after(_OVER)
-    if end is None or end >= 0.9 * rhythm.run:
+    if end is None or end >= 0.9 * rhythm.run or not rhythm.whole:
         return None
     what = "raises an error" if raises else "has brought the learning rate to zero"
     return Misfit(

@@ -73,7 +73,7 @@ class ScriptLoop(Loop):
         self.val_loader = run.val_loader
         self.rates_rise = run.rates_rise
         self.planned_epochs = run.planned_epochs
-        self.counted_epochs = run.counted_epochs
+        self.counted_epochs, self.runs_whole = run.span.epochs, run.span.whole
         self._recipe: Recipe | None = self._roles.recipe
         self._rule: LossRule | None = self._roles.loss
         self._trusted = False

@@ -52,7 +52,7 @@ from nnaudit.loop.script.objects import training_of
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.phases import Phases, Place, elsewhere, place
 from nnaudit.loop.script.seeds import quiet_imports, shifting
-from nnaudit.loop.script.span import counted_epochs
+from nnaudit.loop.script.span import Span, counted_span
 from nnaudit.loop.script.substitute import TargetSwap, placed
 from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
@@ -195,7 +195,8 @@ class Run:
         """Forget what was learnt: an execution of the script begins."""
         self.free = False
         self.ends_epoch = False
-        self.planned_epochs = self.counted_epochs = 0
+        self.planned_epochs = 0
+        self.span = Span()
         self._void = False
         self._handed_over = False
         self._diary = Diary()
@@ -962,7 +963,7 @@ class Run:
         self.training_at = _innermost_user_line()
         self.planned_epochs = planned_epochs()
         # Of a run without a loader the loop counts steps.
-        self.counted_epochs = 0 if self.free else counted_epochs()
+        self.span = Span() if self.free else counted_span()
         self.phase = max(self._phases.number, 1)
         self._taken = True
         self._sampled.clear()

@@ -7,30 +7,75 @@ from __future__ import annotations
 
 import ast
 import linecache
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from nnaudit.loop.script.frames import user_frames
 
 _COUNTING = ("range", "trange", "tqdm", "track")
+_SHOWING = ("enumerate", "tqdm", "track")
 _FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers")
 
 
-def counted_epochs() -> int:
+@dataclass(frozen=True)
+class Span:
+    """How long a script means to train.
+
+    Attributes:
+        epochs: how often it goes through its loader, at the most; 0 unless certain.
+        whole: it does not leave off early, in an epoch or between two.
+    """
+
+    epochs: int = 0
+    whole: bool = False
+
+
+def counted_span() -> Span:
     """Return how often the calling thread's user frames go through their training loader.
 
-    0 unless it is certain: the line is in two loops, of which the outer one counts over a
-    ``range``, or in none and a trainer of a framework is told a number of epochs.
+    That is certain where the line is in two loops, of which the outer one counts over a ``range``,
+    or in none and a trainer of a framework is told a number of epochs.
     """
     frames = user_frames()
     loops = [(frame, loop) for frame in frames for loop in _loops_around(frame)]
     if not loops:
         told = (_told(value) for frame in frames[::-1] for value in frame.f_locals.values())
-        return next((count for count in told if count > 0), 0)
+        return next((span for span in told if span.epochs > 0), Span())
     frame, outer = loops[0]
     if len(loops) != 2 or not isinstance(outer, ast.For):
-        return 0
-    return max(_length(outer.iter, {**frame.f_globals, **frame.f_locals}), 0)
+        return Span()
+    inner = loops[1][1]
+    epochs = _length(outer.iter, {**frame.f_globals, **frame.f_locals})
+    whole = not (_left_early(outer) or _left_early(inner)) and _goes_through(inner)
+    return Span(max(epochs, 0), whole)
+
+
+def _left_early(loop: ast.For | ast.While) -> bool:
+    """Whether the loop has a ``break`` of its own, or a ``return``."""
+    todo: list[tuple[ast.AST, bool]] = [(each, True) for each in (*loop.body, *loop.orelse)]
+    while todo:
+        node, own = todo.pop()
+        if isinstance(node, ast.Return) or (own and isinstance(node, ast.Break)):
+            return True
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            own = own and not isinstance(node, (ast.For, ast.AsyncFor, ast.While))
+            todo += [(child, own) for child in ast.iter_child_nodes(node)]
+    return False
+
+
+def _goes_through(loop: ast.For | ast.While) -> bool:
+    """Whether the loop takes all that there is of something with a name, progress shown or not."""
+    if not isinstance(loop, ast.For):
+        return False
+    node = loop.iter
+    while isinstance(node, ast.Call) and node.args and _called(node) in _SHOWING:
+        node = node.args[0]
+    return isinstance(node, (ast.Name, ast.Attribute, ast.Subscript))
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def _loops_around(frame: FrameType) -> list[ast.For | ast.While]:
@@ -64,8 +109,7 @@ def _length(node: ast.expr, variables: dict[str, Any]) -> int:
     """Return how many numbers ``range(...)`` has, progress bars looked through; 0 if unknown."""
     if not isinstance(node, ast.Call) or not node.args:
         return 0
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    if name not in _COUNTING:
+    if _called(node) not in _COUNTING:
         return 0
     if isinstance(node.args[0], ast.Call):
         return _length(node.args[0], variables)
@@ -95,14 +139,22 @@ def _value(node: ast.expr, variables: dict[str, Any]) -> Any:
     return None
 
 
-def _told(value: Any) -> int:
-    """Return how many epochs a trainer of a framework is told to train for; 0 if it is none."""
+def _told(value: Any) -> Span:
+    """Return how long a trainer of a framework is told to train."""
     if type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
-        return 0
+        return Span()
     for held in (value, getattr(value, "args", None)):
         epochs = getattr(held, "max_epochs", None) or getattr(held, "num_train_epochs", None)
         if isinstance(epochs, (int, float)) and epochs == int(epochs):
             steps = getattr(held, "max_steps", None)
             limited = isinstance(steps, int) and steps > 0
-            return 0 if limited else max(int(epochs), 0)
-    return 0
+            return Span() if limited else Span(max(int(epochs), 0), not _may_stop(value))
+    return Span()
+
+
+def _may_stop(trainer: Any) -> bool:
+    """Whether a trainer is told to stop early, or to leave part of each epoch out."""
+    handler = getattr(trainer, "callback_handler", trainer)
+    callbacks = getattr(handler, "callbacks", ())
+    stopping = any("EarlyStopping" in type(each).__name__ for each in callbacks)
+    return stopping or getattr(trainer, "limit_train_batches", 1.0) not in (None, 1.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nnaudit.loop.script.span import counted_epochs
+from nnaudit.loop.script.span import counted_span
 
 HEAD = (
     "from types import SimpleNamespace\nargs = SimpleNamespace(epochs=7)\nEPOCHS, found = 5, []\n"
@@ -18,9 +18,9 @@ HEAD = (
 
 def counted(tmp_path: Path, script: str, **variables: Any) -> Any:
     """Return what ``counted_epochs`` said the first time it was called by ``script``."""
-    path = tmp_path / "train.py"
+    path = tmp_path / f"train{len(list(tmp_path.iterdir()))}.py"  # linecache remembers files
     path.write_text(HEAD + script)
-    names = {"counted_epochs": counted_epochs, **variables}
+    names = {"counted_epochs": lambda: counted_span().epochs, "span": counted_span, **variables}
     exec(compile(path.read_text(), str(path), "exec"), names)
     return names["found"][0]
 
@@ -102,3 +102,40 @@ def test_a_trainer_of_a_framework_is_told(
     monkeypatch.setattr(Arguments, "max_steps", steps)
     script = "found.append(counted_epochs())\n"
     assert counted(tmp_path, script, trainer=Trainer()) == expected
+
+
+WHOLE = """
+for epoch in range(6):
+    for i, batch in enumerate(loader):
+        for part in batch:
+            break
+        found.append(span())
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("enumerate(loader)", "zip(range(100), loader)"),
+        ("        found", "        if found:\n            break\n        found"),
+        ("span())\n", "span())\n    if epoch > 3:\n        break\n"),
+    ],
+)
+def test_a_loop_that_may_be_left_early_is_not_whole(tmp_path: Path, old: str, new: str) -> None:
+    whole = counted(tmp_path, WHOLE, loader="ab")
+    assert (whole.epochs, whole.whole) == (6, True)
+    left = counted(tmp_path, WHOLE.replace(old, new), loader="ab")
+    assert (left.epochs, left.whole) == (6, False)
+
+
+def test_a_trainer_that_stops_early_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EarlyStopping:
+        pass
+
+    monkeypatch.setattr(Trainer, "__module__", "transformers.trainer")
+    script, trainer = "found.append(span())\n", Trainer()
+    assert counted(tmp_path, script, trainer=trainer).whole
+    trainer.callbacks = [EarlyStopping()]  # type: ignore[attr-defined]
+    assert not counted(tmp_path, script, trainer=trainer).whole

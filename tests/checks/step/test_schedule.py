@@ -143,6 +143,7 @@ class PlannedLoop(AuthorLoop):
     """A loop that counts its epochs, and takes ``handed`` batches for a step."""
 
     counted_epochs = 2
+    runs_whole = True
     handed = 1
 
     def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:
@@ -170,6 +171,11 @@ def test_a_warm_up_longer_than_the_run_fails() -> None:
     result = planned(linear(100_000, warmup=1900), every_batch)
     assert result.status is Status.FAIL
     assert "the run has only 800" in result.message
+
+
+def test_a_warm_up_longer_than_a_single_epoch_warns() -> None:
+    result = planned(linear(100_000, warmup=1900), every_batch, counted_epochs=1)
+    assert result.status is Status.WARN
 
 
 def test_a_warm_up_of_batches_that_is_stepped_once_per_epoch_fails() -> None:
@@ -224,6 +230,7 @@ def test_a_cosine_over_batches_that_is_stepped_once_per_epoch_fails() -> None:
         (linear(100_000, warmup=1900), every_batch, {"rates_rise": True}),
         (linear(100_000, warmup=1900), every_batch, {"counted_epochs": 0}),
         (linear(300), every_batch, {"counted_epochs": 0}),
+        (linear(300), every_batch, {"runs_whole": False}),
         (lambda o: schedulers.StepLR(o, 400, 0.01), every_batch, {}),
     ],
     ids=[
@@ -236,6 +243,7 @@ def test_a_cosine_over_batches_that_is_stepped_once_per_epoch_fails() -> None:
         "a range test",
         "warm-up in a run of unknown length",
         "zero in a run of unknown length",
+        "zero in a run that leaves off early",
         "steps that are not the end",
     ],
 )
