@@ -17,7 +17,7 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.registry import Registry
 from nnaudit.config import Settings
 from nnaudit.context import Audit
-from nnaudit.errors import UsageError, UserCodeError
+from nnaudit.errors import UnfitError, UsageError, UserCodeError
 from nnaudit.job import (
     FIRST_STEP,
     PICTURES,
@@ -238,6 +238,8 @@ def _try_first_step(audit: Audit, emit: Callable[[Event], None], lethal: dict[st
     try:
         with audit.measuring(FIRST_STEP), audit.isolated():
             loop.step(next(iter(loop.batches())))
+    except UnfitError:
+        return  # nnaudit's batch does not fit, as each check that gives it one will say
     except UserCodeError as error:
         emit(Crashed(message=str(error), location=error.location, traceback=error.traceback))
 

@@ -55,6 +55,10 @@ class UserCodeError(NnauditError):
         return user_traceback(self.original)
 
 
+class UnfitError(UserCodeError):
+    """The user's code raised over what nnaudit put in place of its own, and is not to blame."""
+
+
 @contextmanager
 def user_code(doing: str) -> Iterator[None]:
     """Turn whatever the user's code raises in the block into a :class:`UserCodeError`."""

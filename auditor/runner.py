@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from nnaudit.checks.base import Check
 from nnaudit.checks.registry import BrokenPlugin
 from nnaudit.context import Audit
-from nnaudit.errors import NnauditError, OutOfBudgetError, TargetError, UserCodeError, describe
+from nnaudit.errors import (
+    NnauditError,
+    OutOfBudgetError,
+    TargetError,
+    UnfitError,
+    UserCodeError,
+    describe,
+)
 from nnaudit.job import PLUGIN
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.report import Kind, Result, Status, Text
@@ -73,6 +80,10 @@ def _answer(check: type[Check], audit: Audit) -> Result:
 
 def _user_crash(check: Check, error: UserCodeError, loop: Loop) -> Result:
     """Tell of the user's line or, where a layer of a library's raised, of what made the model."""
+    if isinstance(error, UnfitError):
+        return check.inconclusive(
+            f"The script does not take a batch of another shape than it draws: {error}."
+        )
     within = error.module
     name = next((name for name, module in loop.model.named_modules() if module is within), None)
     made = None if name is None else loop.locate(within) or loop.locate("model")

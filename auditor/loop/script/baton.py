@@ -55,6 +55,7 @@ class Order:
         dry: gradients are zero instead of being computed: only what came before them is wanted.
         train: the mode that modules are put into whenever they are called; None for the script's.
         handed: how many times the script was given the batch.
+        reshaped: the batch has other shapes than what the script has drawn itself.
         attempts: optimizer steps taken or skipped.
         backup: the state before it, where the epoch has just grown longer than the loader.
         overlong: the epoch is longer than the loader.
@@ -70,6 +71,7 @@ class Order:
     dry: bool = False
     train: bool | None = None
     handed: int = 0
+    reshaped: bool = False
     attempts: int = 0
     backup: Snapshot | None = None
     overlong: bool = False
@@ -84,6 +86,7 @@ class Order:
     def restart(self) -> None:
         """Forget what has happened."""
         self.handed = self.attempts = 0
+        self.reshaped = False
         self.pending, self.roots, self.calls = [], [], []
         self.ended = 0.0
 

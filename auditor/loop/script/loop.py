@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -163,8 +163,9 @@ class ScriptLoop(Loop):
         """
         if self._moves and not self._full_batch:
             # It is paused between a batch's input and, it may be, its target: with variables that
-            # were put back since, they would be those of two batches.
-            self._draw()
+            # were put back since, they would be those of two batches, which need not fit.
+            with suppress(UserCodeError):
+                self._draw()
         first: tuple[Call, Any] | None = None
         for count in range(1 if self._full_batch else EPOCH):
             drawn = self._draw()

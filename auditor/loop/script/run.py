@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from nnaudit import batch as batches
-from nnaudit.errors import NnauditError, TargetError, UserCodeError
+from nnaudit.errors import NnauditError, TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import seed_everything
 from nnaudit.loop.direct import StepCount
 from nnaudit.loop.script import frameworks
@@ -410,7 +410,11 @@ class Run:
             return False
         elif ended.error is not None:
             self._fruitless = 0
-            order.error = UserCodeError("running the training step", ended.error)
+            order.error = (
+                UnfitError("running on a batch in place of its own", ended.error)
+                if order.reshaped
+                else UserCodeError("running the training step", ended.error)
+            )
             if order.observation is not None:
                 order.error.observation = order.observation  # type: ignore[attr-defined]
         elif not order.attempts and self._fruitless < FRUITLESS:
@@ -793,6 +797,7 @@ class Run:
             return self._at_the_door(module, args, kwargs)
         order.handed += 1
         made = placed(roles.recipe.fill(batches.clone(order.batch)), (args, kwargs))
+        order.reshaped |= _shapes(made) != _shapes((args, kwargs))
         followed: tuple[Any, Any] = _followed(made, (args, kwargs))
         return followed
 
@@ -1142,6 +1147,10 @@ def _followed(made: Any, given: Any) -> Any:
         return leaf + (like - like.detach()) if like.shape == leaf.shape else leaf
 
     return batches.map_leaves(made, follow)
+
+
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for _, tensor in batches.tensors(batch)]
 
 
 def _stuck(order: Order) -> StuckError:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nnaudit import batch as batches
-from nnaudit.errors import TargetError, UserCodeError
+from nnaudit.errors import TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
 from nnaudit.loop.events import Happening, Recorder
@@ -1196,3 +1196,30 @@ def test_a_script_that_counts_its_way_through_the_data_is_let_go_on(drive: Any) 
         assert again == seen, "the place in the data belongs to the state"
 
     drive(HEAD.replace("loader = ", "unused = ") + COUNTED, body)
+
+
+CHANGING = """
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+for step in range(10_000):
+    rows = 8 + step % 7
+    at = torch.arange(rows)
+    optimizer.zero_grad()
+    out = model(x[torch.randint(64, (rows,))])
+    {use}
+    nn.functional.mse_loss(out, x[:rows].sum(1, keepdim=True)).backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("use", ["shown = out[:, 0] * at", "assert step < 40"])
+def test_what_does_not_fit_in_place_of_a_batch_is_not_the_users_fault(drive: Any, use: str) -> None:
+    def body(loop: ScriptLoop) -> Any:
+        batch = first(loop)
+        for _ in range(100):
+            loop.step(batch)
+
+    unfit = use.startswith("shown")
+    with pytest.raises(UserCodeError) as caught:
+        drive(HEAD.replace("loader = ", "unused = ") + CHANGING.format(use=use), body)
+    assert not unfit or isinstance(caught.value, UnfitError)
