@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 
 from nnaudit.context import Audit
-from nnaudit.errors import describe
+from nnaudit.errors import describe, is_user
 from nnaudit.loop.base import Loop
 from nnaudit.probes.base import Probe
+from nnaudit.report import Location
 
 LENGTH = 2_000
 """Values looked at: the steps of a short run, or the epochs of any."""
@@ -83,8 +85,8 @@ class LearningRatePlan(Probe[tuple[Plan, ...]]):
             if id(scheduler) not in inner:
                 audit.clock.check()
                 place = audit.loop.locate(scheduler)
-                unused = place is not None and never_read(Path(place.file), place.line)
-                plans.append(replace(_plan(number, scheduler, audit.loop), unused=unused))
+                plan = _plan(number, scheduler, audit.loop)
+                plans.append(replace(plan, unused=place is not None and is_unused(place)))
         return tuple(plans)
 
 
@@ -116,10 +118,21 @@ def _plan(number: int, scheduler: Any, loop: Loop) -> Plan:
 _SHOWN = ("get_last_lr", "state_dict", "load_state_dict")
 
 
+def is_unused(place: Location) -> bool:
+    """Whether what is made at ``place`` is assigned to a variable that nothing reads.
+
+    False where other files of the user's are loaded, which may.
+    """
+    loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    others = any(file and file != place.file and is_user(file) for file in loaded)
+    return not others and never_read(Path(place.file), place.line)
+
+
 def never_read(file: Path, line: int) -> bool:
     """Whether ``file`` assigns to a variable on ``line`` what it then only shows, saves or loads.
 
-    False for anything but the plain assignment of a call to one name or attribute.
+    False for anything but the plain assignment of a call to one name, or to one attribute in a
+    class without bases: a base may read it.
     """
     try:
         tree = ast.parse(file.read_bytes())
@@ -134,7 +147,10 @@ def never_read(file: Path, line: int) -> bool:
     ]
     if len(made) != 1 or len(made[0].targets) != 1:
         return False
-    name = _last_name(made[0].targets[0])
+    target = made[0].targets[0]
+    if isinstance(target, ast.Attribute) and _inherits(tree, line):
+        return False
+    name = _last_name(target)
     only_shown = {
         id(node.value)
         for node in ast.walk(tree)
@@ -150,6 +166,16 @@ def never_read(file: Path, line: int) -> bool:
         bool(name)
         and name not in dynamic
         and not any(_last_name(node) == name and id(node) not in only_shown for node in reads)
+    )
+
+
+def _inherits(tree: ast.Module, line: int) -> bool:
+    """Whether ``line`` is in a class that has bases."""
+    return any(
+        isinstance(node, ast.ClassDef)
+        and node.lineno <= line <= (node.end_lineno or node.lineno)
+        and bool(node.bases)
+        for node in ast.walk(tree)
     )
 
 

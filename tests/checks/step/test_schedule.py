@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from nnaudit.checks.step.schedule import Schedule
 from nnaudit.context import Audit
 from nnaudit.loop.base import Step
 from nnaudit.probes import lr_plan
-from nnaudit.probes.lr_plan import never_read
+from nnaudit.probes.lr_plan import is_unused, never_read
 from nnaudit.report import Curve, Location, Status
 from nnaudit.runner import run_check
 
@@ -279,8 +281,31 @@ def test_a_variable_that_is_never_read(tmp_path: Path, more: str, expected: bool
     assert not never_read(file, 6)
 
 
+@pytest.mark.parametrize(("bases", "expected"), [("", True), ("(Base)", False)])
+def test_an_attribute_may_be_read_by_a_base_class(
+    tmp_path: Path, bases: str, expected: bool
+) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(
+        f"class Trainer{bases}:\n    def fit(self):\n        self.scheduler = StepLR(o, 10)\n"
+    )
+    assert never_read(file, 3) is expected
+
+
+def test_a_variable_may_be_read_by_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = tmp_path / "train.py", ModuleType("helper")
+    file.write_text(SCRIPT)
+    monkeypatch.setattr(lr_plan, "is_user", lambda name: name.startswith(str(tmp_path)))
+    assert is_unused(Location(file=str(file), line=4))
+    other.__file__ = str(tmp_path / "helper.py")
+    monkeypatch.setitem(sys.modules, "helper", other)
+    assert not is_unused(Location(file=str(file), line=4))
+
+
 def test_a_scheduler_that_nothing_steps_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lr_plan, "never_read", lambda file, line: True)
+    monkeypatch.setattr(lr_plan, "is_unused", lambda place: True)
     monkeypatch.setattr(AuthorLoop, "locate", lambda loop, thing: Location(file="t.py", line=3))
     make = schedulers.StepLR
     result = schedule(lambda o: make(o, 10), plain)
