@@ -37,7 +37,9 @@ class FiniteGradients(Check):
         out not finite the steps are taken again, observed. The origin is the first module whose
         output is not finite although its input is; an infinite activation alone is no fault, for
         attention masks are infinite on purpose. With a gradient scaler (mixed precision) single
-        steps may overflow, which skips them: then only steps that all overflow count.
+        steps may overflow, which skips them: then only steps that all overflow count. A run that
+        diverges reaches infinity in twenty steps or in a few more, as its batches fall: STEP109 and
+        FIT104 ask about divergence itself.
     Fix: add a small number under the logarithm, root or division; use the version with logits;
         lower the learning rate or clip the gradient norm.
     References: Micikevicius et al., Mixed Precision Training (ICLR 2018); PyTorch documentation,

@@ -70,9 +70,13 @@ class NormalizationChoice(Check):
         the same weights, in units of the channel's standard deviation (median over channels; for
         n independent samples it is 1 / sqrt(n)). A batch of 4 or fewer, or noise like that of
         fewer than 6 independent samples, is a warning; so is a last batch of one row. 6 lies
-        between the sizes 4 and 8 at which Wu and He measured losses of 3.7 and 1.2 points.
+        between the sizes 4 and 8 at which Wu and He measured losses of 3.7 and 1.2 points. An eps
+        of 0.1 or more is a warning, too: it is added to a variance that is near 1 where signals
+        are of their usual size, and a hundred times the largest default of a library. It comes of
+        BatchNorm2d(channels, 0.8), where momentum was meant and eps stands second.
     Fix: nn.GroupNorm(32, channels) or nn.InstanceNorm2d(channels) for images, nn.LayerNorm(size)
-        for vectors and sequences; drop_last=True against a last batch of one row.
+        for vectors and sequences; drop_last=True against a last batch of one row; momentum by
+        its name.
     References: Ioffe and Szegedy, Batch Normalization (ICML 2015); Wu and He, Group Normalization
         (ECCV 2018), table 2; Ba et al., Layer Normalization (2016); Klambauer et al.,
         Self-Normalizing Neural Networks (NeurIPS 2017).
@@ -82,7 +86,12 @@ class NormalizationChoice(Check):
     needs = (Needs.STEPS,)
     probes = (FirstSteps,)
     consequence_of = ("DATA104",)
-    options: ClassVar[dict[str, float]] = {"depth": 10, "batch": 4, "samples": 6}
+    options: ClassVar[dict[str, float]] = {
+        "depth": 10,
+        "batch": 4,
+        "samples": 6,
+        "eps": 0.1,
+    }
 
     def run(self, audit: Audit) -> Result:
         """Find the normalisations, and measure the noise of those that depend on the batch."""
@@ -131,6 +140,8 @@ class NormalizationChoice(Check):
             )
         if _last_batch_size(audit.loop) == 1:
             return self._lonely_row(audit, noises[0], evidence)
+        if (diluted := self._diluted(audit, evidence)) is not None:
+            return diluted
         worst = _noisiest(noises)
         return self.passed(
             f"{len(noises)} batch normalisations over batches of at least "
@@ -146,6 +157,26 @@ class NormalizationChoice(Check):
             return _noisiest(few)
         worst = _noisiest(noises)
         return worst if worst.worth < self.option(audit, "samples") else None
+
+    def _diluted(self, audit: Audit, evidence: tuple[Table, ...]) -> Result | None:
+        """Warn of a batch normalisation whose eps outweighs the variance that it is added to."""
+        limit = self.option(audit, "eps")
+        for name, module in audit.loop.model.named_modules():
+            eps = module.eps if isinstance(module, nn.modules.batchnorm._NormBase) else 0.0
+            if eps >= limit:
+                kind = type(module).__name__
+                return self.warned(
+                    f"{name or 'The model'} ({kind}) adds an eps of {eps:g} to the variance: what "
+                    f"varies by 1 comes out as {1 / math.sqrt(1 + eps):.2f}. {kind}'s second "
+                    "argument is eps, its third is momentum.",
+                    fix=f"nn.{kind}({module.num_features}); where momentum was meant, by its name.",
+                    measured=f"eps {eps:g}",
+                    threshold=f"below {limit:g}",
+                    evidence=evidence,
+                    module=name,
+                    location=audit.loop.locate(module),
+                )
+        return None
 
     def _lonely_row(self, audit: Audit, noise: Noise, evidence: tuple[Table, ...]) -> Result:
         crash = noise.positions == 1

@@ -26,7 +26,9 @@ class SeedSensitivity(Check):
         between any two of three epochs with the same number, where that code can be run. A
         program that seeds itself at the top, as scripts do, weights that are the same although
         nobody seeds (loaded ones, or a start that is not random), and a loader with a generator of
-        its own are noted: they may be meant. There is no threshold: equality is exact.
+        its own are noted: they may be meant. There is no threshold: equality is exact. What is run
+        as a script is started anew as if its author had written another seed at the top, so that
+        there the question is whether everything else follows it.
     Fix: Seed once, at the very start, with a number that can be chosen:
         `torch.manual_seed(args.seed)`; for numbers that must not change, a generator of their own:
         `generator=torch.Generator().manual_seed(0)`.

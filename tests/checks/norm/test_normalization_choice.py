@@ -225,3 +225,17 @@ def test_other_crashes_are_errors() -> None:
             raise OSError("disk")
 
     assert audited(lambda: mlp(None), DataLoader(Broken(), batch_size=8)).status is Status.ERROR
+
+
+class TestEps:
+    def test_a_momentum_in_the_place_of_eps_is_a_warning(self) -> None:
+        norm = nn.BatchNorm1d(16, 0.8)
+        result = audited(lambda: nn.Sequential(nn.Linear(6, 16), norm, nn.Linear(16, 3)))
+        assert result.status is Status.WARN
+        assert (result.module, result.measured) == ("1", "eps 0.8")
+        assert "comes out as 0.75" in result.message
+        assert "second argument is eps" in result.message
+
+    @pytest.mark.parametrize("more", [{"eps": 1e-3}, {"eps": 0.05}, {"momentum": 0.8}])
+    def test_what_is_named_or_small_is_none(self, more: dict[str, Any]) -> None:
+        assert audited(lambda: mlp(lambda n: nn.BatchNorm1d(n, **more))).status is Status.PASS
