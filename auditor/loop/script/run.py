@@ -1220,7 +1220,8 @@ def _is_beside(module: Any, folder: Path) -> bool:
     file = getattr(module, "__file__", None)
     return (
         isinstance(file, str)
-        and file.startswith(f"{folder}/")
+        # Normalised: of what was found by way of "../..", the folder is only the beginning.
+        and os.path.normpath(file).startswith(f"{folder}/")
         and "site-packages" not in file
         and not getattr(module, "__name__", "").startswith("nnaudit")
     )

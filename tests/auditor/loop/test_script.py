@@ -650,6 +650,29 @@ def test_modules_beside_the_script_are_executed_anew(drive: Any, tmp_path: Path)
     assert not (tmp_path / "__pycache__").exists()
 
 
+def test_a_package_above_the_script_may_be_reached_by_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "above" / "task"
+    folder.mkdir(parents=True)
+    (tmp_path / "above" / "__init__.py").touch()
+    (folder / "parts.py").write_text("import torch\nmade = torch.nn.Linear(4, 4)\n")
+    script = folder / "train.py"
+    text = "import sys\nsys.path.append('../../')\nfrom above.task.parts import made\n"
+    script.write_text(text + HEAD + "model.insert(0, made)\n" + BODY)
+    monkeypatch.chdir(folder)
+
+    def body(loop: ScriptLoop) -> None:
+        with loop.relaunched(0) as other:
+            assert other.step(first(other)).loss > 0  # type: ignore[arg-type]
+
+    try:
+        run_script(script, [], "cpu", 0, body)
+    finally:
+        for name in ("above", "above.task", "above.task.parts"):
+            sys.modules.pop(name, None)
+
+
 def test_only_the_last_of_two_runs_takes_steps(drive: Any) -> None:
     def body(loop: ScriptLoop) -> None:
         batch = first(loop)
