@@ -353,7 +353,8 @@ class Recorder:
 
     def _after(self, which: int) -> Callable[..., None]:
         def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            self._stepping.pop()
+            if self._stepping:  # empty where recording began in the midst of a step: in a closure
+                self._stepping.pop()
             self._forget_clips(which)
 
         return after

@@ -750,10 +750,7 @@ class Run:
                 self._leave()
                 self._waiting, self._diary = self._diary, Diary()
         elif self._due:
-            self.free = True
-            self._leave()
-            self._diary = self._waiting or self._diary
-            self._take_over()
+            self._take_over_without_loader()
         elif not self._by_call and not self._backwards and not self._being_read():
             # The first training call of a script without a loader: nothing has changed yet.
             self._by_call = True
@@ -763,6 +760,12 @@ class Run:
             # The second round: from here on what is compared with what is listened to as well.
             self._diary = Diary(stepped=self._diary.stepped)
             self._enter(Observer(nn.Identity(), losses_only=True), ())
+
+    def _take_over_without_loader(self) -> None:
+        self.free = True
+        self._leave()
+        self._diary = self._waiting or self._diary
+        self._take_over()
 
     def _waits(self) -> bool:
         """Whether the training without a loader may be only what comes before the training."""
@@ -884,8 +887,16 @@ class Run:
                         sparse = isinstance(optimizer, torch.optim.SparseAdam)
                         parameter.grad = zero.to_sparse() if sparse else zero
 
-    def stepping(self, optimizer: Optimizer) -> None:
-        """Note that an optimizer is about to step."""
+    def stepping(self, optimizer: Optimizer, closure: bool) -> None:
+        """Note that an optimizer is about to step.
+
+        A script without a loader whose round begins with that, for the network is called in the
+        ``closure``, is led from here: within a step, hooks on it would miss its beginning.
+        """
+        if closure and self._taken and self.free and self._order is not None and self._round_over:
+            self._pause()
+        elif closure and not self._taken and self._due and not (self._passing_by or self._waits()):
+            self._take_over_without_loader()
         optimizer = self._alias.get(id(optimizer), optimizer)
         self._in_step = optimizer
         self._passes = 0

@@ -72,8 +72,8 @@ class Listener(Protocol):
     def zeroed(self) -> None:
         """The script set gradients to zero."""
 
-    def stepping(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to step."""
+    def stepping(self, optimizer: Optimizer, closure: bool) -> None:
+        """An optimizer is about to step, with a ``closure`` that calls the network itself."""
 
     def stepped(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped."""
@@ -345,7 +345,8 @@ class Taps:
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         listener = self.heard()
         if listener is not None:
-            listener.stepping(optimizer)
+            closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
+            listener.stepping(optimizer, closure)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         listener = self.heard()

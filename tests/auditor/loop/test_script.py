@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from nnaudit import batch as batches
 from nnaudit.errors import TargetError, UnfitError, UserCodeError
+from nnaudit.fitting import updates_by
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
 from nnaudit.loop.events import Happening, Recorder
@@ -1246,3 +1247,36 @@ def test_what_does_not_fit_in_place_of_a_batch_is_not_the_users_fault(drive: Any
     with pytest.raises(UserCodeError) as caught:
         drive(HEAD.replace("loader = ", "unused = ") + CHANGING.format(use=use), body)
     assert not unfit or isinstance(caught.value, UnfitError)
+
+
+CLOSURE = """
+y = x.sum(1, keepdim=True)
+optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+def closure():
+    optimizer.zero_grad()
+    loss = nn.functional.mse_loss(model(x), y)
+    loss.backward()
+    return loss
+for step in range(20):
+    optimizer.step(closure)
+"""
+
+
+def test_a_step_that_calls_the_network_itself_is_led_from_its_beginning(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> Any:
+        batch, before = first(loop), weights(loop)
+        with preserved(loop.subjects), updates_by(loop, None):
+            loop.step(batch)
+            still = weights(loop) == before
+        with Recorder(loop) as recorder:
+            losses = [loop.step(batch).loss for _ in range(3)]
+        kinds = [event.kind for event in recorder.events]
+        return still, losses, kinds[0], kinds.count(Happening.STEP), weights(loop) != before
+
+    text = HEAD.replace("nn.Dropout(0.5)", "nn.Identity()") + CLOSURE
+    still, losses, begins, steps, moved = drive(text, body)
+    assert still
+    assert losses[0] > losses[1] > losses[2]
+    assert begins is Happening.STEP
+    assert steps == 3
+    assert moved
