@@ -13,6 +13,10 @@ from nnaudit import batch as batches
 from nnaudit.errors import user_code
 from nnaudit.loop.base import Fed, Loop
 
+IN_PARTS = "The network has no forward() of its own: its parts are called one by one."
+"""Why a check that calls the network does not apply, where :func:`~nnaudit.feed.has_forward` says
+so."""
+
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:

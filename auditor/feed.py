@@ -237,3 +237,8 @@ class DefaultLoss:
 def device_of(model: nn.Module) -> torch.device:
     """Return where ``model``'s parameters are; the CPU when it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def has_forward(model: nn.Module) -> bool:
+    """Whether the model can be called as a whole, rather than its parts only."""
+    return getattr(type(model), "forward", None) is not nn.Module.forward

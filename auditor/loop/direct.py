@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from nnaudit import batch as batches
 from nnaudit.errors import TargetError, user_code
-from nnaudit.feed import Convention, DefaultLoss, convention_for, own_loss
+from nnaudit.feed import Convention, DefaultLoss, convention_for, has_forward, own_loss
 from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step, seed_everything
 from nnaudit.loop.taps import Observation, Observer
 from nnaudit.metrics import metrics_of
@@ -309,7 +309,7 @@ class DirectLoop(Loop):
         step = self._target.training_step
         if step is None or not self._asked_for(step):
             return lambda: self._checked(self._training_loss(batch))
-        if not _has_forward(self.model):
+        if not has_forward(self.model):
             return lambda: None
         fed = self.called_with(batch)
 
@@ -512,11 +512,6 @@ def _parameters_of(function: Callable[..., Any]) -> set[str]:
         return set(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         return set()
-
-
-def _has_forward(model: nn.Module) -> bool:
-    """Whether the model can be called as a whole, rather than its parts only."""
-    return getattr(type(model), "forward", None) is not nn.Module.forward
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:

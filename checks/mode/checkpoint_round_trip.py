@@ -17,7 +17,8 @@ from nnaudit.checkpoint import Anatomy, anatomy, differing, is_tensorial, transp
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
-from nnaudit.evaluation import distance, evaluate, fed_to, rounding
+from nnaudit.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
+from nnaudit.feed import has_forward
 from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.report import Kind, Result, Table
@@ -87,6 +88,8 @@ class CheckpointRoundTrip(Check):
 
     def run(self, audit: Audit) -> Result:
         """Save, start anew, load, compare."""
+        if not has_forward(audit.loop.model):
+            return self.skipped(IN_PARTS)
         try:
             original = _original(audit)
         except _UnsavableError as error:

@@ -13,7 +13,8 @@ from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe, user_code
-from nnaudit.evaluation import distance, evaluate, fed_to, rounding
+from nnaudit.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
+from nnaudit.feed import has_forward
 from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.random_access import RandomAccess
@@ -72,6 +73,8 @@ class EvalDeterminism(Check):
     def run(self, audit: Audit) -> Result:
         """Run one batch three times."""
         loop = audit.loop
+        if not has_forward(loop.model):
+            return self.skipped(IN_PARTS)
         batch = batches.clone(next(iter(consecutive_batches(loop, 1))))
         try:
             with preserved(loop.subjects):

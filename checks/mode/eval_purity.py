@@ -12,7 +12,8 @@ from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.evaluation import evaluate, fed_to
+from nnaudit.evaluation import IN_PARTS, evaluate, fed_to
+from nnaudit.feed import has_forward
 from nnaudit.loop.base import Fed, Loop, Needs
 from nnaudit.probes.first_steps import consecutive_batches
 from nnaudit.probes.movement import same
@@ -57,6 +58,8 @@ class EvalPurity(Check):
     def run(self, audit: Audit) -> Result:
         """Run some batches and compare."""
         loop = audit.loop
+        if not has_forward(loop.model):
+            return self.skipped(IN_PARTS)
         validated = not loop.lacks(Needs.VAL_LOADER)
         source = loop.val_batches() if validated else consecutive_batches(loop, BATCHES)
         some = [batches.clone(batch) for batch in islice(source, BATCHES)]

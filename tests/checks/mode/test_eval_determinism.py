@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from nnaudit.checks.base import Check
+from nnaudit.checks.mode.checkpoint_round_trip import CheckpointRoundTrip
 from nnaudit.checks.mode.eval_determinism import EvalDeterminism
+from nnaudit.checks.mode.eval_purity import EvalPurity
 from nnaudit.report import Result, Status
 
 
@@ -209,6 +212,21 @@ def test_what_eval_mode_refuses_by_an_assertion_is_no_failure(ask) -> None:
     result: Result = ask(EvalDeterminism, lambda: Net(refusing))
     assert result.status is Status.INCONCLUSIVE
     assert "one at a time" in result.message
+
+
+@pytest.mark.parametrize("check", [EvalDeterminism, EvalPurity, CheckpointRoundTrip])
+def test_a_network_without_a_forward_of_its_own_is_not_called(check: type[Check], ask) -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def step(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        return F.cross_entropy(model.head(model.encoder(batch[0]).relu()), batch[1])
+
+    result: Result = ask(check, Parts, training_step=step, loss=None)
+    assert result.status is Status.SKIP
+    assert "one by one" in result.message
 
 
 def test_a_state_carried_over_shuffled_batches_warns(ask) -> None:
