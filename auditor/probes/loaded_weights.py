@@ -26,7 +26,8 @@ from nnaudit.probes.seeding import source_files, user_line
 from nnaudit.report import Location
 
 _SIGNS = re.compile(
-    rb"load_state_dict|\.load\(|load_file|pretrained|weights\s*=|\bhub\b|checkpoint|ckpt|timm"
+    rb"load_state_dict|\.load\(|load_file|pretrained(?!\s*=\s*False\b)|weights\s*=(?!\s*None\b)"
+    rb"|\bhub\b|checkpoint|ckpt|timm"
 )
 """What the source of a program that loads weights mentions: without it nothing is started anew."""
 

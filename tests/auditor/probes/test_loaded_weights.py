@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnaudit import targets
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes.loaded_weights import LoadedWeights
+
+PROGRAM = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def net(weights=None, pretrained=False):
+    return nn.Linear(4, 2)
+
+def build_model():
+    return net({arguments})
+
+def train_loader():
+    x = torch.randn(32, 4)
+    return DataLoader(TensorDataset(x, x[:, :2].argmax(1)), batch_size=8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loads"),
+    [
+        ("weights=None", False),
+        ("pretrained = False", False),
+        ("weights='DEFAULT'", True),
+        ("pretrained=True", True),
+    ],
+)
+def test_only_a_program_that_may_load_weights_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, loads: bool
+) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM.replace("{arguments}", arguments))
+    loop = DirectLoop(targets.load(file), torch.device("cpu"), 0)
+    begun: list[int] = []
+    real = loop.relaunched
+
+    def relaunched(seed: int) -> Any:
+        begun.append(seed)
+        return real(seed)
+
+    monkeypatch.setattr(loop, "relaunched", relaunched)
+    Audit(loop).probe(LoadedWeights)
+    assert bool(begun) is loads
