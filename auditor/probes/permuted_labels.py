@@ -25,7 +25,7 @@ from nnaudit.state import preserved
 ROWS = 512
 """Rows of which the inputs are held beside the targets."""
 
-_STEPS, _SECONDS = 80, 5.0
+_STEPS, _FEWEST, _SECONDS = 80, 20, 5.0
 _BELOW = 0.1
 
 
@@ -78,7 +78,7 @@ class Permuted:
     def usable(self) -> bool:
         """Whether there were enough steps, and all losses are numbers."""
         finite = all(math.isfinite(loss) for loss in (*self.losses, self.constant))
-        return finite and len(self.losses) >= _STEPS // 4
+        return finite and len(self.losses) >= _FEWEST
 
     @property
     def mean(self) -> float:
@@ -118,7 +118,8 @@ def permuted_run(audit: Audit, path: str) -> Permuted:
             losses.append(step.loss)
             main = main_call(step.observation) if step.observation is not None else None
             calls += [without_input(main)] if main is not None else []
-            if watch.seconds > _SECONDS:
+            slow = len(losses) == 3 and _FEWEST * watch.seconds > 3 * _SECONDS
+            if slow or watch.seconds > _SECONDS:  # there will be no time for enough of them
                 break
     constant = best_constant(calls) if calls else None
     return Permuted(tuple(losses), math.nan if constant is None else constant)

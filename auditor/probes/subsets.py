@@ -31,6 +31,15 @@ _FEWEST = 8
 _ENOUGH = 4 * ROWS
 """Rows of which two subsets can be chosen, whatever the batches' size."""
 
+CAUSES = (
+    "DATA101", "DATA102", "DATA103", "DATA111", "LOSS101", "LOSS102", "GRAD101", "GRAD102",
+    "GRAD106", "GRAD107", "MODE101", "INIT101",
+)  # fmt: skip
+"""Checks whose failure explains that a few rows are not fitted."""
+
+DEAR = 0.02
+"""Seconds of a step from which on a known cause is not proved once more by its consequence."""
+
 _LOOK_AHEAD = 64
 _LOOK_SECONDS = 3.0
 
@@ -102,7 +111,7 @@ class TinyFitting(Probe[TinyFit]):
     """Trains on a tiny subset with the user's own loop at its learning rate, x 0.1 and x 10."""
 
     def measure(self, audit: Audit) -> TinyFit:
-        """Stop at the first learning rate that fits.
+        """Stop at the first learning rate that fits, or that a known cause keeps from fitting.
 
         Raises:
             UserCodeError: the user's code raised on whole batches too.
@@ -133,9 +142,14 @@ def tiny_fit(audit: Audit, *, second: bool = False) -> TinyFit:
             unknown = "a term that was zero at first joins it in training"
             sighting = dataclasses.replace(tiny.sighting, bounds=None, unknown=unknown)
             tiny = dataclasses.replace(tiny, sighting=sighting)
-        if tiny.fits(run):
+        if tiny.fits(run) or (is_dear(run) and not audit.broken.isdisjoint(CAUSES)):
             break
     return dataclasses.replace(tiny, runs=runs, whole=chosen.whole)
+
+
+def is_dear(run: Run) -> bool:
+    """Whether its steps take :data:`DEAR` seconds or more."""
+    return run.seconds > DEAR * run.steps
 
 
 def _too_slow(run: Run, tiny: TinyFit) -> bool:

@@ -18,14 +18,20 @@ from nnaudit.floor import REGRESSION
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import is_scheduled
 from nnaudit.probes.anew import anew
-from nnaudit.probes.subsets import TinyFit, TinyFitting, adam_run, fixed_rows, tiny_fit
+from nnaudit.probes.subsets import (
+    CAUSES,
+    TinyFit,
+    TinyFitting,
+    adam_run,
+    fixed_rows,
+    is_dear,
+    tiny_fit,
+)
 from nnaudit.reference import fit_reference
 from nnaudit.report import Evidence, Kind, Numbers, Result
 
 ADAM_RATES = (1e-3, 1e-2)
 _FEWEST_PASSES = 40
-_DEAR = 0.02
-"""Seconds of a step from which on a known cause is not proved once more by its consequence."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,7 @@ class TinySubsetOverfit(Check):
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
     probes = (TinyFitting,)
     trains = True
-    consequence_of = (
-        "DATA101", "DATA102", "DATA103", "DATA111", "LOSS101", "LOSS102", "GRAD101", "GRAD102",
-        "GRAD106", "GRAD107", "MODE101", "INIT101",
-    )  # fmt: skip
+    consequence_of = CAUSES
 
     def run(self, audit: Audit) -> Result:
         """Believe a run that fits; look closely at a program that does not."""
@@ -93,15 +96,15 @@ class TinySubsetOverfit(Check):
         if tiny.fits(tiny.best):
             return self._fitted(audit, tiny)
         cause = self.cause(audit)
-        if cause and tiny.best.seconds > _DEAR * tiny.best.steps:
+        if cause and is_dear(tiny.best):
             return self._explained(tiny, cause)
         return self._suspicious(audit, tiny)
 
     def _explained(self, tiny: TinyFit, cause: str) -> Result:
         return self.inconclusive(
-            f"{capital(_rows(tiny))} were not fitted at your learning rate, x 10 or x 0.1: at "
-            f"best, in {tiny.best.steps} steps, {loss_words(tiny.best, tiny.sighting)}; {cause} "
-            "has failed, which may be why: mend that first, and ask again.",
+            f"{capital(_rows(tiny))} were not fitted: at {tiny.best.label}, in {tiny.best.steps} "
+            f"steps, {loss_words(tiny.best, tiny.sighting)}; {cause} has failed, which may be why: "
+            "mend that first, and ask again.",
             evidence=(curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.sighting),),
             threshold=_threshold(tiny),
         )

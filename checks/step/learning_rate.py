@@ -46,8 +46,9 @@ class LearningRate(Check):
         Optimizers that set their own pace are left out. Where a ramp would take long, a program
         that learns is believed without one: if the loss of the run of up to 300 steps (FIT103) is
         after 180 of them a quarter below its beginning and never negative, the rate is neither
-        too high nor can another gain ten times as much. And where there was no time for 30
-        steps of that run, a suspicion is not tried out, and no answer given.
+        too high nor can another gain ten times as much. Where an exact check has failed that
+        explains why it does not learn, or there was no time for 30 steps of that run, nothing is
+        tried out, and no answer given.
     Fix: take the suggested learning rate, then try three times more and less.
     References: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017).
     """
@@ -56,7 +57,10 @@ class LearningRate(Check):
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
     probes = (TrainingRun,)
     trains = True
-    consequence_of = ("STEP101", "STEP102", "STEP104", "STEP106", "GRAD106")
+    consequence_of = (
+        "STEP101", "STEP102", "STEP104", "STEP106", "LOSS101", "LOSS102", "GRAD101", "GRAD102",
+        "GRAD106", "GRAD107",
+    )  # fmt: skip
     options: ClassVar[dict[str, float]] = {"low": 30.0, "high": 3.0}
 
     def run(self, audit: Audit) -> Result:
@@ -68,6 +72,11 @@ class LearningRate(Check):
         lr = _rate_of(loop)
         if _dear(training) and (said := _learns(training)):
             return self.passed(f"A learning rate of {lr:.2g} lies where the loss falls: {said}.")
+        if _dear(training) and (cause := self.cause(audit)):
+            return self.inconclusive(
+                f"A step takes {_seconds(training):.2g} s, and {cause} has failed, which may be "
+                "why the loss does not fall: mend that first, and ask again."
+            )
         if _seconds(training) > SECONDS / SHORTEST:
             return self.inconclusive(
                 f"A step takes {_seconds(training):.2g} s, too long for a ramp that passes your "

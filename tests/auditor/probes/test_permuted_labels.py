@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit import batch as batches
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.pace import Stopwatch
+from nnaudit.probes import permuted_labels
 from nnaudit.probes.permuted_labels import (
     Permuted,
     path_of,
@@ -90,6 +92,14 @@ def test_permuted_labels_cannot_be_learnt_unless_the_network_is_told() -> None:
         audit_of(Told, X, Y, training_step=step_told), path_of((X[:8], Y[:8]), Y[:8])
     )
     assert told.leaks
+
+
+def test_slow_steps_are_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(permuted_labels, "_SECONDS", 1e-6)
+    monkeypatch.setattr(Stopwatch, "seconds", 1e-6)  # of three steps: of twenty it would be more
+    found = permuted_run(audit_of(net, X, Y), path_of((X[:8], Y[:8]), Y[:8]))
+    assert len(found.losses) == 3
+    assert not found.usable
 
 
 @pytest.mark.parametrize("spread", [0.05, 0.2, 0.6])

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.checks.fit import tiny_subset_overfit
 from nnaudit.checks.fit.tiny_subset_overfit import TinySubsetOverfit
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes import subsets
 from nnaudit.report import Status
 from nnaudit.runner import run_check
 from nnaudit.targets import Target
@@ -345,13 +345,14 @@ def test_narrow_frozen_features_are_not_called_broken(tools, data):
 def test_what_follows_from_an_exact_failure_is_not_proved_at_great_cost(
     dear, faulty, tools, monkeypatch
 ):
-    monkeypatch.setattr(tiny_subset_overfit, "_DEAR", 0.0 if dear else math.inf)
+    monkeypatch.setattr(subsets, "DEAR", 0.0 if dear else math.inf)
     loop = DirectLoop(faulty["only one bias is trained"], torch.device("cpu"), seed=0)
     audit = Audit(loop)
     audit.broken.add("GRAD101")
     result = run_check(TinySubsetOverfit, audit)
     assert result.status is (Status.INCONCLUSIVE if dear else Status.FAIL)
     assert ("GRAD101 has failed" in result.message) is dear
+    assert (list(audit.probe(subsets.TinyFitting).runs) == [1.0]) is dear
 
 
 def test_little_time_is_said(tools, data):

@@ -13,8 +13,11 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from nnaudit.checks.step.learning_rate import LearningRate
+from nnaudit.context import Audit
+from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.training_run import Look, Moment, Training, TrainingRun
 from nnaudit.report import Curve, Result, Status
+from nnaudit.runner import run_check
 
 
 def sgd(lr: float, momentum: float = 0.9) -> Callable[[nn.Module], torch.optim.Optimizer]:
@@ -104,9 +107,14 @@ def slowly(seconds: float, losses: list[float], **changes: Any) -> Training:
     return Training(**{**parts, **changes})
 
 
-def ask_slow(training: Training, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> Result:
+def ask_slow(
+    training: Training, optimizer: Any, monkeypatch: pytest.MonkeyPatch, *broken: str
+) -> Result:
     monkeypatch.setattr(TrainingRun, "measure", lambda self, audit: training)
-    return ask(LearningRate, target(model=deep, optimizer=optimizer))
+    loop = DirectLoop(target(model=deep, optimizer=optimizer), torch.device("cpu"), 0)
+    audit = Audit(loop)
+    audit.broken.update(broken)
+    return run_check(LearningRate, audit)
 
 
 FALLING = [2.0 * 0.99**i for i in range(120)]
@@ -132,6 +140,13 @@ def test_a_slow_program_that_does_not_is_put_to_the_test(losses: Any, monkeypatc
     result = ask_slow(slowly(0.06, losses), sgd(10.0), monkeypatch)
     assert result.status is Status.WARN
     assert "diverges" in result.message
+
+
+def test_a_slow_program_with_a_known_fault_is_not_put_to_the_test(monkeypatch: Any) -> None:
+    result = ask_slow(slowly(0.06, [2.0] * 120), sgd(10.0), monkeypatch, "LOSS101")
+    assert result.status is Status.INCONCLUSIVE
+    assert "LOSS101 has failed" in result.message
+    assert result.steps == 0
 
 
 def test_where_there_is_no_time_nothing_is_said(monkeypatch: Any) -> None:
