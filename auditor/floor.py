@@ -91,7 +91,8 @@ def bounds(calls: Sequence[LossCall], feds: Sequence[Fed], sizes: Sequence[int])
         call, rows = _joined(calls), sum(sizes)
     except RuntimeError:  # padded to another length in each batch
         return _averaged(
-            [bounds([c], [f], [n]) for c, f, n in zip(calls, feds, sizes, strict=True)]
+            [bounds([c], [f], [n]) for c, f, n in zip(calls, feds, sizes, strict=True)],
+            _flattened(calls),
         )
     identity = _identities(feds, sizes)
     try:
@@ -129,7 +130,9 @@ def best_constant(calls: Sequence[LossCall]) -> float | None:
     except (RuntimeError, ValueError, TypeError, IndexError):
         if len(calls) == 1:
             return None
-        each = [best_constant([call]) for call in calls]  # padded to other lengths
+        if (flat := _flattened(calls)) is not None:
+            return _constant_of(flat, len(calls))
+        each = [best_constant([call]) for call in calls]
         known = [one for one in each if one is not None]
         return sum(known) / len(known) if len(known) == len(calls) else None
     if found is None:
@@ -137,15 +140,31 @@ def best_constant(calls: Sequence[LossCall]) -> float | None:
     return float(found) / (len(calls) if joined.reduction == "sum" else 1)
 
 
-def _averaged(each: list[Bounds | None]) -> Bounds | None:
-    """Bounds of batches that do not fit together: equal inputs are found within each only."""
+def _constant_of(flat: LossCall, steps: int) -> float | None:
+    try:
+        found = _BEST[flat.kind](flat, None)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return None
+    return None if found is None else float(found) / (steps if flat.reduction == "sum" else 1)
+
+
+def _averaged(each: list[Bounds | None], flat: LossCall | None) -> Bounds | None:
+    """Bounds of batches that do not fit together: equal inputs are found within each only.
+
+    The best constant is of the elements of all of them, where they can be laid ``flat``: the best
+    for one batch, if that is a single picture or text, is that batch learnt by heart.
+    """
     known = [one for one in each if one is not None]
     if len(known) < len(each):
         return None
+    floor = sum(one.floor for one in known) / len(known)
+    constant = _constant_of(flat, len(each)) if flat is not None else None
+    if constant is None:
+        constant = sum(one.constant for one in known) / len(known)
     return dataclasses.replace(
         known[0],
-        floor=sum(one.floor for one in known) / len(known),
-        constant=sum(one.constant for one in known) / len(known),
+        floor=floor,
+        constant=max(floor, constant),
         rows=sum(one.rows for one in known),
         distinct=sum(one.distinct for one in known),
     )
@@ -174,6 +193,37 @@ def _joined(calls: Sequence[LossCall]) -> LossCall:
             arguments[name] = torch.cat([call.arguments[name] for call in calls])
     rows = sum(call.input.shape[0] for call in calls)
     arguments["input"] = placeholder(first.input, (rows, *shape[1:]))
+    return dataclasses.replace(first, arguments=arguments)
+
+
+def _flattened(calls: Sequence[LossCall]) -> LossCall | None:
+    """One call over the elements of ``calls`` whose rows are of different shapes.
+
+    None where an element is more than a number or a class, or is not compared by itself.
+    """
+    first = calls[0]
+    if any(call.input.ndim == 0 or call.target.ndim == 0 for call in calls):
+        return None
+    target = torch.cat([call.target.reshape(-1) for call in calls])
+    arguments = {**first.arguments, "target": target}
+    if first.kind in CLASSIFICATION and not target.is_floating_point():
+        classes = {call.input.shape[1] if call.input.ndim > 1 else 0 for call in calls}
+        if len(classes) > 1 or 0 in classes:
+            return None
+        shape: tuple[int, ...] = (target.numel(), classes.pop())
+    elif first.kind in REGRESSION | {"bce", "bce_with_logits"}:
+        if any(call.input.shape != call.target.shape for call in calls):
+            return None
+        shape = (target.numel(),)
+        for name, value in first.arguments.items():
+            if name in ("input", "target") or not isinstance(value, Tensor) or value.numel() == 1:
+                continue
+            if any(call.arguments[name].shape != call.input.shape for call in calls):
+                return None
+            arguments[name] = torch.cat([call.arguments[name].reshape(-1) for call in calls])
+    else:
+        return None
+    arguments["input"] = placeholder(first.input, shape)
     return dataclasses.replace(first, arguments=arguments)
 
 

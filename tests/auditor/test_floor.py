@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnaudit.floor import Bounds, bounds
+from nnaudit.floor import Bounds, best_constant, bounds
 from nnaudit.loop.base import Fed
 from nnaudit.loop.taps import LOSS_FUNCTIONS, LossCall
 
@@ -157,3 +157,45 @@ def test_batches_of_other_lengths_are_averaged():
     assert found is not None
     assert (found.rows, found.distinct) == (4, 4)
     assert 0 < found.constant <= math.log(3)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_single_pictures_of_other_sizes_have_one_constant_together(reduction):
+    """The best constant of a batch of one picture is that picture."""
+    g = torch.Generator().manual_seed(0)
+    masks = [(torch.rand(1, 1, side, side, generator=g) < 0.2).float() for side in (8, 12, 16, 20)]
+    calls = [
+        call_of(F.binary_cross_entropy_with_logits, torch.zeros_like(m), m, reduction=reduction)
+        for m in masks
+    ]
+    elements = torch.cat([m.reshape(-1) for m in masks])
+    share = float(elements.mean())
+    entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    expected = entropy if reduction == "mean" else entropy * len(elements) / len(masks)
+    assert best_constant(calls) == pytest.approx(expected, rel=1e-4)
+    feds = [Fed((torch.randn_like(m),), {}, m) for m in masks]
+    found = bounds(calls, feds, [1] * len(masks))
+    assert found is not None
+    assert found.informative
+    assert found.constant == pytest.approx(expected, rel=1e-4)
+    assert found.floor < 1e-3 * expected
+
+
+def test_texts_of_other_lengths_have_the_shares_of_all_their_words():
+    g = torch.Generator().manual_seed(0)
+    texts = [torch.randint(0, 50, (2, length), generator=g) for length in (5, 7, 9, 11)]
+    calls = [call_of(F.cross_entropy, torch.zeros(2, 50, t.shape[1]), t) for t in texts]
+    shares = torch.bincount(torch.cat([t.reshape(-1) for t in texts]), minlength=50) / 64
+    assert best_constant(calls) == pytest.approx(float(torch.special.entr(shares).sum()), rel=1e-4)
+
+
+def test_what_is_more_than_its_elements_is_not_laid_flat():
+    """A weight for each class of a row, or a divergence of rows, is averaged batch by batch."""
+    calls = [
+        call_of(
+            F.binary_cross_entropy_with_logits, torch.zeros(4, width), torch.ones(4, width),
+            pos_weight=torch.ones(width),
+        )
+        for width in (3, 5)
+    ]  # fmt: skip
+    assert best_constant(calls) == pytest.approx(0.0, abs=1e-5)
