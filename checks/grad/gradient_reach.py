@@ -42,7 +42,7 @@ class GradientsReachAll(Check):
     code, name, kind = "GRAD101", "gradient-reach", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
     probes = (GradientReach, StepTrace)
-    consequence_of = ("GRAD107", "STEP102", "STEP106")
+    consequence_of = ("LOSS101", "GRAD107", "STEP102", "STEP106")
 
     def run(self, audit: Audit) -> Result:
         """Judge the blocks that no gradient reached."""

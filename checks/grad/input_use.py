@@ -65,6 +65,7 @@ class InputUse(Check):
     code, name, kind = "GRAD108", "input-use", Kind.EXACT
     needs = (Needs.TRAIN_LOADER,)
     probes = (ModelCall,)
+    consequence_of = ("LOSS101",)
 
     def run(self, audit: Audit) -> Result:
         """Change the inputs, before and after a few steps."""

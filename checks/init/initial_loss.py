@@ -75,7 +75,7 @@ class InitialLoss(Check):
     code, name, kind = "INIT101", "initial-loss", Kind.STATISTICAL
     needs = (Needs.STEPS,)
     probes = (FirstSteps,)
-    consequence_of = ("DATA101", "DATA102", "LOSS101", "LOSS102", "DATA111")
+    consequence_of = ("DATA101", "DATA102", "LOSS101", "LOSS102", "DATA111", "GRAD108")
     options: ClassVar[dict[str, float]] = {"targets": 512, "ratio": 3.0}
 
     def run(self, audit: Audit) -> Result:
@@ -140,10 +140,13 @@ class InitialLoss(Check):
         if not level.explained:
             return self._target_dependent(audit, main, what, level, shown)
         layer = _output_layer(seen, call)
-        message = (
-            f"{what}; the outputs{f' of {layer}' if layer else ''} have a standard deviation of "
-            f"{level.output_std:.3g}, too large for any targets"
+        of = f" of {layer}" if layer else ""
+        spread = (
+            f"have a standard deviation of {level.output_std:.3g}, too large for any targets"
+            if level.output_std > 0.0
+            else "are all the same number, and a wrong one"
         )
+        message = f"{what}; the outputs{of} {spread}"
         fix = _smaller_outputs(seen, layer)
         if self._gross(audit, level):
             return self._replicated(audit, main, message, fix, {**shown, "module": layer})

@@ -43,13 +43,14 @@ class DoubleActivation(Check):
     How: Exact, on the inputs that the loss functions are really called with in the first steps.
         Where an autograd node made the input (views looked through), its name is proof: a softmax
         or sigmoid before cross_entropy or binary_cross_entropy_with_logits, or one right after
-        another. Otherwise the values must prove it over at least 256 rows: rows that are
-        nowhere negative and sum to 1 (to 1e-3, the rounding of a float16 softmax) are
-        probabilities; for nll_loss and kl_div, entries above 0.001 in 1 % of the places cannot be
-        log-probabilities unless arithmetic was done on them (a focal weight, an advantage);
-        binary_cross_entropy needs [0, 1]. log_softmax before cross_entropy changes nothing and
-        passes. Over the wrong dimension columns sum to 1 and rows do not. Logits that stay within
-        [0, 1] and reach both ends, without proof of a sigmoid, are a warning.
+        another. Otherwise the values must prove it over at least 256 rows: rows that are nowhere
+        negative and sum to 1 (to 1e-3, the rounding of a float16 softmax) are probabilities; for
+        nll_loss and kl_div, entries above 0.001 in 1 % of the places cannot be log-probabilities
+        unless arithmetic was done on them (a focal weight, an advantage); binary_cross_entropy
+        needs [0, 1], and no softmax over one number, which is always 1. log_softmax before
+        cross_entropy changes nothing and passes. Over the wrong dimension columns sum to 1 and rows
+        do not. Logits that stay within [0, 1] and reach both ends, without proof of a sigmoid, are
+        a warning.
     Fix: return logits from the model and leave the activation to the loss; apply softmax or
         sigmoid for predictions only.
     References: PyTorch documentation of CrossEntropyLoss, NLLLoss, KLDivLoss, BCEWithLogitsLoss.
@@ -188,6 +189,13 @@ def _kl_div(calls: list[LossCall], enough: int) -> Iterator[Fault]:
 
 def _bce(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     del enough
+    softmax = _operation(calls[0].producer) in ("Softmax", "SafeSoftmax")
+    if softmax and all(bool((call.input == 1.0).all()) for call in calls):
+        yield Fault(
+            "binary_cross_entropy is given a softmax over a single number, which is always 1, "
+            "whatever the network computes.",
+            "Use sigmoid in place of softmax, or binary_cross_entropy_with_logits on logits.",
+        )
     outside = [call for call in calls if _outside_unit(call.input)]
     if outside:
         low, high = (float(v) for v in torch.aminmax(outside[0].input))

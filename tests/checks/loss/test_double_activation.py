@@ -87,6 +87,10 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
         lambda out, y: F.binary_cross_entropy(out.sigmoid(), one_hot(y)),
     ),
     "logits to bce": (net(), lambda out, y: F.binary_cross_entropy(out, one_hot(y))),
+    "softmax of one number to bce": (
+        net(),
+        lambda out, y: F.binary_cross_entropy(out[:, :1].softmax(1), (y[:, None] > 2).float()),
+    ),
     "tanh to bce": (net(nn.Tanh()), lambda out, y: F.binary_cross_entropy(out, one_hot(y))),
     "probabilities to kl_div": (
         net(nn.Softmax(1)),
@@ -139,6 +143,10 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     "logits after relu": (net(nn.ReLU()), F.cross_entropy),
     "bounded logits": (net(nn.Tanh()), F.cross_entropy),
     "scaled sigmoid as logits": (net(nn.Sigmoid()), lambda out, y: F.cross_entropy(9 * out, y)),
+    "softmax of two and bce": (
+        net(),
+        lambda out, y: F.binary_cross_entropy(out[:, :2].softmax(1)[:, 1], (y > 2).float()),
+    ),
     "sigmoid and bce": (
         net(nn.Sigmoid()),
         lambda out, y: F.binary_cross_entropy(out, one_hot(y)),
