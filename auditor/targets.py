@@ -24,6 +24,7 @@ from nnaudit.errors import (
     user_traceback,
 )
 from nnaudit.metrics import NAMES as METRIC_NAMES
+from nnaudit.other_process import execute
 from nnaudit.report import Location
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -364,7 +365,7 @@ def _import(path: Path) -> ModuleType:
     # Known by its name before it runs: dataclasses and DataLoader workers look it up there.
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        execute(path, vars(module))
     except SystemExit as error:
         raise TargetError(
             f"{_place(error, path)}: the file calls sys.exit({error.code!r}) when it is imported: "

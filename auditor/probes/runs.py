@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nnaudit import batch as batches
 from nnaudit.context import Audit
-from nnaudit.errors import UserCodeError, is_user
+from nnaudit.errors import TargetError, UserCodeError, is_user
 from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.other_process import has_sets, turned_sets, unsorted
 from nnaudit.probes.base import Probe
 from nnaudit.probes.epoch_order import row_items, taken_apart
 from nnaudit.probes.random_access import RandomAccess
@@ -33,6 +34,7 @@ from nnaudit.probes.seeding import (
     unseeded_lines,
     watching_seeds,
 )
+from nnaudit.report import Location
 from nnaudit.state import preserved
 
 STEPS = 4
@@ -146,6 +148,9 @@ class Runs:
         replayed: the two are the same loaded program, replayed: building it was not repeated.
         unseeded: lines of the source by which random numbers may escape the seed.
         seed: the seed of the two.
+        turned: a third under that seed, with sets of strings in another order; None where the
+            source makes no sets, or the two differ anyway.
+        by_sets: the lines that went through such sets.
     """
 
     first: Run
@@ -154,6 +159,8 @@ class Runs:
     replayed: bool
     unseeded: tuple[Unseeded, ...]
     seed: int
+    turned: Run | None = None
+    by_sets: tuple[Location, ...] = ()
 
 
 class SeededRuns(Probe[Runs]):
@@ -167,7 +174,8 @@ class SeededRuns(Probe[Runs]):
             OutOfBudgetError: the time is used up.
         """
         loop, seed = audit.loop, audit.seed
-        unseeded = unseeded_lines(source_files(loop))
+        files = source_files(loop)
+        unseeded = unseeded_lines(files)
         if loop.lacks(Needs.FRESH_RUN):
             runs = [_replay(audit, seed) for _ in range(2)]
             return Runs(runs[0], runs[1], None, True, unseeded, seed)
@@ -177,7 +185,21 @@ class SeededRuns(Probe[Runs]):
             time.sleep(1.1)
         again = _relaunch(audit, seed)
         other = _relaunch(audit, seed + 1, steps=False)
-        return Runs(first, again, other, False, unseeded, seed)
+        turned, lines = None, tuple[Location, ...]()
+        if sys.flags.hash_randomization and first.batches == again.batches and has_sets(files):
+            turned, lines = _relaunch_turned(audit, seed)
+        return Runs(first, again, other, False, unseeded, seed, turned, lines)
+
+
+def _relaunch_turned(audit: Audit, seed: int) -> tuple[Run | None, tuple[Location, ...]]:
+    """Start the run as another process would have it; None where no set's order is of account."""
+    with turned_sets() as lines:
+        try:
+            turned = _relaunch(audit, seed)
+        except (UserCodeError, TargetError):
+            return None, ()
+    found = unsorted(lines)
+    return (turned if found else None), found
 
 
 def _relaunch(audit: Audit, seed: int, *, steps: bool = True) -> Run:

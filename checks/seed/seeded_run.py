@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,8 +50,10 @@ class SeededRun(Check):
         order, the augmentation, the step. There is no threshold but one: if weights and batches
         agree and the losses part by less than 1e-4 of their size (1e-2 on a GPU), that is the
         rounding of parallel sums, and a note; on a GPU it names the operators that PyTorch knows to
-        be nondeterministic. What a new process changes cannot be seen: the order of a set of
-        strings follows PYTHONHASHSEED, that of a folder's files the file system.
+        be nondeterministic. The order of a set of strings follows PYTHONHASHSEED and is another in
+        every process: where the source makes sets and the two runs agree, the training is started
+        once more with a `set` that goes through strings backwards. Then it must do the same, or it
+        fails. The order of a folder's files, which follows the file system, is not looked at.
     Fix: `random.seed(s); np.random.seed(s); torch.manual_seed(s)` first of all, and pass a seed to
         every generator: `np.random.default_rng(seed)`. In workers, derive it from
         `torch.initial_seed()`. Against rounding: `torch.use_deterministic_algorithms(True)`.
@@ -73,7 +75,7 @@ class SeededRun(Check):
         parting = parting_of(runs, on_gpu=audit.loop.device.type != "cpu")
         what = "Replayed twice" if runs.replayed else f"Started twice under seed {runs.seed}"
         if parting is None:
-            return self._same(runs, what, table)
+            return self._turned(runs) or self._same(runs, what, table)
         evidence: tuple[Evidence, ...] = (table,)
         if parting.where == "arithmetic":
             named = _nondeterministic_operators(audit)
@@ -91,6 +93,22 @@ class SeededRun(Check):
             evidence=evidence,
             location=suspect.location if suspect is not None else audit.loop.locate(part),
             fix=_FIX[parting.where],
+        )
+
+    def _turned(self, runs: Runs) -> Result | None:
+        """Answer for a run that depends on the order of a set of strings; None for any other."""
+        if runs.turned is None:
+            return None
+        parting = parting_of(replace(runs, again=runs.turned))
+        if parting is None or parting.where == "arithmetic":
+            return None
+        return self.failed(
+            "A new process has sets of strings in another order, and then under the same seed "
+            f"{parting.message}: line {runs.by_sets[0].line} goes through such a set.",
+            measured=parting.measured,
+            threshold="bit for bit the same",
+            location=runs.by_sets[0],
+            fix="sorted(set(names))  # wherever the order of a set is used",
         )
 
     def _same(self, runs: Runs, what: str, table: Table) -> Result:

@@ -56,6 +56,7 @@ from nnaudit.loop.script.span import Span, counted_span
 from nnaudit.loop.script.substitute import TargetSwap, placed
 from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
+from nnaudit.other_process import execute
 from nnaudit.report import Location, Part
 from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
 from nnaudit.words import count
@@ -289,9 +290,7 @@ class Run:
             taps.listener = self
             error: BaseException | None = None
             try:
-                exec(
-                    compile(path.read_bytes(), str(path), "exec", dont_inherit=True), main.__dict__
-                )
+                execute(path, main.__dict__)
                 if self.session.objects:
                     self._train_objects(main)
             except KeyboardInterrupt:

@@ -236,3 +236,47 @@ def test_a_file_that_seeds_itself_passes(tmp_path: Path) -> None:
     file = tmp_path / "seeded.py"
     file.write_text(PROGRAM.format(seed="17"))
     assert run_check(SeededRun, Audit(DirectLoop(load(file), CPU, seed=0))).status is Status.PASS
+
+
+NAMED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+NAMES = ["setosa", "versicolor", "virginica"] * 20
+NUMBERS = {numbers}
+
+
+def build_model():
+    return nn.Linear(4, 3)
+
+
+def train_loader():
+    x = torch.arange(240.0).reshape(60, 4) / 240
+    y = torch.tensor([NUMBERS[name] for name in NAMES])
+    return DataLoader(TensorDataset(x, y), 16, shuffle=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [
+        ("{name: i for i, name in enumerate(set(NAMES))}", Status.FAIL),
+        ("{name: i for i, name in enumerate({name for name in NAMES})}", Status.FAIL),
+        ("dict(zip({'setosa', 'versicolor', 'virginica'}, range(3)))", Status.FAIL),
+        ("{name: i for i, name in enumerate(sorted(set(NAMES)))}", Status.PASS),
+        ("{name: i for i, name in enumerate(dict.fromkeys(NAMES)) if name in set(NAMES)}",
+         Status.PASS),
+        ("{n: i for i, n in zip(set(range(3)), ['setosa', 'versicolor', 'virginica'])}",
+         Status.PASS),
+    ],
+)  # fmt: skip
+def test_the_order_of_a_set_of_strings(tmp_path: Path, numbers: str, status: Status) -> None:
+    file = tmp_path / "named.py"
+    file.write_text(NAMED.format(numbers=numbers))
+    result = run_check(SeededRun, Audit(DirectLoop(load(file), CPU, seed=0)))
+    assert result.status is status, result.message
+    if status is Status.FAIL:
+        assert result.location is not None
+        assert result.location.line == 7
+    assert type({1}) is set

@@ -2,7 +2,7 @@
 
 Within one process the order is always the same, so two runs side by side do not show it.
 
-zoo: fails SEED101 missed
+zoo: fails SEED101
 """
 
 import argparse
