@@ -36,9 +36,10 @@ class UpdateRatio(Check):
         normalisation follows grow until their steps are small against them, and a steep start
         is over in a few steps. Where the last five are below the bound, measured against the
         weights of the start, and their median loss below all of the first five, the step has
-        found its size. Vectors, matrices of zeros and
-        optimizers with a line search are left out. It is a judgement and no more than a warning:
-        whether the network learns is FIT's question.
+        found its size. Vectors, matrices of zeros, matrices that no gradient reaches in the first
+        step (they lie behind a gate that starts at zero, and nothing but weight decay moves them)
+        and optimizers with a line search are left out. It is a judgement and no more than a
+        warning: whether the network learns is FIT's question.
     Fix: change the learning rate until the ratio is about 1e-3.
     References: Andrej Karpathy, "Building makemore part 3" (2022); Leon Bottou, "Stochastic
         Gradient Descent Tricks" (2012); van Laarhoven, "L2 Regularization versus Batch and Weight
@@ -139,9 +140,14 @@ def _ratios(
                     groups[names[id(parameter)]] = (number, planned_lr(group))
             number += 1
     found: dict[str, list[float]] = {}
-    for step in steps:
+    closed: set[str] = set()
+    for position, step in enumerate(steps):
         for g in step.observation.gradients if step.observation else []:
-            if g.parameter not in groups or not g.update_norm or not g.weight_norm:
+            if not position and not g.norm:
+                closed.add(g.parameter)
+            if g.parameter in closed or g.parameter not in groups:
+                continue
+            if not g.update_norm or not g.weight_norm:
                 continue
             number, planned = groups[g.parameter]
             rate = float(step.lr[number]) if number < len(step.lr) else 0.0

@@ -89,3 +89,34 @@ def test_a_steep_start_that_settles_passes(warm_up: bool) -> None:
     result = ask(UpdateRatio, steep)
     assert result.status is Status.PASS
     assert "at first" in result.message
+
+
+class Gated(nn.Module):
+    """Residual branches behind gates that start at zero, as in many residual networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(12, 16), nn.Linear(16, 5)
+        self.branches = nn.ModuleList(nn.Linear(16, 16) for _ in range(8))
+        self.gates = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for gate, branch in zip(self.gates, self.branches, strict=True):
+            x = x + gate * branch(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("peak", "status"), [(3e-3, Status.PASS), (1e-6, Status.WARN)])
+def test_what_lies_behind_a_gate_that_starts_at_zero_does_not_count(
+    peak: float, status: Status
+) -> None:
+    """Of these matrices only weight decay is seen, which is 10,000 times smaller."""
+    gated = target(
+        model=Gated,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), peak, 0.9, weight_decay=2e-5),
+        scheduler=lambda o: schedulers.LambdaLR(o, lambda s: (s + 1) / 300),
+    )
+    result = ask(UpdateRatio, gated)
+    assert result.status is status
+    assert "2 matrices" in result.message
