@@ -193,8 +193,10 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _inputs_pictured(loop: Loop, fed: Fed) -> Iterator[Evidence]:
-    captions = _captions(fed.target)
+    labels = _captions(fed.target)
     for path, tensor in batches.tensors(fed.inputs):
+        # A bag of rows with one label is no row with a label.
+        captions = labels if tensor.ndim and len(labels) == len(tensor) else []
         if is_picture(tensor):
             yield _as_images(tensor, captions, f"Input{path} as pictures")
         elif tensor.ndim == 2 and tensor.is_floating_point():

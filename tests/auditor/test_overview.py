@@ -37,6 +37,28 @@ def test_a_table_shows_rows_and_targets() -> None:
     assert kinds(weights) == ["histogram"] * 4
 
 
+def test_a_bag_of_rows_with_one_label_is_a_table_without_labels() -> None:
+    bags = lambda: DataLoader(TensorDataset(torch.randn(4, 6, 8), torch.arange(4) % 3))  # noqa: E731
+
+    class OfBags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, bag: torch.Tensor) -> torch.Tensor:
+            return self.body(bag).mean(0, keepdim=True)
+
+    def unwrapped(rows: list) -> tuple[torch.Tensor, torch.Tensor]:
+        return rows[0][0], rows[0][1][None]
+
+    data, *_ = sections(
+        train_loader=lambda: DataLoader(bags().dataset, 1, collate_fn=unwrapped), model=OfBags
+    )
+    rows = data.evidence[1]
+    assert len(rows.rows) == 6
+    assert "target" not in rows.columns
+
+
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_pictures_are_png_with_their_label(channels: int) -> None:
     data, *_ = sections(

@@ -8,7 +8,7 @@ up, encoded) is not recognised, and the loop finds out by letting the script do 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Take:
     """
 
     path: str
-    cut: tuple[slice, ...] = ()
+    cut: tuple[slice, ...] = field(default=(), hash=False)  # no slice has one before Python 3.12
     dtype: torch.dtype | None = None
     tail: tuple[int, ...] | None = None
     merged: bool = False

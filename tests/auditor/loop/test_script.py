@@ -1280,3 +1280,38 @@ def test_a_step_that_calls_the_network_itself_is_led_from_its_beginning(drive: A
     assert begins is Happening.STEP
     assert steps == 3
     assert moved
+
+
+FORCED = """
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
+    def forward(self, source, given):
+        return self.head(self.embedding(source).mean(1, keepdim=True) + self.embedding(given))
+words = torch.randint(9, (64, 6)), torch.randint(9, (64, 5))
+loader = DataLoader(TensorDataset(*words), batch_size=8, shuffle=True)
+model = Decoder()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+for epoch in range(3):
+    for source, target in loader:
+        out = model(source, target[:, :-1])
+        loss = nn.functional.cross_entropy(out.reshape(-1, 9), target[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_part_of_a_tensor_is_found_again_in_other_batches(drive: Any) -> None:
+    """Teacher forcing: the network is given the target but for its last word."""
+
+    def body(loop: ScriptLoop) -> Any:
+        source, target = first(loop)
+        other = source.flip(0), target.flip(0)
+        return loop.feed(other), loop.called_with(other), other
+
+    fed, called, (source, target) = drive(HEAD + FORCED, body)
+    for each in (fed, called):
+        assert torch.equal(each.args[0], source)
+        assert torch.equal(each.args[1], target[:, :-1])
