@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.registry import Registry
 from nnaudit.config import Settings
 from nnaudit.context import Audit
-from nnaudit.errors import UnfitError, UsageError, UserCodeError
+from nnaudit.errors import UnfitError, UsageError, UserCodeError, describe
 from nnaudit.job import (
     FIRST_STEP,
     PICTURES,
@@ -34,7 +35,17 @@ from nnaudit.job import (
 )
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.overview import overview_of
-from nnaudit.report import Environment, Kind, Location, Result, Status, TargetInfo
+from nnaudit.report import (
+    Environment,
+    Kind,
+    Location,
+    Overview,
+    Result,
+    Section,
+    Status,
+    TargetInfo,
+    Text,
+)
 from nnaudit.runner import plugin_errors, run_checks
 
 _PICTURE_SECONDS = 5.0
@@ -165,8 +176,19 @@ def conduct(
     if PICTURES not in lethal:
         with audit.measuring(PICTURES), audit.isolated():
             train = FIRST_STEP not in lethal and audit.clock.remaining > _PICTURE_SECONDS
-            emit(Pictured(overview=overview_of(loop, train=train)))
+            emit(Pictured(overview=_pictures(loop, train=train)))
     emit(Finished(steps=loop.steps_taken))
+
+
+def _pictures(loop: Loop, *, train: bool) -> Overview:
+    """Picture the data; what cannot be pictured costs the pictures, not the answers."""
+    try:
+        return overview_of(loop, train=train)
+    except Exception as error:
+        text = f"They ended in {describe(error)}. No answer depends on them."
+        trace = Text(title="Traceback", text=traceback.format_exc())
+        section = Section(title="No pictures could be taken", text=text, evidence=(trace,))
+        return Overview(sections=(section,))
 
 
 def listed(settings: Settings) -> Listed:

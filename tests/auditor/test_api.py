@@ -8,6 +8,7 @@ from programs import blobs, mlp
 from torch import nn
 
 import nnaudit
+from nnaudit import engine
 from nnaudit.errors import NnauditError, TargetError, UsageError
 
 
@@ -18,6 +19,17 @@ def test_factories_are_audited() -> None:
     assert [result.code for result in report.results] == ["DATA101", "GRAD102"]
     assert report.tool.seed == 3
     assert not report.failed
+
+
+def test_pictures_that_cannot_be_taken_cost_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise IndexError("no such row")
+
+    monkeypatch.setattr(engine, "overview_of", fails)
+    report = nnaudit.audit(mlp, blobs, nn.functional.cross_entropy, select=["DATA101"])
+    assert [result.code for result in report.results] == ["DATA101"]
+    (section,) = report.overview.sections
+    assert "IndexError: no such row" in section.text
 
 
 def test_objects_are_left_as_they_were() -> None:
