@@ -394,10 +394,15 @@ def _is_edge_list(tensor: Tensor) -> bool:
     return whole and tensor.ndim == 2 and tensor.shape[0] == 2 and tensor.shape[1] > 2
 
 
-def samples(inputs: Inputs, layout: Layout, order: Tensor) -> Inputs:
-    """Return ``inputs`` with the samples taken in the given ``order`` (indices, shape (N,))."""
+def samples(inputs: Inputs, layout: Layout, order: Tensor, *, states: bool = False) -> Inputs:
+    """Return ``inputs`` with the samples taken in the given ``order`` (indices, shape (N,)).
+
+    With ``states`` also in tensors of the shape of a recurrent state, (layers, N, size).
+    """
 
     def take(leaf: Any) -> Any:
+        if states and isinstance(leaf, Tensor) and is_state(leaf, layout):
+            return leaf.index_select(1, order.to(leaf.device))
         if isinstance(leaf, Tensor) and _has_samples(leaf, layout):
             return leaf.index_select(
                 layout.dim if leaf.ndim > layout.dim else 0, order.to(leaf.device)
@@ -408,6 +413,12 @@ def samples(inputs: Inputs, layout: Layout, order: Tensor) -> Inputs:
 
     changed: Inputs = batches.map_leaves(inputs, take)
     return changed
+
+
+def is_state(tensor: Tensor, layout: Layout) -> bool:
+    """Whether ``tensor`` may be a recurrent state beside inputs (N, ...): of (layers, N, size)."""
+    shape = tensor.shape
+    return layout.dim == 0 and len(shape) == 3 and shape[1] == layout.count != shape[0]
 
 
 def _has_samples(tensor: Tensor, layout: Layout) -> bool:

@@ -22,6 +22,7 @@ from nnaudit.probes.perturbation import (
     ModelCall,
     Replay,
     compact,
+    is_state,
     layout_of,
     samples,
     stand_in,
@@ -245,9 +246,9 @@ class _Trial:
                 effects.append(self._effect(sample, output))
         return effects
 
-    def _on(self, order: Tensor) -> Tensor | None:
+    def _on(self, order: Tensor, *, states: bool = False) -> Tensor | None:
         try:
-            output = self._replay(samples(self._call.inputs, self.layout, order))
+            output = self._replay(samples(self._call.inputs, self.layout, order, states=states))
         except UserCodeError:  # packed sequences are sorted by length
             return None
         chosen = _chosen(output, self.layout.count)
@@ -271,8 +272,16 @@ class _Trial:
         return self._displaced(torch.arange(self.layout.count).flip(0))
 
     def _displaced(self, order: Tensor) -> float | None:
-        """Return by how much outputs fail to follow their samples into ``order``, if they do."""
-        output = self._on(order)
+        """Return by how much outputs fail to follow their samples into ``order``, if they do.
+
+        A carried state may have its samples along dimension 1: they follow in one of both ways.
+        """
+        ways = any(is_state(t, self.layout) for _, t in batches.tensors(self._call.inputs))
+        found = [self._failed_to_follow(order, states) for states in ((False, True)[: 1 + ways])]
+        return None if None in found else found[0]
+
+    def _failed_to_follow(self, order: Tensor, states: bool) -> float | None:
+        output = self._on(order, states=states)
         if output is None:
             return None
         moved = [

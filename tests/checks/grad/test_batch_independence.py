@@ -125,6 +125,39 @@ def test_the_first_module_that_mixes_is_named(model: type[Sequence], module: str
     assert audited(model).module == module
 
 
+class Carried(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
+        return self.head(self.rnn(x, state)[0][:, -1])
+
+
+class PlacedAndCarried(Carried):
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
+        return super().forward(x, state) + torch.arange(float(len(x)))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("model", "status"), [(Carried, Status.PASS), (PlacedAndCarried, Status.FAIL)]
+)
+def test_a_carried_state_has_its_samples_along_another_dimension(
+    model: type[nn.Module], status: Status
+) -> None:
+    """As in truncated back-propagation through time: (layers, batch, size) beside the batch."""
+    g = torch.Generator().manual_seed(1)
+    h, c = torch.randn(1, 12, 8, generator=g), torch.randn(1, 12, 8, generator=g)
+
+    def step(net: nn.Module, batch: list[Tensor]) -> Tensor:
+        return F.cross_entropy(net(batch[0], (h, c)), batch[1])
+
+    data = DataLoader(TensorDataset(floats(), torch.arange(48) % 3), batch_size=12)
+    target = Target(model, data, training_step=step)
+    result = run_check(BatchIndependence, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+    assert result.status is status, result.message
+
+
 def test_a_place_in_the_batch_that_matters() -> None:
     result = audited(Places)
     assert result.status is Status.FAIL
