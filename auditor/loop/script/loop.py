@@ -221,9 +221,7 @@ class ScriptLoop(Loop):
                 made[name] = call.kwargs[name]
             elif name == "target" or (isinstance(name, int) and name >= len(inputs)):
                 target = next(t for t in everything[2] if isinstance(t, Tensor))
-                made[name] = target.reshape(
-                    shape[name].shape if target.numel() == shape[name].numel() else target.shape
-                )
+                made[name] = _shaped(target, shape[name], inputs)
             else:
                 made[name] = inputs[int(str(name).removeprefix("input"))]
         cpu = {name: value.detach().cpu() for name, value in made.items()}
@@ -583,6 +581,14 @@ class _Stream:
 
     def __iter__(self) -> Iterator[Any]:
         return self._loop.batches()
+
+
+def _shaped(target: Tensor, like: Tensor, inputs: list[Tensor]) -> Tensor:
+    """Return ``target`` in the form that the first batch's has, ``like``: of its input, if so."""
+    if target.numel() == like.numel():
+        return target.reshape(like.shape)
+    first = next((each for each in inputs if each.numel() == target.numel()), None)
+    return target.reshape(first.shape) if first is not None and like.ndim > target.ndim else target
 
 
 def _is_same(a: tuple[Call, Any], b: tuple[Call, Any]) -> bool:

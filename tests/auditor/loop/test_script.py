@@ -1315,3 +1315,26 @@ def test_a_part_of_a_tensor_is_found_again_in_other_batches(drive: Any) -> None:
     for each in (fed, called):
         assert torch.equal(each.args[0], source)
         assert torch.equal(each.args[1], target[:, :-1])
+
+
+CHUNKS = """
+words = torch.randint(9, (8, 23))
+model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 9))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+for epoch in range(20):
+    for i in range(0, 22, 5):
+        part = words[:, i : min(i + 5, 22)]
+        target = words[:, i + 1 : i + 1 + part.shape[1]].reshape(-1)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(part).reshape(-1, 9), target).backward()
+        optimizer.step()
+"""
+
+
+def test_a_shorter_chunk_of_a_text_has_the_form_of_the_others(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> Any:
+        return [tuple(part.shape for part in batch) for batch in islice(loop.batches(), 6)]
+
+    shapes = drive(HEAD.replace("loader = ", "unused = ") + CHUNKS, body)
+    assert ((8, 2), (8, 2)) in shapes
+    assert all(given == wanted for given, wanted in shapes)
