@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -43,7 +44,8 @@ class StepOrder(Check):
         itself, in a closure, and one that wraps another are no such case); or (c) a scheduler, not
         told the epoch, steps in the first step before the optimizer ever did, which PyTorch counts
         as skipping a value. Where the first step was not seen, a scheduler ahead of the
-        optimizer's own count of steps fails. An optimizer that holds gradients after every one of
+        optimizer's own count of steps fails, and so does one that has been stepped once while its
+        optimizer has no state yet. An optimizer that holds gradients after every one of
         24 steps and never steps is a warning, as it may be meant for later; not one that wraps
         another or is wrapped, whose parameters the other steps.
     Fix: zero_grad(), backward(), clip, optimizer.step(), scheduler.step(), in this order.
@@ -168,6 +170,8 @@ def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:
                 event.location,
             )
             break
+    if not certain and (early := _stepped_early(loop)) is not None:
+        certain, where = True, loop.locate(early) or loop.locate("scheduler")
     if not certain:
         return None
     return Disorder(
@@ -176,6 +180,34 @@ def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:
         "call scheduler.step() after optimizer.step()",
         where,
     )
+
+
+_PLAIN = (
+    "StepLR", "MultiStepLR", "ExponentialLR", "CosineAnnealingLR", "LambdaLR", "MultiplicativeLR",
+    "LinearLR", "PolynomialLR", "OneCycleLR",
+)  # fmt: skip
+"""Schedulers that count one step when they are made, and one more for each step()."""
+
+
+def _stepped_early(loop: Loop) -> Any:
+    """Return a scheduler that was stepped once before its optimizer, as a new epoch begins.
+
+    An optimizer that has stepped has a state, unless it is plain gradient descent; one that goes on
+    from a checkpoint has one too, and its scheduler has counted further.
+    """
+    inner = {id(part) for each in loop.schedulers for part in getattr(each, "_schedulers", ())}
+    for number, scheduler in enumerate(loop.schedulers):
+        which = _scheduled(loop, number)
+        if which < 0 or id(scheduler) in inner or type(scheduler).__name__ not in _PLAIN:
+            continue
+        optimizer = loop.optimizers[which]
+        stateless = all(not group.get("momentum", 1.0) for group in optimizer.param_groups)
+        counted = (scheduler.last_epoch, getattr(scheduler, "_step_count", 0))
+        # A first rate of zero may be skipped on purpose.
+        skips_zero = any(factor(0) == 0.0 for factor in getattr(scheduler, "lr_lambdas", ()))
+        if counted == (1, 2) and not (optimizer.state or stateless or skips_zero):
+            return scheduler
+    return None
 
 
 def _scheduled(loop: Loop, scheduler: int) -> int:

@@ -89,6 +89,45 @@ def test_a_scheduler_before_the_first_step_fails() -> None:
     assert "scheduler.step() comes before" in result.message
 
 
+def early(make: Callable[..., Any], times: int = 1) -> Callable[..., Any]:
+    def made(optimizer: torch.optim.Optimizer) -> Any:
+        scheduler = make(optimizer)
+        for _ in range(times):
+            scheduler.step()
+        return scheduler
+
+    return made
+
+
+def stepped(optimizer: torch.optim.Optimizer) -> Any:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return early(decay)(optimizer)
+
+
+def decay(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize(
+    ("make", "status"),
+    [
+        (early(decay), Status.FAIL),
+        (early(lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: 0.9**s)), Status.FAIL),
+        # A first rate of zero that is skipped, a run that goes on from a checkpoint, and none.
+        (early(lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: s / 9)), Status.PASS),
+        (early(decay, times=3), Status.PASS),
+        (stepped, Status.PASS),
+        (decay, Status.PASS),
+    ],
+)
+def test_a_scheduler_stepped_as_the_epoch_begins(make: Any, status: Status) -> None:
+    assert ask(StepOrder, target(scheduler=make), plain).status is status
+
+
 def test_a_scheduler_after_the_step_passes() -> None:
     assert ask(StepOrder, cosine(), schedules_last).status is Status.PASS
 
