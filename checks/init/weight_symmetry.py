@@ -43,8 +43,8 @@ class WeightSymmetry(Check):
             return self._stuck(audit, stuck)
         if found:
             return self.passed(
-                f"The units of {found[0].module or 'the model'} begin as copies of each other, and "
-                "differ after 5 steps.",
+                f"The units of {found[0].module or 'the model'} begin as copies of each other; "
+                "they differ after 5 steps, or do not move at all (see GRAD101).",
                 evidence=(_table(found),),
             )
         return self.passed("No hidden layer has units that begin as copies of each other.")
