@@ -317,7 +317,8 @@ def _labels(
     """The classes of rows that have one each; None where they have not."""
     if values is None or values.ndim != 1 or len(values) == 0:
         return None
-    if call.kind in BINARY and call.input.numel() != call.input.shape[0]:
+    # A batch of one row may give its number alone, without a dimension.
+    if call.kind in BINARY and call.input.ndim and call.input.numel() != call.input.shape[0]:
         return None  # several labels per row
     numbers = values.astype(np.float64)
     if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():

@@ -158,6 +158,8 @@ class LossDirection(Check):
         trial = _Trial(audit, first)
         if trial.reason:
             return self.inconclusive(trial.reason)
+        if trial.output.ndim == 0:
+            return self.inconclusive("The model returns a single number, not one for each row.")
         ways = list(trial.ways())
         if not ways:
             return self.inconclusive("How output and target are to be compared is not known.")

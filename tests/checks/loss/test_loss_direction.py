@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from nnaudit.checks.base import Check
+from nnaudit.checks.data.class_balance import ClassBalance
 from nnaudit.checks.loss.loss_direction import LossDirection
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
@@ -150,3 +152,28 @@ def test_a_hand_written_step() -> None:
         return picked(model(x).log_softmax(1), y).mean()
 
     assert audited(F.cross_entropy, training_step=step).status is Status.FAIL
+
+
+def one_number_a_row(data: TensorDataset) -> Target:
+    """A batch of one row, for which the network gives a number without a dimension."""
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        return F.binary_cross_entropy_with_logits(model(batch[0][0]).squeeze(), batch[1][0])
+
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).squeeze()
+
+    return Target(Single, lambda: DataLoader(data, batch_size=1), training_step=step)
+
+
+@pytest.mark.parametrize("check", [LossDirection, ClassBalance])
+def test_numbers_without_a_dimension_are_no_crash(check: type[Check]) -> None:
+    g = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(64, 6, generator=g), (torch.arange(64) % 2).float())
+    audit = Audit(DirectLoop(one_number_a_row(data), torch.device("cpu"), seed=0))
+    assert run_check(check, audit).status is not Status.ERROR
