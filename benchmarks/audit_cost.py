@@ -9,8 +9,10 @@ a check costs includes the probes that it is the first to ask for. ``--out`` kee
 answers as JSON; ``--against`` holds them against such a file: the ratio, and every answer that is
 another than it was.
 
-The last ratio is what the audit cost over what as many steps cost the script when nobody audits it,
-batches included. Below 1 it is because many of the audit's steps are on a few rows only.
+The ratio is what the audit cost, imports included, over what as many steps cost the script when
+nobody audits it, batches included. On two busy processors, with one thread, it was 2.0 for
+digits_cnn (13 s of processor time), 5.0 for diabetes_mlp (10 s), 1.4 for char_transformer (49 s)
+and 1.3 for fashion_resnet18 (68 s).
 """
 
 from __future__ import annotations
