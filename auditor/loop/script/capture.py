@@ -428,14 +428,16 @@ def words(name: str) -> set[str]:
 def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> Any:
     """Return the loader that the script validates with, as far as one can tell; or None.
 
-    By the name of its variable; else one that was iterated over without training, unless it reads
-    the training rows: these are looked at for the training's own accuracy.
+    By the name of its variable, attribute or entry; else one that was iterated over without
+    training, unless it reads the training rows: these are looked at for the training's own
+    accuracy.
     """
     others = [loader for loader in registers.of["loader"].alive() if loader is not train]
     names: dict[int, set[str]] = {}
-    for frame in user_frames():
-        for name, value in {**frame.f_globals, **frame.f_locals}.items():
-            names.setdefault(id(value), words(name))
+    variables = [(n, v) for f in user_frames() for n, v in {**f.f_globals, **f.f_locals}.items()]
+    attributes = [pair for _, value in variables for pair in _held_by(value)]
+    for name, value in (*variables, *attributes):
+        names.setdefault(id(value), words(name))
 
     def called(loader: Any, meant: Iterable[str]) -> bool:
         return not names.get(id(loader), set()).isdisjoint(meant)
@@ -447,6 +449,19 @@ def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> 
                 return loader
     evaluated = [e for e in seen if e is not train and not called(e, _TRAINING)]
     return next((e for e in evaluated if not _same_rows(e, train)), None)
+
+
+def _held_by(value: Any) -> list[tuple[str, Any]]:
+    """Return what a dictionary, or an object of a class of the script's own, holds by name."""
+    own = type(value).__module__ == "__main__"
+    held = value if type(value) is dict else getattr(value, "__dict__", None) if own else None
+    if not isinstance(held, dict) or len(held) > _MANY:
+        return []
+    return [(name, each) for name, each in list(held.items()) if isinstance(name, str)]
+
+
+_MANY = 200
+"""Entries beyond which a dictionary is data: a vocabulary, an index."""
 
 
 def _same_rows(loader: Any, train: Any) -> bool:

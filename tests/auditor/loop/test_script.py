@@ -359,6 +359,26 @@ def test_an_autoencoder_has_no_targets_of_its_own(drive: Any) -> None:
     drive(text, body)
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        "class Data:\n    def __init__(self):\n        self.train_dl, self.val_dl = loader, other\n"
+        "data = Data()\n",
+        "data = {'train': loader, 'val': other}\n",
+    ],
+    ids=["attribute", "entry"],
+)
+def test_a_validation_loader_is_found_in_what_holds_it(drive: Any, held: str) -> None:
+    made = "def make():\n    return DataLoader(TensorDataset(x, x), batch_size=5)\n"
+    unnamed = held.replace("other", "make()")
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.val_loader.batch_size == 5
+        assert loop.train_loader.batch_size == 8
+
+    drive(HEAD + made + unnamed + BODY, body)
+
+
 def test_validation_within_the_loop_is_cut_short(drive: Any) -> None:
     text = (
         HEAD
