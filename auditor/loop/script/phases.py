@@ -130,6 +130,7 @@ def elsewhere(
                     call
                     for call in outside
                     if (call.name, call.method) == (here.name, here.method)
+                    and (here.name not in _FITS or call.trains_like(here))
                     and not call.spans(frame.f_lineno)
                 ]
     return {
@@ -153,10 +154,16 @@ class _Call:
 
     name: str
     method: bool
+    owner: str
     line: int
     end: int
     function: int
     loop: int
+
+    def trains_like(self, other: _Call) -> bool:
+        """Whether a ``fit`` is another network's, and not a scaler's or a tree's."""
+        owner = self.owner.lower()
+        return self.owner == other.owner or "train" in owner or "learn" in owner
 
     def spans(self, line: int) -> bool:
         """Whether ``line`` is one of the call's."""
@@ -189,7 +196,9 @@ def _source(file: str) -> _Source:
         elif isinstance(node, ast.Call):
             method = isinstance(node.func, ast.Attribute)
             name = getattr(node.func, "attr" if method else "id", "")
-            calls.append(_Call(name, method, node.lineno, node.end_lineno or 0, function, loop))
+            owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+            lines = node.lineno, node.end_lineno or 0
+            calls.append(_Call(name, method, owner, *lines, function, loop))
     return _Source(loops, tuple(calls))
 
 

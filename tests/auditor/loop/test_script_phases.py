@@ -296,6 +296,31 @@ def test_branches_and_parts_of_one_loop_are_no_others(drive: Any, text: str) -> 
     drive(HEAD + text, None, body)
 
 
+FITTED = """
+class Scaler:
+    def fit(self, x):
+        return self
+
+class Trainer:
+    def fit(self, model):
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+        for epoch in range(5):
+            for a, b in loader:
+                sgd.zero_grad()
+                nn.functional.cross_entropy(model(a), b).backward()
+                sgd.step()
+
+scaler = Scaler().fit(x)
+model = nn.Sequential(encoder, nn.Linear(6, 2))
+Trainer().fit(model)
+"""
+
+
+@pytest.mark.parametrize(("more", "others"), [("", False), ("Trainer().fit(model)\n", True)])
+def test_the_fit_of_a_scaler_is_no_training_loop(drive: Any, more: str, others: bool) -> None:
+    assert ("other loops" in drive(HEAD + FITTED + more, None, parts)) is others
+
+
 def test_what_counts_as_another_loop() -> None:
     here, there = Place((("a.py", 3),), loops=True), Place((("a.py", 9),), loops=True)
     phases = Phases()
