@@ -74,16 +74,12 @@ def turned_sets() -> Iterator[list[Location]]:
         yield TurnedSet.lines
 
 
-def execute(path: Path, names: dict[str, Any]) -> None:
-    """Execute the user's file at ``path`` with ``names`` for its global variables.
+def compiled(path: Path, names: dict[str, Any]) -> CodeType:
+    """Return the code of the user's file at ``path``, to be executed with ``names`` for globals.
 
     Raises:
-        Exception: whatever the file raises, or SyntaxError.
+        SyntaxError: it is no Python.
     """
-    exec(_compiled(path, names), names)
-
-
-def _compiled(path: Path, names: dict[str, Any]) -> CodeType:
     source = path.read_bytes()
     if not _TURNED:
         return compile(source, str(path), "exec", dont_inherit=True)

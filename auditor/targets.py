@@ -24,7 +24,7 @@ from nnaudit.errors import (
     user_traceback,
 )
 from nnaudit.metrics import NAMES as METRIC_NAMES
-from nnaudit.other_process import execute
+from nnaudit.other_process import compiled
 from nnaudit.report import Location
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -365,7 +365,7 @@ def _import(path: Path) -> ModuleType:
     # Known by its name before it runs: dataclasses and DataLoader workers look it up there.
     sys.modules[name] = module
     try:
-        execute(path, vars(module))
+        exec(compiled(path, vars(module)), vars(module))
     except SystemExit as error:
         raise TargetError(
             f"{_place(error, path)}: the file calls sys.exit({error.code!r}) when it is imported: "

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from nnaudit.other_process import TurnedSet, execute, has_sets, turned_sets, unsorted
+from nnaudit.other_process import TurnedSet, compiled, has_sets, turned_sets, unsorted
 
 WORDS = ["b", "a", "d", "c"]
 
@@ -40,7 +40,7 @@ alphabet = sorted(set(words))
 
 def ran(path: Path) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    execute(path, names)
+    exec(compiled(path, names), names)
     return names
 
 

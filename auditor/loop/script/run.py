@@ -56,7 +56,7 @@ from nnaudit.loop.script.span import Span, counted_span
 from nnaudit.loop.script.substitute import TargetSwap, placed
 from nnaudit.loop.script.taps import TappedIterator, Taps
 from nnaudit.loop.taps import Observer, caller
-from nnaudit.other_process import execute
+from nnaudit.other_process import compiled
 from nnaudit.report import Location, Part
 from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
 from nnaudit.words import count
@@ -290,7 +290,8 @@ class Run:
             taps.listener = self
             error: BaseException | None = None
             try:
-                execute(path, main.__dict__)
+                # Here and in no function of its own: what seeds looks for this frame.
+                exec(compiled(path, main.__dict__), main.__dict__)
                 if self.session.objects:
                     self._train_objects(main)
             except KeyboardInterrupt:
