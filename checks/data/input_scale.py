@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import nn
+
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
@@ -26,7 +28,8 @@ class InputScale(Check):
         inputs whose norm (of a kernel's patch, for a convolution) is below 0.1, a tenth of what
         biases are drawn for, or in which no channel varies by 2 % of its size (pixels divided
         twice, then shifted). It is silent where the layer's output goes through a normalisation,
-        which takes the scale out. Ids, one-hot vectors, pixels in [0, 1] are well within.
+        which takes the scale out, unless a convolution is given pixels of 0 to 255. Ids, one-hot
+        vectors, pixels in [0, 1] are well within.
     Fix: `x = (x - mean) / std` by channel, with mean and deviation of the training set;
         `x = x / 255` once, for images.
     References: LeCun et al., Efficient BackProp (1998), section 4.3. He et al., Delving Deep into
@@ -54,6 +57,10 @@ class InputScale(Check):
             if door.rows >= LEAST_ROWS and not door.normalised and bool((door.deviation > 0).any())
         ]
         found = [answer for door in doors if (answer := self._judged(audit, door)) is not None]
+        # A normalisation hides that pictures were not scaled, and does not show that it is meant.
+        raw = [door for door in inputs.doors if door.normalised and _is_raw_picture(door)]
+        if not found and raw and float(raw[0].rms.max()) > self.option(audit, "large"):
+            return self._large(audit, raw[0], hidden=True)
         return found[0] if found else self._sound(inputs, doors)
 
     def _judged(self, audit: Audit, door: Door) -> Result | None:
@@ -89,21 +96,24 @@ class InputScale(Check):
             fix="print(next(iter(train_loader)))  # and find where the inputs get lost",
         )
 
-    def _large(self, audit: Audit, door: Door) -> Result:
+    def _large(self, audit: Audit, door: Door, *, hidden: bool = False) -> Result:
         large = self.option(audit, "large")
         count = int((door.rms > large).sum())
         k = int(door.rms.argmax())
-        pixels = door.low >= 0 and 200 <= door.high <= 255
+        but = (
+            ". The normalisation after it takes that out of its output, and not out of its "
+            "gradient or its padding"
+        )
         return self.warned(
             f"{count} of the {len(door.rms)} input channels of {_named(door)} are far larger than "
             f"1: channel {k} has mean {float(door.mean[k]):.3g} and deviation "
-            f"{float(door.deviation[k]):.3g}.",
+            f"{float(door.deviation[k]):.3g}{but if hidden else ''}.",
             measured=f"root mean square {float(door.rms[k]):.3g}",
             threshold=f"{large:g}",
             evidence=(_table(door),),
             module=door.name,
             location=audit.loop.locate(door.module) or audit.loop.locate("train_loader"),
-            fix="x = x / 255" if pixels else "x = (x - mean) / std  # by channel, of the train set",
+            fix="x = x / 255" if _has_pixels(door) else "x = (x - mean) / std  # by channel",
         )
 
     def _small(self, audit: Audit, door: Door) -> Result:
@@ -130,6 +140,16 @@ class InputScale(Check):
             location=audit.loop.locate(door.module) or audit.loop.locate("train_loader"),
             fix="x = (x - mean) / std  # of the train set as it is, and only once",
         )
+
+
+def _has_pixels(door: Door) -> bool:
+    return door.low >= 0 and 200 <= door.high <= 255
+
+
+def _is_raw_picture(door: Door) -> bool:
+    """Whether a convolution over a plane is given the bytes of grey or coloured pictures."""
+    plane = isinstance(door.module, nn.Conv2d) and door.module.in_channels in (1, 3, 4)
+    return plane and _has_pixels(door) and door.rows >= LEAST_ROWS
 
 
 def _named(door: Door) -> str:

@@ -61,6 +61,26 @@ def test_pixels_up_to_255_are_warned_of() -> None:
     assert result.fix == "x = x / 255"
 
 
+def normalising_cnn(channels: int = 1) -> nn.Module:
+    first = nn.Conv2d(channels, 4, 3, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(4), *list(cnn())[1:])
+
+
+def test_pixels_that_a_normalisation_hides_are_warned_of() -> None:
+    result = ask((255 * pixels(128, 1, 8, 8)).round(), normalising_cnn)
+    assert result.status is Status.WARN
+    assert "The normalisation after it" in result.message
+
+
+def test_other_planes_before_a_normalisation_pass() -> None:
+    maps = (255 * pixels(128, 6, 8, 8)).round()  # as many as no picture has
+    assert ask(maps, lambda: normalising_cnn(6)).status is Status.PASS
+    assert ask(300 * normal(128, 1, 8, 8), normalising_cnn).status is Status.PASS
+    raw = (255 * pixels(128, 1, 8, 8)).round()
+    scaled = lambda: nn.Sequential(nn.BatchNorm2d(1), normalising_cnn())  # noqa: E731
+    assert ask(raw, scaled).status is not Status.WARN
+
+
 def test_pixels_divided_twice_are_warned_of() -> None:
     assert ask(pixels(128, 1, 8, 8) / 255, cnn).status is Status.WARN
     assert ask(pixels(128, 784) / 255, lambda: mlp(784)).status is Status.WARN
