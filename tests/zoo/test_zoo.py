@@ -57,7 +57,8 @@ def test_program_is_answered_as_its_docstring_says_in_both_forms(path: Path, nur
             pytest.skip(f"needs {wanted.needs}")
         outcomes[form] = nursery.audit(path, run.quick_wish(wanted, form))
         found += [f"{form} form: {line}" for line in run.problems(outcomes[form], wanted)]
-    assert found + run.differences(outcomes["module"], outcomes["script"]) == []
+    may = run.consequences(path)
+    assert found + run.differences(outcomes["module"], outcomes["script"], may) == []
 
 
 def test_a_difference_between_the_forms_is_told() -> None:
@@ -70,6 +71,7 @@ def test_a_difference_between_the_forms_is_told() -> None:
     assert run.differences(module, script) == [
         "forms differ: DATA101: fail in module form, pass in script form"
     ]
+    assert run.differences(module, script, {"DATA101"}) == []
 
 
 def test_a_fault_is_missed_by_a_check_that_was_asked_and_no_other() -> None:
