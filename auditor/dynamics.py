@@ -22,7 +22,7 @@ from nnaudit.pace import Stopwatch
 from nnaudit.report import Curve, Evidence, Series
 
 STEPS = 60
-SECONDS = 3.0
+SECONDS = 2.0
 MOMENTS = (0, 1, 2, 4, 8, 15, 30)
 """Steps before which the predictions are noted, besides after the last."""
 

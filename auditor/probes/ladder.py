@@ -31,7 +31,7 @@ STEPS = 200
 _FEWEST_STEPS = {4: 100, 3: 80, 2: 30}
 """Fewer rungs are climbed where there is no time for as many steps."""
 
-_SECONDS = 10.0
+_SECONDS = 8.0
 _SLOW_STEP = 0.1
 _MOST_BYTES = 256 * 2**20
 _HELD_OUT = 256

@@ -18,7 +18,7 @@ MORE = 20
 TIMED = 15
 """Steps beyond what workers have in store: their stores of batches are used up first."""
 
-SECONDS = 6.0
+SECONDS = 4.0
 """The steps end early when they have taken that long, as on a quiet machine: those of slow programs
 are dear, and :class:`~nnaudit.probes.training_run.TrainingRun` takes such in any case."""
 
