@@ -317,8 +317,7 @@ def _never_told(loop: Loop, *candidates: Any) -> bool:
 
     False where no such code can be run.
     """
-    waiting = [each for each in candidates if callable(getattr(each, "set_epoch", None))]
-    _set_epoch(*waiting, epoch=_FAR_EPOCH)
+    waiting = _set_epoch(*candidates, epoch=_FAR_EPOCH)
     before = [_epoch_of(each) for each in waiting]
     told: list[bool] = []
 
@@ -363,12 +362,12 @@ def _index_changes_by_hand(access: RandomAccess, first: tuple[Any, ...]) -> bool
     return not _mostly(stats.fixed_points(first, _flat(access.index_batches())))
 
 
-def _set_epoch(*candidates: Any, epoch: int = 1) -> bool:
-    """Tell all that want to be told that this is another epoch; whether any did."""
+def _set_epoch(*candidates: Any, epoch: int = 1) -> list[Any]:
+    """Tell all that want to be told that this is another epoch; return which did."""
     asked = [each for each in candidates if callable(getattr(each, "set_epoch", None))]
     for each in asked:
         each.set_epoch(epoch)
-    return bool(asked)
+    return asked
 
 
 def _later(

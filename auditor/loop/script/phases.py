@@ -125,11 +125,11 @@ def elsewhere(
     for frame in leading:
         names = _led_to(frames, frame)
         for here in source.at(frame.f_lineno):
-            if here.name in names and (here.name != "train" or not here.method):
+            if here.name in names and (here.name != "train" or not here.owner):
                 found[here.name] = [
                     call
                     for call in outside
-                    if (call.name, call.method) == (here.name, here.method)
+                    if (call.name, bool(call.owner)) == (here.name, bool(here.owner))
                     and (here.name not in _FITS or call.trains_like(here))
                     and not call.spans(frame.f_lineno)
                 ]
@@ -150,10 +150,12 @@ def _led_to(frames: list[FrameType], frame: FrameType) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call in a source: of what, where, in which function and loop; by their first lines."""
+    """A call in a source: of what, where, in which function and loop; by their first lines.
+
+    ``owner`` is the text before the dot; empty for a name that is called by itself.
+    """
 
     name: str
-    method: bool
     owner: str
     line: int
     end: int
@@ -194,11 +196,10 @@ def _source(file: str) -> _Source:
         if isinstance(node, ast.stmt):
             loops.update(dict.fromkeys(range(node.lineno, (node.end_lineno or 0) + 1), loop))
         elif isinstance(node, ast.Call):
-            method = isinstance(node.func, ast.Attribute)
-            name = getattr(node.func, "attr" if method else "id", "")
-            owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-            lines = node.lineno, node.end_lineno or 0
-            calls.append(_Call(name, method, owner, *lines, function, loop))
+            name, owner = getattr(node.func, "id", ""), ""
+            if isinstance(node.func, ast.Attribute):
+                name, owner = node.func.attr, ast.unparse(node.func.value)
+            calls.append(_Call(name, owner, node.lineno, node.end_lineno or 0, function, loop))
     return _Source(loops, tuple(calls))
 
 
