@@ -121,31 +121,31 @@ def best_constant(calls: Sequence[LossCall]) -> float | None:
 
     Their inputs may be placeholders; all are of one kind. None where no theory gives it.
     """
-    best = _BEST.get(calls[0].kind)
-    if best is None or any(call.kind != calls[0].kind for call in calls):
+    if calls[0].kind not in _BEST or any(call.kind != calls[0].kind for call in calls):
         return None
     try:
-        joined = _joined(calls)
-        found = best(joined, None)
+        return _constant_of(_joined(calls), len(calls))
     except (RuntimeError, ValueError, TypeError, IndexError):
         if len(calls) == 1:
             return None
         if (flat := _flattened(calls)) is not None:
-            return _constant_of(flat, len(calls))
+            return _constant_if_any(flat, len(calls))
         each = [best_constant([call]) for call in calls]
         known = [one for one in each if one is not None]
         return sum(known) / len(known) if len(known) == len(calls) else None
-    if found is None:
-        return None
-    return float(found) / (len(calls) if joined.reduction == "sum" else 1)
 
 
-def _constant_of(flat: LossCall, steps: int) -> float | None:
+def _constant_of(joined: LossCall, steps: int) -> float | None:
+    """Return the best constant's loss of a call that stands for those of ``steps`` steps."""
+    found = _BEST[joined.kind](joined, None)
+    return None if found is None else float(found) / (steps if joined.reduction == "sum" else 1)
+
+
+def _constant_if_any(joined: LossCall, steps: int) -> float | None:
     try:
-        found = _BEST[flat.kind](flat, None)
+        return _constant_of(joined, steps)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
-    return None if found is None else float(found) / (steps if flat.reduction == "sum" else 1)
 
 
 def _averaged(each: list[Bounds | None], flat: LossCall | None) -> Bounds | None:
@@ -158,7 +158,7 @@ def _averaged(each: list[Bounds | None], flat: LossCall | None) -> Bounds | None
     if len(known) < len(each):
         return None
     floor = sum(one.floor for one in known) / len(known)
-    constant = _constant_of(flat, len(each)) if flat is not None else None
+    constant = _constant_if_any(flat, len(each)) if flat is not None else None
     if constant is None:
         constant = sum(one.constant for one in known) / len(known)
     return dataclasses.replace(
