@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from nnaudit._version import __version__
 
 if TYPE_CHECKING:
     from nnaudit.api import audit as audit
+    from nnaudit.app.pytest_session import NnauditWarning as NnauditWarning
     from nnaudit.checks.base import Check as Check
     from nnaudit.report import Report as Report
-    from nnaudit.targets import Target as Target
-    from nnaudit.targets import target as target
+    from nnaudit.targets.target import Target as Target
+    from nnaudit.targets.target import target as target
 
 _HOMES = {
     "audit": "nnaudit.api",
+    "NnauditWarning": "nnaudit.app.pytest_session",
     "Check": "nnaudit.checks.base",
     "Report": "nnaudit.report",
-    "Target": "nnaudit.targets",
-    "target": "nnaudit.targets",
+    "Target": "nnaudit.targets.target",
+    "target": "nnaudit.targets.target",
 }
 
-__all__ = ["Check", "Report", "Target", "__version__", "audit", "target"]
+__all__ = ["Check", "NnauditWarning", "Report", "Target", "__version__", "audit", "target"]
 
 
 def __getattr__(name: str) -> Any:

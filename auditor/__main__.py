@@ -1,5 +1,5 @@
 """``python -m nnaudit`` is ``nnaudit``."""
 
-from nnaudit.cli import main
+from nnaudit.app.cli import main
 
 main(prog_name="nnaudit")

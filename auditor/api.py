@@ -9,14 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnaudit import config, engine
+from nnaudit import config
+from nnaudit.engine import session as engine
+from nnaudit.engine.record import Record
 from nnaudit.errors import TargetError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.record import Record
 from nnaudit.report import Report
-from nnaudit.state import Subjects, preserved
-from nnaudit.targets import Target
+from nnaudit.settings import Settings
+from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets.target import Target
 
 
 def audit(
@@ -79,7 +81,7 @@ def _refuse_one_with_its_own_loop(model: nn.Module, target: Target) -> None:
         )
 
 
-def audit_loop(loop: Loop, settings: config.Settings) -> Report:
+def audit_loop(loop: Loop, settings: Settings) -> Report:
     """Audit ``loop`` in this process.
 
     Raises:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from nnaudit.errors import NnauditError, OutOfBudgetError
-from nnaudit.job import FIRST_STEP
 from nnaudit.loop.base import Loop
-from nnaudit.probes.base import Probe
-from nnaudit.state import Snapshot
+from nnaudit.state.snapshot import Snapshot
 
 T = TypeVar("T")
+
+FIRST_STEP = "the first training step"
+"""The stage in which the audit tries whether the target can be trained at all."""
 
 
 class UndeclaredProbeError(RuntimeError):
@@ -174,3 +176,23 @@ class Audit:
             yield
         finally:
             self._allowed = outer
+
+
+class Probe(ABC, Generic[T]):
+    """A measurement. Its result is shared by all checks that declare it, and must not be changed.
+
+    A probe starts from the state in which the target was handed over, and may do to the loop what
+    it likes: the runner restores it afterwards. It may ask only for the probes it declares in
+    ``probes``, which are measured before it.
+    """
+
+    probes: ClassVar[tuple[type[Probe[Any]], ...]] = ()
+
+    @abstractmethod
+    def measure(self, audit: Audit) -> T:
+        """Take the measurement.
+
+        Raises:
+            UserCodeError: the user's code raised.
+            OutOfBudgetError: the time is used up.
+        """

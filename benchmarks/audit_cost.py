@@ -73,9 +73,9 @@ def once(path: Path) -> dict[str, Any]:
 
 def measured(path: Path) -> dict[str, Any]:
     """Audit ``path`` here; return what was spent in all and by check."""
-    from nnaudit import worker
-    from nnaudit.config import Settings
-    from nnaudit.job import Answered, Asking, Event, Finished, Job
+    from nnaudit.engine import worker
+    from nnaudit.engine.job import Answered, Asking, Event, Finished, Job
+    from nnaudit.settings import Settings
 
     checks: list[dict[str, Any]] = []
     total, began = {"steps": 0}, time.perf_counter()

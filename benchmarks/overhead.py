@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from nnaudit import targets
 from nnaudit.api import audit
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import target as targets
 
 ROUNDS = 7
 STEPS = 10

@@ -7,9 +7,8 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Needs
-from nnaudit.probes.base import Probe
 from nnaudit.report import Evidence, Kind, Location, Result, Status
 
 SECTIONS = ("Why", "How", "Fix", "References")

@@ -28,7 +28,7 @@ from nnaudit.reports.geometry import (
     spread,
 )
 from nnaudit.reports.text import format_number, one_line
-from nnaudit.words import count
+from nnaudit.wording import count
 
 # Small enough to be legible on a phone, where a chart is shrunk to 300 pixels or less.
 WIDTH = 400

@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from nnaudit.report import Curve, Evidence, Report, Result, Status
 from nnaudit.reports import charts, inline, outline, text
 from nnaudit.reports.base import Options
-from nnaudit.words import count
+from nnaudit.wording import count
 
 #: Bytes of pictures, tables and texts in one file; what is over it is left to the JSON.
 EVIDENCE_BUDGET = 1_500_000

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nnaudit.report import Curve, Histogram, Numbers
 from nnaudit.reports.geometry import levels
 from nnaudit.reports.text import format_cell, format_noisy, format_number, one_line
-from nnaudit.words import count
+from nnaudit.wording import count
 
 WIDTH = 24
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nnaudit import __version__
+from nnaudit._version import __version__
 from nnaudit.errors import UsageError
 from nnaudit.report import SCHEMA_VERSION, Report, Reports
 

@@ -28,7 +28,7 @@ from nnaudit.reports.base import Options
 from nnaudit.reports.issues import facts
 from nnaudit.reports.outline import SEVERITY, Finding, title
 from nnaudit.reports.text import format_cell, format_seconds, one_line, shorten, visible
-from nnaudit.words import count
+from nnaudit.wording import count
 
 #: By this a bot finds the comment that it wrote before, to replace it.
 MARKER = "<!-- nnaudit report -->"

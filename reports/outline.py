@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nnaudit.report import Change, Moved, Report, Result, Slower, Status
 from nnaudit.reports.text import format_noisy, format_seconds, one_line
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 #: Worst first. A crash is never a pass, so it stands next to the failures.
 SEVERITY = (

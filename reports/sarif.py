@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from nnaudit import __version__
+from nnaudit._version import __version__
 from nnaudit.report import Change, Kind, Report, Result, Status
 from nnaudit.reports import outline
 from nnaudit.reports.base import Options

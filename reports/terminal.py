@@ -39,7 +39,7 @@ from nnaudit.reports.text import (
     one_line,
     visible,
 )
-from nnaudit.words import count
+from nnaudit.wording import count
 
 # Longer lines are hard to read, so a wide terminal keeps a margin.
 _WIDEST = 120

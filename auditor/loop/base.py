@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnaudit.loop.taps import LossCall, Observation
-from nnaudit.metrics import Metric
+from nnaudit.loop.observer import LossCall, Observation
 from nnaudit.report import Location, TargetInfo
-from nnaudit.state import Subjects
+from nnaudit.state.snapshot import Subjects
+from nnaudit.targets.metrics import Metric
+from nnaudit.targets.model_inputs import Fed
 
 REPEATED = "nnaudit_runs_it_again"
 """A local variable, true in the frame that runs the user's code once more only to go on with it:
@@ -73,25 +74,6 @@ class Forward:
     output: Any
     loss: float | None
     loss_calls: tuple[LossCall, ...] = ()
-
-
-@dataclass(frozen=True)
-class Fed:
-    """A batch taken apart the way the training does it.
-
-    Attributes:
-        args, kwargs: what the model is called with.
-        target: what the output is compared with; None when there is no such thing.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    target: Any
-
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Everything the model is given."""
-        return (*self.args, *self.kwargs.values())
 
 
 class Loop(ABC):

@@ -18,15 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nnaudit import batch as batches
 from nnaudit.errors import TargetError, user_code
-from nnaudit.feed import Convention, DefaultLoss, convention_for, has_forward, own_loss
-from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step, seed_everything
-from nnaudit.loop.taps import Observation, Observer
-from nnaudit.metrics import metrics_of
+from nnaudit.loop.base import Forward, Loop, Needs, Step, seed_everything
+from nnaudit.loop.observer import Observation, Observer
 from nnaudit.report import Location, Part, TargetInfo
-from nnaudit.state import Subjects, preserved
-from nnaudit.targets import Target, defined_at
+from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.metrics import metrics_of
+from nnaudit.targets.model_inputs import (
+    Convention,
+    DefaultLoss,
+    Fed,
+    convention_for,
+    has_forward,
+    own_loss,
+)
+from nnaudit.targets.target import Target, defined_at
 
 WIDTH_NAMES = (
     "width", "width_multiplier", "width_mult", "hidden", "hidden_size", "hidden_dim",
@@ -43,7 +50,7 @@ class StepCount:
 
 
 class DirectLoop(Loop):
-    """Drives a :class:`~nnaudit.targets.Target`."""
+    """Drives a :class:`~nnaudit.targets.target.Target`."""
 
     def __init__(
         self,

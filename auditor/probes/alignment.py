@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, user_code
-from nnaudit.probes.base import Probe
-from nnaudit.probes.random_access import RandomAccess
-from nnaudit.probes.workers import fingerprint
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.workers import fingerprint
+from nnaudit.targets import batch as batches
 
 BATCHES = 64
 SECONDS = 5.0

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnaudit.context import Audit
-from nnaudit.probes.base import Probe
+from nnaudit.context import Audit, Probe
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
 
 MOST_CHANNELS = 64

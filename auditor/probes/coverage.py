@@ -25,13 +25,12 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, is_user
 from nnaudit.loop.base import Loop
-from nnaudit.probes.base import Probe
-from nnaudit.probes.random_access import RandomAccess
-from nnaudit.probes.workers import Made, fingerprint, made_by_workers
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.workers import Made, fingerprint, made_by_workers
+from nnaudit.targets import batch as batches
 
 EPOCHS = 3
 """What three epochs leave out alike is left out for good."""

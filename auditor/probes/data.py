@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.probes.base import Probe
-from nnaudit.probes.random_access import RandomAccess
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.targets import batch as batches
 
 ROWS = 2048
 SECONDS = 10.0

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median, pstdev
 
-from nnaudit.context import Audit
-from nnaudit.probes.base import Probe
+from nnaudit.context import Audit, Probe
 from nnaudit.probes.plain_steps import PlainSteps, stored
 
 

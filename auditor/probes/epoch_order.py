@@ -14,15 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit import stats
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
-from nnaudit.feed import TARGET_NAMES
-from nnaudit.loop.base import Fed, Loop
-from nnaudit.loop.events import patched
-from nnaudit.probes.base import Probe
-from nnaudit.probes.random_access import RandomAccess
+from nnaudit.loop.base import Loop
+from nnaudit.loop.trace import patched
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import TARGET_NAMES, Fed
 
 ROWS = 1024
 """Rows read of an epoch that can be looked up further on."""

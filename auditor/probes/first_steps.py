@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,21 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
-from nnaudit.errors import TargetError, UserCodeError
-from nnaudit.feed import main_tensor
+from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Step
-from nnaudit.loop.events import Event, Recorder, without_gradients
-from nnaudit.loop.taps import LossCall, Observation
-from nnaudit.probes.base import Probe
-from nnaudit.state import preserved
+from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.trace import Event, Recorder, without_gradients
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.memory import slim
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import main_tensor
 
 STEPS = 5
 """Enough to tell a constant factor from a second loss term, and zero from not yet moved."""
-
-MOST_BYTES = 128 * 2**20
-"""Of each loss call's input, this much is kept: logits over a vocabulary are large."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def _taken(audit: Audit) -> First:
             except UserCodeError as raised:
                 error = raised
                 break
-            _slim(step.observation, keep_output=not steps)
+            slim(step.observation, keep_output=not steps)
             steps.append(step)
             events.append(tuple(without_gradients(event) for event in recorder.take()))
     partial = getattr(error, "observation", None)
@@ -191,30 +188,6 @@ def _taken(audit: Audit) -> First:
 
 def _same(was: Tensor, now: Tensor) -> bool:
     return was.shape == now.shape and torch.equal(was, now.detach())
-
-
-def consecutive_batches(loop: Loop, count: int) -> Iterator[Any]:
-    """Yield ``count`` batches of one epoch, begun anew where it ends before that.
-
-    Fewer come only from a loader that can be read once.
-
-    Raises:
-        TargetError: there is no batch at all.
-        UserCodeError: the loader raised.
-    """
-    found = 0
-    while found < count:
-        before = found
-        for batch in islice(loop.batches(), count - found):
-            found += 1
-            yield batch
-        if found == before:
-            break
-    if not found:
-        raise TargetError(
-            "train_loader yields no batch: is the dataset empty, or smaller than one batch with "
-            "drop_last=True?"
-        )
 
 
 def observed_steps(audit: Audit, count: int) -> list[Step]:
@@ -229,7 +202,7 @@ def observed_steps(audit: Audit, count: int) -> list[Step]:
         for batch in consecutive_batches(audit.loop, count):
             audit.clock.check()
             steps.append(audit.loop.step(batch, observe=True))
-            _slim(steps[-1].observation, keep_output=False)
+            slim(steps[-1].observation, keep_output=False)
     return steps
 
 
@@ -244,7 +217,7 @@ def initial_steps(audit: Audit, some: Iterable[Any]) -> Iterator[Step]:
         audit.clock.check()
         with preserved(audit.loop.subjects):
             step = audit.loop.step(batch, observe=True)
-        _slim(step.observation, keep_output=True)
+        slim(step.observation, keep_output=True)
         yield step
 
 
@@ -265,24 +238,6 @@ def _target_of(loop: Loop, batch: Any) -> Any:
         return loop.feed(batch).target
     except UserCodeError:  # a training_step takes batches that nothing else understands
         return None
-
-
-def _slim(observation: Observation | None, *, keep_output: bool) -> None:
-    """Let go of what would fill the memory: a language model's logits take gigabytes."""
-    if observation is None:
-        return
-    observation.loss_calls[:] = [slimmed(call) for call in observation.loss_calls]
-    large = sum(t.nbytes for _, t in batches.tensors(observation.output)) > MOST_BYTES
-    if not keep_output or large:
-        observation.output = None
-
-
-def slimmed(call: LossCall) -> LossCall:
-    """Return ``call`` on as many rows as :data:`MOST_BYTES` of its input hold."""
-    value = call.arguments.get("input")
-    if not isinstance(value, Tensor) or value.ndim == 0 or value.nbytes <= MOST_BYTES:
-        return call
-    return call.first_rows(max(1, MOST_BYTES * value.shape[0] // value.nbytes))
 
 
 def _series(seen: tuple[Observation, ...]) -> list[tuple[LossCall, ...]]:

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.taps import Observation
-from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import FirstSteps, consecutive_batches
-from nnaudit.probes.noise import REPEATS, ROUNDINGS, eps_of
+from nnaudit.loop.observer import Observation
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.noise import REPEATS, ROUNDINGS, eps_of
+from nnaudit.measure.reseeded import varies
+from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.perturbation import outputs_of
-from nnaudit.probes.reseeded import varies
-from nnaudit.state import Subjects, preserved
+from nnaudit.state.snapshot import Subjects, preserved
 
 STEPS = 10
 """Branches that start at zero need a step per layer of zeros until gradients get through."""

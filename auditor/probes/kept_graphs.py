@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
-from nnaudit.probes.base import Probe
+from nnaudit.context import Audit, Probe
+from nnaudit.targets import batch as batches
 
 SETTLING = 3
 """Steps before the first count: a loop holds on to its last loss and output, and to first ones."""

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnaudit import stats
-from nnaudit.context import Audit
-from nnaudit.probes.base import Probe
+from nnaudit.context import Audit, Probe
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
 
 ROWS = 768

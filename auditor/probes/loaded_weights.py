@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import describe
 from nnaudit.loop.base import Loop
-from nnaudit.probes.base import Probe
-from nnaudit.probes.reseeded import differing_weights
-from nnaudit.probes.seeding import source_files, user_line
+from nnaudit.measure.reseeded import differing_weights
+from nnaudit.measure.seeding import source_files, user_line
 from nnaudit.report import Location
+from nnaudit.targets import batch as batches
 
 _SIGNS = re.compile(
     rb"load_state_dict|\.load\(|load_file|pretrained(?!\s*=\s*False\b)|weights\s*=(?!\s*None\b)"

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop
-from nnaudit.loop.events import parameters_of, patched
-from nnaudit.loop.taps import LossCall
-from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import consecutive_batches
-from nnaudit.state import preserved
+from nnaudit.loop.observer import LossCall
+from nnaudit.loop.trace import parameters_of, patched
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.state.snapshot import preserved
 
 BATCHES = 3
 """Batches over which a term must weigh as much: on one it can by chance."""

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import describe, is_user
 from nnaudit.loop.base import Loop
-from nnaudit.probes.base import Probe
 from nnaudit.report import Location
 
 LENGTH = 2_000

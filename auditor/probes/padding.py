@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnaudit import batch as batches
-from nnaudit.batch import NotSliceableError
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.probes.base import Probe
 from nnaudit.probes.perturbation import call_on, warmed_up
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.batch import NotSliceableError
+from nnaudit.targets.model_inputs import main_tensor
 
 BATCHES = 16
 SECONDS = 5.0

@@ -18,18 +18,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, default_collate
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, user_code
-from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.taps import LossCall, caller
-from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import consecutive_batches
-from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.loop.observer import LossCall, caller
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.noise import eps_of, tolerance
 from nnaudit.report import Location
-from nnaudit.state import Subjects, preserved
+from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import main_tensor
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the model."""
@@ -503,7 +502,7 @@ class Shift:
     """How a sequence among the model's inputs is related to the target.
 
     Attributes:
-        path: where the sequence is in the inputs, as :func:`nnaudit.batch.leaves` says it.
+        path: where the sequence is in the inputs, as :func:`nnaudit.targets.batch.leaves` says it.
         tokens: the sequence, ids (B, T) or (T, B), or numbers with more dimensions.
         time: its dimension of time.
         shifted: the target is the next element; otherwise it is the very same one.

@@ -6,11 +6,11 @@ import math
 import time
 from dataclasses import dataclass
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop
-from nnaudit.pace import Stopwatch
-from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import STEPS, FirstSteps, consecutive_batches
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.probes.first_steps import STEPS, FirstSteps
+from nnaudit.training.stopwatch import Stopwatch
 
 MORE = 20
 """Steps on top of as many as :class:`FirstSteps` takes; they begin where those began."""

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
-from nnaudit.fitting import updates_by
+from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import without_dropout
-from nnaudit.loop.events import louder_losses, parameters_of, patched
-from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.loop.trace import louder_losses, parameters_of, patched
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.targets import batch as batches
+from nnaudit.training.fitting import updates_by
 
 LOW = (torch.float16, torch.bfloat16)
 _CASTABLE = (

@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.loop.base import Fed, Needs
-from nnaudit.probes.base import Probe
+from nnaudit.loop.base import Needs
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.workers import fingerprint, reachable
 from nnaudit.probes.epoch_order import taken_apart
-from nnaudit.probes.random_access import RandomAccess
-from nnaudit.probes.workers import fingerprint, reachable
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import Fed
 
 ROWS = 32
 CHUNK = 4

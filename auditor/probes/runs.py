@@ -18,15 +18,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError, is_user
 from nnaudit.loop.base import Loop, Needs, seed_everything
-from nnaudit.other_process import has_sets, turned_sets, unsorted
-from nnaudit.probes.base import Probe
-from nnaudit.probes.epoch_order import row_items, taken_apart
-from nnaudit.probes.random_access import RandomAccess
-from nnaudit.probes.seeding import (
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.seeding import (
     Seeding,
     SeedWatch,
     Unseeded,
@@ -34,8 +30,11 @@ from nnaudit.probes.seeding import (
     unseeded_lines,
     watching_seeds,
 )
+from nnaudit.probes.epoch_order import row_items, taken_apart
 from nnaudit.report import Location
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.set_order import has_sets, turned_sets, unsorted
 
 STEPS = 4
 ITEMS = 4

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Step
-from nnaudit.loop.taps import Observation
-from nnaudit.probes.base import Probe
-from nnaudit.probes.seeding import Seeding, watching_seeds
+from nnaudit.loop.observer import Observation
+from nnaudit.measure.seeding import Seeding, watching_seeds
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnaudit import stats
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.probes.base import Probe
-from nnaudit.probes.random_access import RandomAccess
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.stored_rows import Stored
 from nnaudit.probes.rows import Layout, Rows, TrainRows, ValRows, hash_under
-from nnaudit.probes.stored_rows import Stored
 
 RICH = 8
 """Elements in which rows of a rich domain differ at least: no two are the same by chance."""

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit.context import Audit
-from nnaudit.fitting import updates_by
+from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import without_dropout
-from nnaudit.loop.events import Happening, parameters_of
-from nnaudit.probes.base import Probe
+from nnaudit.loop.trace import Happening, parameters_of
 from nnaudit.probes.step_trace import StepTrace, Trace
+from nnaudit.training.fitting import updates_by
 
 LOUD = 4.0
 """How much larger than its gradient is what is left behind: clipping must not hide it."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Step
-from nnaudit.loop.events import Event, Happening
-from nnaudit.probes.base import Probe
+from nnaudit.loop.trace import Event, Happening
 from nnaudit.probes.first_steps import FirstSteps
 
 STEPS = 4

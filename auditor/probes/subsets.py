@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,21 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
-from nnaudit.batch import NotSliceableError
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.fitting import Limits, Run, Sighting, fit, sight, updates_by
-from nnaudit.floor import CLASSIFICATION
 from nnaudit.loop.base import Loop
 from nnaudit.loop.control import constant_lr, without_dropout
-from nnaudit.probes.base import Probe
-from nnaudit.state import preserved
+from nnaudit.measure.subset_choice import FEWEST, ROWS, Subset, capture, choose, one_target
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.batch import NotSliceableError
+from nnaudit.training.fitting import Limits, Run, Sighting, fit, sight, updates_by
+from nnaudit.training.loss_bounds import CLASSIFICATION
 
-ROWS = 16
-"""Rows of the tiny subset; half as many where every row has many targets (a text, a mask)."""
-
-_FEWEST = 8
 _ENOUGH = 4 * ROWS
 """Rows of which two subsets can be chosen, whatever the batches' size."""
 
@@ -41,20 +36,6 @@ DEAR = 0.02
 """Seconds of a step from which on a known cause is not proved once more by its consequence."""
 
 _LOOK_AHEAD = 64
-_LOOK_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Subset:
-    """A few fixed rows.
-
-    Attributes:
-        parts: the batches they make up, each a training step's.
-        whole: they are whole batches: small ones, or such as cannot be taken apart.
-    """
-
-    parts: tuple[Any, ...]
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,8 +176,8 @@ def fixed_rows(loop: Loop) -> Iterator[None]:
 def _sighted(audit: Audit, *, second: bool) -> tuple[Subset, TinyFit]:
     """Choose the rows and look at them; whole batches where the program refuses a few rows."""
     loop = audit.loop
-    captured = capture(loop, _FEWEST * 2 if second else _FEWEST, rows=_ENOUGH)
-    if all(_one_target(loop, batch) for batch in captured):
+    captured = capture(loop, FEWEST * 2 if second else FEWEST, rows=_ENOUGH)
+    if all(one_target(loop, batch) for batch in captured):
         captured = capture(loop, _LOOK_AHEAD)
     try:
         chosen = choose(loop, captured, second=second)
@@ -255,102 +236,3 @@ def _compared(a: Any, b: Any) -> tuple[bool, bool]:
         and sorted(batches.row_digests(a)) == sorted(batches.row_digests(b))
     )
     return False, permuted
-
-
-def capture(loop: Loop, most: int, *, rows: float = math.inf) -> list[Any]:
-    """Return copies of the first batches, up to ``most`` of them or to ``rows`` rows.
-
-    Raises:
-        UserCodeError: the user's loader raised.
-    """
-    found: list[Any] = []
-    started, count = time.perf_counter(), 0
-    for batch in loop.batches():
-        found.append(batches.clone(batch))
-        count += batches.size(batch)
-        slow = time.perf_counter() - started > _LOOK_SECONDS
-        if len(found) >= most or count >= rows or (slow and len(found) > 1):
-            break
-    return found
-
-
-def choose(loop: Loop, captured: list[Any], *, second: bool = False) -> Subset:
-    """Choose a few rows of differing targets; with ``second`` others than without.
-
-    Batches too small to choose from are taken whole, one after the other.
-
-    Raises:
-        NotSliceableError: the rows of a batch cannot be taken apart.
-    """
-    first = captured[0]
-    size = batches.size(first)
-    if size < _FEWEST and len(captured) > 1:
-        return _several(captured, second=second)
-    count = ROWS if _targets_per_row(loop, first) <= 32 else ROWS // 2
-    order = _spread(loop, first)
-    if _one_target(loop, first):  # sorted data: fitting it would show nothing
-        others = [batch for batch in captured if _targets_differ(loop, first, batch)]
-        if others:
-            half = slice(count // 2, count) if second else slice(0, count // 2)
-            return Subset(
-                tuple(batches.rows(b, _spread(loop, b)[half]) for b in (first, others[0]))
-            )
-    if not second:
-        return Subset((batches.rows(first, order[:count]),))
-    rest = order[count : 2 * count]
-    if len(rest) >= _FEWEST:
-        return Subset((batches.rows(first, rest),))
-    if len(captured) > 1 and batches.size(captured[1]) >= _FEWEST:
-        other = captured[1]
-        return Subset((batches.rows(other, _spread(loop, other)[:count]),))
-    return Subset((batches.rows(first, order[len(order) // 2 :]),))
-
-
-def _several(captured: list[Any], *, second: bool) -> Subset:
-    """Small batches as they are, until there are enough rows."""
-    size = max(batches.size(captured[0]), 1)
-    count = max(_FEWEST // size, 2)
-    later = captured[count : 2 * count] if second else []
-    return Subset(tuple(later or captured[:count]), whole=True)
-
-
-def target_of(loop: Loop, batch: Any) -> Tensor | None:
-    """Return the batch's target when it is one tensor."""
-    try:
-        target = loop.feed(batch).target
-    except UserCodeError:
-        return None
-    return target if isinstance(target, Tensor) else None
-
-
-def _one_target(loop: Loop, batch: Any) -> bool:
-    target = target_of(loop, batch)
-    return target is not None and target.numel() > 0 and bool((target == target.flatten()[0]).all())
-
-
-def _targets_differ(loop: Loop, one: Any, other: Any) -> bool:
-    a, b = target_of(loop, one), target_of(loop, other)
-    return a is not None and b is not None and bool((b != a.flatten()[0]).any())
-
-
-def _targets_per_row(loop: Loop, batch: Any) -> float:
-    target = target_of(loop, batch)
-    return target.numel() / max(batches.size(batch), 1) if target is not None else 0.0
-
-
-def _spread(loop: Loop, batch: Any) -> list[int]:
-    """The row numbers of ``batch``, classes taking turns where the target is one class per row."""
-    size = batches.size(batch)
-    target = target_of(loop, batch)
-    if target is None or target.numel() != size or target.shape[:1] != (size,):
-        return list(range(size))
-    flat = target.reshape(-1)
-    _, classes, counts = torch.unique(flat, return_inverse=True, return_counts=True)
-    if len(counts) > size / 2:
-        return list(range(size))
-    turns: dict[int, int] = {}
-    keys = []
-    for row, label in enumerate(classes.tolist()):
-        turns[label] = turns.get(label, -1) + 1
-        keys.append((turns[label], row))
-    return [row for _, row in sorted(keys)]

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnaudit.context import Audit
-from nnaudit.loop.taps import Observation
-from nnaudit.probes.base import Probe
+from nnaudit.context import Audit, Probe
+from nnaudit.loop.observer import Observation
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.perturbation import warmed_up
 

@@ -16,25 +16,21 @@ from typing import Any
 
 from torch import nn
 
-from nnaudit import batch as batches
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
-from nnaudit.fitting import main_call, without_input
-from nnaudit.floor import best_constant
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import Rate, constant_lr, planned_lr, without_dropout
-from nnaudit.loop.taps import LossCall, Observation
-from nnaudit.pace import Stopwatch
-from nnaudit.probes.base import Probe
-from nnaudit.probes.first_steps import is_given, main_loss_of, slimmed
-from nnaudit.state import preserved
-
-STEPS = 300
-"""Steps of the run; up to :data:`LONGEST` where an epoch ends within that."""
+from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.measure.eval_result import Look, look_at
+from nnaudit.measure.run_length import SECONDS, STEPS
+from nnaudit.probes.first_steps import is_given, main_loss_of
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.training.fitting import main_call, without_input
+from nnaudit.training.loss_bounds import best_constant
+from nnaudit.training.stopwatch import Stopwatch
 
 LONGEST = 600
-SECONDS = 8.0
-"""What the steps of the run may take, as on a quiet machine."""
 
 BEYOND = 50
 """Steps into the second epoch that an epoch of up to :data:`LONGEST` steps is followed for."""
@@ -48,30 +44,8 @@ _GAP_ROWS, _GAP_BATCHES = 256, 8
 _SETTLING_ROWS, _SETTLING_BATCHES = 1024, 20
 _OBSERVED_EVERY = 5
 _CALL_BYTES = 64 * 2**20
-_OUTPUT_BYTES = 8 * 2**20
 _PERSISTENT = 5
 """So many losses in a row that are no number are no skipped step of mixed precision."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the network makes of some batches in eval mode, without an update.
-
-    Attributes:
-        losses: of each batch, by the user's own loss; empty where that cannot be computed.
-        calls: the torch loss function that made each, with its input (the predictions, as many
-            rows as fit into memory) and target; empty where the loss is not one call.
-        outputs: what the model returned for the first batch, detached; None where it is large.
-    """
-
-    losses: tuple[float, ...] = ()
-    calls: tuple[LossCall, ...] = ()
-    outputs: Any = None
-
-    @property
-    def loss(self) -> float:
-        """The mean over the batches; NaN without any."""
-        return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
 
 @dataclass(frozen=True)
@@ -446,24 +420,3 @@ def _mean_loss(audit: Audit, some: Sequence[Any], *, train: bool) -> float:
         loss = audit.loop.forward(batch, train=train).loss
         losses.append(math.nan if loss is None else loss)
     return sum(losses) / len(losses) if losses else math.nan
-
-
-def look_at(loop: Loop, some: Sequence[Any]) -> Look:
-    """Run the network on ``some`` batches in eval mode; what cannot be computed is left out."""
-    losses: list[float] = []
-    calls: list[LossCall] = []
-    first: Any = None
-    for i, batch in enumerate(some):
-        try:
-            forward = loop.forward(batch)
-        except UserCodeError:
-            return Look(outputs=first)
-        if not i and sum(t.nbytes for _, t in batches.tensors(forward.output)) <= _OUTPUT_BYTES:
-            first = batches.clone(forward.output)
-        if forward.loss is None:
-            return Look(outputs=first)
-        losses.append(forward.loss)
-        seen = Observation(loss_calls=list(forward.loss_calls), total_loss=forward.loss)
-        call = main_call(seen)
-        calls += [slimmed(call)] if call is not None else []
-    return Look(tuple(losses), tuple(calls) if len(calls) == len(losses) else (), first)

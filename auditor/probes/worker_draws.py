@@ -7,12 +7,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.probes.base import Probe
-from nnaudit.probes.random_access import RandomAccess
-from nnaudit.probes.workers import Made, fingerprint, made_by_workers
-from nnaudit.state import preserved
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.workers import Made, fingerprint, made_by_workers
+from nnaudit.state.snapshot import preserved
 
 ITEMS = 8
 """Items in the batch that is asked for again and again."""

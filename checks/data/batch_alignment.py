@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
@@ -15,7 +14,8 @@ from nnaudit.loop.base import Needs
 from nnaudit.probes.alignment import Alignment, Fields, Lookup, cut
 from nnaudit.probes.perturbation import call_on
 from nnaudit.report import Kind, Result, Table
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
 
 
 class BatchAlignment(Check):

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from nnaudit import batch as batches
 from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall
+from nnaudit.loop.observer import LossCall
+from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import First, FirstSteps, MainLoss
-from nnaudit.probes.random_access import RandomAccess
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
 from nnaudit.report import Evidence, Kind, Result, Table
+from nnaudit.targets import batch as batches
 
 CLASSES = frozenset({"cross_entropy", "nll", "multi_margin"})
 BINARY = frozenset({"bce", "bce_with_logits"})

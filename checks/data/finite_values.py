@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
 from nnaudit.loop.base import Needs
 from nnaudit.probes.data import Field, TrainingData
 from nnaudit.report import Kind, Result, Table
-from nnaudit.state import preserved
-from nnaudit.words import count
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.wording import count
 
 
 class FiniteValues(Check):

@@ -9,7 +9,7 @@ from torch import nn
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.door import LEAST_ROWS, Door, DoorInputs, Inputs
+from nnaudit.probes.first_layer_inputs import LEAST_ROWS, Door, DoorInputs, Inputs
 from nnaudit.report import Kind, Result, Table
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_steps import First, FirstSteps, is_given
 from nnaudit.probes.label_signal import FEWEST, LabelSignal, Signal
 from nnaudit.report import Evidence, Kind, Result, Table
+from nnaudit.targets import batch as batches
 
 ENOUGH = 200
 """Rows with which a signal worth learning would show in a table or in pictures."""

@@ -12,8 +12,8 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.channels import Channels, Pair
-from nnaudit.probes.passage import Passage
 from nnaudit.probes.rows import TrainRows
+from nnaudit.probes.unmodified_inputs import Passage
 from nnaudit.report import Evidence, Kind, Result, Status, Table
 
 FEWEST = 20

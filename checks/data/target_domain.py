@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
-from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.loop.observer import LossCall, Observation
 from nnaudit.probes.data import Contents, Field, TrainingData
 from nnaudit.probes.epoch_order import taken_apart
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Location, Result, Status, Table
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import main_tensor
 
 CLASSES = frozenset({"cross_entropy", "nll", "multi_margin"})
 PROBABILITIES = frozenset({"bce", "bce_with_logits", "multilabel_soft_margin"})

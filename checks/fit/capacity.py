@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.runs import capital, series_of, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.fitting import Head, Limits, Run, Sighting, head_of, sight
-from nnaudit.floor import Bounds
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import without_dropout
-from nnaudit.probes.anew import anew
-from nnaudit.probes.ladder import Ladder, Rung, SubsetLadder
+from nnaudit.measure.replicate import anew
+from nnaudit.probes.subset_scaling import Ladder, Rung, SubsetLadder
 from nnaudit.probes.subsets import TinyFitting, fixed_rows
-from nnaudit.reference import inputs_of, reference_for, train_on
 from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
-from nnaudit.widen import widened
+from nnaudit.targets import batch as batches
+from nnaudit.training.fitting import Head, Limits, Run, Sighting, head_of, sight
+from nnaudit.training.loss_bounds import Bounds
+from nnaudit.training.reference import inputs_of, reference_for, train_on
+from nnaudit.training.widen import widened
 
 WIDER, WIDEST = 4, 16
 RATES = (1e-3, 1e-2)

@@ -12,11 +12,11 @@ from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import curve_of_run
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.anew import anew
+from nnaudit.measure.replicate import anew
 from nnaudit.probes.training_run import Training, TrainingRun, training_run
 from nnaudit.report import Kind, Result
 from nnaudit.stats import ALPHA
-from nnaudit.words import count
+from nnaudit.wording import count
 
 _FIRST = 5
 _TIMES = 10.0

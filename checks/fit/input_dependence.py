@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import (
     Told,
@@ -20,15 +19,16 @@ from nnaudit.checks.fit.predictions import (
 from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import Standing, curve_of_run, standard_error
 from nnaudit.context import Audit
-from nnaudit.fitting import Limits, sight
-from nnaudit.floor import input_tensors
 from nnaudit.loop.base import Needs
-from nnaudit.probes.anew import anew
-from nnaudit.probes.held_out import HeldOut, held_out_run
+from nnaudit.measure.held_out import HeldOut, held_out_run
+from nnaudit.measure.replicate import anew
 from nnaudit.probes.training_run import Training, TrainingRun
-from nnaudit.reference import inputs_of, reference_for, train_on
 from nnaudit.report import Kind, Result, Table
 from nnaudit.stats import correlated_columns, total_variation
+from nnaudit.targets import batch as batches
+from nnaudit.training.fitting import Limits, sight
+from nnaudit.training.loss_bounds import input_tensors
+from nnaudit.training.reference import inputs_of, reference_for, train_on
 
 _SURE = 4.0
 _NOTHING = 2.0

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import curve_of_run
@@ -17,7 +16,8 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result
 from nnaudit.stats import permutation_test
-from nnaudit.words import count
+from nnaudit.targets import batch as batches
+from nnaudit.wording import count
 
 _FEWEST, _MOST = 7, 50
 _ALPHA = 1e-3

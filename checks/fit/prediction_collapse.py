@@ -14,12 +14,13 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import classes_of
 from nnaudit.checks.fit.stream import FEWEST, curve_of_run, on_its_way
 from nnaudit.context import Audit
-from nnaudit.feed import main_tensor
-from nnaudit.floor import REGRESSION
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall
-from nnaudit.probes.training_run import Look, Training, TrainingRun
+from nnaudit.loop.observer import LossCall
+from nnaudit.measure.eval_result import Look
+from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Evidence, Kind, Result, Table
+from nnaudit.targets.model_inputs import main_tensor
+from nnaudit.training.loss_bounds import REGRESSION
 
 _FEWEST_TARGETS = 64
 _SAME = 1e-4

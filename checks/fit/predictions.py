@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nnaudit.floor import CLASSIFICATION
-from nnaudit.loop.taps import LossCall
+from nnaudit.loop.observer import LossCall
 from nnaudit.stats import ALPHA, clopper_pearson, spearman
+from nnaudit.training.loss_bounds import CLASSIFICATION
 
 _Z = 3.72
 """The normal deviate of :data:`~nnaudit.stats.ALPHA`."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from nnaudit.fitting import Run, Sighting
 from nnaudit.report import Curve, Series
+from nnaudit.training.fitting import Run, Sighting
 
 _POINTS = 120
 

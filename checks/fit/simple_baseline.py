@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import Told, told_of
 from nnaudit.checks.fit.stream import FEWEST, Standing, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.fitting import densify, main_call, sight
-from nnaudit.floor import input_tensors
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall, Observation
-from nnaudit.pace import Stopwatch
-from nnaudit.probes.first_steps import consecutive_batches
-from nnaudit.probes.permuted_labels import path_of
+from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.permuted_labels import path_of
 from nnaudit.probes.training_run import Training, TrainingRun
-from nnaudit.reference import Reference, reference_for
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
+from nnaudit.training.fitting import densify, main_call, sight
+from nnaudit.training.loss_bounds import input_tensors
+from nnaudit.training.reference import Reference, reference_for
+from nnaudit.training.stopwatch import Stopwatch
 
 _MARGIN = 0.15
 _BEGUN = 0.25

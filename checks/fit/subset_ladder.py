@@ -8,7 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.fit.runs import series_of, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.ladder import Ladder, Rung, SubsetLadder
+from nnaudit.probes.subset_scaling import Ladder, Rung, SubsetLadder
 from nnaudit.probes.subsets import TinyFitting
 from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
 

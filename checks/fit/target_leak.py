@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import told_of
 from nnaudit.context import Audit
-from nnaudit.floor import CLASSIFICATION, REGRESSION
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall
-from nnaudit.probes.anew import anew
-from nnaudit.probes.permuted_labels import (
+from nnaudit.loop.observer import LossCall
+from nnaudit.measure.permuted_labels import (
     Permuted,
     path_of,
     permuted_run,
     training_columns,
 )
+from nnaudit.measure.replicate import anew
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Curve, Kind, Result, Series
+from nnaudit.targets import batch as batches
+from nnaudit.training.loss_bounds import CLASSIFICATION, REGRESSION
 
 _FEWEST = 64
 _PER_CLASS = 8

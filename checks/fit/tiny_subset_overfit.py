@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.runs import capital, curve_of, loss_words, trainable_layers
 from nnaudit.context import Audit
-from nnaudit.fitting import Limits, Run, head_of, sight, updates_by
-from nnaudit.floor import REGRESSION
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import is_scheduled
-from nnaudit.probes.anew import anew
+from nnaudit.measure.replicate import anew
 from nnaudit.probes.subsets import (
     CAUSES,
     TinyFit,
@@ -27,8 +24,11 @@ from nnaudit.probes.subsets import (
     is_dear,
     tiny_fit,
 )
-from nnaudit.reference import fit_reference
 from nnaudit.report import Evidence, Kind, Numbers, Result
+from nnaudit.targets import batch as batches
+from nnaudit.training.fitting import Limits, Run, head_of, sight, updates_by
+from nnaudit.training.loss_bounds import REGRESSION
+from nnaudit.training.reference import fit_reference
 
 ADAM_RATES = (1e-3, 1e-2)
 _FEWEST_PASSES = 40

@@ -14,10 +14,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall
-from nnaudit.metrics import Metric, Task, plain
+from nnaudit.loop.observer import LossCall
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets.metrics import Metric, Task, plain
 
 REPEATS = 20
 """Permutations: that a metric falls on the wrong side in all of them has a chance of 2 ** -20."""

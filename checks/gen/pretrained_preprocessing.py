@@ -12,7 +12,7 @@ from torch import Tensor
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.image_door import Door, Fit, ImageDoor
+from nnaudit.probes.image_inputs import Door, Fit, ImageDoor
 from nnaudit.probes.loaded_weights import LoadedWeights
 from nnaudit.report import Kind, Result, Table
 

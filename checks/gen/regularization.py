@@ -7,13 +7,13 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.levers import Lever, Levers, next_lever
+from nnaudit.probes.overfitting_factors import Lever, Levers, next_lever
 from nnaudit.probes.training_run import Moment, Training, TrainingRun
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Table
+from nnaudit.targets import batch as batches
 
 ENOUGH = 100
 """Rows of which the mean loss is taken as it is where no batches tell how much it varies."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.probes.image_door import ImageDoor
+from nnaudit.probes.image_inputs import ImageDoor
 from nnaudit.report import Kind, Result
 
 PERMUTATIONS = 200

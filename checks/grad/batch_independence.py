@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Needs
-from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.measure.noise import eps_of, tolerance
 from nnaudit.probes.perturbation import (
     Call,
     Layout,
@@ -29,6 +27,8 @@ from nnaudit.probes.perturbation import (
     warmed_up,
 )
 from nnaudit.report import Kind, Location, Result, Table
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import main_tensor
 
 _PLACES = 3
 """Samples that are exchanged for another one; most of those that can be must show the effect."""

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Needs
-from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.measure.noise import eps_of, tolerance
 from nnaudit.probes.perturbation import (
     Call,
     ModelCall,
@@ -27,6 +25,8 @@ from nnaudit.probes.perturbation import (
     warmed_up,
 )
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import main_tensor
 
 _ROWS = 3
 """Rows that are looked at: one is enough to prove a leak, three make sure it is seen."""

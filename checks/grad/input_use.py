@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
@@ -25,6 +24,7 @@ from nnaudit.probes.perturbation import (
     warmed_up,
 )
 from nnaudit.report import Kind, Numbers, Result
+from nnaudit.targets import batch as batches
 
 
 @dataclass(frozen=True)

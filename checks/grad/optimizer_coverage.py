@@ -10,11 +10,11 @@ from torch import Tensor
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
+from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.gradient_reach import GradientReach, Stray
-from nnaudit.probes.reseeded import differing_weights
 from nnaudit.report import Kind, Result, Table
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 
 class OptimizerCoverage(Check):

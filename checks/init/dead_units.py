@@ -9,19 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.flow import Firing
-from nnaudit.loop.taps import Observation
-from nnaudit.probes.first_steps import (
-    First,
-    FirstSteps,
-    consecutive_batches,
-    initial_steps,
-)
+from nnaudit.loop.graph import Firing
+from nnaudit.loop.observer import Observation
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
 
 _BATCHES = 16
 """Batches that are looked at, at most, to reach the number of samples."""

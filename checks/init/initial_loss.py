@@ -8,23 +8,18 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.loop.base import Fed, Loop, Needs
-from nnaudit.loop.taps import LossCall, Observation
-from nnaudit.probes.first_steps import (
-    First,
-    FirstSteps,
-    MainLoss,
-    consecutive_batches,
-    initial_steps,
-    main_loss_of,
-)
-from nnaudit.probes.reseeded import differing_weights
-from nnaudit.reference_loss import CLASSIFICATION, REGRESSION, Level, level_of
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.reseeded import differing_weights
+from nnaudit.probes.first_steps import First, FirstSteps, MainLoss, initial_steps, main_loss_of
 from nnaudit.report import Evidence, Kind, Numbers, Result, Status, Table
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import Fed
+from nnaudit.training.reference_loss import CLASSIFICATION, REGRESSION, Level, level_of
 
 _SEVERITY = (
     Status.FAIL, Status.WARN, Status.NOTE, Status.INCONCLUSIVE, Status.PASS,

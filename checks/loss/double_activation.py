@@ -13,7 +13,7 @@ from torch import Tensor
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall, Observation
+from nnaudit.loop.observer import LossCall, Observation
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Numbers, Result
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import ELEMENTWISE, Broadcast, LossCall
+from nnaudit.loop.observer import ELEMENTWISE, Broadcast, LossCall
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Location, Result, Status, Table
+from nnaudit.targets import batch as batches
 
 Shape = tuple[int, ...]
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.feed import main_tensor
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import LossCall
+from nnaudit.loop.observer import LossCall
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.perturbation import output_replaced
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Status
-from nnaudit.state import Subjects, preserved
+from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import main_tensor
 
 _TOWARD = (0.3, 0.9)
 """How much of the way to the ideal output is gone."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from nnaudit import batch as batches
-from nnaudit.batch import NotSliceableError
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.optimizers import is_scale_free
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Numbers, Result
+from nnaudit.targets import batch as batches
+from nnaudit.targets.batch import NotSliceableError
+from nnaudit.training.optimizers import is_scale_free
 
 _CLOSE = 0.1
 """A sampled loss differs a little on the second copy of each row."""

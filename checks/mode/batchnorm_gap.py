@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.training_run import Modes, Training, TrainingRun
 from nnaudit.report import Kind, Numbers, Result
+from nnaudit.targets import batch as batches
 
 Norm = nn.modules.batchnorm._BatchNorm
 

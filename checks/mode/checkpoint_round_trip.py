@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
-from nnaudit.checkpoint import Anatomy, anatomy, differing, is_tensorial, transplant
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
-from nnaudit.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
-from nnaudit.feed import has_forward
-from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
-from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.report import Kind, Result, Table
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import Fed, has_forward
+from nnaudit.training.checkpoint import Anatomy, anatomy, differing, is_tensorial, transplant
+from nnaudit.training.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
 
 _STEPS = 3
 _CLOSE = 1e-3

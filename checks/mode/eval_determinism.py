@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe, user_code
-from nnaudit.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
-from nnaudit.feed import has_forward
-from nnaudit.loop.base import Fed, Loop, Needs, seed_everything
-from nnaudit.probes.first_steps import consecutive_batches
-from nnaudit.probes.random_access import RandomAccess
-from nnaudit.probes.randomness import Draw, Made, RandomnessTap
+from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.randomness import Draw, Made, RandomnessTap
 from nnaudit.report import Kind, Numbers, Result, Table, Text
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import Fed, has_forward
+from nnaudit.training.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 

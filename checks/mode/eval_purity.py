@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
-from nnaudit.evaluation import IN_PARTS, evaluate, fed_to
-from nnaudit.feed import has_forward
-from nnaudit.loop.base import Fed, Loop, Needs
-from nnaudit.probes.first_steps import consecutive_batches
-from nnaudit.probes.movement import same
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.movement import same
 from nnaudit.report import Kind, Result, Table
-from nnaudit.state import preserved
-from nnaudit.words import count
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import Fed, has_forward
+from nnaudit.training.evaluation import IN_PARTS, evaluate, fed_to
+from nnaudit.wording import count
 
 BATCHES = 3
 _ROUNDINGS = 64

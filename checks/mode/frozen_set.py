@@ -11,10 +11,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import user_code
 from nnaudit.loop.base import Needs
-from nnaudit.probes.first_steps import consecutive_batches
-from nnaudit.probes.movement import same
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.movement import same
 from nnaudit.report import Kind, Result, Table
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 _STEPS = 3
 

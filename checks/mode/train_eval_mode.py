@@ -10,12 +10,12 @@ from torch import nn
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.taps import Observation
+from nnaudit.loop.observer import Observation
+from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import FirstSteps
-from nnaudit.probes.reseeded import differing_weights
 from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.report import Kind, Result, Table
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 _CONTAINERS = (
     nn.Transformer,

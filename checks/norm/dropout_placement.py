@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import without_dropout
-from nnaudit.loop.flow import FUNCTION, LOSS
-from nnaudit.loop.taps import BatchStatistics, LossCall, Observation
+from nnaudit.loop.graph import FUNCTION, LOSS
+from nnaudit.loop.observer import BatchStatistics, LossCall, Observation
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
 
 
 class DropoutPlacement(Check):

@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.taps import BatchStatistics, Graph, Observation
-from nnaudit.probes.first_steps import First, FirstSteps, consecutive_batches, initial_steps
-from nnaudit.probes.reseeded import differing_weights
+from nnaudit.loop.observer import BatchStatistics, Graph, Observation
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.reseeded import differing_weights
+from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
 
 BATCHES = 8
 """Batches over which the noise of the statistics is measured."""

@@ -9,7 +9,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Kind, Result, Table
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

@@ -9,7 +9,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.kept_graphs import KeptGraphs
 from nnaudit.report import Curve, Kind, Result, Series
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 
 class MemoryGrowth(Check):

@@ -12,7 +12,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.precision import LOW, Precision, PrecisionUse
 from nnaudit.report import Kind, Result, Table
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 AMPERE = (8, 0)
 """From this compute capability on there is TensorFloat-32."""

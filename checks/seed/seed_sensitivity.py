@@ -7,9 +7,9 @@ from collections import Counter
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.measure.seeding import Seeding
 from nnaudit.probes.runs import Run, Runs, SeededRuns
 from nnaudit.probes.second_epoch import SecondEpoch
-from nnaudit.probes.seeding import Seeding
 from nnaudit.report import Kind, Result, Table
 
 

@@ -12,11 +12,11 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
+from nnaudit.measure.seeding import Unseeded
 from nnaudit.probes.runs import Run, Runs, SeededRuns
-from nnaudit.probes.seeding import Unseeded
 from nnaudit.report import Evidence, Kind, Result, Table, Text
-from nnaudit.state import preserved
-from nnaudit.words import count, verb
+from nnaudit.state.snapshot import preserved
+from nnaudit.wording import count, verb
 
 _FIX = {
     "initialisation": "torch.manual_seed(seed)  # and draw weights with torch only",

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import without_dropout
-from nnaudit.loop.events import Event, Happening
-from nnaudit.loop.taps import LossCall
-from nnaudit.optimizers import is_scale_free
+from nnaudit.loop.observer import LossCall
+from nnaudit.loop.trace import Event, Happening
 from nnaudit.probes.step_trace import StepTrace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result
+from nnaudit.targets import batch as batches
+from nnaudit.training.optimizers import is_scale_free
 
 _TOO_LARGE = 1.5
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.events import Clip, Event, Happening, Recorder, without_gradients
-from nnaudit.optimizers import is_scale_free
-from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.loop.trace import Clip, Event, Happening, Recorder, without_gradients
+from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.step_trace import StepTrace, Trace, describe
 from nnaudit.report import Curve, Kind, Location, Result, Series, Text
+from nnaudit.training.optimizers import is_scale_free
 
 _MORE_STEPS = 16
 

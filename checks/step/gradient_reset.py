@@ -5,11 +5,11 @@ from __future__ import annotations
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.events import Event, Happening
+from nnaudit.loop.trace import Event, Happening
 from nnaudit.probes.step_replay import Remainder, StepReplay
 from nnaudit.probes.step_trace import StepTrace, Trace, describe, zeroed_before_use
 from nnaudit.report import Kind, Location, Result, Table, Text
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 
 class GradientReset(Check):

@@ -12,10 +12,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import planned_lr
-from nnaudit.probes.lr_range import SECONDS, SHORTEST, Ramp, constant_run, range_test
+from nnaudit.measure.lr_range import SECONDS, SHORTEST, Ramp, constant_run, range_test
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Curve, Kind, Result, Series
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
 
 _RUN, _SHORTEST = 60, 10
 """Steps of a trial, and the fewest that show anything where there is no time for more."""

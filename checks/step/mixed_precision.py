@@ -9,8 +9,8 @@ import torch
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.events import Happening, Recorder
-from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.loop.trace import Happening, Recorder
+from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.precision import LOW, Precision, PrecisionUse, underflow
 from nnaudit.probes.step_trace import StepTrace
 from nnaudit.report import Kind, Numbers, Result

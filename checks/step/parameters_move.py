@@ -8,11 +8,11 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import is_scheduled
-from nnaudit.loop.taps import Gradient
+from nnaudit.loop.observer import Gradient
+from nnaudit.measure.movement import Movement, movements
 from nnaudit.probes.first_steps import First, FirstSteps
-from nnaudit.probes.movement import Movement, movements
 from nnaudit.report import Kind, Result, Table
-from nnaudit.words import count, verb
+from nnaudit.wording import count, verb
 
 _NEGLIGIBLE = 1e-5
 MORE_STEPS = 20

@@ -9,7 +9,7 @@ from itertools import pairwise
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.events import Event, Happening
+from nnaudit.loop.trace import Event, Happening
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace
 from nnaudit.report import Curve, Kind, Location, Result, Series

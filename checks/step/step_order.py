@@ -11,8 +11,8 @@ import torch
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.events import Event, Happening, Recorder, parameters_of
-from nnaudit.probes.first_steps import consecutive_batches
+from nnaudit.loop.trace import Event, Happening, Recorder, parameters_of
+from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.step_trace import StepTrace, Trace, describe
 from nnaudit.report import Kind, Location, Result, Text
 

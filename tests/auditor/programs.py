@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 SOURCE = """
 import torch

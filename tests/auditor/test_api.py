@@ -8,7 +8,7 @@ from programs import blobs, mlp
 from torch import nn
 
 import nnaudit
-from nnaudit import engine
+from nnaudit.engine import session as engine
 from nnaudit.errors import NnauditError, TargetError, UsageError
 
 

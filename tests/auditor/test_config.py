@@ -8,8 +8,9 @@ import pytest
 import stub_audit
 from click.testing import CliRunner
 
-from nnaudit import config, supervisor
-from nnaudit.cli import FINDINGS, main
+from nnaudit import config, settings
+from nnaudit.app import supervisor
+from nnaudit.app.cli import FINDINGS, main
 from nnaudit.errors import UsageError
 
 
@@ -140,4 +141,4 @@ def test_every_setting_says_where_it_comes_from(
     ("text", "expected"), [("60", 60), ("90s", 90), ("2m", 120), ("1.5h", 5400), (7, 7)]
 )
 def test_durations(text: str, expected: float) -> None:
-    assert config.seconds(text) == expected
+    assert settings.seconds(text) == expected

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit import config, engine
+from nnaudit import config
 from nnaudit.checks.registry import Registry
+from nnaudit.engine import session as engine
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = ("README.md", "configuration.md", "ci.md", "plugins.md")

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
-from nnaudit.cli import main
+from nnaudit.app.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -23,10 +23,10 @@ from nnaudit.checks.loss.loss_broadcast import LossBroadcast
 from nnaudit.checks.mode.train_eval_mode import TrainEvalMode
 from nnaudit.checks.norm.normalization_choice import NormalizationChoice
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CHECKS: tuple[type[Check], ...] = (
     InitialLoss, DoubleActivation, LossBroadcast, OptimizerCoverage, FiniteGradients,

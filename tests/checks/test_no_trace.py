@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit import batch as batches
 from nnaudit.checks import builtin
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets import batch as batches
+from nnaudit.targets.target import Target
 
 
 def build_model() -> nn.Module:

@@ -11,10 +11,10 @@ import pytest
 from nnaudit.checks import builtin, registry
 from nnaudit.checks.base import Check, CheckDefinitionError
 from nnaudit.checks.registry import Registry
-from nnaudit.config import Settings
-from nnaudit.engine import selected
+from nnaudit.engine.session import selected
 from nnaudit.errors import UsageError
 from nnaudit.report import Kind, Result, Status
+from nnaudit.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKS = builtin()

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnaudit.checks.registry import Registry
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CHECKS = [
     check

@@ -1,6 +1,6 @@
 import re
 
-from nnaudit.baseline import compare
+from nnaudit.app.baseline import compare
 from nnaudit.report import Location, Status
 from nnaudit.reports import Options
 from nnaudit.reports.github import LIMIT, render

@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nnaudit.baseline import compare
+from nnaudit.app.baseline import compare
 from nnaudit.report import Status
 from nnaudit.reports import Options
 from nnaudit.reports.junit import render

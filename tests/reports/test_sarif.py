@@ -5,7 +5,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from nnaudit.baseline import compare
+from nnaudit.app.baseline import compare
 from nnaudit.report import Location, Status, TargetInfo
 from nnaudit.reports import Options, load
 from nnaudit.reports.sarif import render

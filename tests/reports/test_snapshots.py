@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.baseline import compare
+from nnaudit.app.baseline import compare
 from nnaudit.reports import FORMATS, Options, load
 
 ASSETS = Path(__file__).parents[1] / "assets"

@@ -340,11 +340,11 @@ def answers(path: Path, wish: Wish) -> dict[str, Any]:
 
     from nnaudit.checks.registry import Registry
     from nnaudit.context import Audit
+    from nnaudit.engine.runner import run_checks
     from nnaudit.loop.base import Loop
     from nnaudit.loop.direct import DirectLoop
     from nnaudit.loop.script import run_script
-    from nnaudit.runner import run_checks
-    from nnaudit.targets import load
+    from nnaudit.targets.target import load
 
     warnings.simplefilter("ignore")  # what the program warns of is for its author
     registry = Registry.load()

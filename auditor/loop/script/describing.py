@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
-from nnaudit.loop.base import Needs
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.script.run import Run
 from nnaudit.report import OTHER_LOOPS, Part, TargetInfo
-from nnaudit.words import count
-
-if TYPE_CHECKING:
-    from nnaudit.loop.script.loop import ScriptLoop
+from nnaudit.wording import count
 
 
-def info(loop: ScriptLoop, run: Run) -> TargetInfo:
+def info(loop: Loop, run: Run) -> TargetInfo:
     """Return the parts of the script's training as they were found."""
     return TargetInfo(
         name=loop.name,
@@ -27,7 +24,7 @@ def info(loop: ScriptLoop, run: Run) -> TargetInfo:
     )
 
 
-def _parts(loop: ScriptLoop, run: Run) -> Iterator[Part]:
+def _parts(loop: Loop, run: Run) -> Iterator[Part]:
     roles = run.roles
     assert roles is not None
     size = sum(p.numel() for p in loop.model.parameters() if not is_lazy(p))
@@ -46,8 +43,8 @@ def _parts(loop: ScriptLoop, run: Run) -> Iterator[Part]:
         )
     else:
         yield _part(loop, "val_loader", _loader(loop.val_loader))
-    yield _batch(loop)
-    yield _part(loop, "loss", _loss(loop))
+    yield _batch(run)
+    yield _part(loop, "loss", _loss(run))
     yield _part(loop, "optimizer", ", ".join(_optimizer(o) for o in loop.optimizers))
     if loop.schedulers:
         names = ", ".join(type(s).__name__ for s in loop.schedulers)
@@ -73,7 +70,7 @@ def _which_loop(run: Run) -> Iterator[Part]:
         yield Part(name=OTHER_LOOPS, description=text, origin="user")
 
 
-def _train_loader(loop: ScriptLoop, run: Run) -> Part:
+def _train_loader(loop: Loop, run: Run) -> Part:
     if not run.free:
         extra = "; the optimizer steps once at the end of an epoch" if run.ends_epoch else ""
         return _part(loop, "train_loader", _loader(loop.train_loader) + extra)
@@ -90,8 +87,8 @@ def _train_loader(loop: ScriptLoop, run: Run) -> Part:
     return _part(loop, "train_loader", description)
 
 
-def _batch(loop: ScriptLoop) -> Part:
-    roles = loop.run.roles
+def _batch(run: Run) -> Part:
+    roles = run.roles
     assert roles is not None
     if roles.recipe is None:
         text = "changed by the script before the model sees it: every look costs a step, undone"
@@ -102,8 +99,8 @@ def _batch(loop: ScriptLoop) -> Part:
     return Part(name="batch", description=f"model({paths}){compared}", origin="user")
 
 
-def _loss(loop: ScriptLoop) -> str:
-    roles = loop.run.roles
+def _loss(run: Run) -> str:
+    roles = run.roles
     assert roles is not None
     if roles.main_loss is not None:
         return f"{roles.main_loss.kind}, reduction {roles.main_loss.reduction}"
@@ -156,5 +153,5 @@ def _optimizer(optimizer: torch.optim.Optimizer) -> str:
     return f"{type(optimizer).__name__}, lr {', '.join(f'{rate:g}' for rate in rates)}"
 
 
-def _part(loop: ScriptLoop, name: str, description: str) -> Part:
+def _part(loop: Loop, name: str, description: str) -> Part:
     return Part(name=name, description=description, origin="user", location=loop.locate(name))

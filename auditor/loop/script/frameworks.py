@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from nnaudit.loop.script.taps import Taps
+from nnaudit.loop.script.patches import Taps
 
 FOREVER = 2**62
 

@@ -16,22 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from nnaudit import batch as batches
 from nnaudit.errors import NnauditError, TargetError, UserCodeError, user_code
-from nnaudit.feed import TARGET_NAMES, device_of
-from nnaudit.loop.base import Fed, Forward, Loop, Needs, Step, seed_everything
+from nnaudit.loop.base import Forward, Loop, Needs, Step, seed_everything
+from nnaudit.loop.observer import LossCall, Observation, Observer
 from nnaudit.loop.script import describing
-from nnaudit.loop.script.baton import Baton, Call, Close, Invoke, Launch, Order, Resume
+from nnaudit.loop.script.channel import Baton, Call, Close, Invoke, Launch, Order, Resume
 from nnaudit.loop.script.frameworks import as_left
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, rest
 from nnaudit.loop.script.overlay import Overlay
+from nnaudit.loop.script.patches import Taps
 from nnaudit.loop.script.run import EndedError, Run, Session
 from nnaudit.loop.script.substitute import placed, why_not
-from nnaudit.loop.script.taps import Taps
-from nnaudit.loop.taps import LossCall, Observation, Observer
-from nnaudit.metrics import metrics_in
 from nnaudit.report import Location, TargetInfo
-from nnaudit.state import (
+from nnaudit.state.snapshot import (
     Subjects,
     keep_accelerator_rng,
     keep_numpy_rng,
@@ -39,7 +36,10 @@ from nnaudit.state import (
     keep_torch_rng,
     preserved,
 )
-from nnaudit.targets import defined_at
+from nnaudit.targets import batch as batches
+from nnaudit.targets.metrics import metrics_in
+from nnaudit.targets.model_inputs import TARGET_NAMES, Fed, device_of
+from nnaudit.targets.target import defined_at
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
-from nnaudit.loop.taps import LossCall
+from nnaudit.loop.observer import LossCall
+from nnaudit.targets import batch as batches
 
 CUTS: tuple[tuple[slice, ...], ...] = (
     (),

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nnaudit import targets
 from nnaudit.errors import user_code
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.report import Part
-from nnaudit.state import Subjects, preserved
+from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets import target as targets
 
 EPOCHS = 10
 """Epochs of the Lightning Trainer that stands in where the file has none."""

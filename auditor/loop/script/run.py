@@ -29,14 +29,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from nnaudit import batch as batches
 from nnaudit.errors import NnauditError, TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import seed_everything
 from nnaudit.loop.direct import StepCount
+from nnaudit.loop.observer import Observer, caller
 from nnaudit.loop.script import frameworks
-from nnaudit.loop.script.adoption import adopt
-from nnaudit.loop.script.baton import Baton, Call, Close, Invoke, Launch, Order, Resume, Unwind
-from nnaudit.loop.script.capture import (
+from nnaudit.loop.script.channel import Baton, Call, Close, Invoke, Launch, Order, Resume, Unwind
+from nnaudit.loop.script.loop_tracker import Phases, Place, elsewhere, place
+from nnaudit.loop.script.objects import training_of
+from nnaudit.loop.script.overlay import Overlay
+from nnaudit.loop.script.patches import TappedIterator, Taps
+from nnaudit.loop.script.planned_run import Span, counted_span
+from nnaudit.loop.script.rebinding import adopt
+from nnaudit.loop.script.reseeding import quiet_imports, shifting
+from nnaudit.loop.script.substitute import TargetSwap, placed
+from nnaudit.loop.script.training_objects import (
     Cast,
     Diary,
     Propagated,
@@ -47,19 +54,12 @@ from nnaudit.loop.script.capture import (
     settle_rates,
     validation_loader,
 )
-from nnaudit.loop.script.frames import Counters, planned_epochs, user_frames
-from nnaudit.loop.script.objects import training_of
-from nnaudit.loop.script.overlay import Overlay
-from nnaudit.loop.script.phases import Phases, Place, elsewhere, place
-from nnaudit.loop.script.seeds import quiet_imports, shifting
-from nnaudit.loop.script.span import Span, counted_span
-from nnaudit.loop.script.substitute import TargetSwap, placed
-from nnaudit.loop.script.taps import TappedIterator, Taps
-from nnaudit.loop.taps import Observer, caller
-from nnaudit.other_process import compiled
+from nnaudit.loop.script.variables import Counters, planned_epochs, user_frames
 from nnaudit.report import Location, Part
-from nnaudit.state import Snapshot, Subjects, keep_autocast, keep_grad_mode
-from nnaudit.words import count
+from nnaudit.state.snapshot import Snapshot, Subjects, keep_autocast, keep_grad_mode
+from nnaudit.targets import batch as batches
+from nnaudit.targets.set_order import compiled
+from nnaudit.wording import count
 
 _CUDA: Any = torch.cuda
 _STACK: Any = torch.overrides

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nnaudit import batch as batches
-from nnaudit.feed import device_of
-from nnaudit.loop.script.capture import Cast
-from nnaudit.loop.taps import is_turned
+from nnaudit.loop.observer import is_turned
+from nnaudit.loop.script.training_objects import Cast
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import device_of
 
 
 def why_not(roles: Cast) -> str:

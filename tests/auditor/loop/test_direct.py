@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.state import preserved
-from nnaudit.targets import Target
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets.target import Target
 
 CPU = torch.device("cpu")
 

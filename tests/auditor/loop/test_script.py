@@ -14,15 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnaudit import batch as batches
 from nnaudit.errors import TargetError, UnfitError, UserCodeError
-from nnaudit.fitting import updates_by
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
-from nnaudit.loop.events import Happening, Recorder
 from nnaudit.loop.script import ScriptLoop, run_script
-from nnaudit.probes.seeding import watching_seeds
-from nnaudit.state import preserved
+from nnaudit.loop.trace import Happening, Recorder
+from nnaudit.measure.seeding import watching_seeds
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.training.fitting import updates_by
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from nnaudit import batch as batches
-from nnaudit import supervisor, targets
-from nnaudit.config import Settings
+from nnaudit.app import supervisor
+from nnaudit.engine.job import Job
 from nnaudit.errors import TargetError, UserCodeError
-from nnaudit.job import Job
 from nnaudit.loop.base import Needs
 from nnaudit.loop.script import ScriptLoop, run_script
 from nnaudit.loop.script.objects import trains_itself
 from nnaudit.report import Report, Result, Status
-from nnaudit.state import preserved
+from nnaudit.settings import Settings
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets import target as targets
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,11 +8,11 @@ import pytest
 
 from nnaudit.checks.registry import Registry
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_checks
 from nnaudit.loop.base import Needs
 from nnaudit.loop.script import ScriptLoop, run_script
 from nnaudit.report import Result
-from nnaudit.runner import run_checks
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
 
 DQN = Path(__file__).parents[2] / "scripts" / "dqn.py"
 STEPS = ("LOSS102", "GRAD101", "GRAD102", "GRAD106", "STEP101", "STEP102", "STEP107", "MODE101")

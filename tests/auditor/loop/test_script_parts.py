@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from nnaudit.loop.script.capture import Registers, validation_loader, words
-from nnaudit.loop.script.frames import Counters, planned_epochs
+from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.mapping import find, loss_rule, recipe
 from nnaudit.loop.script.overlay import Overlay
-from nnaudit.loop.taps import Observer
+from nnaudit.loop.script.training_objects import Registers, validation_loader, words
+from nnaudit.loop.script.variables import Counters, planned_epochs
 
 # --- mapping --------------------------------------------------------------------------------------
 

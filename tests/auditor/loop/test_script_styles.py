@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnaudit import batch as batches
 from nnaudit.loop.base import Needs
 from nnaudit.loop.script import ScriptLoop, run_script
-from nnaudit.state import preserved
+from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

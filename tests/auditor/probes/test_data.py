@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.data import Contents, Field, TrainingData
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def contents(loader: Any) -> Contents:

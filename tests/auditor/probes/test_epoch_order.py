@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.context import Audit
-from nnaudit.loop.base import Fed
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.epoch_order import (
     EpochOrder,
@@ -21,7 +20,8 @@ from nnaudit.probes.epoch_order import (
     row_targets,
     taken_apart,
 )
-from nnaudit.targets import Target
+from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.target import Target
 
 
 def audit_of(loader: Any) -> Audit:

@@ -12,17 +12,11 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from nnaudit.context import Audit
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes import first_steps
-from nnaudit.probes.first_steps import (
-    STEPS,
-    First,
-    FirstSteps,
-    consecutive_batches,
-    initial_steps,
-    observed_steps,
-)
+from nnaudit.measure import memory
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.probes.first_steps import STEPS, First, FirstSteps, initial_steps, observed_steps
 from nnaudit.probes.plain_steps import PlainSteps
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def classes(rows: int = 64, size: int = 8) -> DataLoader:
@@ -88,7 +82,7 @@ class TestTheSteps:
             first.require()
 
     def test_large_inputs_are_cut_to_their_first_rows(self, monkeypatch) -> None:
-        monkeypatch.setattr(first_steps, "MOST_BYTES", 3 * 4 * 5)
+        monkeypatch.setattr(memory, "MOST_BYTES", 3 * 4 * 5)
         first = first_of()
         (call,) = first.completed[0].loss_calls
         assert call.input.shape == (5, 3)

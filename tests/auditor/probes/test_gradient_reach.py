@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.gradient_reach import STEPS, GradientReach, Reach
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def reach_of(model: Any, **parts: Any) -> tuple[Reach, DirectLoop]:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from nnaudit import targets
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.loaded_weights import LoadedWeights
+from nnaudit.targets import target as targets
 
 PROGRAM = """
 import torch

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.lr_plan import LearningRatePlan, thinned
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def audit(make: object) -> Audit:

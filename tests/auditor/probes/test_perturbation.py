@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.noise import eps_of, tolerance
+from nnaudit.measure.noise import eps_of, tolerance
 from nnaudit.probes.perturbation import (
     Call,
     Layout,
@@ -26,7 +26,7 @@ from nnaudit.probes.perturbation import (
     shift_of,
     stand_in,
 )
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def loop_of(

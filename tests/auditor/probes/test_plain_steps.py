@@ -14,7 +14,7 @@ from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.data_wait import DataWait
 from nnaudit.probes.first_steps import STEPS
 from nnaudit.probes.plain_steps import MORE, Plain, PlainSteps
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def audit_of(rows: int = 512, loss: Any = F.cross_entropy) -> Audit:

@@ -4,11 +4,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit import batch as batches
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.subsets import TinyFitting, capture, choose
-from nnaudit.targets import Target
+from nnaudit.measure.subset_choice import capture, choose
+from nnaudit.probes.subsets import TinyFitting
+from nnaudit.targets import batch as batches
+from nnaudit.targets.target import Target
 
 X = torch.randn(256, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (256,), generator=torch.Generator().manual_seed(1))

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.context import Audit
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.measure.replicate import anew
 from nnaudit.probes import training_run as probe
-from nnaudit.probes.anew import anew
 from nnaudit.probes.training_run import TrainingRun, squeezed, training_run
 
 CE = F.cross_entropy

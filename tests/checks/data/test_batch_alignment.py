@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from nnaudit.checks.data.batch_alignment import BatchAlignment
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def ask(loader: Any, model: Any = None, **parts: Any) -> Result:

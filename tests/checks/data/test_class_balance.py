@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from nnaudit.checks.data.class_balance import ClassBalance, Counts
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
 from nnaudit.stats import ALPHA, clopper_pearson
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 SILENT = (Status.PASS, Status.SKIP, Status.NOTE)
 

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from nnaudit.checks.data.data_size import DataSize
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def ask(data: Any, hidden: int = 8, loss: Any = F.cross_entropy) -> Result:

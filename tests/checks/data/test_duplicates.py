@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnaudit.checks.data.duplicates import Duplicates
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 X = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

@@ -26,10 +26,10 @@ from torch.utils.data.distributed import DistributedSampler
 
 from nnaudit.checks.data.epoch_coverage import EpochCoverage
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def rows(n: int = 200) -> TensorDataset:

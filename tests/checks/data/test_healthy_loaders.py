@@ -36,10 +36,10 @@ from nnaudit.checks.data.input_scale import InputScale
 from nnaudit.checks.data.padding_leak import PaddingLeak
 from nnaudit.checks.data.worker_randomness import WorkerRandomness
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CHECKS: tuple[type[Check], ...] = (
     BatchAlignment, EpochCoverage, WorkerRandomness, Augmentation, InputScale, PaddingLeak,

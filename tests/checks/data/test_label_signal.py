@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.data.label_signal import LabelSignals
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.label_signal import signal_of
 from nnaudit.probes.rows import Rows
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 SILENT = (Status.PASS, Status.SKIP, Status.INCONCLUSIVE)
 

@@ -26,12 +26,12 @@ from torch.utils.data.distributed import DistributedSampler
 
 from nnaudit.checks.data.shuffling import Shuffling, clumps_of, drift_of
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.epoch_order import Targets
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CPU = torch.device("cpu")
 

@@ -22,11 +22,11 @@ from torch.utils.data import (
 from nnaudit import stats
 from nnaudit.checks.data.split_leakage import SplitLeakage
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.shared_rows import overlap
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(500, 6, generator=GENERATOR)

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnaudit.checks.data.split_shift import SplitShift
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.channels import channel_axis
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 SILENT = (Status.PASS, Status.SKIP, Status.INCONCLUSIVE)
 

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.data.target_domain import TargetDomain
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from nnaudit.checks.data.worker_randomness import WorkerRandomness
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 Draw = Callable[[Any], float]
 

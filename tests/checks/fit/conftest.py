@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 class Data:

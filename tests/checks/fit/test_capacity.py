@@ -5,11 +5,11 @@ from torch import nn
 
 from nnaudit.api import audit_loop
 from nnaudit.checks.fit.capacity import Capacity, Entrant, _gain, _outruns
-from nnaudit.config import Settings
-from nnaudit.fitting import Run
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
-from nnaudit.targets import Target
+from nnaudit.settings import Settings
+from nnaudit.targets.target import Target
+from nnaudit.training.fitting import Run
 
 CE = F.cross_entropy
 

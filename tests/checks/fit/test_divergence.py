@@ -9,7 +9,7 @@ from torch import nn
 from nnaudit.checks.fit.divergence import Course, Divergence, course_of
 from nnaudit.probes.training_run import Training
 from nnaudit.report import Status
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.INCONCLUSIVE)

@@ -6,9 +6,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.fit.input_dependence import InputDependence, learns_by_heart
-from nnaudit.probes.training_run import Look, Moment, Training
+from nnaudit.measure.eval_result import Look
+from nnaudit.probes.training_run import Moment, Training
 from nnaudit.report import Status, Table
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.SKIP, Status.INCONCLUSIVE)

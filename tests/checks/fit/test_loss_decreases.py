@@ -8,7 +8,7 @@ from torch import nn
 from nnaudit.checks.fit.loss_decreases import LossDecreases
 from nnaudit.checks.fit.stream import Standing, still_falling
 from nnaudit.report import Curve, Status
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.NOTE, Status.INCONCLUSIVE)

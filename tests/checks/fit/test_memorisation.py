@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.checks.fit.memorisation import Memorisation, boundary_of
 from nnaudit.probes.training_run import Training
 from nnaudit.report import Status
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 class Lookup(nn.Module):

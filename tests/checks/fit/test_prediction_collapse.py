@@ -2,9 +2,9 @@ import torch
 import torch.nn.functional as F
 
 from nnaudit.checks.fit.prediction_collapse import PredictionCollapse, spread_of
-from nnaudit.loop.taps import LossCall
+from nnaudit.loop.observer import LossCall
 from nnaudit.report import Status, Table
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.NOTE, Status.INCONCLUSIVE)

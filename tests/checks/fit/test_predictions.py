@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from nnaudit.checks.fit.predictions import told_of
-from nnaudit.loop.taps import LossCall
+from nnaudit.loop.observer import LossCall
 
 
 def call(kind, given, wanted):

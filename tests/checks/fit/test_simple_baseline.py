@@ -8,7 +8,7 @@ from nnaudit.checks.fit.predictions import Told
 from nnaudit.checks.fit.simple_baseline import SimpleBaseline, _ahead
 from nnaudit.probes import training_run
 from nnaudit.report import Status, Table
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.NOTE, Status.INCONCLUSIVE)

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.checks.fit.subset_ladder import SubsetLadderFit
-from nnaudit.probes import ladder
-from nnaudit.probes.ladder import Plan
+from nnaudit.probes import subset_scaling as ladder
+from nnaudit.probes.subset_scaling import Plan
 from nnaudit.report import Curve, Status
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.checks.fit.target_leak import TargetLeak, column_of
-from nnaudit.probes.permuted_labels import Permuted
+from nnaudit.measure.permuted_labels import Permuted
 from nnaudit.report import Status
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.SKIP, Status.INCONCLUSIVE)

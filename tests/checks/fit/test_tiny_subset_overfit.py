@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.fit.tiny_subset_overfit import TinySubsetOverfit
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes import subsets
 from nnaudit.report import Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CE = F.cross_entropy
 
@@ -363,8 +363,8 @@ def test_little_time_is_said(tools, data):
 
 def test_the_program_is_left_as_it_was(tools, data):
     from nnaudit.context import Audit
+    from nnaudit.engine.runner import run_check
     from nnaudit.loop.direct import DirectLoop
-    from nnaudit.runner import run_check
 
     loop = DirectLoop(
         Target(convolutional, tools.loader(data.x, data.y), loss=CE), torch.device("cpu"), seed=0

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script.loop import run_script
-from nnaudit.metrics import metrics_of, plain
 from nnaudit.probes.training_run import TrainingRun, training_run
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.metrics import metrics_of, plain
+from nnaudit.targets.target import Target
 
 
 @pytest.fixture(autouse=True)

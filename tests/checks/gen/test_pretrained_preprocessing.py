@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from nnaudit.checks.gen.pretrained_preprocessing import MEAN, SD, PretrainedPreprocessing
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script.loop import run_script
 from nnaudit.probes import loaded_weights
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def ask(pictures: Tensor, model: Any = Stem, weights: dict[str, Tensor] | None = None) -> Result:

@@ -12,11 +12,11 @@ from torch import nn
 
 from nnaudit.checks.gen.pretrained_weights import PretrainedWeights
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script.loop import run_script
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import load
+from nnaudit.targets.target import load
 
 PROGRAM = """
 import copy

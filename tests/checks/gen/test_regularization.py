@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnaudit.checks.gen.regularization import Gap, Regularization
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.levers import Levers, next_lever
-from nnaudit.probes.training_run import Look, Moment
+from nnaudit.measure.eval_result import Look
+from nnaudit.probes.overfitting_factors import Levers, next_lever
+from nnaudit.probes.training_run import Moment
 from nnaudit.report import Result, Status, Table
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def rows(count: int, seed: int, noise: float = 0.0) -> TensorDataset:

@@ -13,10 +13,10 @@ from nnaudit.checks.gen.transfer_learning import (
     looks_photographic,
 )
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def ask(pictures: Tensor, model: type[nn.Module] | object = Stem) -> Result:

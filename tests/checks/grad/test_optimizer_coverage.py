@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.grad.optimizer_coverage import OptimizerCoverage
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status, Table
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 LOADED = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)).state_dict()
 

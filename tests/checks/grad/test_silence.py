@@ -27,10 +27,10 @@ from nnaudit.checks.loss.loss_direction import LossDirection
 from nnaudit.checks.loss.loss_reduction import LossReduction
 from nnaudit.checks.loss.output_range import OutputRange
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 CHECKS: tuple[type[Check], ...] = (
     LossReduction, LossDirection, OutputRange, GradientsReachAll, BatchIndependence, Causality,

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.init.dead_units import DeadUnits
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def audited(

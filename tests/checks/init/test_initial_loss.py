@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.init.initial_loss import InitialLoss
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Numbers, Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 DIM, CLASSES = 16, 10
 

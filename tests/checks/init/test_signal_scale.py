@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.init.signal_scale import SignalScale
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def audited(model: Callable[[], nn.Module], scale: float = 1.0) -> Result:

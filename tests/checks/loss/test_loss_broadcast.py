@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.loss.loss_broadcast import LossBroadcast
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 # torch warns of it too; who reads a log of ten thousand lines does not see it.
 pytestmark = pytest.mark.filterwarnings("ignore:Using a target size")

@@ -13,10 +13,10 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.data.class_balance import ClassBalance
 from nnaudit.checks.loss.loss_direction import LossDirection
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 CLASSES = X[:, :3].argmax(1)

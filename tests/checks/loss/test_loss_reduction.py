@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.loss.loss_reduction import LossReduction
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.mode.train_eval_mode import TrainEvalMode, mode_matters
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script import run_script
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def net() -> nn.Sequential:

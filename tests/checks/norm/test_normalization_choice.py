@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnaudit.checks.norm.normalization_choice import NormalizationChoice
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status, Table
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def vectors(rows: int = 512, batch: int = 32, **more: Any) -> DataLoader:

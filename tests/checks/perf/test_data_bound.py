@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from nnaudit.checks.perf import data_bound
 from nnaudit.checks.perf.data_bound import DataBound
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.data_wait import Waiting
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 class Slow(Dataset[Any]):

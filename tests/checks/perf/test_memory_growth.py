@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.perf.memory_growth import MemoryGrowth
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script.loop import run_script
 from nnaudit.probes.kept_graphs import COUNTS, SETTLING
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 
 def loader() -> DataLoader[Any]:

@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.perf.precision import Hardware, PrecisionChoice
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.precision import Precision
 from nnaudit.report import Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target
+from nnaudit.targets.target import Target
 
 MODERN, EXACT = (8, 0), True
 

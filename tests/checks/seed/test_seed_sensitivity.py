@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from nnaudit.checks.seed.seed_sensitivity import SeedSensitivity
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.seeding import Seeding
+from nnaudit.measure.seeding import Seeding
 from nnaudit.report import Location, Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target, load
+from nnaudit.targets.target import Target, load
 
 CPU = torch.device("cpu")
 

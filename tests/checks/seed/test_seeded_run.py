@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from nnaudit.checks.seed.seeded_run import Parting, SeededRun, parting_of
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.runs import Runs, SeededRuns
 from nnaudit.report import Result, Status
-from nnaudit.runner import run_check
-from nnaudit.targets import Target, load
+from nnaudit.targets.target import Target, load
 
 CPU = torch.device("cpu")
 

@@ -14,10 +14,11 @@ from torch.optim import lr_scheduler as schedulers
 
 from nnaudit.checks.step.learning_rate import LearningRate
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.training_run import Look, Moment, Training, TrainingRun
+from nnaudit.measure.eval_result import Look
+from nnaudit.probes.training_run import Moment, Training, TrainingRun
 from nnaudit.report import Curve, Result, Status
-from nnaudit.runner import run_check
 
 
 def sgd(lr: float, momentum: float = 0.9) -> Callable[[nn.Module], torch.optim.Optimizer]:

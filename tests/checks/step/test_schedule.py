@@ -18,11 +18,11 @@ from torch.optim import lr_scheduler as schedulers
 
 from nnaudit.checks.step.schedule import Schedule
 from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
 from nnaudit.probes import lr_plan
 from nnaudit.probes.lr_plan import is_unused, never_read
 from nnaudit.report import Curve, Location, Status
-from nnaudit.runner import run_check
 
 LONG = {"train_loader": digits(rows=3200, batch_size=8)}  # 400 batches in an epoch
 

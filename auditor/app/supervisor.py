@@ -1,0 +1,236 @@
+"""The parent's side: starts a child per target, listens, and outlives whatever happens to it.
+
+Must not import torch. A child that hangs, exits or is killed costs the check in progress; a new
+child goes on with the rest, and does not try again what killed the first.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from pydantic import ValidationError
+
+from nnaudit.engine.job import EVENT, PICTURES, Event, Job, Question, Started
+from nnaudit.engine.record import Record, RefusedError
+from nnaudit.report import Report, Result, Status, Text
+
+TAIL = 4000
+"""Characters of a dead child's output that its result shows."""
+
+LOADING = 120.0
+"""Seconds that importing torch and building the data may take at least, however short the timeout
+for a check is."""
+
+CHILDREN = 6
+"""Children started for one target before what remains is given up."""
+
+
+def audit(
+    job: Job,
+    *,
+    command: str = "",
+    on_event: Callable[[Event, Record], None] | None = None,
+) -> tuple[Report, Record]:
+    """Audit one target in child processes and return the report with what led to it.
+
+    Raises:
+        RefusedError: the target cannot be loaded, the settings name something unknown, ...
+    """
+    began = time.monotonic()
+    record = Record()
+    for _ in range(CHILDREN):
+        death = _run_child(
+            _next_job(job, record, time.monotonic() - began), record, on_event or _ignore
+        )
+        if record.finished:
+            break
+        _bury(job, record, death)
+    _give_up(record)
+    seconds = time.monotonic() - began
+    report = record.report(
+        job.path, job.settings, arguments=job.arguments, command=command, seconds=seconds
+    )
+    return report, record
+
+
+def inspect(job: Job) -> Started:
+    """Load one target in a child process, and return what was found without auditing it.
+
+    Raises:
+        RefusedError: the target cannot be loaded.
+    """
+    record = Record()
+    death = _run_child(job.model_copy(update={"remaining": (), "inspect": True}), record, _ignore)
+    if record.started is None:
+        _bury(job, record, death)
+    assert record.started is not None
+    return record.started
+
+
+def battery(job: Job) -> tuple[Question, ...]:
+    """Return the checks that the settings of ``job`` select, without loading a target.
+
+    Raises:
+        RefusedError: the settings name something unknown.
+    """
+    record = Record()
+    death = _run_child(job.model_copy(update={"battery": True}), record, _ignore)
+    if record.listed is None:
+        raise RefusedError(f"the process that lists the checks {death.how}", 3, death.output)
+    return record.listed
+
+
+def _ignore(event: Event, record: Record) -> None:
+    return None
+
+
+def _next_job(job: Job, record: Record, elapsed: float) -> Job:
+    if record.started is None:
+        return job
+    return job.model_copy(
+        update={"remaining": record.remaining(), "lethal": record.lethal, "elapsed": elapsed}
+    )
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a child ended before it had finished, as a phrase: "hung for 300 s", "called exit(3)"."""
+
+    how: str
+    output: str
+
+
+def _run_child(job: Job, record: Record, on_event: Callable[[Event, Record], None]) -> Death:
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    words = (str(writing), job.model_dump_json(), str(os.getpid()))
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "nnaudit.engine.worker", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+        os.close(writing)
+        try:
+            how = ""
+            with os.fdopen(reading, "rb", buffering=0) as pipe:
+                try:
+                    for line in _lines(pipe, lambda: _patience(job, record)):
+                        event = EVENT.validate_json(line)
+                        record.take(event)
+                        on_event(event, record)
+                except TimeoutError:
+                    how = f"hung for {_patience(job, record):g} s"
+                except ValidationError:
+                    how = "wrote to nnaudit's own pipe"
+        finally:
+            _end(child)
+            record.output += _read(output)
+        return Death(how or _manner(child.returncode), _read(output)[-TAIL:])
+
+
+def _patience(job: Job, record: Record) -> float:
+    """Return for how many seconds a child may be silent now."""
+    loading = not (record.asking or record.measuring)
+    return max(job.settings.check_timeout, LOADING) if loading else job.settings.check_timeout
+
+
+def _lines(pipe: IO[bytes], patience: Callable[[], float]) -> Iterator[bytes]:
+    """Yield complete lines as they come.
+
+    Raises:
+        TimeoutError: nothing came for as long as ``patience()`` said.
+    """
+    pending = b""
+    while True:
+        if not select.select([pipe], [], [], patience())[0]:
+            raise TimeoutError
+        data = os.read(pipe.fileno(), 1 << 16)
+        if not data:
+            return
+        *complete, pending = (pending + data).split(b"\n")
+        yield from complete
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and every process it started."""
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=0.5)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _read(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")
+
+
+def _manner(code: int) -> str:
+    if code >= 0:
+        return f"ended the process with exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    why = {
+        "SIGKILL": ", as the system does when memory runs out",
+        "SIGSEGV": ", a segmentation fault",
+    }
+    return f"was killed by {name}{why.get(name, '')}"
+
+
+def _bury(job: Job, record: Record, death: Death) -> None:
+    """Charge a child's death to what it was doing.
+
+    Raises:
+        RefusedError: it died before the target was loaded.
+    """
+    if record.started is None:
+        raise RefusedError(
+            f"{job.path}: your code {death.how} while it was being loaded", 4, death.output
+        )
+    stage = record.measuring[-1] if record.measuring else ""
+    doing = f"{record.asking}" if record.asking else "the audit"
+    reason = f"Your code {death.how} during {stage or doing}"
+    if stage:
+        record.lethal[stage] = reason
+    if record.asking:
+        question = next(q for q in record.started.questions if q.code == record.asking)
+        record.results[record.asking] = _crash(question, reason, death.output)
+    elif not stage:
+        record.lethal[PICTURES] = reason
+    record.asking, record.measuring = "", []
+
+
+def _crash(question: Question, reason: str, output: str) -> Result:
+    evidence = (Text(title="Its last output", text=output),) if output else ()
+    return Result(
+        code=question.code,
+        name=question.name,
+        family=question.family,
+        kind=question.kind,
+        question=question.question,
+        status=Status.ERROR,
+        message=f"{reason}.",
+        evidence=evidence,
+        crash="user",
+    )
+
+
+def _give_up(record: Record) -> None:
+    questions = record.started.questions if record.started else ()
+    for question in questions:
+        if question.code not in record.results:
+            reason = f"Not asked: the process died {CHILDREN} times"
+            record.results[question.code] = _crash(question, reason, "")

@@ -1,0 +1,1 @@
+"""The child process: owns torch, the device and the user's code, and asks the questions."""

@@ -1,0 +1,197 @@
+"""The record of an audit: events in, a report out. The same in and out of process.
+
+Must not import torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from nnaudit._version import __version__
+from nnaudit.engine.job import (
+    PLUGIN,
+    Answered,
+    Asking,
+    Crashed,
+    Event,
+    Finished,
+    Listed,
+    Measuring,
+    Pictured,
+    Question,
+    Refused,
+    Started,
+)
+from nnaudit.report import (
+    Environment,
+    Overview,
+    Part,
+    Report,
+    Result,
+    Status,
+    TargetInfo,
+    Tool,
+    totals_of,
+)
+from nnaudit.settings import Settings
+
+Located = TypeVar("Located", Part, Result)
+
+
+class RefusedError(Exception):
+    """The audit could not be done; ``exit_code`` is the one designed for the reason."""
+
+    def __init__(self, message: str, exit_code: int, detail: str = "") -> None:
+        self.exit_code = exit_code
+        self.detail = detail
+        super().__init__(message)
+
+
+@dataclass
+class Record:
+    """What children said so far, and where the present one is."""
+
+    started: Started | None = None
+    listed: tuple[Question, ...] | None = None
+    results: dict[str, Result] = field(default_factory=dict)
+    crashed: Crashed | None = None
+    overview: Overview = field(default_factory=Overview)
+    finished: bool = False
+    asking: str = ""
+    measuring: list[str] = field(default_factory=list)
+    lethal: dict[str, str] = field(default_factory=dict)
+    steps: int = 0
+    output: str = ""
+
+    def take(self, event: Event) -> None:
+        """Write ``event`` down.
+
+        Raises:
+            RefusedError: the child said that the audit cannot be done.
+        """
+        match event:
+            case Started():
+                self.started = self.started or event
+            case Listed():
+                self.listed = event.questions
+            case Asking(code=code):
+                self.asking = code
+            case Measuring(probe=probe, begins=True):
+                self.measuring.append(probe)
+            case Measuring():
+                self.measuring.pop()
+            case Answered(result=result):
+                # Plug-ins that could not be loaded share one code.
+                plugin = f"{result.code} {result.name}"
+                self.results[plugin if result.code == PLUGIN else result.code] = result
+                self.steps += result.steps
+                self.asking = ""
+            case Crashed():
+                self.crashed = self.crashed or event
+            case Pictured(overview=overview):
+                self.overview = overview
+            case Refused(message=message, exit_code=code, detail=detail):
+                raise RefusedError(message, code, detail)
+            case Finished(steps=steps):
+                # More than the results' own where a step was tried before the first question.
+                self.steps = max(self.steps, steps)
+                self.finished = True
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the target's author should know of the source."""
+        return self.started.remarks if self.started else ()
+
+    def remaining(self) -> tuple[str, ...]:
+        """Return the codes of the selected checks that have no result yet."""
+        questions = self.started.questions if self.started else ()
+        return tuple(q.code for q in questions if q.code not in self.results)
+
+    def report(
+        self,
+        path: str,
+        settings: Settings,
+        *,
+        arguments: tuple[str, ...] = (),
+        command: str = "",
+        seconds: float,
+    ) -> Report:
+        """Return what is known by now as a report.
+
+        ``arguments`` are the words the script was given, ``seconds`` is what the audit took.
+        """
+        started = self.started
+        target = _target(started.target) if started else TargetInfo(name=path, path=path)
+        results = _ordered(self.results, started.questions if started else ())
+        return Report(
+            tool=Tool(
+                version=__version__,
+                command=command or shlex.join(["nnaudit", path]),
+                seed=settings.seed,
+                preset=settings.preset,
+                budget=settings.budget,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            ),
+            environment=started.environment if started else Environment(),
+            target=target.model_copy(update={"arguments": arguments}),
+            results=results,
+            overview=self.overview,
+            totals=totals_of(results, steps=self.steps, seconds=seconds),
+        )
+
+
+def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tuple[Result, ...]:
+    """Return the results in battery order, each finding with the one that explains it.
+
+    That is a failed check of which it may be the consequence, or the first check that crashed in
+    the same way: a program that cannot take a step is broken once, not once for each check.
+    """
+    rank = {question.code: i for i, question in enumerate(questions)}
+    placed = sorted(results.values(), key=lambda result: rank.get(result.code, len(rank)))
+    explains = {question.code: question.consequence_of for question in questions}
+    failed = {
+        code
+        for code, result in results.items()
+        if result.status is Status.FAIL and not result.suppressed
+    }
+
+    crashed = {_crash(r): r.code for r in reversed(placed) if r.status is Status.ERROR}
+
+    def with_cause(result: Result) -> Result:
+        if result.status not in (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE):
+            return result
+        cause = next((c for c in explains.get(result.code, ()) if c in failed), "")
+        if result.status is Status.ERROR:
+            first = crashed[_crash(result)]
+            cause = cause or (first if first != result.code else "")
+        return result.model_copy(update={"cause": cause})
+
+    return tuple(_located(with_cause(result)) for result in placed)
+
+
+def _crash(result: Result) -> str:
+    """Return what crashed, without what was being done at the time."""
+    return result.message.partition(" while ")[0]
+
+
+def _nearby(path: str) -> str:
+    """Name a file in the current folder from there: a report is read on other machines, too."""
+    inside = path and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if inside else path
+
+
+def _located(model: Located) -> Located:
+    """Return a result, or a part of the target, with the file of its location named from here."""
+    if (location := model.location) is None:
+        return model
+    here = location.model_copy(update={"file": _nearby(location.file)})
+    return model.model_copy(update={"location": here})
+
+
+def _target(target: TargetInfo) -> TargetInfo:
+    parts = tuple(_located(part) for part in target.parts)
+    return target.model_copy(update={"path": _nearby(target.path), "parts": parts})

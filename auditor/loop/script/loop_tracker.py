@@ -1,0 +1,226 @@
+"""Which of a script's training loops is which, where it has several.
+
+Pre-training and training, a teacher and its student, a head and then the whole network, folds of
+a cross-validation: only one loop is audited, and its author should know which. Two loops are told
+apart by what is certain: they stand at different places of the script, or the second one trains
+with an optimizer that was made after the first had begun.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import FrameType
+
+from nnaudit.loop.script.variables import calling_frames, user_frames
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_LOOPS = (ast.For, ast.AsyncFor, ast.While)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the user's files a training takes place.
+
+    Attributes:
+        calls: file and line of every call on the way to the loop, and then of the loop statement,
+            the outermost one there is: its body may train at several lines, and in functions.
+        loops: the last of ``calls`` is a loop statement. A framework's loop is not the user's.
+    """
+
+    calls: tuple[tuple[str, int], ...] = ()
+    loops: bool = False
+
+
+def place() -> Place:
+    """Return where the calling thread is."""
+    calls = []
+    for frame in user_frames():
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        loop = _source(file).loops.get(line, 0)
+        calls.append((file, loop or line))
+        if loop:
+            return Place(tuple(calls), loops=True)
+    # No loop of the user's: a framework calls the user's functions, and who called it counts.
+    return Place(tuple((f.f_code.co_filename, f.f_lineno) for f in calling_frames()))
+
+
+@dataclass
+class Phases:
+    """Counts the training loops that a script comes to.
+
+    Attributes:
+        number: how many optimizers have stepped in so far, the one the script is in included.
+    """
+
+    number: int = 0
+    _stepped: bool = False
+    _place: Place = field(default_factory=Place)
+    _made: int = 0
+    _lines: set[tuple[str, int]] = field(default_factory=set)
+
+    def enter(self, at: Place, made: int) -> bool:
+        """Note that training may take place ``at``, ``made`` optimizers having been made by now.
+
+        Returns whether that would be another loop than the one before.
+        """
+        another = self._stepped and (at != self._place or made > self._made)
+        if another or not self._stepped:
+            self._stepped, self._place, self._made = False, at, made
+        return another
+
+    def step(self, made: int) -> None:
+        """Note that an optimizer steps."""
+        if not self._stepped:
+            self._stepped, self._made = True, made
+            self.number += 1
+
+    def remember(self) -> None:
+        """Note the lines that back-propagate for the first step of a loop that is passed by."""
+        if not self._stepped:
+            self._lines |= {(f.f_code.co_filename, f.f_lineno) for f in user_frames()}
+
+    def past(self, script: Path) -> set[int]:
+        """Return the lines of ``script`` that were at work in the loops passed by."""
+        return {line for file, line in self._lines if file == str(script)}
+
+    @property
+    def current(self) -> int:
+        """The number of the loop that the script is in, or is about to come to."""
+        return self.number if self._stepped else self.number + 1
+
+
+def elsewhere(
+    script: Path, at: Place, backwards: Collection[int], past: Collection[int] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Return what else the text of ``script`` trains by than the loop ``at``, where that runs.
+
+    By the name of what is called, the lines that call it: ``backward`` where it is part of no
+    function of the audited loop, and functions that lead to the loop and are called again.
+    ``backwards`` are the lines that back-propagated in the loop's first step, ``past`` those that
+    were at work in earlier loops.
+    """
+    source, frames = _source(str(script)), user_frames()
+    leading = [frame for frame in frames[: len(at.calls)] if _is_of(frame, script)]
+    below = {_function(frame) for frame in frames[len(at.calls) :] if _is_of(frame, script)}
+    below |= {call.function for call in source.calls if call.line in backwards}
+    # Whatever the functions do that the loop calls, they do as part of it: other branches, say.
+    below -= {_function(frame) for frame in leading}
+    loop = at.calls[-1] if at.loops else None
+    outside = [
+        call
+        for call in source.calls
+        if loop != (str(script), call.loop) and not any(map(call.spans, past))
+    ]
+    found = {
+        "backward": [
+            call
+            for call in outside
+            if call.name == "backward" and call.function not in below and call.line not in backwards
+        ]
+    }
+    for frame in leading:
+        names = _led_to(frames, frame)
+        for here in source.at(frame.f_lineno):
+            if here.name in names and (here.name != "train" or not here.owner):
+                found[here.name] = [
+                    call
+                    for call in outside
+                    if (call.name, bool(call.owner)) == (here.name, bool(here.owner))
+                    and (here.name not in _FITS or call.trains_like(here))
+                    and not call.spans(frame.f_lineno)
+                ]
+    return {
+        name: tuple(sorted({call.line for call in calls})) for name, calls in found.items() if calls
+    }
+
+
+_FITS = frozenset({"fit", "fit_one_cycle"})
+"""Methods of frameworks that train; ``train`` and ``run`` are too often something else."""
+
+
+def _led_to(frames: list[FrameType], frame: FrameType) -> frozenset[str]:
+    """Return the names under which ``frame`` may have called what trains."""
+    inner = frames[frames.index(frame) + 1 :]
+    return _FITS | {inner[0].f_code.co_name} if inner else _FITS
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call in a source: of what, where, in which function and loop; by their first lines.
+
+    ``owner`` is the text before the dot; empty for a name that is called by itself.
+    """
+
+    name: str
+    owner: str
+    line: int
+    end: int
+    function: int
+    loop: int
+
+    def trains_like(self, other: _Call) -> bool:
+        """Whether a ``fit`` is another network's, and not a scaler's or a tree's."""
+        owner = self.owner.lower()
+        return self.owner == other.owner or "train" in owner or "learn" in owner
+
+    def spans(self, line: int) -> bool:
+        """Whether ``line`` is one of the call's."""
+        return self.line <= line <= self.end
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is to be known of a file: by line, its outermost loop within its function; its calls."""
+
+    loops: dict[int, int]
+    calls: tuple[_Call, ...]
+
+    def at(self, line: int) -> list[_Call]:
+        """Return the calls that ``line`` is in."""
+        return [call for call in self.calls if call.spans(line)]
+
+
+@cache
+def _source(file: str) -> _Source:
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return _Source({}, ())
+    loops: dict[int, int] = {}
+    calls: list[_Call] = []
+    for node, function, loop in _walk(tree, 0, 0):
+        if isinstance(node, ast.stmt):
+            loops.update(dict.fromkeys(range(node.lineno, (node.end_lineno or 0) + 1), loop))
+        elif isinstance(node, ast.Call):
+            name, owner = getattr(node.func, "id", ""), ""
+            if isinstance(node.func, ast.Attribute):
+                name, owner = node.func.attr, ast.unparse(node.func.value)
+            calls.append(_Call(name, owner, node.lineno, node.end_lineno or 0, function, loop))
+    return _Source(loops, tuple(calls))
+
+
+def _walk(node: ast.AST, function: int, loop: int) -> Iterator[tuple[ast.AST, int, int]]:
+    """Yield every node below ``node``, outer ones first, with its function and outermost loop."""
+    for child in ast.iter_child_nodes(node):
+        within, around = function, loop
+        if isinstance(child, _FUNCTIONS):
+            decorators = getattr(child, "decorator_list", ())
+            within, around = min([child.lineno, *(d.lineno for d in decorators)]), 0
+        elif isinstance(child, _LOOPS):
+            around = loop or child.lineno
+        yield child, within, around
+        yield from _walk(child, within, around)
+
+
+def _function(frame: FrameType) -> int:
+    """Return the first line of the function that ``frame`` runs; 0 for the file itself."""
+    code = frame.f_code
+    return 0 if code.co_name == "<module>" else code.co_firstlineno
+
+
+def _is_of(frame: FrameType, script: Path) -> bool:
+    return frame.f_code.co_filename == str(script)

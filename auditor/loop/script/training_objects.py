@@ -1,0 +1,481 @@
+"""Who is who in a script: told by what it made, and did until its first optimizer step."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import RandomSampler, SequentialSampler
+
+from nnaudit.loop.observer import LossCall
+from nnaudit.loop.script.channel import Call
+from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recipe
+from nnaudit.loop.script.origins import Register
+from nnaudit.loop.script.variables import user_frames
+from nnaudit.report import Location
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import own_loss
+
+KINDS = ("module", "optimizer", "scheduler", "scaler", "loader")
+
+_ROOM = 64 * 2**20
+"""Bytes of tensors that a script's own helper may hold and still be restored along."""
+
+
+class Registers:
+    """Everything a script made, by kind."""
+
+    def __init__(self) -> None:
+        self.of = {kind: Register() for kind in KINDS}
+
+    def place(self, thing: Any) -> Location | None:
+        """Return where ``thing`` was made."""
+        return next((p for r in self.of.values() if (p := r.place(thing)) is not None), None)
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Return the modules that are part of no other."""
+        alive: list[nn.Module] = [m for m in self.of["module"].alive() if _is_built(m)]
+        inner = {id(child) for module in alive for child in _descendants(module)}
+        return tuple(module for module in alive if id(module) not in inner)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing has been made yet but losses: the script is still setting things up."""
+        made = any(len(register) for kind, register in self.of.items() if kind != "module")
+        modules = (m for m in self.of["module"].alive() if _is_built(m))
+        return not made and not any(p is not None for m in modules for p in m._parameters.values())
+
+
+def _is_built(module: nn.Module) -> bool:
+    return "_modules" in vars(module)
+
+
+def _descendants(module: nn.Module) -> Iterable[nn.Module]:
+    todo = list(module._modules.values())
+    seen = set()
+    while todo:
+        child = todo.pop()
+        if child is not None and id(child) not in seen and child is not module:
+            seen.add(id(child))
+            yield child
+            todo += child._modules.values() if _is_built(child) else ()
+
+
+@dataclass
+class Propagated:
+    """One backward pass: its root's value, before a gradient scaler, and the user's line."""
+
+    value: Tensor
+    location: Location | None
+
+
+@dataclass
+class Diary:
+    """What happened between a batch request and the optimizer step that came of it.
+
+    ``used`` of what was ``propagated`` has gone into a step; the rest may yet be set to zero.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    counts: dict[int, int] = field(default_factory=dict)
+    propagated: list[Propagated] = field(default_factory=list)
+    used: int = 0
+    backwards: int = 0
+    loss_calls: list[LossCall] = field(default_factory=list)
+    stepped: list[Optimizer] = field(default_factory=list)
+    recent: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=8))
+    asked: list[int] = field(default_factory=list)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network inside ``torch.compile``'s, DataParallel's and accelerate's wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = getattr(module, "module", None)
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+@dataclass
+class Cast:
+    """The parts that a script's objects play.
+
+    Attributes:
+        model: the network under audit; ``models`` are all outermost modules, ``model`` first.
+        optimizer: the one that holds the most of ``model``.
+        entry, exit: the first and the last call of ``model`` (or of a part of it) in the step;
+            the same one where the script calls ``model`` itself.
+        main_loss: the loss call that was back-propagated; None where there is none such.
+        divisor: by how much the loss was divided before it was back-propagated.
+        per_step: batches that one optimizer step takes.
+        lag: how many batches the script looks ahead.
+        recipe, loss: how a batch becomes the model's arguments and the loss; None where unknown.
+        backward_at: the user's line that calls backward(); None where a framework does.
+        propagates: backward() was called.
+    """
+
+    model: nn.Module
+    models: tuple[nn.Module, ...]
+    optimizer: Optimizer
+    optimizers: tuple[Optimizer, ...]
+    schedulers: tuple[Any, ...]
+    scalers: tuple[Any, ...]
+    helpers: tuple[Any, ...]
+    entry: Call | None
+    exit: Call | None
+    main_loss: LossCall | None
+    divisor: int
+    per_step: int
+    lag: int
+    batch: Any
+    recipe: Recipe | None
+    loss: LossRule | None
+    backward_at: Location | None
+    propagates: bool
+    loss_value: float
+
+
+def cast(
+    registers: Registers,
+    diary: Diary,
+    loader: int,
+    *,
+    free: bool,
+    past: Collection[Optimizer] = (),
+) -> Cast:
+    """Settle who is who.
+
+    ``loader`` is the number of the training loader's iterator; ``free`` says that the script draws
+    its batches without one; ``past`` are optimizers of an earlier training, which are left out with
+    their schedulers unless they have stepped in this one.
+
+    Raises:
+        LookupError: no network was called before the optimizer's step.
+    """
+    owned = [{id(p) for g in o.param_groups for p in g["params"]} for o in _unique(diary.stepped)]
+    roots = registers.modules()
+    model, calls = _main_model(diary.calls, roots, max(owned, key=len))
+    mine = {id(p) for p in model.parameters()}
+    optimizer = max(
+        _unique(diary.stepped),
+        key=lambda o: sum(p.numel() for g in o.param_groups for p in g["params"] if id(p) in mine),
+    )
+    requests = max(diary.asked.count(loader), 1)
+    entry, leave = _ends(calls, diary, requests)
+    main, divisor, own, value = _main_loss(diary, leave, requests)
+    lag, batch = _used(entry, loader)
+    if free:
+        lag, batch = 0, (_virtual(entry, main) if entry is not None else None)
+    whole = entry is not None and entry is leave
+    how = None
+    if whole and batch is not None and entry is not None:
+        how = recipe(entry.args, entry.kwargs, batch, fix=free)
+    rule = None
+    if whole and leave is not None and batch is not None:
+        rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
+    schedulers = registers.of["scheduler"].alive()
+    over = [o for o in past if o not in diary.stepped]
+    present = [o for o in registers.of["optimizer"].alive() if o not in over]
+    inside = {id(m) for m in model.modules()}
+    others = tuple(m for r in roots if id(m := unwrapped(r)) not in inside)
+    return Cast(
+        model=model,
+        models=(model, *others),
+        optimizer=optimizer,
+        optimizers=_unique([optimizer, *present, *diary.stepped]),
+        schedulers=tuple(
+            each for each in schedulers if getattr(each, "optimizer", None) not in over
+        ),
+        scalers=tuple(registers.of["scaler"].alive()),
+        helpers=helpers(),
+        entry=entry,
+        exit=leave,
+        main_loss=main,
+        divisor=divisor,
+        per_step=max(requests - lag, 1),
+        lag=lag,
+        batch=batch,
+        recipe=how,
+        loss=rule,
+        backward_at=diary.propagated[0].location if diary.propagated else None,
+        propagates=bool(diary.propagated),
+        loss_value=value,
+    )
+
+
+def _unique(things: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple({id(thing): thing for thing in things}.values())
+
+
+class Ensemble(nn.Module):
+    """The networks that a script calls one by one, as one: for its parts, not to be called."""
+
+
+def _main_model(
+    calls: list[Call], roots: tuple[nn.Module, ...], owned: set[int]
+) -> tuple[nn.Module, list[Call]]:
+    """The module that holds what the main optimizer trains, and its calls.
+
+    Where a script calls the parts of a network one by one, the network is the module that holds
+    them all, and the calls are those of the parts.
+    """
+
+    def weight(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if id(p) in owned)
+
+    if not any(weight(call.module) for call in calls):
+        # An optimizer of copies, or of a network that has been replaced: which is to be found.
+        owned = {id(p) for call in calls for p in call.module.parameters() if p.requires_grad}
+    called = [call for call in calls if weight(call.module)]
+    if not called:
+        raise LookupError
+    best = max(called, key=lambda call: weight(call.module)).module
+    parts = _unique(call.module for call in called)
+    if len(parts) == 1 or weight(best) == sum(
+        p.numel() for p in _parameters(parts) if id(p) in owned
+    ):
+        return unwrapped(best), [call for call in called if call.module is best]
+    for root in roots:
+        inside = {id(m) for m in root.modules()}
+        if all(id(part) in inside for part in parts):
+            return unwrapped(root), called
+    whole = Ensemble()
+    names = _names()
+    for i, part in enumerate(parts):
+        name = names.get(id(part), f"{type(part).__name__.lower()}{i}")
+        whole.add_module(name if name not in whole._modules else f"{name}{i}", unwrapped(part))
+    return whole, called
+
+
+def _parameters(modules: Iterable[nn.Module]) -> tuple[Tensor, ...]:
+    return _unique(p for module in modules for p in module.parameters())
+
+
+def settle_rates(optimizers: Iterable[Optimizer], seen: dict[int, list[list[float]]]) -> bool:
+    """Write the highest rate of a schedule that the script makes by hand where torch's would be.
+
+    Schedulers keep what an optimizer was made with in the group's ``initial_lr``; a script that
+    assigns ``group["lr"]`` before every step does not, and a warm-up's first rate says nothing.
+    ``seen`` are the rates of the groups when an optimizer was made, before the loop, and at its
+    first steps. Returns whether a rate rises from step to step, and above what the optimizer was
+    made with: then its height is not known.
+    """
+    rises = False
+    for optimizer in optimizers:
+        rates = seen.get(id(optimizer), [])
+        for i, group in enumerate(optimizer.param_groups):
+            made, *later = [each[i] for each in rates if i < len(each)] or [0.0]
+            if "initial_lr" not in group and len(set(later)) > 1:
+                group["initial_lr"] = max(made, *later)
+                rises |= later[-1] > max(made, later[0])
+    return rises
+
+
+def _names() -> dict[int, str]:
+    """The names of the script's variables by the id of what they hold."""
+    names: dict[int, str] = {}
+    for frame in user_frames():
+        for name, value in {**frame.f_globals, **frame.f_locals}.items():
+            if isinstance(value, nn.Module) and name.isidentifier():
+                names.setdefault(id(value), name)
+    return names
+
+
+def _ends(calls: list[Call], diary: Diary, requests: int) -> tuple[Call | None, Call | None]:
+    """The first and the last of the ``calls`` that make one forward pass."""
+    if not calls:
+        return None, None
+    if len({id(call.module) for call in calls}) > 1:
+        return calls[0], _compared(calls, diary.loss_calls) or calls[-1]
+    # Called as often as there were batches or backward passes: once for each.
+    count = diary.counts.get(id(calls[0].module), 1)
+    once = count <= max(requests, diary.backwards)
+    return (calls[0], calls[0]) if once else (calls[0], calls[-1])
+
+
+def _compared(calls: list[Call], losses: list[LossCall]) -> Call | None:
+    """The call whose output goes into a loss function."""
+    for loss in losses:
+        prediction = loss.arguments.get("input")
+        for call in reversed(calls):
+            if isinstance(prediction, Tensor) and find(prediction, call.output) is not None:
+                return call
+    return None
+
+
+def _main_loss(
+    diary: Diary, leave: Call | None, requests: int
+) -> tuple[LossCall | None, int, bool, float]:
+    """The loss call that was back-propagated, its divisor, whether the model made it, its value."""
+    if not diary.propagated:
+        return None, 1, False, float("nan")
+    first = diary.propagated[0]
+    value = float(first.value)
+    divisors = sorted({1, len(diary.propagated), requests})
+    own = own_loss(leave.output) if leave is not None and leave.output is not None else None
+    if own is not None and own.numel() == 1:
+        for divisor in divisors:
+            if _close(float(own), value * divisor):
+                return None, divisor, True, value
+    for call in diary.loss_calls:
+        if call.value is not None and call.value.numel() == 1:
+            for divisor in divisors:
+                if _close(float(call.value), value * divisor):
+                    return call, divisor, False, value
+    return None, 1, False, value
+
+
+def _close(left: float, right: float) -> bool:
+    return abs(left - right) <= 1e-4 * max(abs(left), abs(right), 1e-8)
+
+
+def _used(entry: Call | None, loader: int) -> tuple[int, Any]:
+    """How far the script looks ahead, and the batch that reached the model in ``entry``."""
+    recent = [batch for key, batch in entry.recent if key == loader] if entry is not None else []
+    if entry is None or not recent:
+        return 0, None
+    for lag, batch in enumerate(recent):
+        if any(find(t, batch) is not None for _, t in batches.tensors((entry.args, entry.kwargs))):
+            return lag, batch
+    return 0, recent[0]
+
+
+def _virtual(entry: Call, main: LossCall | None) -> Any:
+    """Make a batch of what reached the model and the loss in a script without a loader."""
+    target = main.arguments.get("target") if main is not None else None
+    inputs = [value for value in entry.args if isinstance(value, Tensor)]
+    first = next((t for _, t in batches.tensors((entry.args, entry.kwargs))), None)
+    if isinstance(target, Tensor):
+        if any(find(target, value) is not None for value in (inputs, entry.kwargs)):
+            target = None
+        elif first is not None and target.numel() == first.numel() and target.ndim < first.ndim:
+            target = target.reshape(first.shape)
+    if not entry.kwargs:
+        return (*inputs, target) if target is not None else tuple(inputs)
+    named = {f"input{i}": value for i, value in enumerate(inputs)}
+    named.update({k: v for k, v in entry.kwargs.items() if isinstance(v, Tensor)})
+    return {**named, "target": target} if target is not None else named
+
+
+def helpers() -> tuple[Any, ...]:
+    """Return objects in the script's variables that hold tensors beside its networks: averages."""
+    found: dict[int, Any] = {}
+    for frame in user_frames():
+        variables = frame.f_globals if frame.f_code.co_name == "<module>" else frame.f_locals
+        for name, value in list(variables.items()):
+            if not name.startswith("__") and _is_helper(value):
+                found[id(value)] = value
+    return tuple(found.values())
+
+
+def _is_helper(value: Any) -> bool:
+    from torch.utils.data import DataLoader, Dataset, Sampler
+
+    known = (nn.Module, Optimizer, DataLoader, Dataset, Sampler, Tensor, type)
+    if isinstance(value, known) or (callable(value) and not hasattr(value, "__dict__")):
+        return False
+    if type(value) in (dict, list):
+        return 0 < _room(value) <= _ROOM
+    module = type(value).__module__
+    if module.partition(".")[0] in ("builtins", "torch", "numpy") or not hasattr(value, "__dict__"):
+        return False
+    return 0 < _room(vars(value)) <= _ROOM
+
+
+def _room(value: Any) -> int:
+    if not isinstance(value, (dict, list)) or len(value) > 10_000:
+        return 0
+    inner = value.values() if isinstance(value, dict) else value
+    total = 0
+    for item in inner:
+        if isinstance(item, Tensor):
+            total += item.numel() * item.element_size()
+        elif isinstance(item, (dict, list)) and len(item) <= 10_000:
+            leaves = item.values() if isinstance(item, dict) else item
+            total += sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))
+    return total
+
+
+VALIDATION = (
+    ("val", "valid", "validation"), ("dev",), ("eval", "evaluation"), ("test",),
+    ("holdout", "heldout"),
+)  # fmt: skip
+"""Words in the names that scripts give to their validation loader, the best first."""
+
+_TRAINING = ("train", "training")
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_LOADERS = re.compile(r"(data)?(loaders?|sets?|iter|batch(es)?|dl|ds|gen|generator)$")
+
+
+def words(name: str) -> set[str]:
+    """Return the words of a name in snake or camel case, in lower case.
+
+    What is written together with a word for a loader counts by itself: ``testloader``.
+    """
+    found = {word.lower() for word in _WORD.findall(name)}
+    return found | {_LOADERS.sub("", word) for word in found}
+
+
+def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> Any:
+    """Return the loader that the script validates with, as far as one can tell; or None.
+
+    By the name of its variable, attribute or entry; else one that was iterated over without
+    training, unless it reads the training rows: these are looked at for the training's own
+    accuracy.
+    """
+    others = [loader for loader in registers.of["loader"].alive() if loader is not train]
+    names: dict[int, set[str]] = {}
+    variables = [(n, v) for f in user_frames() for n, v in {**f.f_globals, **f.f_locals}.items()]
+    attributes = [pair for _, value in variables for pair in _held_by(value)]
+    for name, value in (*variables, *attributes):
+        names.setdefault(id(value), words(name))
+
+    def called(loader: Any, meant: Iterable[str]) -> bool:
+        return not names.get(id(loader), set()).isdisjoint(meant)
+
+    untrained = [loader for loader in others if not called(loader, _TRAINING)]
+    for meant in VALIDATION:
+        for loader in untrained:
+            if called(loader, meant):
+                return loader
+    evaluated = [e for e in seen if e is not train and not called(e, _TRAINING)]
+    return next((e for e in evaluated if not _same_rows(e, train)), None)
+
+
+def _held_by(value: Any) -> list[tuple[str, Any]]:
+    """Return what a dictionary, or an object of a class of the script's own, holds by name."""
+    own = type(value).__module__ == "__main__"
+    held = value if type(value) is dict else getattr(value, "__dict__", None) if own else None
+    if not isinstance(held, dict) or len(held) > _MANY:
+        return []
+    return [(name, each) for name, each in list(held.items()) if isinstance(name, str)]
+
+
+_MANY = 200
+"""Entries beyond which a dictionary is data: a vocabulary, an index."""
+
+
+def _same_rows(loader: Any, train: Any) -> bool:
+    """Whether both read all of one data set: with samplers they may share it out."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or dataset is not getattr(train, "dataset", None):
+        return False
+    plain = (SequentialSampler, RandomSampler)
+    return all(type(getattr(each, "sampler", None)) in plain for each in (loader, train))
+
+
+def autocast_state() -> tuple[tuple[str, bool, Any], ...]:
+    """Return what the calling thread is casting to, by kind of device."""
+    return tuple(
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+    )

@@ -1,0 +1,95 @@
+"""What can be said of how an audit is to be done; where it is said is :mod:`nnaudit.config`.
+
+Must not import torch: the command line reads settings before it starts anything.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds(value: Any) -> Any:
+    """Return a duration such as ``60``, ``"90s"``, ``"2m"`` or ``"1.5h"`` in seconds.
+
+    Raises:
+        ValueError: it is none of these, or not positive.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", str(value))
+    if not match:
+        raise ValueError(f"{value!r} is not a duration: write 60s, 2m or 1h")
+    duration = float(match[1]) * _UNITS[match[2] or ""]
+    if duration <= 0:
+        raise ValueError("a duration must be longer than zero")
+    return duration
+
+
+def words(value: Any) -> Any:
+    """Return a comma-separated string as a tuple of its words; other values as they are."""
+    if isinstance(value, str):
+        return tuple(word for word in re.split(r"[,\s]+", value) if word)
+    return value
+
+
+def device_name(value: Any) -> Any:
+    """Return the name of a device.
+
+    Raises:
+        ValueError: it is none that torch has.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", str(value)):
+        raise ValueError("a device is auto, cpu, cuda, cuda:1, mps or xpu")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(seconds)]
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(words)]
+
+
+class Settings(BaseModel):
+    """How an audit is to be done.
+
+    Attributes:
+        targets: what to audit when the command line names nothing, relative to the file's folder;
+            a script's own words follow a ``--``, as in ``train.py -- --epochs 1``.
+        select: ask only these: codes, families or names of checks.
+        ignore: do not ask these.
+        extend_select: ask these too, whatever the preset leaves out.
+        preset: ``quick`` leaves out the checks that train, ``full`` asks all.
+        budget: seconds for one target, or ``60s``, ``2m``, ``1h``; no limit when not set.
+        check_timeout: seconds after which a check is taken to hang and its process is ended.
+        seed: what every random choice derives from.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ``xpu``.
+        loop: which of a script's training loops to audit, where it has several: 1 for the first,
+            2 for the one after. Those before it run to their end, each time that the script is
+            started; where that takes long, ``check_timeout`` must allow for it. When not set, the
+            first; in a script that speaks of loaders the first that has one.
+        fail_on: the mildest finding that makes the exit code 1: ``fail`` or ``warn``.
+        thresholds: by check code, options of the check.
+        per_module_ignores: by pattern of module names, the checks whose findings about these
+            modules are suppressed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: Words = ()
+    select: Words = ()
+    ignore: Words = ()
+    extend_select: Words = ()
+    preset: Literal["quick", "full"] = "full"
+    budget: Duration | None = None
+    check_timeout: Duration = 300.0
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: Annotated[str, BeforeValidator(device_name)] = "auto"
+    loop: int | None = Field(default=None, ge=1)
+    fail_on: Literal["fail", "warn"] = "fail"
+    thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    per_module_ignores: dict[str, Words] = Field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Everything an audit may disturb, and how it is put back."""

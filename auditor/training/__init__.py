@@ -1,0 +1,1 @@
+"""Fitting on fixed rows, what a loss can reach, and what a network is made of."""
