@@ -89,7 +89,7 @@ def audit_loop(loop: Loop, settings: Settings) -> Report:
     """
     began, record = time.perf_counter(), Record()
     with preserved(loop.subjects):
-        engine.conduct(loop, settings, record.take)
+        engine.run_audit(loop, settings, record.take)
     for remark in record.remarks:
         warnings.warn(remark, stacklevel=2)
     return record.report(loop.name, settings, seconds=time.perf_counter() - began)

@@ -24,7 +24,7 @@ class UndeclaredProbeError(RuntimeError):
     """A check or probe asked for a probe that its ``probes`` does not name."""
 
 
-class LethalError(NnauditError):
+class KnownFatalError(NnauditError):
     """A measurement that killed the process when it was tried before, and is not tried again."""
 
     exit_code = 4
@@ -75,7 +75,7 @@ class Audit:
         seed: int = 0,
         budget: float | None = None,
         options: Mapping[str, Mapping[str, float]] | None = None,
-        lethal: Mapping[str, str] | None = None,
+        known_fatal: Mapping[str, str] | None = None,
         on_measure: Callable[[str, bool], None] = lambda probe, begins: None,
     ) -> None:
         self.loop = loop
@@ -84,7 +84,7 @@ class Audit:
         self.options = dict(options or {})
         self.broken: set[str] = set()
         self._start: tuple[tuple[int, ...], Snapshot] | None = None
-        self._lethal = dict(lethal or {})
+        self._lethal = dict(known_fatal or {})
         self._on_measure = on_measure
         self._measured: dict[type[Probe[Any]], Any] = {}
         self._failed: dict[type[Probe[Any]], tuple[Exception, TracebackType | None]] = {}
@@ -148,7 +148,7 @@ class Audit:
             LethalError: the first training step did.
         """
         if FIRST_STEP in self._lethal:
-            raise LethalError(self._lethal[FIRST_STEP])
+            raise KnownFatalError(self._lethal[FIRST_STEP])
 
     @contextmanager
     def measuring(self, name: str) -> Iterator[None]:
@@ -158,7 +158,7 @@ class Audit:
             LethalError: it killed the process before.
         """
         if name in self._lethal:
-            raise LethalError(self._lethal[name])
+            raise KnownFatalError(self._lethal[name])
         self._on_measure(name, True)
         try:
             yield

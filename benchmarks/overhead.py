@@ -75,7 +75,7 @@ def _timed(step: object) -> float:
 def _bare_step(loop: DirectLoop, batch: object) -> None:
     (optimizer,) = loop.optimizers
     optimizer.zero_grad(set_to_none=True)
-    fed = loop.feed(batch)
+    fed = loop.split_batch(batch)
     loss = loop.loss(loop.model(*fed.args, **fed.kwargs), fed.target)
     loss.backward()
     optimizer.step()

@@ -307,7 +307,7 @@ def _crash_sentence(record: Record) -> str:
         where = record.crashed.location
         place = f"{where.file}:{where.line}: " if where else ""
         return f"{place}your code raised {record.crashed.message}"
-    return record.lethal.get(FIRST_STEP, "")
+    return record.known_fatal.get(FIRST_STEP, "")
 
 
 def _nothing_answered(report: Report) -> bool:

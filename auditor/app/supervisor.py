@@ -54,7 +54,7 @@ def audit(
         )
         if record.finished:
             break
-        _bury(job, record, death)
+        _record_crash(job, record, death)
     _give_up(record)
     seconds = time.monotonic() - began
     report = record.report(
@@ -72,7 +72,7 @@ def inspect(job: Job) -> Started:
     record = Record()
     death = _run_child(job.model_copy(update={"remaining": (), "inspect": True}), record, _ignore)
     if record.started is None:
-        _bury(job, record, death)
+        _record_crash(job, record, death)
     assert record.started is not None
     return record.started
 
@@ -98,7 +98,7 @@ def _next_job(job: Job, record: Record, elapsed: float) -> Job:
     if record.started is None:
         return job
     return job.model_copy(
-        update={"remaining": record.remaining(), "lethal": record.lethal, "elapsed": elapsed}
+        update={"remaining": record.remaining(), "lethal": record.known_fatal, "elapsed": elapsed}
     )
 
 
@@ -190,7 +190,7 @@ def _manner(code: int) -> str:
     return f"was killed by {name}{why.get(name, '')}"
 
 
-def _bury(job: Job, record: Record, death: Death) -> None:
+def _record_crash(job: Job, record: Record, death: Death) -> None:
     """Charge a child's death to what it was doing.
 
     Raises:
@@ -204,12 +204,12 @@ def _bury(job: Job, record: Record, death: Death) -> None:
     doing = f"{record.asking}" if record.asking else "the audit"
     reason = f"Your code {death.how} during {stage or doing}"
     if stage:
-        record.lethal[stage] = reason
+        record.known_fatal[stage] = reason
     if record.asking:
         question = next(q for q in record.started.questions if q.code == record.asking)
         record.results[record.asking] = _crash(question, reason, death.output)
     elif not stage:
-        record.lethal[PICTURES] = reason
+        record.known_fatal[PICTURES] = reason
     record.asking, record.measuring = "", []
 
 

@@ -37,7 +37,7 @@ class Job(Model):
     settings: Settings
     threads: int | None = None
     remaining: tuple[str, ...] | None = None
-    lethal: dict[str, str] = Field(default_factory=dict)
+    known_fatal: dict[str, str] = Field(default_factory=dict)
     elapsed: float = 0.0
     inspect: bool = False
     battery: bool = False

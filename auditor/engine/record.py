@@ -63,7 +63,7 @@ class Record:
     finished: bool = False
     asking: str = ""
     measuring: list[str] = field(default_factory=list)
-    lethal: dict[str, str] = field(default_factory=dict)
+    known_fatal: dict[str, str] = field(default_factory=dict)
     steps: int = 0
     output: str = ""
 

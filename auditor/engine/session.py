@@ -134,13 +134,13 @@ def _said_of(setting: str) -> Iterator[None]:
         raise UsageError(f"{setting}: {error}") from None
 
 
-def conduct(
+def run_audit(
     loop: Loop,
     settings: Settings,
     emit: Callable[[Event], None],
     *,
     remaining: tuple[str, ...] | None = None,
-    lethal: dict[str, str] | None = None,
+    known_fatal: dict[str, str] | None = None,
     elapsed: float = 0.0,
 ) -> None:
     """Audit ``loop`` and emit everything that happens.
@@ -148,7 +148,7 @@ def conduct(
     Raises:
         NnauditError: the audit cannot be done.
     """
-    lethal = lethal or {}
+    known_fatal = known_fatal or {}
     registry = Registry.load()
     battery = selected(registry, settings)
     opening = started(loop, battery)
@@ -159,22 +159,22 @@ def conduct(
         seed=settings.seed,
         budget=budget,
         options={registry.find(name).code: o for name, o in settings.thresholds.items()},
-        lethal=lethal,
+        known_fatal=known_fatal,
         on_measure=lambda probe, begins: emit(Measuring(probe=probe, begins=begins)),
     )
     if remaining is None:
         for result in plugin_errors(registry.broken):
             emit(Answered(result=result))
-    _try_first_step(audit, emit, lethal)
+    _try_first_step(audit, emit, known_fatal)
     asked = [check for check in battery if remaining is None or check.code in remaining]
     for result in run_checks(asked, audit, on_start=lambda c: emit(Asking(code=c.code))):
         judged = suppression.applied(result, settings.per_module_ignores, _places(loop, result))
         emit(Answered(result=judged))
         if judged.kind is Kind.EXACT and judged.status is Status.FAIL and not judged.suppressed:
             audit.broken.add(judged.code)
-    if PICTURES not in lethal:
+    if PICTURES not in known_fatal:
         with audit.measuring(PICTURES), audit.isolated():
-            train = FIRST_STEP not in lethal and audit.clock.remaining > _PICTURE_SECONDS
+            train = FIRST_STEP not in known_fatal and audit.clock.remaining > _PICTURE_SECONDS
             emit(Pictured(overview=_pictures(loop, train=train)))
     emit(Finished(steps=loop.steps_taken))
 
@@ -251,10 +251,12 @@ def _remarks(target: TargetInfo, registry: Registry) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _try_first_step(audit: Audit, emit: Callable[[Event], None], lethal: dict[str, str]) -> None:
+def _try_first_step(
+    audit: Audit, emit: Callable[[Event], None], known_fatal: dict[str, str]
+) -> None:
     """Take one step, so that a program that cannot be trained is told so once, in one sentence."""
     loop = audit.loop
-    if FIRST_STEP in lethal or loop.lacks(Needs.STEPS):
+    if FIRST_STEP in known_fatal or loop.lacks(Needs.STEPS):
         return
     try:
         with audit.measuring(FIRST_STEP), audit.isolated():

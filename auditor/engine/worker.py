@@ -78,12 +78,12 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
         if job.inspect:
             emit(engine.started(loop, ()))
             return
-        engine.conduct(
+        engine.run_audit(
             loop,
             settings,
             emit,
             remaining=job.remaining,
-            lethal=job.lethal,
+            known_fatal=job.known_fatal,
             elapsed=job.elapsed,
         )
 

@@ -22,7 +22,7 @@ from nnaudit.loop.observer import LossCall, Observation
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state.snapshot import Subjects
 from nnaudit.targets.metrics import Metric
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 
 REPEATED = "nnaudit_runs_it_again"
 """A local variable, true in the frame that runs the user's code once more only to go on with it:
@@ -136,14 +136,14 @@ class Loop(ABC):
         """Yield the validation loader's batches as it makes them."""
 
     @abstractmethod
-    def feed(self, batch: Any) -> Fed:
+    def split_batch(self, batch: Any) -> ModelInputs:
         """Take ``batch`` apart: what the model is called with, and the target. Stays on its device.
 
         Raises:
             UserCodeError: the model cannot be called with this batch.
         """
 
-    def called_with(self, batch: Any) -> Fed:
+    def called_with(self, batch: Any) -> ModelInputs:
         """Return what the training really calls the model with for ``batch``, and the target.
 
         :meth:`feed` takes a batch apart; the user's own step may do more with it on the way.
@@ -151,7 +151,7 @@ class Loop(ABC):
         Raises:
             UserCodeError: that could not be found out.
         """
-        return self.feed(batch)
+        return self.split_batch(batch)
 
     def prepare(self, batch: Any) -> None:
         """Get ready for a step on ``batch``, by steps that are undone where it takes some."""

@@ -26,9 +26,9 @@ from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import metrics_of
 from nnaudit.targets.model_inputs import (
-    Convention,
+    BatchFormat,
     DefaultLoss,
-    Fed,
+    ModelInputs,
     convention_for,
     has_forward,
     own_loss,
@@ -69,7 +69,7 @@ class DirectLoop(Loop):
         """
         self._target = target
         self._count = count or StepCount()
-        self._convention: Convention | None = None
+        self._convention: BatchFormat | None = None
         self.loss: Callable[[Any, Any], Tensor] = target.loss or DefaultLoss()
         self.name = target.name
         self.device = device
@@ -129,7 +129,7 @@ class DirectLoop(Loop):
     def _why_no_targets(self) -> str:
         if self.train_loader is None:
             return _undefined("train_loader", None)
-        fed = self.feed(self._first_batch())
+        fed = self.split_batch(self._first_batch())
         # A model may be given its labels beside its inputs; only the first input stands alone.
         alone = fed.target is None or any(fed.target is value for value in fed.inputs[:1])
         return "the batches hold inputs only" if alone else ""
@@ -159,14 +159,14 @@ class DirectLoop(Loop):
                     return
             yield batch
 
-    def feed(self, batch: Any) -> Fed:
+    def split_batch(self, batch: Any) -> ModelInputs:
         """Take ``batch`` apart by the target's convention."""
-        return self._settled().feed(batch)
+        return self._settled().split_batch(batch)
 
-    def called_with(self, batch: Any) -> Fed:
+    def called_with(self, batch: Any) -> ModelInputs:
         """Let a ``training_step`` of the user's call the model, and note what it is given."""
         if self._target.training_step is None or isinstance(self.model, torch.jit.ScriptModule):
-            return self.feed(batch)
+            return self.split_batch(batch)
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -185,14 +185,14 @@ class DirectLoop(Loop):
             finally:
                 handle.remove()
         if not calls:  # only parts of the model are called
-            return self.feed(batch)
+            return self.split_batch(batch)
         args, kwargs = batches.to_device(calls[0], _device_of(batch, self.device))
-        return Fed(args, kwargs, self._target_beside(batch))
+        return ModelInputs(args, kwargs, self._target_beside(batch))
 
     def _target_beside(self, batch: Any) -> Any:
         """The part of ``batch`` that is a target by the convention; None where there is none."""
         try:
-            return self.feed(batch).target
+            return self.split_batch(batch).target
         except TargetError:  # a batch that only the training step understands
             return None
 
@@ -271,11 +271,11 @@ class DirectLoop(Loop):
     def _training_loss(self, batch: Any) -> Tensor:
         if self._target.training_step is not None:
             return self._target.training_step(self.model, batch)
-        fed = self.feed(batch)
+        fed = self.split_batch(batch)
         output = self.model(*fed.args, **fed.kwargs)
         return self._loss_of(output, fed)
 
-    def _loss_of(self, output: Any, fed: Fed) -> Tensor:
+    def _loss_of(self, output: Any, fed: ModelInputs) -> Tensor:
         computed = own_loss(output) if self._target.loss is None else None
         return computed if computed is not None else self.loss(output, fed.target)
 
@@ -360,7 +360,7 @@ class DirectLoop(Loop):
             "with drop_last=True?"
         )
 
-    def _settled(self) -> Convention:
+    def _settled(self) -> BatchFormat:
         if self._convention is None:
             self._convention = convention_for(self.model, self._first_batch())
         return self._convention
@@ -413,7 +413,7 @@ class DirectLoop(Loop):
     def _materialise(self) -> None:
         """Run lazy modules once: an optimizer cannot hold parameters without a shape."""
         if any(is_lazy(p) for p in self.model.parameters()) and self.train_loader is not None:
-            fed = self.feed(batches.to_device(self._first_batch(), self.device))
+            fed = self.split_batch(batches.to_device(self._first_batch(), self.device))
             with torch.no_grad(), user_code("running the model on a batch"):
                 self.model(*fed.args, **fed.kwargs)
 

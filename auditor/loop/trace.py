@@ -26,7 +26,7 @@ from nnaudit.loop.base import Loop
 from nnaudit.report import Location
 
 
-class Happening(StrEnum):
+class EventKind(StrEnum):
     """The kinds of events."""
 
     ZERO = "zero_grad"
@@ -80,7 +80,7 @@ class Event:
         explicit: of a schedule: it was told the epoch.
     """
 
-    kind: Happening
+    kind: EventKind
     which: int
     norms: tuple[float | None, ...]
     location: Location | None = None
@@ -212,7 +212,7 @@ class Recorder:
             stack.callback(optimizer.register_step_pre_hook(before).remove)
             stack.callback(optimizer.register_step_post_hook(after).remove)
 
-    def _add(self, kind: Happening, which: int, **details: Any) -> None:
+    def _add(self, kind: EventKind, which: int, **details: Any) -> None:
         if self._loop.starting:
             return  # a script that is executed once more takes a first step of its own
         norms = tuple(_norm_or_none(parameters) for parameters in self._parameters)
@@ -235,7 +235,7 @@ class Recorder:
             if self._backwards == 0:  # reentrant checkpointing goes back within going back
                 root = _scalar(tensors)
                 within = self._stepping[-1] if self._stepping else -1
-                self._add(Happening.BACKWARD, -1, root=root, scale=self._scale, within=within)
+                self._add(EventKind.BACKWARD, -1, root=root, scale=self._scale, within=within)
 
         return backward
 
@@ -244,7 +244,7 @@ class Recorder:
         def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> None:
             held = owner.parameters() if isinstance(owner, nn.Module) else parameters_of(owner)
             held = list(held)
-            self._add(Happening.ZERO, self._owner(held))
+            self._add(EventKind.ZERO, self._owner(held))
             ids = {id(p) for p in held}
             self._clips = [c for c in self._clips if not ids & {id(p) for p in c.parameters}]
             real(owner, *args, **kwargs)
@@ -264,7 +264,7 @@ class Recorder:
         @wraps(real)
         def unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> None:
             if scaler.is_enabled():
-                self._add(Happening.UNSCALE, self._owner(parameters_of(optimizer)))
+                self._add(EventKind.UNSCALE, self._owner(parameters_of(optimizer)))
             real(scaler, optimizer)
 
         return unscale
@@ -275,10 +275,10 @@ class Recorder:
             if not scaler.is_enabled():
                 return real(scaler, optimizer, *args, **kwargs)
             which = self._owner(parameters_of(optimizer))
-            steps = sum(event.kind is Happening.STEP for event in self.events)
+            steps = sum(event.kind is EventKind.STEP for event in self.events)
             result = real(scaler, optimizer, *args, **kwargs)
-            skipped = steps == sum(event.kind is Happening.STEP for event in self.events)
-            self._add(Happening.ATTEMPT, which, skipped=skipped)
+            skipped = steps == sum(event.kind is EventKind.STEP for event in self.events)
+            self._add(EventKind.ATTEMPT, which, skipped=skipped)
             if skipped:
                 self._forget_clips(which)
             return result
@@ -315,7 +315,7 @@ class Recorder:
         before = norm_of(held, math.inf if norm_type is None else norm_type)
         clip = Clip(limit, norm_type, before, held)
         self._clips.append(clip)
-        self._add(Happening.CLIP, self._owner(held), clip=clip, scale=self._scale)
+        self._add(EventKind.CLIP, self._owner(held), clip=clip, scale=self._scale)
 
     def _schedule(self, real: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(real)
@@ -328,7 +328,7 @@ class Recorder:
                 counted = hasattr(getattr(optimizer, "step", None), "_wrapped_by_lr_sched")
                 ahead = counted and not getattr(optimizer, "_opt_called", False)
                 explicit = bool(args or any(v is not None for v in kwargs.values()))
-                self._add(Happening.SCHEDULE, which, ahead=ahead, explicit=explicit)
+                self._add(EventKind.SCHEDULE, which, ahead=ahead, explicit=explicit)
             self._scheduling += 1
             try:
                 return real(scheduler, *args, **kwargs)
@@ -346,7 +346,7 @@ class Recorder:
                     if any(id(p) in self._ids[which] for p in clip.parameters)
                 )
                 closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
-                self._add(Happening.STEP, which, clipped=now, closure=closure)
+                self._add(EventKind.STEP, which, clipped=now, closure=closure)
             self._stepping.append(which)
 
         return before

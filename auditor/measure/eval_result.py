@@ -18,7 +18,7 @@ _OUTPUT_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class Look:
+class EvalResult:
     """What the network makes of some batches in eval mode, without an update.
 
     Attributes:
@@ -38,7 +38,7 @@ class Look:
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
 
-def look_at(loop: Loop, some: Sequence[Any]) -> Look:
+def evaluate_batches(loop: Loop, some: Sequence[Any]) -> EvalResult:
     """Run the network on ``some`` batches in eval mode; what cannot be computed is left out."""
     losses: list[float] = []
     calls: list[LossCall] = []
@@ -47,13 +47,13 @@ def look_at(loop: Loop, some: Sequence[Any]) -> Look:
         try:
             forward = loop.forward(batch)
         except UserCodeError:
-            return Look(outputs=first)
+            return EvalResult(outputs=first)
         if not i and sum(t.nbytes for _, t in batches.tensors(forward.output)) <= _OUTPUT_BYTES:
             first = batches.clone(forward.output)
         if forward.loss is None:
-            return Look(outputs=first)
+            return EvalResult(outputs=first)
         losses.append(forward.loss)
         seen = Observation(loss_calls=list(forward.loss_calls), total_loss=forward.loss)
         call = main_call(seen)
         calls += [slimmed(call)] if call is not None else []
-    return Look(tuple(losses), tuple(calls) if len(calls) == len(losses) else (), first)
+    return EvalResult(tuple(losses), tuple(calls) if len(calls) == len(losses) else (), first)

@@ -12,7 +12,7 @@ import numpy as np
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.control import constant_lr
-from nnaudit.measure.eval_result import Look, look_at
+from nnaudit.measure.eval_result import EvalResult, evaluate_batches
 from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.measure.subset_choice import capture
 from nnaudit.state.snapshot import preserved
@@ -39,8 +39,8 @@ class HeldOut:
 
     trained: tuple[Any, ...]
     unseen: tuple[Any, ...]
-    on_trained: Look
-    on_unseen: Look
+    on_trained: EvalResult
+    on_unseen: EvalResult
     losses: tuple[float, ...]
     cut: bool
 
@@ -64,8 +64,8 @@ def held_out_run(audit: Audit, *, steps: int = 2 * STEPS) -> HeldOut | None:
         losses, cut = _train(audit, trained, steps)
         if not losses or not math.isfinite(losses[-1]):
             return None
-        on_unseen = look_at(loop, unseen)
-        on_trained = look_at(loop, trained[: len(unseen)])
+        on_unseen = evaluate_batches(loop, unseen)
+        on_trained = evaluate_batches(loop, trained[: len(unseen)])
     return HeldOut(tuple(trained), tuple(unseen), on_trained, on_unseen, tuple(losses), cut)
 
 

@@ -17,7 +17,7 @@ from nnaudit.loop.observer import LossCall
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.fitting import main_call, without_input
 from nnaudit.training.loss_bounds import best_constant, input_tensors
 from nnaudit.training.stopwatch import Stopwatch
@@ -35,12 +35,12 @@ def training_columns(audit: Audit) -> tuple[list[Tensor], Tensor]:
     Both are empty where rows have several targets or inputs of different widths.
     """
     nothing: tuple[list[Tensor], Tensor] = ([], torch.empty(0))
-    feds: list[Fed] = []
+    feds: list[ModelInputs] = []
     rows = 0
     with preserved(audit.loop.subjects):
         for batch in consecutive_batches(audit.loop, ROWS):
             try:
-                feds.append(audit.loop.feed(batch))
+                feds.append(audit.loop.split_batch(batch))
             except UserCodeError:
                 return nothing
             rows += batches.size(batch)

@@ -12,7 +12,7 @@ from nnaudit.state.snapshot import preserved
 
 
 @contextmanager
-def anew(audit: Audit) -> Iterator[Audit]:
+def replicated(audit: Audit) -> Iterator[Audit]:
     """Yield an audit under the next seed: other weights, other batches, other random numbers.
 
     Where a run cannot be started anew it is the same loop with the same weights; its state is put

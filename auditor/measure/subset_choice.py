@@ -97,7 +97,7 @@ def _several(captured: list[Any], *, second: bool) -> Subset:
 def target_of(loop: Loop, batch: Any) -> Tensor | None:
     """Return the batch's target when it is one tensor."""
     try:
-        target = loop.feed(batch).target
+        target = loop.split_batch(batch).target
     except UserCodeError:
         return None
     return target if isinstance(target, Tensor) else None

@@ -45,7 +45,7 @@ def stages(loop: Loop) -> dict[str, Tensor]:
     try:
         chosen = access.spread(EXAMPLES)
         one, two = (access.fetch(chosen) for _ in range(2))
-        pictures = [_first_pictures(loop.feed(batch).inputs) for batch in (one, two)]
+        pictures = [_first_pictures(loop.split_batch(batch).inputs) for batch in (one, two)]
         fed, at_the_door = _at_the_first_layer(loop, one)
     except (UserCodeError, TypeError, IndexError, KeyError):
         return {}

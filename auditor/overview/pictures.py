@@ -29,7 +29,7 @@ from nnaudit.report import (
     Text,
 )
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 
 TILES = 24
 ROWS = 8
@@ -154,7 +154,7 @@ def _data_section(loop: Loop) -> tuple[Section, tuple[int, ...]]:
     return section, tuple(first.shape[1:]) if first is not None and pictured else ()
 
 
-def _described(fed: Fed) -> str:
+def _described(fed: ModelInputs) -> str:
     inputs = ", ".join(f"{tuple(t.shape)} {_dtype(t)}" for _, t in batches.tensors(fed.inputs))
     targets = ", ".join(f"{tuple(t.shape)} {_dtype(t)}" for _, t in batches.tensors(fed.target))
     return f"input {inputs or 'none'}; target {targets or 'none'}"
@@ -164,7 +164,7 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _statistics(fed: Fed) -> Table:
+def _statistics(fed: ModelInputs) -> Table:
     """Minimum, maximum, mean and sd of every tensor: the numbers to look at before any picture."""
     rows = []
     for role, part in (("input", fed.inputs), ("target", fed.target)):
@@ -193,7 +193,7 @@ def _real(tensor: Tensor) -> Tensor:
     return (tensor.abs() if tensor.is_complex() else tensor).float().cpu()
 
 
-def _inputs_pictured(loop: Loop, fed: Fed) -> Iterator[Evidence]:
+def _inputs_pictured(loop: Loop, fed: ModelInputs) -> Iterator[Evidence]:
     labels = _captions(fed.target)
     for path, tensor in batches.tensors(fed.inputs):
         # A bag of rows with one label is no row with a label.

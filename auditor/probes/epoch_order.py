@@ -21,7 +21,7 @@ from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import patched
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import TARGET_NAMES, Fed
+from nnaudit.targets.model_inputs import TARGET_NAMES, ModelInputs
 
 ROWS = 1024
 """Rows read of an epoch that can be looked up further on."""
@@ -433,7 +433,7 @@ class _Notes:
         self._items: list[str] = []
         self._inputs: list[NDArray[Any]] = []
         self._next_token = False
-        self._previous: Fed | None = None
+        self._previous: ModelInputs | None = None
         self._joints: list[bool] = []
         self._digests: list[str] = []
 
@@ -480,16 +480,16 @@ class _Notes:
         )
 
 
-def taken_apart(loop: Loop, batch: Any) -> Fed:
+def taken_apart(loop: Loop, batch: Any) -> ModelInputs:
     """Take ``batch`` apart to be looked at; as a whole, where only the user's step understands it.
 
     What a model is given as its target, to compute the loss itself (``labels=...``, as those of
     transformers are), is no input then.
     """
     try:
-        fed = loop.feed(batch)
+        fed = loop.split_batch(batch)
     except UserCodeError:
-        return Fed((batch,), {}, None)
+        return ModelInputs((batch,), {}, None)
     given = {
         name: value
         for name, value in fed.kwargs.items()
@@ -498,7 +498,7 @@ def taken_apart(loop: Loop, batch: Any) -> Fed:
     rest = {name: value for name, value in fed.kwargs.items() if name not in given}
     if not given or not (fed.args or rest):
         return fed
-    return Fed(fed.args, rest, next(iter(given.values())))
+    return ModelInputs(fed.args, rest, next(iter(given.values())))
 
 
 def _same_target(value: Any, target: Any) -> bool:
@@ -515,7 +515,7 @@ def _same_target(value: Any, target: Any) -> bool:
 # --- targets ------------------------------------------------------------------------------------
 
 
-def row_targets(fed: Fed, rows: int) -> NDArray[Any] | None:
+def row_targets(fed: ModelInputs, rows: int) -> NDArray[Any] | None:
     """Return one target per row: (rows,), or (rows, labels) of zeros and ones; None without.
 
     One-hot and soft labels count as their most probable class; of several targets the first that
@@ -579,7 +579,7 @@ def _as_one_value(values: NDArray[Any]) -> tuple[NDArray[Any], bool]:
     return values, whole and len(distinct) <= max(len(values) / 2, 2)
 
 
-def is_next_token(fed: Fed) -> bool:
+def is_next_token(fed: ModelInputs) -> bool:
     """Whether the targets are the input's own tokens: a language model."""
     tokens = _whole_numbers(fed.inputs)
     target = _whole_numbers((fed.target,))
@@ -593,7 +593,7 @@ def is_next_token(fed: Fed) -> bool:
     return bool(moved.float().mean() > 0.9 or (target == tokens).float().mean() > 0.9)
 
 
-def continues(before: Fed, after: Fed) -> bool:
+def continues(before: ModelInputs, after: ModelInputs) -> bool:
     """Whether the inputs of ``after`` begin with what the targets of ``before`` end with.
 
     Batches of truncated back-propagation through time are like that, time along the second axis
@@ -609,7 +609,7 @@ def continues(before: Fed, after: Fed) -> bool:
     return any(bool((a == b).all()) and bool((a != a.flatten()[0]).any()) for a, b in pairs)
 
 
-def _sequences(fed: Fed) -> tuple[Tensor, Tensor] | None:
+def _sequences(fed: ModelInputs) -> tuple[Tensor, Tensor] | None:
     """Return input and target of one shape (rows, places, ...), or None."""
     inputs = next((t for _, t in batches.tensors(fed.inputs) if t.ndim > 1), None)
     target = next((t for _, t in batches.tensors((fed.target,)) if t.ndim > 0), None)
@@ -644,7 +644,7 @@ def _thinned(tensor: Tensor, most: int) -> Tensor:
     return flat[:, :: max(1, -(-flat.shape[1] // most))] if flat.shape[1] else flat
 
 
-def _first_input(fed: Fed, rows: int) -> NDArray[Any] | None:
+def _first_input(fed: ModelInputs, rows: int) -> NDArray[Any] | None:
     for _, tensor in batches.tensors(fed.inputs):
         if tensor.ndim == 0 or tensor.shape[0] != rows or tensor.layout is not torch.strided:
             continue

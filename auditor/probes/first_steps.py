@@ -235,7 +235,7 @@ def main_loss_of(seen: tuple[Observation, ...], target: Any) -> MainLoss | None:
 
 def _target_of(loop: Loop, batch: Any) -> Any:
     try:
-        return loop.feed(batch).target
+        return loop.split_batch(batch).target
     except UserCodeError:  # a training_step takes batches that nothing else understands
         return None
 

@@ -76,7 +76,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Stray:
+class UnregisteredParameters:
     """Parameters that gradients reach but that neither the model nor an optimizer knows.
 
     Attributes:
@@ -122,7 +122,7 @@ class Reach:
     reached: int
     steps: int
     blocks: tuple[Block, ...] = ()
-    strays: tuple[Stray, ...] = ()
+    strays: tuple[UnregisteredParameters, ...] = ()
     severed: UserCodeError | None = None
 
 
@@ -186,7 +186,9 @@ class GradientReach(Probe[Reach]):
         return self._longer(audit, trainable, strays)
 
     @staticmethod
-    def _longer(audit: Audit, trainable: set[str], strays: tuple[Stray, ...]) -> Reach:
+    def _longer(
+        audit: Audit, trainable: set[str], strays: tuple[UnregisteredParameters, ...]
+    ) -> Reach:
         loop, seen = audit.loop, _Seen()
         before = {n: p.detach().clone() for n, p in loop.model.named_parameters() if n in trainable}
         some = list(consecutive_batches(loop, STEPS))
@@ -453,7 +455,7 @@ _OWN = frozenset(vars(nn.Module()))
 _DEPTH = 3
 
 
-def _strays(loop: Loop, batch: Any) -> Iterator[Stray]:
+def _strays(loop: Loop, batch: Any) -> Iterator[UnregisteredParameters]:
     # Not of all models: of a script the layers in a list are networks of their own.
     known = {id(p) for p in loop.model.parameters()}
     known |= {id(p) for o in loop.optimizers for g in o.param_groups for p in g["params"]}
@@ -480,7 +482,7 @@ def _strays(loop: Loop, batch: Any) -> Iterator[Stray]:
     for owner, attribute, value, leaves in candidates:
         count = sum(id(p) in reached for p in leaves)
         if count:
-            yield Stray(owner, attribute, type(value).__name__, count)
+            yield UnregisteredParameters(owner, attribute, type(value).__name__, count)
 
 
 def _leaves_in(value: Any, depth: int = 0) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ FIRST_DECAY = 0.01
 
 
 @dataclass(frozen=True)
-class Lever:
+class OverfittingFactor:
     """One way to regularise.
 
     Attributes:
@@ -46,12 +46,12 @@ class Lever:
     line: str
 
 
-class Levers(Probe[tuple[Lever, ...]]):
+class Levers(Probe[tuple[OverfittingFactor, ...]]):
     """The five levers, read from the real objects; some items are looked up."""
 
     probes = (FirstSteps,)
 
-    def measure(self, audit: Audit) -> tuple[Lever, ...]:
+    def measure(self, audit: Audit) -> tuple[OverfittingFactor, ...]:
         """Read them in order.
 
         Raises:
@@ -70,34 +70,34 @@ class Levers(Probe[tuple[Lever, ...]]):
         )
 
 
-def next_lever(levers: tuple[Lever, ...]) -> Lever:
+def next_lever(factors: tuple[OverfittingFactor, ...]) -> OverfittingFactor:
     """Return the first that is off and of use; the last, less capacity, when all are on.
 
     More data comes first of all, but is not to be had by writing a line.
     """
-    return next((each for each in levers[1:-1] if each.line and each.on is False), levers[-1])
+    return next((each for each in factors[1:-1] if each.line and each.on is False), factors[-1])
 
 
 def _input_shape(loop: Loop, batch: Any) -> tuple[int, ...]:
     """The shape of one row of the first floating input; empty for ids and where unknown."""
     if batch is None:
         return ()
-    for _, tensor in batches.tensors(loop.feed(batch).inputs):
+    for _, tensor in batches.tensors(loop.split_batch(batch).inputs):
         return tuple(tensor.shape[1:]) if tensor.is_floating_point() else ()
     return ()
 
 
-def _data(loop: Loop) -> Lever:
+def _data(loop: Loop) -> OverfittingFactor:
     try:
         rows = len(loop.train_loader.dataset)
     except (AttributeError, TypeError):
-        return Lever("more data", None, "a stream of unknown length", "")
+        return OverfittingFactor("more data", None, "a stream of unknown length", "")
     size = _size(loop.model)
     ratio = f", {size / rows:.3g} parameters to each" if rows else ""
-    return Lever("more data", None, f"{rows:,} rows{ratio}", "")
+    return OverfittingFactor("more data", None, f"{rows:,} rows{ratio}", "")
 
 
-def _augmentation(loop: Loop, shape: tuple[int, ...]) -> Lever:
+def _augmentation(loop: Loop, shape: tuple[int, ...]) -> OverfittingFactor:
     line = ""
     if len(shape) == 3 and min(shape[1:]) > 4:
         size = f"({shape[1]}, {shape[2]})" if shape[1] != shape[2] else f"{shape[1]}"
@@ -108,9 +108,11 @@ def _augmentation(loop: Loop, shape: tuple[int, ...]) -> Lever:
     names = ", ".join(_transforms(loop))
     varies = _items_vary(loop)
     if varies is None:
-        return Lever("augmentation", None, names or "cannot be told from this loader", line)
+        return OverfittingFactor(
+            "augmentation", None, names or "cannot be told from this loader", line
+        )
     found = names if varies and names else "items change" if varies else "items stay the same"
-    return Lever("augmentation", varies, found, line)
+    return OverfittingFactor("augmentation", varies, found, line)
 
 
 def _transforms(loop: Loop) -> Iterator[str]:
@@ -141,7 +143,7 @@ def _items_vary(loop: Loop) -> bool | None:
     return one != two
 
 
-def _normalisation(model: nn.Module, shape: tuple[int, ...]) -> Lever:
+def _normalisation(model: nn.Module, shape: tuple[int, ...]) -> OverfittingFactor:
     found = Counter(
         type(module).__name__
         for module in model.modules()
@@ -150,13 +152,13 @@ def _normalisation(model: nn.Module, shape: tuple[int, ...]) -> Lever:
     norm = "nn.BatchNorm2d(channels)" if len(shape) == 3 else "nn.LayerNorm(size)"
     if found:
         told = ", ".join(f"{count} {name}" for name, count in found.most_common(3))
-        return Lever("architecture: normalisation", True, told, "")
+        return OverfittingFactor("architecture: normalisation", True, told, "")
     deep = sum(p.ndim > 1 for p in model.parameters()) >= DEEP
     line = f"{norm} after each hidden layer" if deep else ""
-    return Lever("architecture: normalisation", False, "none", line)
+    return OverfittingFactor("architecture: normalisation", False, "none", line)
 
 
-def _decay_and_dropout(loop: Loop, *, called: bool) -> Lever:
+def _decay_and_dropout(loop: Loop, *, called: bool) -> OverfittingFactor:
     """Read both; ``called`` says that a dropout is called as a function, at a rate not known."""
     decays = [_decay(group) for o in loop.optimizers for group in o.param_groups]
     decay = max(decays, default=0.0)
@@ -171,10 +173,12 @@ def _decay_and_dropout(loop: Loop, *, called: bool) -> Lever:
         kind = {"Adam": "AdamW"}.get(kind, kind)
         rate = max(planned_lr(group) for group in loop.optimizers[0].param_groups)
         line = f"torch.optim.{kind}(model.parameters(), lr={rate:g}, weight_decay={FIRST_DECAY})"
-        return Lever(name, False, ", ".join(told), line)
+        return OverfittingFactor(name, False, ", ".join(told), line)
     if not rates and not called:
-        return Lever(name, False, ", ".join(told), "nn.Dropout(0.1) before the last layer")
-    return Lever(name, True, ", ".join(told), "")
+        return OverfittingFactor(
+            name, False, ", ".join(told), "nn.Dropout(0.1) before the last layer"
+        )
+    return OverfittingFactor(name, True, ", ".join(told), "")
 
 
 def _decay(group: dict[str, Any]) -> float:
@@ -197,9 +201,11 @@ def _dropouts(model: nn.Module) -> Iterator[float]:
             yield float(rate)
 
 
-def _capacity(model: nn.Module) -> Lever:
+def _capacity(model: nn.Module) -> OverfittingFactor:
     size = _size(model)
-    return Lever("less capacity", None, f"{size:,} parameters", "half the width of hidden layers")
+    return OverfittingFactor(
+        "less capacity", None, f"{size:,} parameters", "half the width of hidden layers"
+    )
 
 
 def _size(model: nn.Module) -> int:

@@ -81,7 +81,7 @@ def call_on(loop: Loop, batch: Any) -> Call | None:
         UserCodeError: the user's code raised before it called the model.
     """
     if isinstance(loop.model, torch.jit.ScriptModule):  # no hook can be put on it
-        fed = loop.feed(batch)
+        fed = loop.split_batch(batch)
         return Call(batch, batches.clone((fed.args, fed.kwargs)), fed.target)
     seen: list[Inputs] = []
 
@@ -107,7 +107,7 @@ def call_on(loop: Loop, batch: Any) -> Call | None:
 
 def _target_of(loop: Loop, batch: Any) -> Any:
     try:
-        return loop.feed(batch).target
+        return loop.split_batch(batch).target
     except UserCodeError:
         return None
 

@@ -20,7 +20,7 @@ from nnaudit.measure.workers import fingerprint, reachable
 from nnaudit.probes.epoch_order import taken_apart
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 
 ROWS = 32
 CHUNK = 4
@@ -143,7 +143,7 @@ def _compared(
     return Repeat(rows, inputs, targets, labelled, names, called)
 
 
-def _is_labelled(fed: Fed) -> bool:
+def _is_labelled(fed: ModelInputs) -> bool:
     """Whether the target is something else than an input, or a picture of the input's shape."""
     if fed.target is None or any(fed.target is each for each in fed.inputs):
         return False

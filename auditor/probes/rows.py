@@ -26,7 +26,7 @@ from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.row_hashes import row_hashes, thinned
 from nnaudit.probes.epoch_order import row_targets, taken_apart
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 
 ROWS = 4096
 """Rows read one by one, drawn at random; of a stream its first."""
@@ -376,7 +376,7 @@ class _Notes:
         targets = None
         if self._targets and self.whole:
             stacked = torch.cat(self._targets)
-            targets = row_targets(Fed((), {}, stacked), len(stacked))
+            targets = row_targets(ModelInputs((), {}, stacked), len(stacked))
         return Rows(
             tuple(self.inputs), tuple(self.items), targets, self.sample, total, random, self.whole
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import without_dropout
-from nnaudit.loop.trace import Happening, parameters_of
+from nnaudit.loop.trace import EventKind, parameters_of
 from nnaudit.probes.step_trace import StepTrace, Trace
 from nnaudit.training.fitting import updates_by
 
@@ -144,7 +144,7 @@ def _names(loop: Loop) -> dict[int, str]:
 def _last_users(loop: Loop, trace: Trace) -> dict[int, int]:
     """Return, by parameter, the optimizer that is the last to use its gradient in a round."""
     found: dict[int, int] = {}
-    for event in trace.steps[-1].of(Happening.STEP):
+    for event in trace.steps[-1].of(EventKind.STEP):
         optimizer = loop.optimizers[event.which]
         found.update({id(parameter): id(optimizer) for parameter in parameters_of(optimizer)})
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Step
-from nnaudit.loop.trace import Event, Happening
+from nnaudit.loop.trace import Event, EventKind
 from nnaudit.probes.first_steps import FirstSteps
 
 STEPS = 4
@@ -26,7 +26,7 @@ class TracedStep:
     step: Step
     events: tuple[Event, ...]
 
-    def of(self, kind: Happening) -> list[Event]:
+    def of(self, kind: EventKind) -> list[Event]:
         """Return the events of one kind, in order."""
         return [event for event in self.events if event.kind is kind]
 
@@ -50,7 +50,7 @@ class Trace:
 
     def own_loop(self) -> bool:
         """Whether some line of the user's, not nnaudit's, takes the optimizer's steps."""
-        steps = [event for event in self.events if event.kind is Happening.STEP]
+        steps = [event for event in self.events if event.kind is EventKind.STEP]
         return any(event.location is not None for event in steps)
 
 
@@ -81,9 +81,9 @@ def zeroed_before_use(trace: Trace) -> list[Event]:
     used: set[int] = set()
     made: dict[int, float] = {}
     for event in trace.events:
-        if event.kind is Happening.BACKWARD:
+        if event.kind is EventKind.BACKWARD:
             made.update({i: norm or 0.0 for i, norm in enumerate(event.norms)})
-        elif event.kind is Happening.STEP and not event.closure:
+        elif event.kind is EventKind.STEP and not event.closure:
             had, has = made.get(event.which), event.norms[event.which]
             if had is not None and had > 0.0 and not has:
                 empty.setdefault(event.which, []).append(event)
@@ -98,7 +98,7 @@ def describe(events: tuple[Event, ...], optimizers: int) -> str:
     lines: list[list[Any]] = []
     for event in events:
         name = event.kind.value
-        if event.which >= 0 and optimizers > 1 and event.kind is not Happening.SCHEDULE:
+        if event.which >= 0 and optimizers > 1 and event.kind is not EventKind.SCHEDULE:
             name += f" (optimizer {event.which + 1})"
         if event.location is not None:
             name += f"  line {event.location.line}"

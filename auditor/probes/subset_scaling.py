@@ -16,7 +16,7 @@ from nnaudit.measure.subset_choice import capture
 from nnaudit.probes.subsets import TinyFit, TinyFitting, fixed_rows
 from nnaudit.targets import batch as batches
 from nnaudit.targets.batch import NotSliceableError
-from nnaudit.training.fitting import Limits, Run, Sighting, fit, sight
+from nnaudit.training.fitting import Limits, RowEvaluation, Run, evaluate_rows, fit
 from nnaudit.training.loss_bounds import Bounds
 
 SIZES = (16, 64, 256, 1024)
@@ -38,17 +38,17 @@ _HELD_OUT = 256
 
 
 @dataclass(frozen=True)
-class Rung:
+class SubsetFit:
     """One subset and what training on it came to."""
 
-    sighting: Sighting
+    evaluation: RowEvaluation
     run: Run
     bounds: Bounds
 
     @property
     def rows(self) -> int:
         """The size of the subset."""
-        return self.sighting.rows
+        return self.evaluation.rows
 
     @property
     def final(self) -> float:
@@ -88,7 +88,7 @@ class Ladder:
         reason: why there is no ladder.
     """
 
-    rungs: tuple[Rung, ...] = ()
+    subset_fits: tuple[SubsetFit, ...] = ()
     held_out: tuple[Any, ...] = ()
     factor: float = 1.0
     steps: int = 0
@@ -105,7 +105,7 @@ class Plan:
     steps: int
 
 
-class SubsetLadder(Probe[Ladder]):
+class SubsetScaling(Probe[Ladder]):
     """Trains on 16, 64, 256 and 1024 fixed rows with the user's own loop, at equal steps."""
 
     probes = (TinyFitting,)
@@ -119,41 +119,41 @@ class SubsetLadder(Probe[Ladder]):
         """
         tiny = audit.probe(TinyFitting)
         if not tiny.known:
-            why = tiny.sighting.unknown or "all targets are alike"
+            why = tiny.evaluation.unknown or "all targets are alike"
             return Ladder(reason=f"how low the loss can go is not known, because {why}")
         seconds = min(_SECONDS, audit.clock.remaining / 3)
         plan = plan_for(tiny, seconds)
         if not plan.sizes:
             return Ladder(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for a ladder")
         parts = _captured_parts(audit.loop, plan, tiny)
-        rungs = _climbed(tiny)
-        for size in plan.sizes[len(rungs) :]:
+        subset_fits = _climbed(tiny)
+        for size in plan.sizes[len(subset_fits) :]:
             chosen = take_rows(parts, size)
             rows = sum(batches.size(part) for part in chosen)
             # A rung that is hardly larger than the last one would say nothing.
-            if rungs and rows < 1.5 * rungs[-1].rows:
+            if subset_fits and rows < 1.5 * subset_fits[-1].rows:
                 break
-            rung = _climb(audit, chosen, tiny.best_factor, plan.steps, seconds)
-            if isinstance(rung, str):
-                return Ladder(reason=rung)
-            rungs.append(rung)
-        used = len(take_rows(parts, rungs[-1].rows))
+            subset_fit = _climb(audit, chosen, tiny.best_factor, plan.steps, seconds)
+            if isinstance(subset_fit, str):
+                return Ladder(reason=subset_fit)
+            subset_fits.append(subset_fit)
+        used = len(take_rows(parts, subset_fits[-1].rows))
         return Ladder(
-            rungs=tuple(rungs),
+            subset_fits=tuple(subset_fits),
             held_out=tuple(parts[used : used + _HELD_OUT // plan.part]),
             factor=tiny.best_factor,
             steps=plan.steps,
-            cut=_cut(plan, rungs),
+            cut=_cut(plan, subset_fits),
         )
 
 
-def _climbed(tiny: TinyFit) -> list[Rung]:
+def _climbed(tiny: TinyFit) -> list[SubsetFit]:
     """The first rung, where the tiny subset was fitted in as many steps as a rung has, or fewer."""
-    bounds = tiny.sighting.bounds
+    bounds = tiny.evaluation.bounds
     if bounds is None or not tiny.fits(tiny.best) or tiny.best.steps > 2 * STEPS:
         return []
-    label = f"{tiny.sighting.rows} examples"
-    return [Rung(tiny.sighting, dataclasses.replace(tiny.best, label=label), bounds)]
+    label = f"{tiny.evaluation.rows} examples"
+    return [SubsetFit(tiny.evaluation, dataclasses.replace(tiny.best, label=label), bounds)]
 
 
 def _step_seconds(tiny: TinyFit) -> float:
@@ -165,20 +165,20 @@ def plan_for(tiny: TinyFit, seconds: float) -> Plan:
     slow = 2 * _step_seconds(tiny) > _SLOW_STEP
     part = PART // 2 if slow else PART
     # Small steps cost the same for more rows, large ones in proportion: take the dearer.
-    step = _step_seconds(tiny) * max(1.0, part / max(tiny.sighting.rows, 1))
+    step = _step_seconds(tiny) * max(1.0, part / max(tiny.evaluation.rows, 1))
     wanted = max(STEPS, min(2 * STEPS, tiny.best.steps))
     free = len(_climbed(tiny))
-    for rungs in range(len(SIZES), 1, -1):
-        steps = int(min(wanted, seconds / ((rungs - free) * step)))
-        if steps >= _FEWEST_STEPS[rungs]:
-            return Plan(SIZES[:rungs], part, steps)
+    for subset_fits in range(len(SIZES), 1, -1):
+        steps = int(min(wanted, seconds / ((subset_fits - free) * step)))
+        if steps >= _FEWEST_STEPS[subset_fits]:
+            return Plan(SIZES[:subset_fits], part, steps)
     return Plan((), part, 0)
 
 
 def _captured_parts(loop: Loop, plan: Plan, tiny: TinyFit) -> list[Any]:
     """Return batches of ``plan.part`` rows, enough for the largest rung and to hold some out."""
-    size = sum(t.nbytes for _, t in batches.tensors(tiny.sighting.parts))
-    per_row = max(size / tiny.sighting.rows, 1.0)
+    size = sum(t.nbytes for _, t in batches.tensors(tiny.evaluation.parts))
+    per_row = max(size / tiny.evaluation.rows, 1.0)
     wanted = int(min(plan.sizes[-1] + _HELD_OUT, max(_MOST_BYTES / per_row, 2 * SIZES[0])))
     found: list[Any] = []
     for batch in capture(loop, wanted, rows=wanted):
@@ -205,25 +205,27 @@ def take_rows(parts: Sequence[Any], rows: int) -> list[Any]:
     return list(parts[: rows // size])
 
 
-def _climb(audit: Audit, parts: list[Any], factor: float, steps: int, seconds: float) -> Rung | str:
+def _climb(
+    audit: Audit, parts: list[Any], factor: float, steps: int, seconds: float
+) -> SubsetFit | str:
     """Train on ``parts``; where there is nothing to learn from them, say why."""
     passes = max(2, math.ceil(steps / len(parts)))
     rows = sum(batches.size(part) for part in parts)
     with fixed_rows(audit.loop):
         try:
-            sighting = sight(audit.loop, parts)
+            evaluation = evaluate_rows(audit.loop, parts)
         except UserCodeError as error:
             return f"the training cannot be run on {rows} fixed examples: {error}"
-    if sighting.bounds is None:
-        why = sighting.unknown or "it is made in another way"
+    if evaluation.bounds is None:
+        why = evaluation.unknown or "it is made in another way"
         return f"how low the loss of {rows} examples can go is not known, because {why}"
-    if not sighting.bounds.informative:
+    if not evaluation.bounds.informative:
         return f"the first {rows} examples have one target, or one input, and no more can be learnt"
     with fixed_rows(audit.loop), constant_lr(audit.loop, factor):
         run = fit(
             audit.loop,
-            sighting,
-            label=f"{sighting.rows} examples",
+            evaluation,
+            label=f"{evaluation.rows} examples",
             limits=Limits(passes, passes, seconds),
             clock=audit.clock,
             seed=audit.seed,
@@ -233,11 +235,11 @@ def _climb(audit: Audit, parts: list[Any], factor: float, steps: int, seconds: f
             f"how low the loss of {rows} examples can go is not known, because a term that was "
             "zero at first joins it in training"
         )
-    return Rung(sighting, run, sighting.bounds)
+    return SubsetFit(evaluation, run, evaluation.bounds)
 
 
-def _cut(plan: Plan, rungs: list[Rung]) -> str:
-    if rungs[-1].rows < 0.9 * plan.sizes[-1]:
+def _cut(plan: Plan, subset_fits: list[SubsetFit]) -> str:
+    if subset_fits[-1].rows < 0.9 * plan.sizes[-1]:
         return "there were too few examples for a larger subset"
     if len(plan.sizes) < len(SIZES):
         return f"larger subsets than {plan.sizes[-1]} were left out to save time"

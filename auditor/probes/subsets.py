@@ -20,7 +20,7 @@ from nnaudit.measure.subset_choice import FEWEST, ROWS, Subset, capture, choose,
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.batch import NotSliceableError
-from nnaudit.training.fitting import Limits, Run, Sighting, fit, sight, updates_by
+from nnaudit.training.fitting import Limits, RowEvaluation, Run, evaluate_rows, fit, updates_by
 from nnaudit.training.loss_bounds import CLASSIFICATION
 
 _ENOUGH = 4 * ROWS
@@ -53,7 +53,7 @@ class TinyFit:
             A fall from bad initial weights to there would be no sign of learning.
     """
 
-    sighting: Sighting
+    evaluation: RowEvaluation
     whole: bool
     runs: dict[float, Run]
     noise: float = 0.0
@@ -64,7 +64,7 @@ class TinyFit:
     @property
     def known(self) -> bool:
         """Whether it is known how far the loss can come down, and the inputs matter to it."""
-        bounds = self.sighting.bounds
+        bounds = self.evaluation.bounds
         return bounds is not None and bounds.informative
 
     @property
@@ -83,7 +83,7 @@ class TinyFit:
 
     def fell(self, run: Run, share: float) -> bool:
         """Whether the loss fell by ``share`` of where it began, and by more than noise."""
-        start = self.sighting.loss if math.isfinite(self.sighting.loss) else run.initial
+        start = self.evaluation.loss if math.isfinite(self.evaluation.loss) else run.initial
         start = min(start, self.constant)
         return start - run.final > max(share * abs(start), 6 * self.noise)
 
@@ -117,12 +117,12 @@ def tiny_fit(audit: Audit, *, second: bool = False) -> TinyFit:
     for factor in (1.0, 10.0, 0.1):
         if factor == 0.1 and _too_slow(runs[1.0], tiny):
             continue
-        run = tiny_run(audit, tiny.sighting, factor, limits)
+        run = tiny_run(audit, tiny.evaluation, factor, limits)
         runs[factor] = run
         if run.joined:
             unknown = "a term that was zero at first joins it in training"
-            sighting = dataclasses.replace(tiny.sighting, bounds=None, unknown=unknown)
-            tiny = dataclasses.replace(tiny, sighting=sighting)
+            evaluation = dataclasses.replace(tiny.evaluation, bounds=None, unknown=unknown)
+            tiny = dataclasses.replace(tiny, evaluation=evaluation)
         if tiny.fits(run) or (is_dear(run) and not audit.broken.isdisjoint(CAUSES)):
             break
     return dataclasses.replace(tiny, runs=runs, whole=chosen.whole)
@@ -135,12 +135,12 @@ def is_dear(run: Run) -> bool:
 
 def _too_slow(run: Run, tiny: TinyFit) -> bool:
     """The author's rate was on its way: a tenth of it is on the same way, slower."""
-    bounds = tiny.sighting.bounds
+    bounds = tiny.evaluation.bounds
     return run.falling(bounds.floor if bounds else 0.0) and not run.diverged
 
 
-def tiny_run(audit: Audit, sighting: Sighting, factor: float, limits: Limits) -> Run:
-    """Train on the rows of ``sighting`` at ``factor`` times the author's rate, then restore all.
+def tiny_run(audit: Audit, evaluation: RowEvaluation, factor: float, limits: Limits) -> Run:
+    """Train on the rows of ``evaluation`` at ``factor`` times the author's rate, then restore all.
 
     Raises:
         UserCodeError: the first step raised.
@@ -148,11 +148,11 @@ def tiny_run(audit: Audit, sighting: Sighting, factor: float, limits: Limits) ->
     """
     label = "your learning rate" if factor == 1.0 else f"your learning rate x {factor:g}"
     with fixed_rows(audit.loop), constant_lr(audit.loop, factor):
-        return fit(audit.loop, sighting, label=label, limits=limits, clock=audit.clock)
+        return fit(audit.loop, evaluation, label=label, limits=limits, clock=audit.clock)
 
 
-def adam_run(audit: Audit, sighting: Sighting, learning_rate: float, limits: Limits) -> Run:
-    """Train on the rows of ``sighting`` with a fresh Adam for the author's optimizer.
+def adam_run(audit: Audit, evaluation: RowEvaluation, learning_rate: float, limits: Limits) -> Run:
+    """Train on the rows of ``evaluation`` with a fresh Adam for the author's optimizer.
 
     Raises:
         UserCodeError: the first step raised.
@@ -160,7 +160,7 @@ def adam_run(audit: Audit, sighting: Sighting, learning_rate: float, limits: Lim
     """
     label = f"Adam, learning rate {learning_rate:g}"
     with fixed_rows(audit.loop), updates_by(audit.loop, learning_rate):
-        return fit(audit.loop, sighting, label=label, limits=limits, clock=audit.clock)
+        return fit(audit.loop, evaluation, label=label, limits=limits, clock=audit.clock)
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def _sighted(audit: Audit, *, second: bool) -> tuple[Subset, TinyFit]:
 def _look_twice(loop: Loop, chosen: Subset) -> TinyFit:
     """See what the program makes of the rows, and what of it is random."""
     with fixed_rows(loop):
-        first, again = sight(loop, chosen.parts), sight(loop, chosen.parts)
+        first, again = evaluate_rows(loop, chosen.parts), evaluate_rows(loop, chosen.parts)
     with fixed_rows(loop), updates_by(loop, None):
         loop.step(chosen.parts[0])  # a step may refuse what a forward pass takes
     noise = abs(first.loss - again.loss)
@@ -209,7 +209,7 @@ def _look_twice(loop: Loop, chosen: Subset) -> TinyFit:
     return TinyFit(first, chosen.whole, {}, noise, fresh, shuffled, constant)
 
 
-def _compares_rows(loop: Loop, chosen: Subset, seen: Sighting) -> bool:
+def _compares_rows(loop: Loop, chosen: Subset, seen: RowEvaluation) -> bool:
     """Whether there are as many classes as rows, and fewer with fewer: contrastive learning."""
     if not seen.calls or seen.calls[0].input.ndim < 2 or seen.sizes[0] < 4:
         return False
@@ -218,7 +218,7 @@ def _compares_rows(loop: Loop, chosen: Subset, seen: Sighting) -> bool:
         return False
     try:
         with fixed_rows(loop):
-            fewer = sight(loop, (batches.take(chosen.parts[0], seen.sizes[0] - 2),))
+            fewer = evaluate_rows(loop, (batches.take(chosen.parts[0], seen.sizes[0] - 2),))
     except (UserCodeError, NotSliceableError):
         return True
     return not fewer.calls or fewer.calls[0].input.shape[1] != classes

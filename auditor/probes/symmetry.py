@@ -24,7 +24,7 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase)
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicateUnits:
     """Units of one layer that begin with equal weights.
 
     Attributes:
@@ -44,12 +44,12 @@ class Twins:
     constant: bool
 
 
-class Symmetry(Probe[tuple[Twins, ...]]):
+class Symmetry(Probe[tuple[DuplicateUnits, ...]]):
     """Looks for equal rows in the weights of hidden layers; where there are some, takes steps."""
 
     probes = (FirstSteps,)
 
-    def measure(self, audit: Audit) -> tuple[Twins, ...]:
+    def measure(self, audit: Audit) -> tuple[DuplicateUnits, ...]:
         """Return the layers at least half of whose units begin as copies of another one.
 
         Raises:
@@ -123,7 +123,7 @@ def _copies(weight: Tensor) -> int:
 
 def _compared(
     name: str, was: Tensor, now: Mapping[str, Tensor], modules: Mapping[str, nn.Module]
-) -> Twins:
+) -> DuplicateUnits:
     before = was.reshape(was.shape[0], -1)[:_MOST].abs().double().cpu()
     after = now[name].detach().reshape(was.shape[0], -1)[:_MOST].abs().double().cpu()
     moved = (after - before).norm(dim=1)
@@ -132,7 +132,7 @@ def _compared(
     began.fill_diagonal_(False)
     close = began & (apart <= APART * moved[:, None]) & (moved[:, None] > 0.0)
     module = name.rpartition(".")[0]
-    return Twins(
+    return DuplicateUnits(
         module=module,
         parameter=name,
         type=type(modules[module]).__name__,

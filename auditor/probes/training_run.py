@@ -21,7 +21,7 @@ from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import Rate, constant_lr, planned_lr, without_dropout
 from nnaudit.loop.observer import LossCall, Observation
-from nnaudit.measure.eval_result import Look, look_at
+from nnaudit.measure.eval_result import EvalResult, evaluate_batches
 from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.probes.first_steps import is_given, main_loss_of
 from nnaudit.state.snapshot import preserved
@@ -64,12 +64,12 @@ class Modes:
 
 
 @dataclass(frozen=True)
-class Moment:
+class EvalPoint:
     """The network after ``step`` steps, on :attr:`Training.fixed` and :attr:`Training.val`."""
 
     step: int
-    fixed: Look
-    val: Look
+    fixed: EvalResult
+    val: EvalResult
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Training:
     fixed: tuple[Any, ...]
     val: tuple[Any, ...]
     val_whole: bool
-    moments: tuple[Moment, ...]
+    moments: tuple[EvalPoint, ...]
     warmed: bool = False
     broke: int | None = None
     error: str = ""
@@ -192,7 +192,7 @@ class _Run:
     starts: list[int] = field(default_factory=list)
     calls: dict[int, LossCall] = field(default_factory=dict)
     fixed: list[Any] = field(default_factory=list)
-    moments: list[Moment] = field(default_factory=list)
+    moments: list[EvalPoint] = field(default_factory=list)
     bytes: int = 0
     unknown: bool = False
     filled: int = 0
@@ -286,7 +286,7 @@ class _Run:
         if seen.total_loss is None or not math.isfinite(seen.total_loss):
             return None
         try:
-            target = self.audit.loop.feed(batch).target
+            target = self.audit.loop.split_batch(batch).target
         except UserCodeError:
             return None
         main = main_loss_of((seen,), target)
@@ -300,7 +300,9 @@ class _Run:
     def _look(self, step: int) -> None:
         loop = self.audit.loop
         with preserved(loop.subjects):
-            moment = Moment(step, look_at(loop, self.fixed), look_at(loop, self.val))
+            moment = EvalPoint(
+                step, evaluate_batches(loop, self.fixed), evaluate_batches(loop, self.val)
+            )
         self.moments.append(moment)
 
     def result(self, whole: bool) -> Training:

@@ -12,7 +12,7 @@ from nnaudit.probes.rows import Layout, among
 from nnaudit.targets import batch as batches
 
 
-class Passage(Probe[frozenset[str]]):
+class UnmodifiedInputs(Probe[frozenset[str]]):
     """The paths in a training batch whose tensors the network is called with as they are.
 
     What the step scales, augments or moves about on the way is not among them, and nothing is

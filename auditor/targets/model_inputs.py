@@ -19,7 +19,7 @@ from nnaudit.errors import TargetError
 
 
 @dataclass(frozen=True)
-class Fed:
+class ModelInputs:
     """A batch taken apart the way the training does it.
 
     Attributes:
@@ -42,7 +42,7 @@ TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 
 
 @dataclass(frozen=True)
-class Convention:
+class BatchFormat:
     """How batches of one structure are taken apart.
 
     Attributes:
@@ -63,15 +63,17 @@ class Convention:
     whole: bool = False
     spread: bool = False
 
-    def feed(self, batch: Any) -> Fed:
+    def split_batch(self, batch: Any) -> ModelInputs:
         """Take ``batch`` apart."""
         if self.whole:
-            return Fed((batch,), {}, _member(batch, self.target_key) if self.target_key else None)
+            return ModelInputs(
+                (batch,), {}, _member(batch, self.target_key) if self.target_key else None
+            )
         if self.keys:
             target = batch[self.target_key] if self.target_key else None
-            return Fed((), {key: batch[key] for key in self.keys if key in batch}, target)
+            return ModelInputs((), {key: batch[key] for key in self.keys if key in batch}, target)
         if not self.positions:
-            return Fed((batch,), {}, batch)
+            return ModelInputs((batch,), {}, batch)
         if self.spread:
             inputs = batch[self.positions[0]]
             args, kwargs = (
@@ -81,11 +83,11 @@ class Convention:
             args, kwargs = tuple(batch[i] for i in self.positions), {}
         targets = tuple(batch[i] for i in self.target_positions)
         if not targets:
-            return Fed(args, kwargs, args[0])
-        return Fed(args, kwargs, targets[0] if len(targets) == 1 else targets)
+            return ModelInputs(args, kwargs, args[0])
+        return ModelInputs(args, kwargs, targets[0] if len(targets) == 1 else targets)
 
 
-def convention_for(model: nn.Module, batch: Any) -> Convention:
+def convention_for(model: nn.Module, batch: Any) -> BatchFormat:
     """Settle how batches like ``batch`` are fed to ``model``.
 
     Raises:
@@ -99,10 +101,12 @@ def convention_for(model: nn.Module, batch: Any) -> Convention:
             raise TargetError("the training loader yields empty batches: () has no input")
         return _for_sequence(batch, accepted)
     if isinstance(batch, Tensor):
-        return Convention("model(batch), the input is its own target")
+        return BatchFormat("model(batch), the input is its own target")
     target = next((name for name in TARGET_NAMES if hasattr(batch, name)), "")
     kind = type(batch).__name__
-    return Convention(f"model(batch), {kind}.{target} is the target", target_key=target, whole=True)
+    return BatchFormat(
+        f"model(batch), {kind}.{target} is the target", target_key=target, whole=True
+    )
 
 
 @dataclass(frozen=True)
@@ -133,34 +137,34 @@ class _Signature:
         )
 
 
-def _for_mapping(batch: Mapping[Any, Any], accepted: _Signature) -> Convention:
+def _for_mapping(batch: Mapping[Any, Any], accepted: _Signature) -> BatchFormat:
     target = next((name for name in TARGET_NAMES if name in batch), "")
     named = tuple(str(key) for key in batch if key in accepted.names)
     inputs = tuple(key for key in named if key != target)
     if inputs:
         # A model that takes its own labels (Hugging Face) computes the loss with them.
         keys = named if target in accepted.names else inputs
-        return Convention(
+        return BatchFormat(
             f"model({', '.join(f'{key}=...' for key in keys)}), target {target or 'none'}",
             keys=keys,
             target_key=target,
         )
     others = tuple(str(key) for key in batch if key != target)
     if accepted.open_keywords and not accepted.required:
-        return Convention("model(**batch)", keys=others, target_key=target)
+        return BatchFormat("model(**batch)", keys=others, target_key=target)
     if len(others) == 1 and accepted.required <= 1:
-        return Convention(
+        return BatchFormat(
             f"model(batch[{others[0]!r}]), target {target or 'none'}",
             positions=(others[0],),
             target_positions=(target,) if target else (),
         )
-    return Convention("model(batch)", target_key=target, whole=True)
+    return BatchFormat("model(batch)", target_key=target, whole=True)
 
 
-def _for_sequence(batch: tuple[Any, ...] | list[Any], accepted: _Signature) -> Convention:
+def _for_sequence(batch: tuple[Any, ...] | list[Any], accepted: _Signature) -> BatchFormat:
     n = len(batch)
     if n == 1:
-        return Convention("model(x), the input is its own target", positions=(0,))
+        return BatchFormat("model(x), the input is its own target", positions=(0,))
     inputs = max(1, min(n - 1, accepted.most))
     first = batch[0]
     spread = inputs == 1 and (
@@ -169,7 +173,7 @@ def _for_sequence(batch: tuple[Any, ...] | list[Any], accepted: _Signature) -> C
     )
     names = ", ".join(f"batch[{i}]" for i in range(inputs))
     targets = tuple(range(inputs, n))
-    return Convention(
+    return BatchFormat(
         f"model({names}), target {', '.join(f'batch[{i}]' for i in targets)}",
         positions=tuple(range(inputs)),
         target_positions=targets,

@@ -25,7 +25,7 @@ class _LikeSet(type):
         return isinstance(thing, builtins.set)
 
 
-class TurnedSet(set[Any], metaclass=_LikeSet):
+class ReversedSet(set[Any], metaclass=_LikeSet):
     """A set that yields strings, and tuples of them, in the opposite order."""
 
     lines: ClassVar[list[Location]] = []
@@ -37,7 +37,7 @@ class TurnedSet(set[Any], metaclass=_LikeSet):
             return iter(items)
         if _TURNED:
             frame = sys._getframe(1)
-            TurnedSet.lines.append(Location(file=frame.f_code.co_filename, line=frame.f_lineno))
+            ReversedSet.lines.append(Location(file=frame.f_code.co_filename, line=frame.f_lineno))
         return iter(items[::-1])
 
     def __reduce__(self) -> Any:
@@ -56,22 +56,22 @@ _TURNED: set[str] = set()
 
 @contextmanager
 def turned_sets() -> Iterator[list[Location]]:
-    """Let the user's code have :class:`TurnedSet` for ``set``; yield the lines that go through one.
+    """Give the user's code :class:`ReversedSet` for ``set``; yield the lines that go through one.
 
     It holds for scripts that are executed, and for functions of the user's that are called, in the
     time of the ``with``.
     """
-    TurnedSet.lines = []
+    ReversedSet.lines = []
     with ExitStack() as undo:
         for module in list(sys.modules.values()):
             file = getattr(module, "__file__", None)
             users = isinstance(module, ModuleType) and file and is_user(file)
             if users and "set" not in vars(module):
-                vars(module)["set"] = TurnedSet
+                vars(module)["set"] = ReversedSet
                 undo.callback(vars(module).pop, "set", None)
         _TURNED.add("scripts")
         undo.callback(_TURNED.clear)
-        yield TurnedSet.lines
+        yield ReversedSet.lines
 
 
 def compiled(path: Path, names: dict[str, Any]) -> CodeType:
@@ -83,7 +83,7 @@ def compiled(path: Path, names: dict[str, Any]) -> CodeType:
     source = path.read_bytes()
     if not _TURNED:
         return compile(source, str(path), "exec", dont_inherit=True)
-    names["set"] = TurnedSet
+    names["set"] = ReversedSet
     tree = ast.fix_missing_locations(_Displays().visit(ast.parse(source, str(path))))
     return compile(tree, str(path), "exec", dont_inherit=True)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nnaudit.errors import user_code
 from nnaudit.loop.base import Loop
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 
 IN_PARTS = "The network has no forward() of its own: its parts are called one by one."
 """Why a check that calls the network does not apply, where
@@ -32,7 +32,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def fed_to(loop: Loop, batch: Any) -> Fed:
+def fed_to(loop: Loop, batch: Any) -> ModelInputs:
     """Return what the model is called with for ``batch``, on its device.
 
     Taken apart once: a script may draw random numbers on the way to its model.
@@ -43,7 +43,7 @@ def fed_to(loop: Loop, batch: Any) -> Fed:
     return loop.called_with(batches.to_device(batch, loop.device))
 
 
-def evaluate(loop: Loop, fed: Fed) -> Any:
+def evaluate(loop: Loop, fed: ModelInputs) -> Any:
     """Return the output in eval mode of ``loop``'s model for ``fed``, detached.
 
     Not :meth:`~nnaudit.loop.base.Loop.forward`: a user's ``training_step`` may set the mode.

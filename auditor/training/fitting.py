@@ -24,7 +24,7 @@ from nnaudit.loop.base import Loop
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.observer import LossCall, Observation
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed, main_tensor
+from nnaudit.targets.model_inputs import ModelInputs, main_tensor
 from nnaudit.training.loss_bounds import Bounds, bounds, placeholder
 from nnaudit.training.stopwatch import Stopwatch
 
@@ -32,7 +32,7 @@ from nnaudit.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class Sighting:
+class RowEvaluation:
     """What the program makes of some batches before any update.
 
     Attributes:
@@ -48,7 +48,7 @@ class Sighting:
     """
 
     parts: tuple[Any, ...]
-    feds: tuple[Fed, ...]
+    feds: tuple[ModelInputs, ...]
     calls: tuple[LossCall, ...]
     output: Any
     sizes: tuple[int, ...]
@@ -62,7 +62,7 @@ class Sighting:
         return sum(self.sizes)
 
 
-def sight(loop: Loop, parts: Sequence[Any]) -> Sighting:
+def evaluate_rows(loop: Loop, parts: Sequence[Any]) -> RowEvaluation:
     """Run the program on ``parts`` in train mode, without an update.
 
     Raises:
@@ -89,7 +89,7 @@ def sight(loop: Loop, parts: Sequence[Any]) -> Sighting:
         calls = ()
     found = bounds(calls, feds, sizes) if calls and feds and min(sizes) > 0 else None
     unknown = "" if found else _why_unknown(calls)
-    return Sighting(moved, feds, calls, output, sizes, loss, found, unknown)
+    return RowEvaluation(moved, feds, calls, output, sizes, loss, found, unknown)
 
 
 def without_input(call: LossCall) -> LossCall:
@@ -389,14 +389,14 @@ def _settled(passes: list[float], floor: float, limits: Limits) -> bool:
 
 def fit(
     loop: Loop,
-    sighting: Sighting,
+    evaluation: RowEvaluation,
     *,
     label: str,
     limits: Limits,
     clock: Clock,
     seed: int = 0,
 ) -> Run:
-    """Train the user's program on the rows of ``sighting``, with whatever knobs are turned.
+    """Train the user's program on the rows of ``evaluation``, with whatever knobs are turned.
 
     The level is :meth:`~nnaudit.training.loss_bounds.Bounds.level`; where the bounds are unknown,
     half of the first loss.
@@ -405,22 +405,22 @@ def fit(
         OutOfBudgetError: the audit's time is used up.
         UserCodeError: the first step raised.
     """
-    known = sighting.bounds
+    known = evaluation.bounds
     if known is not None and known.informative:
-        level = known.level(sighting.loss)
+        level = known.level(evaluation.loss)
     else:
-        level = sighting.loss - 0.5 * abs(sighting.loss)
+        level = evaluation.loss - 0.5 * abs(evaluation.loss)
     first: list[Observation | None] = []
 
     def step(part: int) -> float:
-        taken = loop.step(sighting.parts[part], losses=not first)
+        taken = loop.step(evaluation.parts[part], losses=not first)
         if not first:
             first.append(taken.observation)
         return taken.loss
 
     run = train(
         step,
-        len(sighting.parts),
+        len(evaluation.parts),
         label=label,
         level=level,
         floor=known.floor if known is not None else level,
@@ -430,7 +430,7 @@ def fit(
     )
     if run.fitted or known is None or not math.isfinite(run.final) or not _is_one_call(first[0]):
         return run
-    last = loop.step(sighting.parts[0], losses=True).observation
+    last = loop.step(evaluation.parts[0], losses=True).observation
     return dataclasses.replace(run, joined=not _is_one_call(last))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nnaudit.loop.observer import LossCall
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import TARGET_NAMES, Fed
+from nnaudit.targets.model_inputs import TARGET_NAMES, ModelInputs
 
 REGRESSION = frozenset({"mse", "l1", "smooth_l1", "huber", "poisson_nll"})
 """Kinds whose target is a quantity rather than a class or a probability."""
@@ -75,7 +75,9 @@ class Bounds:
         return (self.constant - loss) / max(self.constant - self.floor, 1e-30)
 
 
-def bounds(calls: Sequence[LossCall], feds: Sequence[Fed], sizes: Sequence[int]) -> Bounds | None:
+def bounds(
+    calls: Sequence[LossCall], feds: Sequence[ModelInputs], sizes: Sequence[int]
+) -> Bounds | None:
     """Return the bounds of the loss over several batches; None where no theory gives them.
 
     Args:
@@ -169,7 +171,7 @@ def _averaged(each: list[Bounds | None], flat: LossCall | None) -> Bounds | None
     )
 
 
-def _is_reconstruction(fed: Fed, rows: int, call: LossCall) -> bool:
+def _is_reconstruction(fed: ModelInputs, rows: int, call: LossCall) -> bool:
     numel = call.target.numel()
     if not call.target.is_floating_point() or numel < 8 * rows:
         return False
@@ -231,14 +233,14 @@ def placeholder(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor.new_zeros(()).expand(tuple(shape))
 
 
-def input_tensors(fed: Fed, rows: int) -> list[Tensor]:
+def input_tensors(fed: ModelInputs, rows: int) -> list[Tensor]:
     """Return the tensors with ``rows`` rows that the model is given, labels in kwargs left out."""
     kwargs = {key: value for key, value in fed.kwargs.items() if key not in TARGET_NAMES}
     found = [tensor for _, tensor in batches.tensors((fed.args, kwargs))]
     return [t for t in found if t.ndim > 0 and t.shape[0] == rows]
 
 
-def _identities(feds: Sequence[Fed], sizes: Sequence[int]) -> Tensor:
+def _identities(feds: Sequence[ModelInputs], sizes: Sequence[int]) -> Tensor:
     """Return one number per row; equal inputs have equal numbers. Shape (rows,)."""
     known: dict[str, int] = {}
     identity: list[int] = []
@@ -256,7 +258,9 @@ def _plain(tensors: list[Tensor]) -> list[Tensor]:
     return [t.int() if t.dtype is torch.bool else t for t in tensors]
 
 
-def _groups(identity: Tensor, feds: Sequence[Fed], sizes: Sequence[int], call: LossCall) -> Tensor:
+def _groups(
+    identity: Tensor, feds: Sequence[ModelInputs], sizes: Sequence[int], call: LossCall
+) -> Tensor:
     """Return group numbers of shape (rows, 1), or (rows, positions) for a next-token model."""
     if call.kind in CLASSIFICATION and len({len(fed.inputs) for fed in feds}) == 1:
         tensors = [input_tensors(fed, size)[:1] for fed, size in zip(feds, sizes, strict=True)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnaudit.context import Clock
 from nnaudit.loop.observer import LossCall
-from nnaudit.training.fitting import Limits, Run, Sighting, densify, train
+from nnaudit.training.fitting import Limits, RowEvaluation, Run, densify, train
 from nnaudit.training.loss_bounds import input_tensors
 
 _MOST_FEATURES = 200_000
@@ -30,7 +30,7 @@ Predict = Callable[[int], Tensor]
 def train_on(
     parameters: Sequence[Tensor],
     predict: Predict,
-    sighting: Sighting,
+    evaluation: RowEvaluation,
     *,
     label: str,
     learning_rate: float,
@@ -52,7 +52,7 @@ def train_on(
     def step(part: int) -> float:
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            loss = sighting.calls[part].recompute(predict(part))
+            loss = evaluation.calls[part].recompute(predict(part))
         loss.backward()  # type: ignore[no-untyped-call]
         densify(parameters)
         optimizer.step()
@@ -60,10 +60,10 @@ def train_on(
 
     return train(
         step,
-        len(sighting.parts),
+        len(evaluation.parts),
         label=label,
         level=level,
-        floor=sighting.bounds.floor if sighting.bounds else 0.0,
+        floor=evaluation.bounds.floor if evaluation.bounds else 0.0,
         limits=limits,
         clock=clock,
         seed=seed,
@@ -91,22 +91,24 @@ class Reference(nn.Module):
         return made
 
 
-def inputs_of(sighting: Sighting, part: int) -> list[Tensor]:
+def inputs_of(evaluation: RowEvaluation, part: int) -> list[Tensor]:
     """Return the tensors with a row per example that enter the model with that part."""
-    return input_tensors(sighting.feds[part], sighting.sizes[part])
+    return input_tensors(evaluation.feds[part], evaluation.sizes[part])
 
 
-def reference_for(sighting: Sighting, *, linear: bool = False, seed: int = 0) -> Reference | None:
-    """Build the reference for the rows of ``sighting``; None where there is no way to.
+def reference_for(
+    evaluation: RowEvaluation, *, linear: bool = False, seed: int = 0
+) -> Reference | None:
+    """Build the reference for the rows of ``evaluation``; None where there is no way to.
 
     Args:
         linear: without hidden layers, to be compared with a model that has none.
         seed: of the initial weights.
     """
-    if not sighting.calls or not sighting.feds:
+    if not evaluation.calls or not evaluation.feds:
         return None
-    call, rows = sighting.calls[0], sighting.sizes[0]
-    parts = [inputs_of(sighting, part) for part in range(len(sighting.parts))]
+    call, rows = evaluation.calls[0], evaluation.sizes[0]
+    parts = [inputs_of(evaluation, part) for part in range(len(evaluation.parts))]
     if not parts[0] or any(t.is_complex() for t in parts[0]) or call.input.numel() % rows:
         return None
     if any(len(p) != len(parts[0]) for p in parts):
@@ -123,7 +125,7 @@ def reference_for(sighting: Sighting, *, linear: bool = False, seed: int = 0) ->
 
 
 def fit_reference(
-    sighting: Sighting,
+    evaluation: RowEvaluation,
     *,
     limits: Limits,
     clock: Clock,
@@ -131,16 +133,16 @@ def fit_reference(
     seed: int = 0,
 ) -> tuple[str, Run] | None:
     """Train the reference on the rows; return its kind and the run, None where there is none."""
-    network = reference_for(sighting, linear=linear, seed=seed)
+    network = reference_for(evaluation, linear=linear, seed=seed)
     if network is None:
         return None
-    level = sighting.bounds.level(sighting.loss) if sighting.bounds else None
-    inputs = [inputs_of(sighting, part) for part in range(len(sighting.parts))]
+    level = evaluation.bounds.level(evaluation.loss) if evaluation.bounds else None
+    inputs = [inputs_of(evaluation, part) for part in range(len(evaluation.parts))]
     try:
         run = train_on(
             list(network.parameters()),
             lambda part: network(inputs[part]),
-            sighting,
+            evaluation,
             label=network.kind,
             learning_rate=3e-3,
             level=level,

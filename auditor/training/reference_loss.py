@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nnaudit.loop.observer import LossCall
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.loss_bounds import bounds
 
 CLASSIFICATION = {
@@ -101,7 +101,7 @@ class Level:
         return self.loss - self.shuffled < max(self.unit, 0.3 * (self.loss - self.zero))
 
 
-def level_of(calls: Sequence[LossCall], feds: Sequence[Fed | None]) -> Level | None:
+def level_of(calls: Sequence[LossCall], feds: Sequence[ModelInputs | None]) -> Level | None:
     """Hold the pooled loss of ``calls`` against outputs that know nothing; None if impossible.
 
     ``feds`` are the batches they were made for; without them the best constant is not fitted.
@@ -227,7 +227,7 @@ def _shuffled(call: LossCall) -> float:
     return _mean(call, prediction[order.to(prediction.device)])
 
 
-def _best_constant(calls: Sequence[LossCall], feds: Sequence[Fed | None]) -> float:
+def _best_constant(calls: Sequence[LossCall], feds: Sequence[ModelInputs | None]) -> float:
     known = [fed for fed in feds if fed is not None]
     large = sum(call.input.numel() for call in calls) > LARGE
     # The constant of a divergence is per class, as its mean is not.

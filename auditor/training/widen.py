@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -34,7 +34,7 @@ _WIDTHS = frozenset(
 """Attributes of users' own modules that name a width, and so have to follow it."""
 
 
-def widened(model: nn.Module, fed: Fed, factor: int, *, seed: int = 0) -> nn.Module | None:
+def widened(model: nn.Module, fed: ModelInputs, factor: int, *, seed: int = 0) -> nn.Module | None:
     """Return a wider copy of ``model`` with fresh weights; None where that does not work out.
 
     Args:
@@ -59,7 +59,7 @@ def widened(model: nn.Module, fed: Fed, factor: int, *, seed: int = 0) -> nn.Mod
 _Calls = list[tuple[str, nn.Module, Any]]
 
 
-def _run(model: nn.Module, fed: Fed) -> tuple[Any, _Calls] | None:
+def _run(model: nn.Module, fed: ModelInputs) -> tuple[Any, _Calls] | None:
     """Run the model; return its output and the layers in order of call, with theirs."""
     order: _Calls = []
 
@@ -99,7 +99,7 @@ def _output_layers(output: Any, order: _Calls) -> set[nn.Module]:
 
 def _attempt(
     model: nn.Module,
-    fed: Fed,
+    fed: ModelInputs,
     factor: int,
     last: set[nn.Module],
     order: _Calls,
@@ -300,7 +300,7 @@ def _tie(model: nn.Module, ties: list[list[str]]) -> None:
                 setattr(holder, leaf, shared)
 
 
-def _same_shapes(model: nn.Module, fed: Fed, output: Any) -> bool:
+def _same_shapes(model: nn.Module, fed: ModelInputs, output: Any) -> bool:
     """Whether the copy stands on its own and gives outputs of the original's shapes."""
     result = _run(model, fed)
     if result is None:

@@ -13,7 +13,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.channels import Channels, Pair
 from nnaudit.probes.rows import TrainRows
-from nnaudit.probes.unmodified_inputs import Passage
+from nnaudit.probes.unmodified_inputs import UnmodifiedInputs
 from nnaudit.report import Evidence, Kind, Result, Status, Table
 
 FEWEST = 20
@@ -62,7 +62,7 @@ class SplitShift(Check):
     name = "split-shift"
     kind = Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
-    probes = (Channels, Passage, TrainRows)
+    probes = (Channels, UnmodifiedInputs, TrainRows)
     options: ClassVar[dict[str, float]] = {"shift": 0.5, "ratio": 2.0}
 
     def run(self, audit: Audit) -> Result:
@@ -85,7 +85,7 @@ class SplitShift(Check):
         return self._difference(audit, max(enough, key=_worst))
 
     def _pipeline(self, audit: Audit, pair: Pair, told: str) -> Result:
-        seen = pair.path in audit.probe(Passage)
+        seen = pair.path in audit.probe(UnmodifiedInputs)
         doubt = "" if seen else "; the training step changes its inputs, and perhaps validation's"
         answer = self.failed if seen else self.warned
         return answer(

@@ -18,12 +18,12 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import without_dropout
-from nnaudit.measure.replicate import anew
-from nnaudit.probes.subset_scaling import Ladder, Rung, SubsetLadder
+from nnaudit.measure.replicate import replicated
+from nnaudit.probes.subset_scaling import Ladder, SubsetFit, SubsetScaling
 from nnaudit.probes.subsets import TinyFitting, fixed_rows
 from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
 from nnaudit.targets import batch as batches
-from nnaudit.training.fitting import Head, Limits, Run, Sighting, head_of, sight
+from nnaudit.training.fitting import Head, Limits, RowEvaluation, Run, evaluate_rows, head_of
 from nnaudit.training.loss_bounds import Bounds
 from nnaudit.training.reference import inputs_of, reference_for, train_on
 from nnaudit.training.widen import widened
@@ -38,11 +38,11 @@ _LARGE = 5_000_000
 _CHEAP_STEP = 0.005
 _NEARLY = 0.75
 
-Predict = Callable[[Sighting, int], Tensor]
+Predict = Callable[[RowEvaluation, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """A network that was trained on the rows.
 
     Attributes:
@@ -71,9 +71,9 @@ class Entrant:
 class Rows:
     """What the entrants are trained on and what is held out."""
 
-    train: Sighting
+    train: RowEvaluation
     bounds: Bounds
-    held_out: Sighting | None
+    held_out: RowEvaluation | None
 
 
 class Capacity(Check):
@@ -111,7 +111,7 @@ class Capacity(Check):
 
     code, name, kind = "FIT106", "capacity", Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
-    probes = (TinyFitting, SubsetLadder)
+    probes = (TinyFitting, SubsetScaling)
     trains = True
     consequence_of = (
         "FIT101", "DATA101", "DATA102", "DATA103", "DATA111", "LOSS101", "LOSS102", "GRAD102",
@@ -120,10 +120,10 @@ class Capacity(Check):
 
     def run(self, audit: Audit) -> Result:
         """Believe a ladder that is climbed; compare networks where it is not."""
-        ladder = audit.probe(SubsetLadder)
-        if not ladder.rungs:
+        ladder = audit.probe(SubsetScaling)
+        if not ladder.subset_fits:
             return self.inconclusive(f"The ladder gave no answer: {ladder.reason}.")
-        top = ladder.rungs[-1]
+        top = ladder.subset_fits[-1]
         said = f"{top.rows} examples: {_percent(top.closed)} of the way from the best constant"
         # A run on its way is believed; sooner where it is dear to look closer.
         cheap = top.run.seconds / max(top.run.steps, 1) < _CHEAP_STEP
@@ -132,7 +132,7 @@ class Capacity(Check):
             return self.passed(f"The network has room for {said} was closed{going}.")
         return self._suspicious(audit, ladder, top, said)
 
-    def _suspicious(self, audit: Audit, ladder: Ladder, top: Rung, said: str) -> Result:
+    def _suspicious(self, audit: Audit, ladder: Ladder, top: SubsetFit, said: str) -> Result:
         if cause := self.cause(audit):
             return self.inconclusive(
                 f"{capital(said)} was closed; {cause} has failed, which may be why: mend that "
@@ -156,14 +156,14 @@ class Capacity(Check):
             )
         return self._compare(audit, rows, head, top)
 
-    def _compare(self, audit: Audit, rows: Rows, head: Head, top: Rung) -> Result:
-        contest = _contest(audit, rows, head)
-        if contest is None:
+    def _compare(self, audit: Audit, rows: Rows, head: Head, top: SubsetFit) -> Result:
+        compare_candidates = _contest(audit, rows, head)
+        if compare_candidates is None:
             return self.inconclusive(
                 "The network cannot be trained outside your own loop, so nothing can be compared."
             )
-        own, others = contest
-        best = max(others, key=lambda entrant: entrant.closed, default=None)
+        own, others = compare_candidates
+        best = max(others, key=lambda candidate: candidate.closed, default=None)
         evidence = _evidence(own, others, rows)
         said = (
             f"on {rows.train.rows} fixed examples the network closed {_percent(own.closed)} of the "
@@ -203,7 +203,7 @@ class Capacity(Check):
         audit: Audit,
         rows: Rows,
         head: Head,
-        pair: tuple[Entrant, Entrant],
+        pair: tuple[Candidate, Candidate],
         said: str,
         evidence: tuple[Evidence, ...],
     ) -> Result:
@@ -230,7 +230,9 @@ class Capacity(Check):
             )
         return self.failed(f"{said}; other weights and examples gave the same.", **details)
 
-    def _alone(self, own: Entrant, rows: Rows, said: str, evidence: tuple[Evidence, ...]) -> Result:
+    def _alone(
+        self, own: Candidate, rows: Rows, said: str, evidence: tuple[Evidence, ...]
+    ) -> Result:
         """Answer where nothing was compared: no need, no time, or no way."""
         if own.closed >= 0.9:
             return self.passed(
@@ -257,30 +259,32 @@ class Capacity(Check):
         control = _enter(audit, rows, "reset", lambda: _widened(audit, rows, head, 1, seed), seed)
         return control is not None and control.closed >= 0.5
 
-    def _again(self, audit: Audit, rows: Rows, head: Head, best: Entrant) -> bool:
+    def _again(self, audit: Audit, rows: Rows, head: Head, best: Candidate) -> bool:
         """Repeat with fresh weights, training on what was held out."""
         held_out = rows.held_out
         if held_out is None or held_out.bounds is None:
             return False
         swapped = Rows(held_out, held_out.bounds, rows.train)
-        with anew(audit) as other:
-            contest = _contest(other, swapped, head)
-        if contest is None:
+        with replicated(audit) as other:
+            compare_candidates = _contest(other, swapped, head)
+        if compare_candidates is None:
             return False
-        own, others = contest
+        own, others = compare_candidates
         same = [other for other in others if other.name == best.name]
         return bool(same) and _clear(own, same[0], swapped)
 
 
 def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
     """Up to 256 rows of the ladder and as many others; a third is held out where data are few."""
-    parts = (*ladder.rungs[-1].sighting.parts, *ladder.held_out)
+    parts = (*ladder.subset_fits[-1].evaluation.parts, *ladder.held_out)
     size = max(batches.size(parts[0]), 1)
     count = max(1, min(_ROWS // size, 2 * len(parts) // 3))
     with fixed_rows(audit.loop):
         try:
-            train = sight(audit.loop, parts[:count])
-            held_out = sight(audit.loop, parts[count : 2 * count]) if parts[count:] else None
+            train = evaluate_rows(audit.loop, parts[:count])
+            held_out = (
+                evaluate_rows(audit.loop, parts[count : 2 * count]) if parts[count:] else None
+            )
         except UserCodeError:
             return None
     if train.bounds is None or not train.bounds.informative:
@@ -289,7 +293,7 @@ def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
     return Rows(train, train.bounds, held_out if usable else None)
 
 
-def _contest(audit: Audit, rows: Rows, head: Head) -> tuple[Entrant, list[Entrant]] | None:
+def _contest(audit: Audit, rows: Rows, head: Head) -> tuple[Candidate, list[Candidate]] | None:
     """Train the network as it is; where it underfits a wider one, and then the reference.
 
     None where a plain loop cannot train the network as it is.
@@ -301,7 +305,7 @@ def _contest(audit: Audit, rows: Rows, head: Head) -> tuple[Entrant, list[Entran
     falling = own.run.falling(rows.bounds.floor, 0.1)
     if own.closed >= 0.9 or own.run.cut or (falling and own.closed >= _NEARLY):
         return own, []
-    others: list[Entrant] = []
+    others: list[Candidate] = []
     for name, make, wider in _rivals(audit, rows, head, seed):
         other = _enter(audit, rows, name, make, seed, wider=wider)
         if other is not None:
@@ -338,22 +342,22 @@ def _referenced(rows: Rows, seed: int) -> tuple[nn.Module, Predict] | None:
 
 def _enter(
     audit: Audit, rows: Rows, name: str, make: Maker, seed: int, *, wider: bool = False
-) -> Entrant | None:
+) -> Candidate | None:
     """Train one network at each learning rate and keep the better run."""
     seconds = min(_RUN_SECONDS, max(audit.clock.remaining / 10, 0.5))
-    best: Entrant | None = None
+    best: Candidate | None = None
     for rate in RATES:
         made = make()
         if made is None:
             return None
         network, predict = made
         try:
-            entrant = _trained(audit, rows, name, network, predict, rate, seconds, seed)
-            entrant = dataclasses.replace(entrant, wider=wider)
+            candidate = _trained(audit, rows, name, network, predict, rate, seconds, seed)
+            candidate = dataclasses.replace(candidate, wider=wider)
         except RuntimeError:  # shapes that only this network cannot deal with
             return best
-        if best is None or entrant.closed > best.closed:
-            best = entrant
+        if best is None or candidate.closed > best.closed:
+            best = candidate
         if best.closed >= 0.9:
             break
     return best
@@ -368,7 +372,7 @@ def _trained(
     rate: float,
     seconds: float,
     seed: int,
-) -> Entrant:
+) -> Candidate:
     passes = max(4, math.ceil(_STEPS / len(rows.train.parts)))
     parameters = [p for p in network.parameters() if p.requires_grad]
     peaks: list[list[float]] = []
@@ -398,10 +402,10 @@ def _trained(
     losses = [loss for loss in run.losses if math.isfinite(loss)]
     closed = rows.bounds.closed(min(losses[-1:], default=math.inf)) if losses else -math.inf
     held_out = tuple(max(peaks, key=sum)) if peaks else ()
-    return Entrant(name, run, closed, held_out, size=float(sum(p.numel() for p in parameters)))
+    return Candidate(name, run, closed, held_out, size=float(sum(p.numel() for p in parameters)))
 
 
-def _evaluated(network: nn.Module, predict: Predict, held_out: Sighting) -> list[float]:
+def _evaluated(network: nn.Module, predict: Predict, held_out: RowEvaluation) -> list[float]:
     """Return the share closed on each held-out batch."""
     bounds = held_out.bounds
     assert bounds is not None
@@ -414,9 +418,9 @@ def _evaluated(network: nn.Module, predict: Predict, held_out: Sighting) -> list
 
 
 def _predicting(network: nn.Module, head: Head) -> Predict:
-    def predict(sighting: Sighting, part: int) -> Tensor:
-        fed = sighting.feds[part]
-        return head(network(*fed.args, **fed.kwargs), sighting.calls[part].input.shape)
+    def predict(evaluation: RowEvaluation, part: int) -> Tensor:
+        fed = evaluation.feds[part]
+        return head(network(*fed.args, **fed.kwargs), evaluation.calls[part].input.shape)
 
     return predict
 
@@ -444,7 +448,7 @@ def _widened(
     return None if network is None else (network.train(), _predicting(network, head))
 
 
-def _gain(own: Entrant, other: Entrant) -> tuple[float, float]:
+def _gain(own: Candidate, other: Candidate) -> tuple[float, float]:
     """Return how much more the other closed on held-out batches, and the paired t of that."""
     differences = torch.tensor(other.held_out).double() - torch.tensor(own.held_out).double()
     n = len(differences)
@@ -454,7 +458,7 @@ def _gain(own: Entrant, other: Entrant) -> tuple[float, float]:
     return mean, mean / max(deviation / math.sqrt(n), 1e-12)
 
 
-def _clear(own: Entrant, other: Entrant, rows: Rows) -> bool:
+def _clear(own: Candidate, other: Candidate, rows: Rows) -> bool:
     """Whether a network was far too small: the numbers of the docstring."""
     gain, t = _gain(own, other)
     flat = not own.run.cut and not own.run.falling(rows.bounds.floor, 0.1)
@@ -462,7 +466,7 @@ def _clear(own: Entrant, other: Entrant, rows: Rows) -> bool:
     return fits and flat and gain >= 0.2 and t > 6 and len(own.held_out) >= _FEWEST_PARTS
 
 
-def _outruns(own: Entrant, other: Entrant) -> bool:
+def _outruns(own: Candidate, other: Candidate) -> bool:
     """Whether another network fits in half the steps, and far better on unseen rows.
 
     Then it matters little that this one is on its way still.
@@ -476,23 +480,23 @@ def _meant(audit: Audit) -> bool:
     parameters = list(audit.loop.model.parameters())
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
     tiny = audit.probe(TinyFitting)
-    noisy = tiny.noise > 0.02 * abs(tiny.sighting.loss)
+    noisy = tiny.noise > 0.02 * abs(tiny.evaluation.loss)
     few = trainable_layers(audit.loop.model) < 2
     return few or noisy or frozen > 0.5 * sum(p.numel() for p in parameters)
 
 
-def _evidence(own: Entrant, others: Sequence[Entrant], rows: Rows) -> tuple[Evidence, ...]:
-    entrants = [own, *others]
+def _evidence(own: Candidate, others: Sequence[Candidate], rows: Rows) -> tuple[Evidence, ...]:
+    candidates = [own, *others]
     table = Table(
         title="Networks trained on the same fixed examples",
         columns=("network", "steps", "closed on these", "closed on unseen ones", "last loss"),
-        rows=tuple((e.name, e.run.steps, e.closed, e.unseen, e.run.losses[-1]) for e in entrants),
+        rows=tuple((e.name, e.run.steps, e.closed, e.unseen, e.run.losses[-1]) for e in candidates),
     )
     runs = Curve(
         title="Loss of each network",
         x_label="passes over the examples",
         y_label="loss",
-        series=tuple(series_of(e.run) for e in entrants),
+        series=tuple(series_of(e.run) for e in candidates),
         thresholds={"best constant": rows.bounds.constant, "floor": rows.bounds.floor},
     )
     wide = [e for e in others if e.wider]
@@ -510,7 +514,7 @@ def _evidence(own: Entrant, others: Sequence[Entrant], rows: Rows) -> tuple[Evid
     return table, factor, runs
 
 
-def _fix(audit: Audit, best: Entrant) -> str:
+def _fix(audit: Audit, best: Candidate) -> str:
     narrowest = _narrowest(audit.loop.model)
     where = f": {narrowest[0]} has {narrowest[1]} outputs" if narrowest else ""
     if best.wider:

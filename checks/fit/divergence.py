@@ -12,7 +12,7 @@ from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import curve_of_run
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.measure.replicate import anew
+from nnaudit.measure.replicate import replicated
 from nnaudit.probes.training_run import Training, TrainingRun, training_run
 from nnaudit.report import Kind, Result
 from nnaudit.stats import ALPHA
@@ -123,7 +123,7 @@ class Divergence(Check):
         weak = _why_weak(audit, training, course)
         if weak:
             return self.warned(f"{said}; {weak}.", **details)
-        with anew(audit) as other:
+        with replicated(audit) as other:
             again = course_of(training_run(other, val=False))
         if again.diverged:
             return self.failed(f"{said}; so it was with other weights and batches.", **details)

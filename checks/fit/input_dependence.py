@@ -21,12 +21,12 @@ from nnaudit.checks.fit.stream import Standing, curve_of_run, standard_error
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.measure.held_out import HeldOut, held_out_run
-from nnaudit.measure.replicate import anew
+from nnaudit.measure.replicate import replicated
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
 from nnaudit.stats import correlated_columns, total_variation
 from nnaudit.targets import batch as batches
-from nnaudit.training.fitting import Limits, sight
+from nnaudit.training.fitting import Limits, evaluate_rows
 from nnaudit.training.loss_bounds import input_tensors
 from nnaudit.training.reference import inputs_of, reference_for, train_on
 
@@ -224,7 +224,7 @@ def _held_out(audit: Audit, *, fresh: bool) -> HeldOut | None:
     """Train on some rows and hold others out, ``fresh`` with other weights and other rows."""
     if not fresh:
         return held_out_run(audit)
-    with anew(audit) as other:
+    with replicated(audit) as other:
         return held_out_run(other)
 
 
@@ -252,7 +252,7 @@ def _shifted(run: HeldOut) -> bool:
 
 def _reference(audit: Audit, run: HeldOut) -> tuple[str, Told | None]:
     """Train a plain network on the same rows; return its kind and what it tells of the others."""
-    trained, unseen = sight(audit.loop, run.trained), sight(audit.loop, run.unseen)
+    trained, unseen = evaluate_rows(audit.loop, run.trained), evaluate_rows(audit.loop, run.unseen)
     network = reference_for(trained, seed=audit.seed)
     if network is None or len(unseen.calls) != len(run.unseen) or not unseen.feds:
         return "", None
@@ -284,7 +284,7 @@ def _why_weak(audit: Audit, run: HeldOut, found: Evidence, plain: Told | None) -
     if plain is None:
         return "no plain network could be tried on them"
     classes = found.unseen.classes
-    inputs = input_tensors(audit.loop.feed(run.trained[0]), batches.size(run.trained[0]))
+    inputs = input_tensors(audit.loop.split_batch(run.trained[0]), batches.size(run.trained[0]))
     if classes < 3 or not any(t.is_floating_point() for t in inputs):
         return "there are honest tasks with so little to learn from so few examples"
     if _made_up(audit, run):
@@ -302,7 +302,7 @@ def _made_up(audit: Audit, run: HeldOut) -> bool:
     """Whether the inputs are like independent random numbers, which no measurements are."""
     parts = []
     for part in run.trained:
-        fed = input_tensors(audit.loop.feed(part), batches.size(part))
+        fed = input_tensors(audit.loop.split_batch(part), batches.size(part))
         flat = torch.cat([t.detach().float().cpu().flatten(1) for t in fed], dim=1)
         parts.append(flat[:, :: max(1, flat.shape[1] // _COLUMNS)])
     if len({part.shape[1] for part in parts}) != 1:

@@ -16,7 +16,7 @@ from nnaudit.checks.fit.stream import FEWEST, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.observer import LossCall
-from nnaudit.measure.eval_result import Look
+from nnaudit.measure.eval_result import EvalResult
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Evidence, Kind, Result, Table
 from nnaudit.targets.model_inputs import main_tensor
@@ -201,7 +201,7 @@ class PredictionCollapse(Check):
         )
 
 
-def _looked_at(training: Training, *, first: bool = False) -> tuple[Look, str]:
+def _looked_at(training: Training, *, first: bool = False) -> tuple[EvalResult, str]:
     """Return what was looked at before or after training, and what it is called."""
     moment = training.moments[0 if first else -1]
     if moment.val.losses or moment.val.outputs is not None:
@@ -209,7 +209,7 @@ def _looked_at(training: Training, *, first: bool = False) -> tuple[Look, str]:
     return moment.fixed, "training examples"
 
 
-def _of_outputs(look: Look) -> Spread | None:
+def _of_outputs(look: EvalResult) -> Spread | None:
     """Where the loss is composite, only the network's own output can be looked at."""
     output = main_tensor(look.outputs)
     if output is None or output.ndim < 2 or len(output) < 8:

@@ -8,19 +8,19 @@ from collections.abc import Iterable
 from torch import nn
 
 from nnaudit.report import Curve, Series
-from nnaudit.training.fitting import Run, Sighting
+from nnaudit.training.fitting import RowEvaluation, Run
 
 _POINTS = 120
 
 
-def curve_of(title: str, runs: Iterable[Run], sighting: Sighting) -> Curve:
+def curve_of(title: str, runs: Iterable[Run], evaluation: RowEvaluation) -> Curve:
     """Draw the runs' losses by pass over the rows, with what the rows allow."""
-    bounds = sighting.bounds
+    bounds = evaluation.bounds
     thresholds = {}
     if bounds is not None:
         thresholds = {
             "best constant": bounds.constant,
-            "fitted": bounds.level(sighting.loss),
+            "fitted": bounds.level(evaluation.loss),
             "floor": bounds.floor,
         }
     return Curve(
@@ -39,15 +39,15 @@ def series_of(run: Run, name: str = "") -> Series:
     return Series(name=name or run.label, x=tuple(kept), y=tuple(run.losses[i] for i in kept))
 
 
-def loss_words(run: Run, sighting: Sighting) -> str:
+def loss_words(run: Run, evaluation: RowEvaluation) -> str:
     """Say from where to where the loss went, and how much of the way that is."""
     final = f"{run.final:.4g}" if math.isfinite(run.final) else "NaN or infinity"
-    said = f"the loss went from {sighting.loss:.4g} to {final}"
-    bounds = sighting.bounds
+    said = f"the loss went from {evaluation.loss:.4g} to {final}"
+    bounds = evaluation.bounds
     if bounds is None:
         return said
-    way = max(sighting.loss, bounds.constant) - bounds.floor
-    closed = (max(sighting.loss, bounds.constant) - run.final) / max(way, 1e-30)
+    way = max(evaluation.loss, bounds.constant) - bounds.floor
+    closed = (max(evaluation.loss, bounds.constant) - run.final) / max(way, 1e-30)
     closed = min(max(closed, 0.0), 1.0) if math.isfinite(run.final) else 0.0
     return f"{said}, {100 * closed:.0f} % of the way to the floor of {bounds.floor:.3g}"
 

@@ -21,7 +21,7 @@ from nnaudit.measure.permuted_labels import path_of
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets import batch as batches
-from nnaudit.training.fitting import densify, main_call, sight
+from nnaudit.training.fitting import densify, evaluate_rows, main_call
 from nnaudit.training.loss_bounds import input_tensors
 from nnaudit.training.reference import Reference, reference_for
 from nnaudit.training.stopwatch import Stopwatch
@@ -92,13 +92,13 @@ class SimpleBaseline(Check):
                 f"After {steps} steps no simple network could do much better: {own}.", **details
             )
         # A shorter run, which is one of slow steps, never warns: it need not pay for the rivals.
-        rivals = _rivals(audit, training) if steps >= FEWEST else []
-        if not rivals:
+        candidates = _rivals(audit, training) if steps >= FEWEST else []
+        if not candidates:
             few = f"{steps} steps are too few to hold a network against a simple one: {own}."
             made = "No simple network could be made for these inputs."
             return self.inconclusive(few if steps < FEWEST else made, **details)
-        best = max(rivals, key=lambda rival: rival.told.share)
-        details["evidence"] = (_table(own, steps, rivals), *details["evidence"])
+        best = max(candidates, key=lambda rival: rival.told.share)
+        details["evidence"] = (_table(own, steps, candidates), *details["evidence"])
         said = f"On validation rows the network tells after {steps} steps: {own}; {best.kind}"
         said = f"{said}, on the same batches: {best.told}"
         if not _ahead(own, best.told):
@@ -151,7 +151,7 @@ def _rivals(audit: Audit, training: Training) -> list[Rival]:
     """
     loop = audit.loop
     try:
-        first = sight(loop, [batches.clone(b) for b in consecutive_batches(loop, _FIRST)])
+        first = evaluate_rows(loop, [batches.clone(b) for b in consecutive_batches(loop, _FIRST)])
     except UserCodeError:
         return []
     if not first.calls or (first.bounds is not None and first.bounds.reconstruction):
@@ -187,7 +187,7 @@ def _unseen(audit: Audit, training: Training) -> list[_Pair]:
         return []  # made on the way to the loss, from random numbers perhaps: not these inputs' own
     for batch, call in zip(training.val, calls, strict=True):
         try:
-            fed = audit.loop.feed(batches.to_device(batch, audit.loop.device))
+            fed = audit.loop.split_batch(batches.to_device(batch, audit.loop.device))
         except UserCodeError:
             return []
         pairs.append((input_tensors(fed, batches.size(batch)), call))
@@ -207,7 +207,7 @@ def _train(audit: Audit, networks: list[Reference], steps: int) -> int:
         call = main_call(seen)
         if call is None:
             break
-        inputs = input_tensors(loop.feed(moved), batches.size(moved))
+        inputs = input_tensors(loop.split_batch(moved), batches.size(moved))
         for network, optimizer in zip(networks, optimizers, strict=True):
             optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():
@@ -232,9 +232,9 @@ def _told_by(network: Reference, unseen: list[_Pair]) -> Told | None:
     return told_of(calls)
 
 
-def _table(own: Told, steps: int, rivals: list[Rival]) -> Table:
+def _table(own: Told, steps: int, candidates: list[Rival]) -> Table:
     rows = [("your network", steps, str(own), own.share)]
-    rows += [(rival.kind, rival.steps, str(rival.told), rival.told.share) for rival in rivals]
+    rows += [(rival.kind, rival.steps, str(rival.told), rival.told.share) for rival in candidates]
     return Table(
         title="What is told of the validation rows",
         columns=("network", "steps", "told", "share of the way from chance"),

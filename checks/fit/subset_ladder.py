@@ -8,7 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.fit.runs import series_of, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.subset_scaling import Ladder, Rung, SubsetLadder
+from nnaudit.probes.subset_scaling import Ladder, SubsetFit, SubsetScaling
 from nnaudit.probes.subsets import TinyFitting
 from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
 
@@ -40,7 +40,7 @@ class SubsetLadderFit(Check):
 
     code, name, kind = "FIT105", "subset-ladder", Kind.JUDGEMENT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
-    probes = (TinyFitting, SubsetLadder)
+    probes = (TinyFitting, SubsetScaling)
     trains = True
     consequence_of = (
         "FIT101", "DATA101", "DATA102", "DATA103", "DATA111", "LOSS101", "LOSS102", "GRAD102",
@@ -49,19 +49,23 @@ class SubsetLadderFit(Check):
 
     def run(self, audit: Audit) -> Result:
         """Say where fitting stops."""
-        ladder = audit.probe(SubsetLadder)
-        if not ladder.rungs:
+        ladder = audit.probe(SubsetScaling)
+        if not ladder.subset_fits:
             return self.inconclusive(f"There is no ladder: {ladder.reason}.")
         evidence = ladder_evidence(ladder)
         cut = f" ({ladder.cut})" if ladder.cut else ""
-        limit = next((rung for rung in ladder.rungs if not rung.fitted), None)
-        climbed = ", ".join(f"{rung.rows}: {_closed(rung)}" for rung in ladder.rungs)
+        limit = next(
+            (subset_fit for subset_fit in ladder.subset_fits if not subset_fit.fitted), None
+        )
+        climbed = ", ".join(
+            f"{subset_fit.rows}: {_closed(subset_fit)}" for subset_fit in ladder.subset_fits
+        )
         said = (
             f"of the way from the best constant to the floor, subsets closed in {ladder.steps} "
             f"steps {climbed}"
         )
         if limit is None:
-            top = ladder.rungs[-1].rows
+            top = ladder.subset_fits[-1].rows
             return self.passed(f"All subsets up to {top} examples were fitted: {said}{cut}.",
                                evidence=evidence)  # fmt: skip
         if limit.falling() or limit.run.cut:
@@ -72,7 +76,7 @@ class SubsetLadderFit(Check):
             )
         return self._stopped(audit, ladder, limit, f"{said}{cut}")
 
-    def _stopped(self, audit: Audit, ladder: Ladder, limit: Rung, said: str) -> Result:
+    def _stopped(self, audit: Audit, ladder: Ladder, limit: SubsetFit, said: str) -> Result:
         evidence = ladder_evidence(ladder)
         where = f"Fitting stops at {limit.rows} examples"
         tiny = audit.probe(TinyFitting)
@@ -99,9 +103,9 @@ class SubsetLadderFit(Check):
 
 def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
     """Draw what each rung came to, how, and list it."""
-    rungs = ladder.rungs
-    rows = tuple(float(rung.rows) for rung in rungs)
-    closed = tuple(min(max(rung.closed, -1.0), 1.0) for rung in rungs)
+    subset_fits = ladder.subset_fits
+    rows = tuple(float(subset_fit.rows) for subset_fit in subset_fits)
+    closed = tuple(min(max(subset_fit.closed, -1.0), 1.0) for subset_fit in subset_fits)
     return (
         Curve(
             title="Share fitted by size of the subset",
@@ -115,27 +119,27 @@ def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
             title="Loss on each subset",
             x_label="passes over the examples",
             y_label="loss",
-            series=tuple(series_of(rung.run) for rung in rungs),
+            series=tuple(series_of(subset_fit.run) for subset_fit in subset_fits),
         ),
         Table(
             title="The ladder",
             columns=("examples", "steps", "first loss", "last loss", "best constant", "floor"),
             rows=tuple(
                 (
-                    rung.rows,
-                    rung.run.steps,
-                    rung.run.initial,
-                    rung.final,
-                    rung.bounds.constant,
-                    rung.bounds.floor,
+                    subset_fit.rows,
+                    subset_fit.run.steps,
+                    subset_fit.run.initial,
+                    subset_fit.final,
+                    subset_fit.bounds.constant,
+                    subset_fit.bounds.floor,
                 )
-                for rung in rungs
+                for subset_fit in subset_fits
             ),
         ),
     )
 
 
-def _closed(rung: Rung) -> str:
-    if not math.isfinite(rung.closed):
+def _closed(subset_fit: SubsetFit) -> str:
+    if not math.isfinite(subset_fit.closed):
         return "diverged"
-    return f"{100 * min(max(rung.closed, 0.0), 1.0):.0f} %"
+    return f"{100 * min(max(subset_fit.closed, 0.0), 1.0):.0f} %"

@@ -20,7 +20,7 @@ from nnaudit.measure.permuted_labels import (
     permuted_run,
     training_columns,
 )
-from nnaudit.measure.replicate import anew
+from nnaudit.measure.replicate import replicated
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Curve, Kind, Result, Series
 from nnaudit.targets import batch as batches
@@ -120,7 +120,7 @@ class TargetLeak(Check):
         )
         if not first.leaks:
             return self.passed(f"{said}: it does not see the labels.", **details)
-        with anew(audit) as other:
+        with replicated(audit) as other:
             again = permuted_run(other, path)
         if not again.leaks:
             return self.inconclusive(f"{said}; in another run {again.mean:.4g}.", **details)

@@ -14,7 +14,7 @@ from nnaudit.checks.fit.runs import capital, curve_of, loss_words, trainable_lay
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import is_scheduled
-from nnaudit.measure.replicate import anew
+from nnaudit.measure.replicate import replicated
 from nnaudit.probes.subsets import (
     CAUSES,
     TinyFit,
@@ -26,7 +26,7 @@ from nnaudit.probes.subsets import (
 )
 from nnaudit.report import Evidence, Kind, Numbers, Result
 from nnaudit.targets import batch as batches
-from nnaudit.training.fitting import Limits, Run, head_of, sight, updates_by
+from nnaudit.training.fitting import Limits, Run, evaluate_rows, head_of, updates_by
 from nnaudit.training.loss_bounds import REGRESSION
 from nnaudit.training.reference import fit_reference
 
@@ -103,21 +103,21 @@ class TinySubsetOverfit(Check):
     def _explained(self, tiny: TinyFit, cause: str) -> Result:
         return self.inconclusive(
             f"{capital(_rows(tiny))} were not fitted: at {tiny.best.label}, in {tiny.best.steps} "
-            f"steps, {loss_words(tiny.best, tiny.sighting)}; {cause} has failed, which may be why: "
-            "mend that first, and ask again.",
-            evidence=(curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.sighting),),
+            f"steps, {loss_words(tiny.best, tiny.evaluation)}. {cause} has failed, which may be "
+            "why: fix that first, then rerun.",
+            evidence=(curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.evaluation),),
             threshold=_threshold(tiny),
         )
 
     def _fitted(self, audit: Audit, tiny: TinyFit) -> Result:
         run, author = tiny.best, tiny.runs[1.0]
-        evidence = (curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.sighting),)
-        said = f"{_rows(tiny)} were fitted in {run.steps} steps: {loss_words(run, tiny.sighting)}"
+        evidence = (curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.evaluation),)
+        said = f"{_rows(tiny)} were fitted in {run.steps} steps: {loss_words(run, tiny.evaluation)}"
         if not tiny.known:
             said = (
                 f"the loss on {_rows(tiny)} fell in {run.steps} steps "
-                f"from {tiny.sighting.loss:.4g} to {run.final:.4g}; how low it could go is not "
-                f"known: {tiny.sighting.unknown or 'all targets are alike'}"
+                f"from {tiny.evaluation.loss:.4g} to {run.final:.4g}; how low it could go is not "
+                f"known: {tiny.evaluation.unknown or 'all targets are alike'}"
             )
         if run is author:
             return self.passed(f"{capital(said)}.", evidence=evidence)
@@ -143,12 +143,12 @@ class TinySubsetOverfit(Check):
         first = _diagnose(audit, tiny)
         runs = (*tiny.runs.values(), *first.runs)
         evidence: tuple[Evidence, ...] = (
-            curve_of("Loss on the fixed examples", runs, tiny.sighting),
+            curve_of("Loss on the fixed examples", runs, tiny.evaluation),
         )
         best = min(runs, key=lambda run: run.final)
         said = (
             f"{_rows(tiny)} were not fitted at your learning rate, x 0.1, x 10, or with Adam: at "
-            f"best, in {best.steps} steps, {loss_words(best, tiny.sighting)}"
+            f"best, in {best.steps} steps, {loss_words(best, tiny.evaluation)}"
         )
         details: dict[str, Any] = {"evidence": evidence, "threshold": _threshold(tiny)}
         if first.verdict in ("cut", "unclear"):
@@ -197,7 +197,7 @@ class TinySubsetOverfit(Check):
 
 
 def _all_inputs_equal(tiny: TinyFit) -> bool:
-    bounds, calls = tiny.sighting.bounds, tiny.sighting.calls
+    bounds, calls = tiny.evaluation.bounds, tiny.evaluation.calls
     if bounds is None or bounds.distinct > 1 or bounds.rows < 4 or not calls:
         return False
     rows = {digest for call in calls for digest in batches.row_digests(call.target)}
@@ -210,7 +210,7 @@ def _again(audit: Audit) -> tuple[str, str]:
     Some initialisations are dead at birth: that is bad luck, not a broken program.
     """
     same = audit.loop.lacks(Needs.FRESH_RUN)
-    with anew(audit) as other:
+    with replicated(audit) as other:
         tiny = tiny_fit(other, second=True)
         verdict = "fits" if tiny.fits(tiny.best) else _diagnose(other, tiny).verdict
     return verdict, "other examples" if same else "other examples and another initialisation"
@@ -223,7 +223,7 @@ def _diagnose(audit: Audit, tiny: TinyFit) -> Diagnosis:
     limits = Limits(seconds=seconds) if tiny.known else Limits(150, 300, seconds)
     adams: list[Run] = []
     for rate in ADAM_RATES:
-        run = adam_run(audit, tiny.sighting, rate, limits)
+        run = adam_run(audit, tiny.evaluation, rate, limits)
         adams.append(run)
         if tiny.fits(run):
             return _slow(audit, tiny, run, rate, tuple(adams))
@@ -248,7 +248,7 @@ def _slow(audit: Audit, tiny: TinyFit, run: Run, rate: float, runs: tuple[Run, .
     reason = (
         f"the model fits {_rows(tiny)} in {run.steps} steps with Adam at learning rate {rate:g}, "
         "but not with your optimizer at your learning rate, x 0.1 or x 10: at best the loss went "
-        f"from {tiny.sighting.loss:.4g} to {_plain(tiny.best.final)} in {tiny.best.steps} steps"
+        f"from {tiny.evaluation.loss:.4g} to {_plain(tiny.best.final)} in {tiny.best.steps} steps"
     )
     fix = f"optimizer = torch.optim.AdamW(model.parameters(), lr={rate:g})"
     return Diagnosis("useless" if _unmoved(tiny) else "slow", reason, fix, runs)
@@ -259,17 +259,17 @@ def _unmoved(tiny: TinyFit) -> bool:
 
     A slow optimizer is on its way; one that is a hundred times too fast or too slow is not.
     """
-    bounds = tiny.sighting.bounds
+    bounds = tiny.evaluation.bounds
     if bounds is None or not tiny.known:
         return False
-    start = tiny.sighting.loss
+    start = tiny.evaluation.loss
     enough = start - 0.1 * (start - bounds.floor)
     return all(run.final > enough and not run.falling(bounds.floor) for run in tiny.runs.values())
 
 
 def _unknown(audit: Audit, tiny: TinyFit, runs: tuple[Run, ...]) -> Diagnosis:
     """Without a floor only one thing is certain: a loss that does not fall at all."""
-    why = tiny.sighting.unknown or "all targets are alike"
+    why = tiny.evaluation.unknown or "all targets are alike"
     # Fitting one order of shuffled targets for a moment lowers the loss a little.
     little = 0.05 if tiny.shuffled_targets else 0.01
     unmoved = not any(tiny.fell(run, little) for run in runs)
@@ -281,7 +281,7 @@ def _unknown(audit: Audit, tiny: TinyFit, runs: tuple[Run, ...]) -> Diagnosis:
     fix = "make sure the loss is computed from the model's output, without detach() or no_grad()"
     if tiny.fresh_targets and not tiny.shuffled_targets:
         return Diagnosis("weak", f"the loss fell with no learning rate, but {why}", fix)
-    if tiny.noise > 0.1 * abs(tiny.sighting.loss):
+    if tiny.noise > 0.1 * abs(tiny.evaluation.loss):
         return Diagnosis("weak", "the loss fell with no learning rate, nor with Adam", fix)
     if tiny.shuffled_targets:
         reason = (
@@ -295,11 +295,11 @@ def _unknown(audit: Audit, tiny: TinyFit, runs: tuple[Run, ...]) -> Diagnosis:
 
 def _is_low_already(tiny: TinyFit) -> bool:
     """A loss that starts near zero, or at a bound, need not fall."""
-    return not math.isfinite(tiny.sighting.loss) or abs(tiny.sighting.loss) < 1e-3
+    return not math.isfinite(tiny.evaluation.loss) or abs(tiny.evaluation.loss) < 1e-3
 
 
 def _known(audit: Audit, tiny: TinyFit, best: Run, limits: Limits) -> Diagnosis:
-    bounds = tiny.sighting.bounds
+    bounds = tiny.evaluation.bounds
     assert bounds is not None
     if len(best.losses) < _FEWEST_PASSES or (best.cut and best.falling(bounds.floor)):
         return Diagnosis("cut", f"there was time for {best.steps} steps only: raise --budget")
@@ -309,7 +309,7 @@ def _known(audit: Audit, tiny: TinyFit, best: Run, limits: Limits) -> Diagnosis:
         return Diagnosis("unclear", "it was still falling")
     layers = trainable_layers(audit.loop.model)
     reference = fit_reference(
-        tiny.sighting, limits=limits, clock=audit.clock, linear=layers < 2, seed=audit.seed
+        tiny.evaluation, limits=limits, clock=audit.clock, linear=layers < 2, seed=audit.seed
     )
     if reference is not None and not reference[1].fitted:
         reason = f"{reference[0]} could not fit them either, so data or loss are the cause"
@@ -331,11 +331,11 @@ def _known(audit: Audit, tiny: TinyFit, best: Run, limits: Limits) -> Diagnosis:
 
 def _doubt(audit: Audit, tiny: TinyFit, best: Run, *, layers: int) -> str:
     """Return a reason why underfitting these rows may be meant; empty when there is none."""
-    bounds, call = tiny.sighting.bounds, tiny.sighting.calls[0]
+    bounds, call = tiny.evaluation.bounds, tiny.evaluation.calls[0]
     assert bounds is not None
     parameters = list(audit.loop.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    targets = sum(c.target.numel() for c in tiny.sighting.calls)
+    targets = sum(c.target.numel() for c in tiny.evaluation.calls)
     doubts = {
         "a reconstruction through a bottleneck need not be exact": bounds.reconstruction,
         "a model without hidden layers cannot fit everything": layers < 2,
@@ -343,7 +343,7 @@ def _doubt(audit: Audit, tiny: TinyFit, best: Run, *, layers: int) -> str:
         "half of the parameters are frozen": trained < 0.5 * sum(p.numel() for p in parameters),
         "two losses of the same weights differ": tiny.noise
         > 0.02 * (bounds.constant - bounds.floor),
-        "the loss is not of the output itself": head_of(tiny.sighting.output, call) is None,
+        "the loss is not of the output itself": head_of(tiny.evaluation.output, call) is None,
         "the targets follow the weights": _targets_move(audit, tiny, best),
     }
     return next((reason for reason, holds in doubts.items() if holds), "")
@@ -353,11 +353,11 @@ def _targets_move(audit: Audit, tiny: TinyFit, best: Run) -> bool:
     """Whether training changes the targets, as a target network or a teacher of itself does."""
     with fixed_rows(audit.loop), updates_by(audit.loop, 1e-2):
         for _ in range(3):
-            audit.loop.step(tiny.sighting.parts[0])
-        later = sight(audit.loop, tiny.sighting.parts[:1])
+            audit.loop.step(tiny.evaluation.parts[0])
+        later = evaluate_rows(audit.loop, tiny.evaluation.parts[:1])
     if not later.calls:
         return True
-    before, after = tiny.sighting.calls[0].target, later.calls[0].target
+    before, after = tiny.evaluation.calls[0].target, later.calls[0].target
     return before.shape != after.shape or not torch.equal(before, after)
 
 
@@ -365,9 +365,9 @@ def _equal_predictions(audit: Audit, tiny: TinyFit) -> float:
     """Return the share of rows whose prediction, after training, equals the commonest exactly."""
     with fixed_rows(audit.loop), updates_by(audit.loop, 1e-2):
         for _ in range(_FEWEST_PASSES):
-            for part in tiny.sighting.parts:
+            for part in tiny.evaluation.parts:
                 audit.loop.step(part)
-        later = sight(audit.loop, tiny.sighting.parts)
+        later = evaluate_rows(audit.loop, tiny.evaluation.parts)
     rows = batches.row_digests(later.calls[0].input) if later.calls else []
     bounds = later.bounds
     if not rows or len(later.parts) > 1 or not bounds or len(rows) != bounds.distinct:
@@ -393,7 +393,7 @@ def _fix(loop: Loop, equal: float) -> str:
 def _gradients(loop: Loop, tiny: TinyFit) -> Numbers:
     """What the optimizer is given on the fixed rows."""
     with fixed_rows(loop), updates_by(loop, None):
-        seen = loop.step(tiny.sighting.parts[0], observe=True).observation
+        seen = loop.step(tiny.evaluation.parts[0], observe=True).observation
     gradients = [g for g in seen.gradients if g.owned] if seen is not None else []
     missing = sum(g.norm is None for g in gradients)
     zero = sum(g.norm == 0.0 for g in gradients)
@@ -413,15 +413,15 @@ def _rates(loop: Loop, factor: float) -> str:
 
 
 def _threshold(tiny: TinyFit) -> str:
-    bounds = tiny.sighting.bounds
+    bounds = tiny.evaluation.bounds
     if bounds is None or not tiny.known:
         return "the loss falls by 20 %"
-    return f"a loss of {bounds.level(tiny.sighting.loss):.4g} (floor {bounds.floor:.4g})"
+    return f"a loss of {bounds.level(tiny.evaluation.loss):.4g} (floor {bounds.floor:.4g})"
 
 
 def _rows(tiny: TinyFit) -> str:
     whole = " (whole batches)" if tiny.whole else ""
-    return f"{tiny.sighting.rows} fixed examples{whole}"
+    return f"{tiny.evaluation.rows} fixed examples{whole}"
 
 
 def _share(closed: float) -> str:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.overfitting_factors import Lever, Levers, next_lever
-from nnaudit.probes.training_run import Moment, Training, TrainingRun
+from nnaudit.probes.overfitting_factors import Levers, OverfittingFactor, next_lever
+from nnaudit.probes.training_run import EvalPoint, Training, TrainingRun
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Table
 from nnaudit.targets import batch as batches
 
@@ -35,7 +35,7 @@ class Gap:
     certain: bool
 
     @classmethod
-    def of(cls, moments: tuple[Moment, ...], rows: int = ENOUGH) -> Gap | None:
+    def of(cls, moments: tuple[EvalPoint, ...], rows: int = ENOUGH) -> Gap | None:
         """Return the gap at the end of ``moments``; None where nothing was learnt.
 
         ``rows`` is how many there are in the validation batches.
@@ -85,10 +85,10 @@ class Regularization(Check):
     def run(self, audit: Audit) -> Result:
         """Measure the gap and read the ledger."""
         training = audit.probe(TrainingRun)
-        levers = audit.probe(Levers)
+        factors = audit.probe(Levers)
         moments = tuple(m for m in training.moments if m.val.losses and m.fixed.losses)
-        pulled = next_lever(levers)
-        evidence = (*_curves(moments), *_numbers(moments), _ledger(levers, pulled))
+        pulled = next_lever(factors)
+        evidence = (*_curves(moments), *_numbers(moments), _ledger(factors, pulled))
         if len(moments) < 2 or training.broke is not None:
             return self.inconclusive(
                 "The losses on training and validation batches could not be followed.",
@@ -111,7 +111,12 @@ class Regularization(Check):
         return self._verdict(audit, gap, training, pulled, evidence)
 
     def _verdict(
-        self, audit: Audit, gap: Gap, training: Training, pulled: Lever, evidence: tuple[Any, ...]
+        self,
+        audit: Audit,
+        gap: Gap,
+        training: Training,
+        pulled: OverfittingFactor,
+        evidence: tuple[Any, ...],
     ) -> Result:
         last = training.moments[-1]
         told = (
@@ -141,7 +146,7 @@ class Regularization(Check):
         )
 
 
-def _comparable(first: Moment) -> bool:
+def _comparable(first: EvalPoint) -> bool:
     """Whether both losses are alike before anything was learnt.
 
     Within a quarter, or within what their batches differ among themselves.
@@ -151,7 +156,7 @@ def _comparable(first: Moment) -> bool:
     return abs(first.fixed.loss - first.val.loss) <= max(0.25 * scale, 2 * spread)
 
 
-def _curves(moments: tuple[Moment, ...]) -> tuple[Curve, ...]:
+def _curves(moments: tuple[EvalPoint, ...]) -> tuple[Curve, ...]:
     if len(moments) < 2:
         return ()
     steps = tuple(float(moment.step) for moment in moments)
@@ -169,7 +174,7 @@ def _curves(moments: tuple[Moment, ...]) -> tuple[Curve, ...]:
     )
 
 
-def _numbers(moments: tuple[Moment, ...]) -> tuple[Numbers, ...]:
+def _numbers(moments: tuple[EvalPoint, ...]) -> tuple[Numbers, ...]:
     """Where validation ended, with the standard error of the mean of its batches."""
     losses = moments[-1].val.losses if moments else ()
     if len(losses) < 3:
@@ -179,7 +184,7 @@ def _numbers(moments: tuple[Moment, ...]) -> tuple[Numbers, ...]:
     return (Numbers(title="At the end of the run", values=values, noise={name: noise}),)
 
 
-def _ledger(levers: tuple[Lever, ...], pulled: Lever) -> Table:
+def _ledger(factors: tuple[OverfittingFactor, ...], pulled: OverfittingFactor) -> Table:
     words = {True: "on", False: "off", None: ""}
     return Table(
         title="What holds training and validation together, in the order to pull it",
@@ -191,6 +196,6 @@ def _ledger(levers: tuple[Lever, ...], pulled: Lever) -> Table:
                 each.setting,
                 f"{'next: ' if each is pulled else ''}{each.line}",
             )
-            for each in levers
+            for each in factors
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.gradient_reach import Block, GradientReach, Reach, Stray
+from nnaudit.probes.gradient_reach import Block, GradientReach, Reach, UnregisteredParameters
 from nnaudit.probes.step_trace import ZEROED, StepTrace, zeroed_before_use
 from nnaudit.report import Kind, Location, Result, Table
 
@@ -86,7 +86,7 @@ class GradientsReachAll(Check):
             measured=measured,
         )
 
-    def _unregistered(self, audit: Audit, strays: tuple[Stray, ...]) -> Result:
+    def _unregistered(self, audit: Audit, strays: tuple[UnregisteredParameters, ...]) -> Result:
         first = strays[0]
         count = sum(stray.count for stray in strays)
         what = "it is" if first.container in ("Tensor", "Parameter") else f"a {first.container} is"

@@ -12,7 +12,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
-from nnaudit.probes.gradient_reach import GradientReach, Stray
+from nnaudit.probes.gradient_reach import GradientReach, UnregisteredParameters
 from nnaudit.report import Kind, Result, Table
 from nnaudit.wording import count, verb
 
@@ -101,7 +101,7 @@ class OptimizerCoverage(Check):
             **details,
         )
 
-    def _unregistered(self, audit: Audit, strays: tuple[Stray, ...]) -> Result:
+    def _unregistered(self, audit: Audit, strays: tuple[UnregisteredParameters, ...]) -> Result:
         places = ", ".join(stray.place for stray in strays[:3])
         count = sum(stray.count for stray in strays)
         return self.failed(

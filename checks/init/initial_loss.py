@@ -18,7 +18,7 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps, MainLoss, initial_steps, main_loss_of
 from nnaudit.report import Evidence, Kind, Numbers, Result, Status, Table
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.reference_loss import CLASSIFICATION, REGRESSION, Level, level_of
 
 _SEVERITY = (
@@ -152,10 +152,10 @@ class InitialLoss(Check):
     ) -> Result:
         """Answer where the same outputs would cost much less beside other targets."""
         what = f"{what}, and the same outputs beside other rows' targets {level.shuffled:.3g}"
-        anew = _reinitialised(audit, main)
-        if anew is not None and anew.explained and not anew.high:
+        fresh = _reinitialised(audit, main)
+        if fresh is not None and fresh.explained and not fresh.high:
             return self.warned(
-                f"{what}, while newly drawn weights have {anew.loss:.3g}: the weights that are "
+                f"{what}, while newly drawn weights have {fresh.loss:.3g}: the weights that are "
                 "loaded answer with other classes than the targets name.",
                 fix="Map the labels to the order of classes the weights were trained with, or "
                 "replace the last layer by a new one.",
@@ -174,18 +174,18 @@ class InitialLoss(Check):
         )
         if _repeats_input(audit.loop, main):
             return self.noted(f"{what}: the targets are the inputs themselves.", **shown)
-        anew = _reinitialised(audit, main)
-        if anew is None:
+        fresh = _reinitialised(audit, main)
+        if fresh is None:
             return self.inconclusive(
                 f"{what}, and nothing shows whether the weights are random or trained.", **shown
             )
-        if not anew.low:
+        if not fresh.low:
             return self.passed(
-                f"{what}: the weights are trained already (newly drawn ones have {anew.loss:.3g}).",
+                f"{what}: the weights are trained already (with newly drawn ones: {fresh.loss:.3g}).",
                 **shown,
             )
         return self.warned(
-            f"{what}, and {anew.loss:.3g} with newly drawn weights: the answer reaches the output "
+            f"{what}, and {fresh.loss:.3g} with newly drawn weights: the answer reaches the output "
             "without being learned.",
             fix="Look for the target among the inputs, and give the loss what it expects: logits "
             "to cross_entropy, log-probabilities to nll_loss.",
@@ -313,7 +313,7 @@ def _more(audit: Audit, main: MainLoss, level: Level, enough: float) -> Level:
 
 def _same_call(
     main: MainLoss, loop: Loop, batch: Any, seen: Observation | None
-) -> tuple[LossCall | None, Fed | None]:
+) -> tuple[LossCall | None, ModelInputs | None]:
     """Find in another step the call that corresponds to the main one."""
     fed = _fed(loop, batch)
     if seen is None:
@@ -326,9 +326,9 @@ def _same_call(
     return (calls[main.index] if same else None), fed
 
 
-def _fed(loop: Loop, batch: Any) -> Fed | None:
+def _fed(loop: Loop, batch: Any) -> ModelInputs | None:
     try:
-        return loop.feed(batch)
+        return loop.split_batch(batch)
     except UserCodeError:
         return None
 

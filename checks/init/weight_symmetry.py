@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.symmetry import Symmetry, Twins
+from nnaudit.probes.symmetry import DuplicateUnits, Symmetry
 from nnaudit.report import Kind, Result, Table
 
 
@@ -49,7 +49,7 @@ class WeightSymmetry(Check):
             )
         return self.passed("No hidden layer has units that begin as copies of each other.")
 
-    def _stuck(self, audit: Audit, stuck: list[Twins]) -> Result:
+    def _stuck(self, audit: Audit, stuck: list[DuplicateUnits]) -> Result:
         first, loop = stuck[0], audit.loop
         modules = dict(loop.model.named_modules())
         what = "every weight is the same number" if first.constant else "equal rows of weights"
@@ -67,7 +67,7 @@ class WeightSymmetry(Check):
         )
 
 
-def _table(found: tuple[Twins, ...]) -> Table:
+def _table(found: tuple[DuplicateUnits, ...]) -> Table:
     return Table(
         title="Units that begin as copies of another one",
         columns=("layer", "type", "units", "copies", "copies after 5 steps"),

@@ -36,7 +36,7 @@ _ASYMMETRIC = ("bce", "bce_with_logits", "kl_div", "poisson_nll")
 
 
 @dataclass(frozen=True)
-class Way:
+class OutputDirection:
     """One reading of output and target: ``moved(t)`` is better for t > 0 and worse for t < 0.
 
     Attributes:
@@ -53,7 +53,7 @@ class Way:
     classes: int = 0
     far: Callable[[float], Tensor] | None = None
     dense: bool = False
-    acquits: bool = False
+    pass_only: bool = False
 
 
 class LossDirection(Check):
@@ -169,7 +169,7 @@ class LossDirection(Check):
                     f"The loss falls when the output is made better (read as {way.name}).",
                     measured=f"{trial.base:.4g} to {trial.loss(way.moved(_TOWARD[-1])):.4g}",
                 )
-        likely = [way for way in ways if not way.acquits]
+        likely = [way for way in ways if not way.pass_only]
         wrong = [way for way in likely if trial.is_reversed(way)]
         if len(wrong) < len(likely) or not all(trial.confirmed(way) for way in wrong):
             return self.inconclusive(
@@ -177,7 +177,7 @@ class LossDirection(Check):
             )
         return self._reversed(audit, trial, wrong[0])
 
-    def _reversed(self, audit: Audit, trial: _Trial, way: Way) -> Result:
+    def _reversed(self, audit: Audit, trial: _Trial, way: OutputDirection) -> Result:
         places = (-0.9, -0.3, 0.0, 0.3, 0.9)
         losses = [trial.loss(way.moved(t)) if t else trial.base for t in places]
         chart = Curve(
@@ -310,7 +310,7 @@ class _Trial:
             return math.nan
         return math.nan if value is None else value
 
-    def ways(self) -> Iterator[Way]:
+    def ways(self) -> Iterator[OutputDirection]:
         """Yield every reading of output and target that their shapes and values allow."""
         output, target = self.output, self.target
         whole = not target.is_floating_point()
@@ -322,17 +322,17 @@ class _Trial:
             answer = target.reshape(output.shape).to(output.dtype)
             yield from _element_ways(output, answer)
 
-    def falls(self, way: Way) -> bool:
+    def falls(self, way: OutputDirection) -> bool:
         """Whether better outputs cost less."""
         return all(self.loss(way.moved(t)) < self.base for t in _TOWARD)
 
-    def is_reversed(self, way: Way) -> bool:
+    def is_reversed(self, way: OutputDirection) -> bool:
         """Whether better outputs cost more and worse ones less, the further the more."""
         better = [self.loss(way.moved(t)) for t in _TOWARD]
         worse = [self.loss(way.moved(-t)) for t in _TOWARD]
         return self.base < better[0] < better[1] and self.base > worse[0] > worse[1]
 
-    def confirmed(self, way: Way) -> bool:
+    def confirmed(self, way: OutputDirection) -> bool:
         """Whether each part of the batch says the same, and nothing else can be meant."""
         size = self.output.shape[0]
         for part in torch.arange(size).chunk(min(_GROUPS, size)):
@@ -366,7 +366,7 @@ def _target_of(calls: tuple[LossCall, ...], given: Any, output: Tensor) -> Tenso
     return parts[0] if len(parts) == 1 and not parts[0].is_complex() else None
 
 
-def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[Way]:
+def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[OutputDirection]:
     last = output.movedim(dim, -1)
     classes = last.shape[-1]
     valid = (target >= 0) & (target < classes)
@@ -388,7 +388,7 @@ def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[Way]:
         return (1 - abs(t)) * last + abs(t) * (right if t > 0 else wrong)
 
     if bool((flat >= 0).all()) and bool(((flat.sum(1) - 1).abs() < 1e-3).all()):
-        yield Way(
+        yield OutputDirection(
             "probabilities",
             lambda t: back(mixed(t)),
             lambda k: back(0.98 * answer(k) + 0.02 / classes),
@@ -402,21 +402,21 @@ def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[Way]:
                 ((1 - abs(t)) * p + abs(t) * (right if t > 0 else wrong)).clamp(min=1e-6).log()
             )
 
-        yield Way(
+        yield OutputDirection(
             "log-probabilities",
             logarithms,
             far=lambda t: back(last - 5.0 * t * right),
         )
     else:
         size = 5.0 + float(last.std(correction=0))
-        yield Way(
+        yield OutputDirection(
             "logits",
             lambda t: back(last + size * t * (right - wrong)),
             far=lambda t: back(last - size * t * (right - wrong)),
         )
 
 
-def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
+def _element_ways(output: Tensor, answer: Tensor) -> Iterator[OutputDirection]:
     binary = bool(((answer == 0) | (answer == 1)).all())
     signs = bool(((answer == -1) | (answer == 1)).all())
     if binary or signs:
@@ -429,7 +429,7 @@ def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
             def mixed(t: float) -> Tensor:
                 return (1 - abs(t)) * output + abs(t) * (answer if t > 0 else 1 - answer)
 
-            yield Way(
+            yield OutputDirection(
                 "probabilities",
                 mixed,
                 # 1e-2, 1e-4 and 1e-6 for the right answer.
@@ -437,7 +437,7 @@ def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
                 dense=mask,
             )
             return
-        yield Way(
+        yield OutputDirection(
             "logits",
             lambda t: output + size * t * side,
             far=lambda t: output - size * t * side,
@@ -445,9 +445,9 @@ def _element_ways(output: Tensor, answer: Tensor) -> Iterator[Way]:
         )
     else:
         mask = False
-    yield Way(
+    yield OutputDirection(
         "quantities",
         lambda t: output + t * (answer - output),
         far=lambda t: output - t * (answer - output),
-        acquits=mask,  # numbers that are no probabilities, for a mask, are logits
+        pass_only=mask,  # numbers that are no probabilities, for a mask, are logits
     )

@@ -150,7 +150,9 @@ def _targets(audit: Audit, first: First, main: MainLoss, enough: int) -> Tensor:
     )
     if sum(len(values) for values in found) < enough and given:
         try:
-            more = [audit.loop.feed(b).target for b in islice(audit.loop.batches(), _BATCHES)]
+            more = [
+                audit.loop.split_batch(b).target for b in islice(audit.loop.batches(), _BATCHES)
+            ]
         except UserCodeError:
             more = []
         tensors = [t.float().cpu().reshape(-1) for t in more if isinstance(t, Tensor)]

@@ -20,7 +20,7 @@ from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed, has_forward
+from nnaudit.targets.model_inputs import ModelInputs, has_forward
 from nnaudit.training.checkpoint import Anatomy, anatomy, differing, is_tensorial, transplant
 from nnaudit.training.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
 
@@ -47,7 +47,7 @@ class Original:
 
     saved: bytes = b""
     batch: Any = None
-    fed: Fed = field(default_factory=lambda: Fed((), {}, None))
+    fed: ModelInputs = field(default_factory=lambda: ModelInputs((), {}, None))
     parts: Anatomy = field(default_factory=dict)
     transient: list[str] = field(default_factory=list)
     output: Any = None

@@ -19,7 +19,7 @@ from nnaudit.measure.randomness import Draw, Made, RandomnessTap
 from nnaudit.report import Kind, Numbers, Result, Table, Text
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed, has_forward
+from nnaudit.targets.model_inputs import ModelInputs, has_forward
 from nnaudit.training.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -112,7 +112,7 @@ class EvalDeterminism(Check):
             fix="begin every batch anew: state = None in forward(), not self.state",
         )
 
-    def _raised(self, loop: Loop, fed: Fed, error: UserCodeError) -> Result:
+    def _raised(self, loop: Loop, fed: ModelInputs, error: UserCodeError) -> Result:
         """Name the crash; it is proof only where train mode takes the very same inputs."""
         said = f"In eval mode the model raises {describe(error.original)}"
         details: dict[str, Any] = {
@@ -193,7 +193,7 @@ class EvalDeterminism(Check):
         )
 
 
-def _runs_in_training(loop: Loop, fed: Fed) -> bool:
+def _runs_in_training(loop: Loop, fed: ModelInputs) -> bool:
     """Whether the model, in train mode and without gradients, takes what it was given."""
     args, kwargs = batches.clone((fed.args, fed.kwargs))
     try:
@@ -205,7 +205,7 @@ def _runs_in_training(loop: Loop, fed: Fed) -> bool:
     return True
 
 
-def _repeat(loop: Loop, fed: Fed, seed: int) -> Repeats:
+def _repeat(loop: Loop, fed: ModelInputs, seed: int) -> Repeats:
     outputs, tap = [], RandomnessTap(loop.models)
     for number in (seed, seed, seed + 1):
         with preserved(loop.subjects), tap:
@@ -218,7 +218,7 @@ def _repeat(loop: Loop, fed: Fed, seed: int) -> Repeats:
     return Repeats(noise, spread, max(10 * noise, rounding(outputs[0])), tuple(tap.draws), made)
 
 
-def _made_again(loop: Loop, fed: Fed, tap: RandomnessTap) -> tuple[Made, ...]:
+def _made_again(loop: Loop, fed: ModelInputs, tap: RandomnessTap) -> tuple[Made, ...]:
     """Return the layers that a second call makes too: some are made once, by the first."""
     with preserved(loop.subjects):
         evaluate(loop, fed)
@@ -228,7 +228,7 @@ def _made_again(loop: Loop, fed: Fed, tap: RandomnessTap) -> tuple[Made, ...]:
     return tuple(tap.made)
 
 
-def _carried(loop: Loop, fed: Fed, seed: int) -> float:
+def _carried(loop: Loop, fed: ModelInputs, seed: int) -> float:
     """Return by how much outputs of one batch differ when nothing is put back in between.
 
     The smaller of two differences in a row: what is made once, at the first call, is no state. Nor

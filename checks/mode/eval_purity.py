@@ -17,7 +17,7 @@ from nnaudit.measure.movement import same
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import Fed, has_forward
+from nnaudit.targets.model_inputs import ModelInputs, has_forward
 from nnaudit.training.evaluation import IN_PARTS, evaluate, fed_to
 from nnaudit.wording import count
 
@@ -148,7 +148,7 @@ def _state(loop: Loop) -> dict[str, Tensor]:
     return {name: value for name, value in named if value.layout is torch.strided}
 
 
-def _after(audit: Audit, feds: list[Fed]) -> dict[str, Tensor]:
+def _after(audit: Audit, feds: list[ModelInputs]) -> dict[str, Tensor]:
     """Return copies of parameters and buffers after a forward pass in eval mode for each feed."""
     for fed in feds:
         audit.clock.check()

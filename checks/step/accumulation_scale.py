@@ -15,7 +15,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import without_dropout
 from nnaudit.loop.observer import LossCall
-from nnaudit.loop.trace import Event, Happening
+from nnaudit.loop.trace import Event, EventKind
 from nnaudit.probes.step_trace import StepTrace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result
 from nnaudit.targets import batch as batches
@@ -97,7 +97,7 @@ class AccumulationScale(Check):
                 "The backward passes of a step differ in what they are given: these may be several "
                 "views of one batch rather than several batches."
             )
-        return self._judge(audit, known, clipped=any(step.of(Happening.CLIP) for step in several))
+        return self._judge(audit, known, clipped=any(step.of(EventKind.CLIP) for step in several))
 
     def _judge(self, audit: Audit, found: list[Accumulation], *, clipped: bool) -> Result:
         scale, count = min(each.scale for each in found), found[0].count
@@ -156,23 +156,23 @@ def _passes_of(step: TracedStep) -> list[Event]:
 
     What was zeroed before it, as after the passes that make adversarial examples, is none of them.
     """
-    until = [i for i, event in enumerate(step.events) if event.kind is Happening.STEP][-1:]
+    until = [i for i, event in enumerate(step.events) if event.kind is EventKind.STEP][-1:]
     before = step.events[: until[0]] if until else step.events
-    zeroed = [i for i, event in enumerate(before) if event.kind is Happening.ZERO][-1:]
+    zeroed = [i for i, event in enumerate(before) if event.kind is EventKind.ZERO][-1:]
     last = before[zeroed[0] :] if zeroed else before
-    passes = [event for event in last if event.kind is Happening.BACKWARD and event.within < 0]
-    return passes or step.of(Happening.BACKWARD)
+    passes = [event for event in last if event.kind is EventKind.BACKWARD and event.within < 0]
+    return passes or step.of(EventKind.BACKWARD)
 
 
 def _outside_closures(step: TracedStep) -> list[Event]:
-    return [event for event in step.of(Happening.BACKWARD) if event.within < 0]
+    return [event for event in step.of(EventKind.BACKWARD) if event.within < 0]
 
 
 def _accumulation(loop: Loop, step: TracedStep, batch: object) -> Accumulation | None:
     """Return what the step accumulates; None where it is not surely accumulation."""
-    passes = step.of(Happening.BACKWARD)
+    passes = step.of(EventKind.BACKWARD)
     seen = step.step.observation
-    if seen is None or len(step.of(Happening.STEP)) != 1 or len(loop.optimizers) != 1:
+    if seen is None or len(step.of(EventKind.STEP)) != 1 or len(loop.optimizers) != 1:
         return None
     calls = seen.loss_calls
     if len(calls) != len(passes) or not _are_one_loop(passes, calls):
@@ -202,7 +202,7 @@ def _are_one_loop(passes: list[Event], calls: list[LossCall]) -> bool:
 
 def _target(loop: Loop, batch: object) -> Tensor | None:
     try:
-        target = loop.feed(batch).target
+        target = loop.split_batch(batch).target
     except UserCodeError:
         return None
     return target.detach().cpu() if isinstance(target, Tensor) and batches.size(batch) else None

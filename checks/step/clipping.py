@@ -9,7 +9,7 @@ from typing import ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.trace import Clip, Event, Happening, Recorder, without_gradients
+from nnaudit.loop.trace import Clip, Event, EventKind, Recorder, without_gradients
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.step_trace import StepTrace, Trace, describe
 from nnaudit.report import Curve, Kind, Location, Result, Series, Text
@@ -70,7 +70,7 @@ class Clipping(Check):
         return self._proportion(audit, bounds)
 
     def _unclipped(self, trace: Trace) -> Result:
-        if any(event.kind is Happening.CLIP for event in trace.events):
+        if any(event.kind is EventKind.CLIP for event in trace.events):
             return self.skipped("Gradients are clipped, but not between backward and step.")
         return self.skipped("Gradients are not clipped.")
 
@@ -151,11 +151,11 @@ def _bounds(events: tuple[Event, ...]) -> list[Bound]:
     scales: dict[int, tuple[float, bool]] = {}
     unscaled: set[int] = set()
     for event in events:
-        if event.kind is Happening.UNSCALE:
+        if event.kind is EventKind.UNSCALE:
             unscaled.add(event.which)
-        elif event.kind is Happening.CLIP:
+        elif event.kind is EventKind.CLIP:
             scales[event.which] = (event.scale, event.which in unscaled)
-        elif event.kind is Happening.STEP:
+        elif event.kind is EventKind.STEP:
             scale, before = scales.get(event.which, (1.0, True))
             after = not before and event.which in unscaled
             found += [Bound(clip, used, event, scale, after) for clip, used in event.clipped]
@@ -187,7 +187,7 @@ def _rounded(value: float) -> str:
 
 
 def _line_of(trace: Trace) -> Location | None:
-    clips = [event for event in trace.events if event.kind is Happening.CLIP]
+    clips = [event for event in trace.events if event.kind is EventKind.CLIP]
     return next((event.location for event in clips if event.location is not None), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.trace import Event, Happening
+from nnaudit.loop.trace import Event, EventKind
 from nnaudit.probes.step_replay import Remainder, StepReplay
 from nnaudit.probes.step_trace import StepTrace, Trace, describe, zeroed_before_use
 from nnaudit.report import Kind, Location, Result, Table, Text
@@ -80,7 +80,7 @@ class GradientReset(Check):
         kept: list[Remainder],
     ) -> Result:
         loop = audit.loop
-        steps = [event for event in trace.events if event.kind is Happening.STEP]
+        steps = [event for event in trace.events if event.kind is EventKind.STEP]
         return self.failed(
             f"{len(kept)} of {len(remainders)} gradients still "
             f"{verb(len(kept), 'hold')} what the step before left in .grad "
@@ -98,7 +98,7 @@ class GradientReset(Check):
 
 
 def _line_of_zero(trace: Trace) -> Location | None:
-    zeros = trace.steps[-1].of(Happening.ZERO)
+    zeros = trace.steps[-1].of(EventKind.ZERO)
     return next((event.location for event in reversed(zeros) if event.location), None)
 
 

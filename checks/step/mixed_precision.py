@@ -9,7 +9,7 @@ import torch
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.trace import Happening, Recorder
+from nnaudit.loop.trace import EventKind, Recorder
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.precision import LOW, Precision, PrecisionUse, underflow
 from nnaudit.probes.step_trace import StepTrace
@@ -51,7 +51,7 @@ class MixedPrecision(Check):
     def run(self, audit: Audit) -> Result:
         """Ask the three questions, as far as they apply."""
         used, trace = audit.probe(PrecisionUse), audit.probe(StepTrace)
-        attempts = [event for event in trace.events if event.kind is Happening.ATTEMPT]
+        attempts = [event for event in trace.events if event.kind is EventKind.ATTEMPT]
         scaled = bool(attempts) or any(event.scale != 1.0 for event in trace.events)
         if (used.half or used.half_parameters) and not scaled:
             return self._unscaled(audit, used)
@@ -119,7 +119,7 @@ class MixedPrecision(Check):
             counts = []
             for _ in range(2):
                 _walk(audit, _WATCH)
-                tried = [e for e in recorder.take() if e.kind is Happening.ATTEMPT]
+                tried = [e for e in recorder.take() if e.kind is EventKind.ATTEMPT]
                 counts.append((sum(event.skipped for event in tried), max(len(tried), 1)))
                 if counts[-1][0] <= limit * counts[-1][1]:
                     break

@@ -9,7 +9,7 @@ from itertools import pairwise
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.trace import Event, Happening
+from nnaudit.loop.trace import Event, EventKind
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace
 from nnaudit.report import Curve, Kind, Location, Result, Series
@@ -176,7 +176,7 @@ def _stepped(trace: Trace, plan: Plan) -> list[Event]:
     return [
         event
         for step in trace.steps
-        for event in step.of(Happening.SCHEDULE)
+        for event in step.of(EventKind.SCHEDULE)
         if event.which == plan.number
     ]
 
@@ -185,7 +185,7 @@ def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
     stepped = _stepped(trace, plan)
     told = any(event.explicit for event in stepped)
     in_each = all(
-        any(event.which == plan.number for event in step.of(Happening.SCHEDULE))
+        any(event.which == plan.number for event in step.of(EventKind.SCHEDULE))
         for step in trace.steps
     )
     return Rhythm(
@@ -213,7 +213,7 @@ def _batches_per_epoch(loop: Loop) -> int:
 def _steps_per_epoch(loop: Loop, trace: Trace) -> int:
     """Return the optimizer steps in one epoch; 0 where the loader has no length."""
     batches = _batches_per_epoch(loop)
-    passes = [e for e in trace.steps[-1].of(Happening.BACKWARD) if e.within < 0]
+    passes = [e for e in trace.steps[-1].of(EventKind.BACKWARD) if e.within < 0]
     # Several losses, or a GAN's two players, go back several times per batch too: then the epoch
     # is longer than this, and less is said.
     return math.ceil(batches / max(len(passes), 1))

@@ -11,7 +11,7 @@ import torch
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.trace import Event, Happening, Recorder, parameters_of
+from nnaudit.loop.trace import Event, EventKind, Recorder, parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.step_trace import StepTrace, Trace, describe
 from nnaudit.report import Kind, Location, Result, Text
@@ -85,7 +85,7 @@ class StepOrder(Check):
                 evidence=(order,),
                 location=worst.location or loop.locate("training_step"),
             )
-        steps = sum(event.kind is Happening.STEP for event in trace.events)
+        steps = sum(event.kind is EventKind.STEP for event in trace.events)
         return self.passed(
             f"Backward, clip, optimizer and scheduler come in order in {steps} optimizer steps.",
             evidence=(order,),
@@ -98,13 +98,13 @@ def _misplaced_clip(trace: Trace) -> Disorder | None:
     idle = True
     where: Location | None = None
     for event in trace.events:
-        if event.kind is Happening.BACKWARD:
+        if event.kind is EventKind.BACKWARD:
             used = False
-        elif event.kind is Happening.STEP and not event.closure:
+        elif event.kind is EventKind.STEP and not event.closure:
             used, steps = True, steps + 1
-        elif event.kind is Happening.ATTEMPT:
+        elif event.kind is EventKind.ATTEMPT:
             used = True
-        elif event.kind is Happening.CLIP and event.clip is not None:
+        elif event.kind is EventKind.CLIP and event.clip is not None:
             empty = event.clip.before == 0.0
             if (used or empty) and _concerns_the_used(trace, event):
                 misplaced, where, idle = misplaced + 1, where or event.location, idle and empty
@@ -123,9 +123,9 @@ def _concerns_the_used(trace: Trace, clip: Event) -> bool:
     """Whether the optimizers that step after ``clip``, before a backward, have no part in it."""
     events = trace.events
     for event in events[events.index(clip) + 1 :]:
-        if event.kind is Happening.BACKWARD:
+        if event.kind is EventKind.BACKWARD:
             return True
-        if event.kind is Happening.STEP:
+        if event.kind is EventKind.STEP:
             return False  # another optimizer uses what is clipped here
     return True
 
@@ -137,9 +137,9 @@ def _twice(trace: Trace) -> Disorder | None:
     for traced in trace.steps:
         fresh: dict[int, bool] = {}
         for event in traced.events:
-            if event.kind is Happening.BACKWARD:
+            if event.kind is EventKind.BACKWARD:
                 fresh = {}
-            elif event.kind is Happening.STEP and not event.closure:
+            elif event.kind is EventKind.STEP and not event.closure:
                 if fresh.get(event.which) is False and (event.norms[event.which] or 0.0) > 0.0:
                     repeats, where = repeats + 1, where or event.location
                 fresh[event.which] = False
@@ -159,9 +159,9 @@ def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:
     where: Location | None = None
     stepped: set[int] = set()
     for event in trace.steps[0].events:
-        if event.kind in (Happening.STEP, Happening.ATTEMPT):
+        if event.kind in (EventKind.STEP, EventKind.ATTEMPT):
             stepped.add(event.which)
-        elif event.kind is Happening.SCHEDULE and not event.explicit:
+        elif event.kind is EventKind.SCHEDULE and not event.explicit:
             optimizer = _scheduled(loop, event.which)
             if optimizer in stepped or optimizer < 0:
                 continue
@@ -260,8 +260,8 @@ def _idle(loop: Loop, events: Iterable[Event]) -> set[int]:
     the other, only one is seen to step.
     """
     events = list(events)
-    backwards = [event for event in events if event.kind is Happening.BACKWARD]
-    busy = {e.which for e in events if e.kind in (Happening.STEP, Happening.ATTEMPT)}
+    backwards = [event for event in events if event.kind is EventKind.BACKWARD]
+    busy = {e.which for e in events if e.kind in (EventKind.STEP, EventKind.ATTEMPT)}
     moved = {id(p) for which in busy for p in parameters_of(loop.optimizers[which])}
     return {
         which

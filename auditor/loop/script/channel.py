@@ -43,7 +43,7 @@ class Call:
 
 
 @dataclass
-class Order:
+class StepRequest:
     """One optimizer step that the auditor wants, and what became of it.
 
     Attributes:
@@ -103,9 +103,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Resume:
-    """Let the script run until it has done ``order``."""
+    """Let the script run until it has done ``request``."""
 
-    order: Order
+    request: StepRequest
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Close:
 Command = Resume | Invoke | Launch | Close
 
 
-class Baton:
+class CommandChannel:
     """Whoever asks waits for the answer; whoever has answered waits to be asked.
 
     Attributes:

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from nnaudit.loop.script.patches import Taps
+from nnaudit.loop.script.patches import Patches
 
 FOREVER = 2**62
 
 
-def adapt(taps: Taps) -> None:
+def adapt(taps: Patches) -> None:
     """Put in what a framework needs as soon as the script has imported it."""
     _adapt_transformers(taps)
     _adapt_fastai(taps)
@@ -96,7 +96,7 @@ def _unbind_lightning(loop: Any) -> None:
 # --- transformers ---------------------------------------------------------------------------------
 
 
-def _adapt_transformers(taps: Taps) -> None:
+def _adapt_transformers(taps: Patches) -> None:
     module = sys.modules.get("transformers.trainer")
     trainer = getattr(module, "Trainer", None)
     if trainer is None or not hasattr(trainer, "_run_epoch"):
@@ -147,7 +147,7 @@ def as_left(loader: Any) -> Iterator[None]:
 # --- fastai ---------------------------------------------------------------------------------------
 
 
-def _adapt_fastai(taps: Taps) -> None:
+def _adapt_fastai(taps: Patches) -> None:
     module = sys.modules.get("fastai.optimizer")
     cls = getattr(module, "Optimizer", None)
     if cls is None:

@@ -20,11 +20,19 @@ from nnaudit.errors import NnauditError, TargetError, UserCodeError, user_code
 from nnaudit.loop.base import Forward, Loop, Needs, Step, seed_everything
 from nnaudit.loop.observer import LossCall, Observation, Observer
 from nnaudit.loop.script import describing
-from nnaudit.loop.script.channel import Baton, Call, Close, Invoke, Launch, Order, Resume
+from nnaudit.loop.script.channel import (
+    Call,
+    Close,
+    CommandChannel,
+    Invoke,
+    Launch,
+    Resume,
+    StepRequest,
+)
 from nnaudit.loop.script.frameworks import as_left
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, rest
 from nnaudit.loop.script.overlay import Overlay
-from nnaudit.loop.script.patches import Taps
+from nnaudit.loop.script.patches import Patches
 from nnaudit.loop.script.run import EndedError, Run, Session
 from nnaudit.loop.script.substitute import placed, why_not
 from nnaudit.report import Location, TargetInfo
@@ -38,7 +46,7 @@ from nnaudit.state.snapshot import (
 )
 from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import metrics_in
-from nnaudit.targets.model_inputs import TARGET_NAMES, Fed, device_of
+from nnaudit.targets.model_inputs import TARGET_NAMES, ModelInputs, device_of
 from nnaudit.targets.target import defined_at
 
 T = TypeVar("T")
@@ -124,7 +132,7 @@ class ScriptLoop(Loop):
         return reasons[need]
 
     def _why_no_targets(self) -> str:
-        fed = self.feed(self._roles.batch)
+        fed = self.split_batch(self._roles.batch)
         tensors = [value for value in fed.inputs if isinstance(value, Tensor)]
         alone = fed.target is None or (bool(tensors) and fed.target is tensors[0])
         return "the batches hold inputs only" if alone else ""
@@ -185,7 +193,7 @@ class ScriptLoop(Loop):
         before = dict(counters.values)
         with self._undone():
             listener = Observer(nn.Identity(), losses_only=True)
-            order = self._command(Order(None, watch=True, dry=True, observer=listener))
+            order = self._command(StepRequest(None, watch=True, dry=True, observer=listener))
             drawn = self._entry_of(order), self._redrawn(order)
             moved = {k: v for k, v in counters.values.items() if isinstance(v, (int, float))}
         self._moves = any(before.get(key) != value for key, value in moved.items())
@@ -208,7 +216,7 @@ class ScriptLoop(Loop):
             return None
         return batch
 
-    def _redrawn(self, order: Order) -> Any:
+    def _redrawn(self, order: StepRequest) -> Any:
         """Return the batch that the script used in ``order``, in the form of the first."""
         call = self._entry_of(order)
         everything = (call.args, call.kwargs, [c.arguments.get("target") for c in order.loss_calls])
@@ -227,7 +235,7 @@ class ScriptLoop(Loop):
         cpu = {name: value.detach().cpu() for name, value in made.items()}
         return cpu if isinstance(shape, dict) else tuple(cpu.values())
 
-    def feed(self, batch: Any) -> Fed:
+    def split_batch(self, batch: Any) -> ModelInputs:
         """Take ``batch`` apart as the script does: by what was learnt, else by letting it."""
         recipe = None if isinstance(batch, Own) else self._trusted_recipe(batch)
         if recipe is not None:
@@ -261,10 +269,10 @@ class ScriptLoop(Loop):
             self._recipe = self._rule = None
         return self._recipe
 
-    def _fed_by(self, recipe: Recipe, batch: Any) -> Fed:
+    def _fed_by(self, recipe: Recipe, batch: Any) -> ModelInputs:
         args, kwargs = recipe.fill(batch)
         inputs = [value for _, value in batches.tensors((args, kwargs))]
-        return Fed(args, kwargs, self._target_of(batch, recipe, args, kwargs, inputs))
+        return ModelInputs(args, kwargs, self._target_of(batch, recipe, args, kwargs, inputs))
 
     def _target_of(
         self, batch: Any, recipe: Recipe, args: Any, kwargs: dict[str, Any], inputs: list[Tensor]
@@ -280,7 +288,7 @@ class ScriptLoop(Loop):
         left = rest(batch, recipe.paths())
         return left if left is not None else (inputs[0] if inputs else None)
 
-    def _fed_by_script(self, batch: Any) -> Fed:
+    def _fed_by_script(self, batch: Any) -> ModelInputs:
         order = self._shadow(batch, None)
         call = self._entry_of(order)
         device = next((t.device for _, t in batches.tensors(batch)), self.device)
@@ -304,7 +312,7 @@ class ScriptLoop(Loop):
             }
             left = rest(batch, used) if used else _last_part(batch)
             target = left if left is not None else args[0] if args else None
-        return Fed(args, kwargs, target)
+        return ModelInputs(args, kwargs, target)
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -314,7 +322,7 @@ class ScriptLoop(Loop):
         Where one optimizer step takes several batches (accumulation), all of them are ``batch``.
         """
         self.prepare(batch)
-        order = Order(self._given(batch))
+        order = StepRequest(self._given(batch))
         if observe or losses:
             order.observer = Observer(self.model, self.optimizers, losses_only=not observe)
             order.watch = self._roles.entry is not self._roles.exit
@@ -342,14 +350,14 @@ class ScriptLoop(Loop):
         """
         if not self._run.has_epochs:
             return None
-        before = self._run.revivals
-        order = Order(batch, Observer(self.model, self.optimizers), ends_epoch=True)
+        before = self._run.reruns
+        order = StepRequest(batch, Observer(self.model, self.optimizers), ends_epoch=True)
         try:
             self._command(order)
         except UserCodeError:
             return None
         self._session.count.taken += 1
-        if self._run.revivals != before:
+        if self._run.reruns != before:
             return None
         return Step(self._loss_of(order), order.lr, order.ended - order.started, order.observation)
 
@@ -360,14 +368,14 @@ class ScriptLoop(Loop):
         if not lag:
             return
         digest = batches.digest(batch)
-        if self._execution != self._run.revivals:
-            self._execution, self._in_flight = self._run.revivals, []
+        if self._execution != self._run.reruns:
+            self._execution, self._in_flight = self._run.reruns, []
         while len(self._in_flight) < lag or set(self._in_flight) != {digest}:
             with preserved(self.subjects):
-                self._command(Order(self._given(batch)))
+                self._command(StepRequest(self._given(batch)))
             self._in_flight = [*self._in_flight, digest][-lag:]
 
-    def _loss_of(self, order: Order) -> float:
+    def _loss_of(self, order: StepRequest) -> float:
         if not order.roots:
             return float("nan")
         # Of several batches all alike, the first is the one that nothing has gone before.
@@ -453,30 +461,30 @@ class ScriptLoop(Loop):
         for undo in after:
             undo()
 
-    def _shadow(self, batch: Any, train: bool | None) -> Order:
+    def _shadow(self, batch: Any, train: bool | None) -> StepRequest:
         """Do a step on ``batch`` and undo it: what it showed is wanted, not what it did."""
         self.prepare(batch)
         with preserved(self.subjects) if train is None else self._undone():
             if train is not None:
                 self.model.train(train)
             listener, given = Observer(nn.Identity(), losses_only=True), self._given(batch)
-            order = Order(given, observer=listener, watch=True, dry=True, train=train)
+            order = StepRequest(given, observer=listener, watch=True, dry=True, train=train)
             self._command(order)
         return order
 
-    def _calls_of(self, order: Order) -> list[Call]:
+    def _calls_of(self, order: StepRequest) -> list[Call]:
         mine = {id(p) for p in self.model.parameters()}
         calls = [c for c in order.calls if any(id(p) in mine for p in c.module.parameters())]
         return [call for call in calls if call.grad] or calls
 
-    def _entry_of(self, order: Order) -> Call:
+    def _entry_of(self, order: StepRequest) -> Call:
         calls = self._calls_of(order)
         if not calls:
             name = type(self.model).__name__
             raise EndedError(f"the script has gone on to something in which {name} is not called")
         return calls[0]
 
-    def _exit_of(self, order: Order) -> Call | None:
+    def _exit_of(self, order: StepRequest) -> Call | None:
         """The last call of the module whose output the script compares with the target."""
         calls = self._calls_of(order)
         leave = self._roles.exit
@@ -486,20 +494,20 @@ class ScriptLoop(Loop):
         found = of_it or calls
         return found[-1] if found else None
 
-    def _main_loss(self, order: Order) -> LossCall | None:
+    def _main_loss(self, order: StepRequest) -> LossCall | None:
         seen = Observation(loss_calls=list(order.loss_calls), total_loss=self._loss_of(order))
         return seen.main_loss
 
     # --- the script's thread ----------------------------------------------------------------------
 
-    def _command(self, order: Order) -> Order:
+    def _command(self, order: StepRequest) -> StepRequest:
         self._must_be_innermost()
         order.modes = _modes()
-        done: Order = self._session.baton.ask(Resume(order))
+        done: StepRequest = self._session.commands.ask(Resume(order))
         return done
 
     def _invoke(self, function: Callable[[], T]) -> T:
-        result: T = self._session.baton.ask(Invoke(function))
+        result: T = self._session.commands.ask(Invoke(function))
         return result
 
     def _must_be_innermost(self) -> None:
@@ -520,13 +528,13 @@ class ScriptLoop(Loop):
 
     @contextmanager
     def _relaunch(self, seed: int) -> Iterator[Loop]:
-        baton = self._session.baton
+        commands = self._session.commands
         with preserved(self.subjects):
-            run: Run = baton.ask(Launch(Run(self._session, seed)))
+            run: Run = commands.ask(Launch(Run(self._session, seed)))
             try:
                 yield ScriptLoop(run)
             finally:
-                baton.ask(Close())
+                commands.ask(Close())
 
     # --- telling ----------------------------------------------------------------------------------
 
@@ -659,7 +667,7 @@ def run_script(
         raise TargetError(f"{path}: no such file")
     outcome: list[tuple[Any, BaseException | None]] = []
     threads: list[threading.Thread] = []
-    baton = Baton()
+    commands = CommandChannel()
 
     def audit(run: Run, intra: int) -> None:
         torch.set_num_threads(intra)
@@ -669,7 +677,7 @@ def run_script(
             outcome.append((None, error))
         # The run itself, and whatever was relaunched and left open.
         for _ in session.runs:
-            baton.tell(Close())
+            commands.tell(Close())
 
     def start(run: Run) -> None:
         thread = threading.Thread(
@@ -681,7 +689,7 @@ def run_script(
     with ExitStack() as stack:
         stack.enter_context(preserved(Subjects()))
         stack.enter_context(on_device(device))
-        taps = stack.enter_context(Taps())
+        taps = stack.enter_context(Patches())
         # An audit is too short to compile for: what torch.compile made runs as it was written.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         overlay = stack.enter_context(Overlay((Path.cwd(), path.parent)))
@@ -691,7 +699,7 @@ def run_script(
             seed,
             taps,
             overlay,
-            baton,
+            commands,
             start,
             device=device,
             objects=objects,
@@ -702,12 +710,12 @@ def run_script(
         except BaseException as error:
             if threads:
                 # The auditor waits for an answer that will not come.
-                baton.answer(None, error)
+                commands.answer(None, error)
             raise
         finally:
             for thread in threads:
                 thread.join(timeout=10)
-            baton.over = True
+            commands.over = True
     value, failure = outcome[0]
     if failure is not None:
         raise failure

@@ -22,7 +22,7 @@ _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 
 
 @dataclass(frozen=True)
-class Place:
+class CallSite:
     """Where in the user's files a training takes place.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place:
     loops: bool = False
 
 
-def place() -> Place:
+def place() -> CallSite:
     """Return where the calling thread is."""
     calls = []
     for frame in user_frames():
@@ -43,13 +43,13 @@ def place() -> Place:
         loop = _source(file).loops.get(line, 0)
         calls.append((file, loop or line))
         if loop:
-            return Place(tuple(calls), loops=True)
+            return CallSite(tuple(calls), loops=True)
     # No loop of the user's: a framework calls the user's functions, and who called it counts.
-    return Place(tuple((f.f_code.co_filename, f.f_lineno) for f in calling_frames()))
+    return CallSite(tuple((f.f_code.co_filename, f.f_lineno) for f in calling_frames()))
 
 
 @dataclass
-class Phases:
+class LoopTracker:
     """Counts the training loops that a script comes to.
 
     Attributes:
@@ -58,11 +58,11 @@ class Phases:
 
     number: int = 0
     _stepped: bool = False
-    _place: Place = field(default_factory=Place)
+    _place: CallSite = field(default_factory=CallSite)
     _made: int = 0
     _lines: set[tuple[str, int]] = field(default_factory=set)
 
-    def enter(self, at: Place, made: int) -> bool:
+    def enter(self, at: CallSite, made: int) -> bool:
         """Note that training may take place ``at``, ``made`` optimizers having been made by now.
 
         Returns whether that would be another loop than the one before.
@@ -94,7 +94,7 @@ class Phases:
 
 
 def elsewhere(
-    script: Path, at: Place, backwards: Collection[int], past: Collection[int] = ()
+    script: Path, at: CallSite, backwards: Collection[int], past: Collection[int] = ()
 ) -> dict[str, tuple[int, ...]]:
     """Return what else the text of ``script`` trains by than the loop ``at``, where that runs.
 

@@ -79,7 +79,7 @@ class Listener(Protocol):
         """An optimizer has stepped."""
 
 
-class Taps:
+class Patches:
     """Puts the patches in for the time of a ``with``.
 
     Attributes:
@@ -400,7 +400,7 @@ class TappedIterator:
         latest: a copy of the last batch, kept while the run finds out what is what.
     """
 
-    def __init__(self, taps: Taps, loader: Any, start: Callable[[Any], Any]) -> None:
+    def __init__(self, taps: Patches, loader: Any, start: Callable[[Any], Any]) -> None:
         self.loader = loader
         self.key = next(_NUMBERS)
         self.count = 0

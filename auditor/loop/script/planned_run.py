@@ -19,7 +19,7 @@ _FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers")
 
 
 @dataclass(frozen=True)
-class Span:
+class PlannedRun:
     """How long a script means to train.
 
     Attributes:
@@ -31,7 +31,7 @@ class Span:
     whole: bool = False
 
 
-def counted_span() -> Span:
+def counted_span() -> PlannedRun:
     """Return how often the calling thread's user frames go through their training loader.
 
     That is certain where the line is in two loops, of which the outer one counts over a ``range``,
@@ -41,14 +41,14 @@ def counted_span() -> Span:
     loops = [(frame, loop) for frame in frames for loop in _loops_around(frame)]
     if not loops:
         told = (_told(value) for frame in frames[::-1] for value in frame.f_locals.values())
-        return next((span for span in told if span.epochs > 0), Span())
+        return next((span for span in told if span.epochs > 0), PlannedRun())
     frame, outer = loops[0]
     if len(loops) != 2 or not isinstance(outer, ast.For):
-        return Span()
+        return PlannedRun()
     inner = loops[1][1]
     epochs = _length(outer.iter, {**frame.f_globals, **frame.f_locals})
     whole = not (_left_early(outer) or _left_early(inner)) and _goes_through(inner)
-    return Span(max(epochs, 0), whole)
+    return PlannedRun(max(epochs, 0), whole)
 
 
 def _left_early(loop: ast.For | ast.While) -> bool:
@@ -139,17 +139,19 @@ def _value(node: ast.expr, variables: dict[str, Any]) -> Any:
     return None
 
 
-def _told(value: Any) -> Span:
+def _told(value: Any) -> PlannedRun:
     """Return how long a trainer of a framework is told to train."""
     if type(value).__module__.partition(".")[0] not in _FRAMEWORKS:
-        return Span()
+        return PlannedRun()
     for held in (value, getattr(value, "args", None)):
         epochs = getattr(held, "max_epochs", None) or getattr(held, "num_train_epochs", None)
         if isinstance(epochs, (int, float)) and epochs == int(epochs):
             steps = getattr(held, "max_steps", None)
             limited = isinstance(steps, int) and steps > 0
-            return Span() if limited else Span(max(int(epochs), 0), not _may_stop(value))
-    return Span()
+            return (
+                PlannedRun() if limited else PlannedRun(max(int(epochs), 0), not _may_stop(value))
+            )
+    return PlannedRun()
 
 
 def _may_stop(trainer: Any) -> bool:

@@ -34,27 +34,36 @@ from nnaudit.loop.base import seed_everything
 from nnaudit.loop.direct import StepCount
 from nnaudit.loop.observer import Observer, caller
 from nnaudit.loop.script import frameworks
-from nnaudit.loop.script.channel import Baton, Call, Close, Invoke, Launch, Order, Resume, Unwind
-from nnaudit.loop.script.loop_tracker import Phases, Place, elsewhere, place
+from nnaudit.loop.script.channel import (
+    Call,
+    Close,
+    CommandChannel,
+    Invoke,
+    Launch,
+    Resume,
+    StepRequest,
+    Unwind,
+)
+from nnaudit.loop.script.loop_tracker import CallSite, LoopTracker, elsewhere, place
 from nnaudit.loop.script.objects import training_of
 from nnaudit.loop.script.overlay import Overlay
-from nnaudit.loop.script.patches import TappedIterator, Taps
-from nnaudit.loop.script.planned_run import Span, counted_span
+from nnaudit.loop.script.patches import Patches, TappedIterator
+from nnaudit.loop.script.planned_run import PlannedRun, counted_span
 from nnaudit.loop.script.rebinding import adopt
 from nnaudit.loop.script.reseeding import quiet_imports, shifting
 from nnaudit.loop.script.substitute import TargetSwap, placed
 from nnaudit.loop.script.training_objects import (
-    Cast,
-    Diary,
     Propagated,
     Registers,
+    StepLog,
+    TrainingObjects,
     autocast_state,
     cast,
     helpers,
     settle_rates,
     validation_loader,
 )
-from nnaudit.loop.script.variables import Counters, planned_epochs, user_frames
+from nnaudit.loop.script.variables import ScriptVariables, planned_epochs, user_frames
 from nnaudit.report import Location, Part
 from nnaudit.state.snapshot import Snapshot, Subjects, keep_autocast, keep_grad_mode
 from nnaudit.targets import batch as batches
@@ -110,9 +119,9 @@ class Session:
     path: Path
     argv: list[str]
     seed: int
-    taps: Taps
+    taps: Patches
     overlay: Overlay
-    baton: Baton
+    commands: CommandChannel
     on_first: Callable[[Run], None]
     device: str = "cpu"
     objects: bool = False
@@ -138,7 +147,7 @@ class _Ended:
 
 
 @dataclass
-class _Heir:
+class _RerunState:
     """What an execution of the script that follows an ended one has to take over.
 
     Attributes:
@@ -147,7 +156,7 @@ class _Heir:
         process: random numbers and flags as they were when it ended.
     """
 
-    order: Order
+    order: StepRequest
     registers: Registers
     helpers: tuple[Any, ...]
     loaders: tuple[Any, Any]
@@ -174,21 +183,21 @@ class Run:
         self.session = session
         self.seed = seed
         self.registers = Registers()
-        self.counters = Counters()
-        self.roles: Cast | None = None
+        self.counters = ScriptVariables()
+        self.roles: TrainingObjects | None = None
         self.train_loader: Any = None
         self.val_loader: Any = None
         self.training_at: Location | None = None
         self.phase = 1
         self.elsewhere: dict[str, tuple[int, ...]] = {}
         self.in_rounds = False
-        self.revivals = 0
+        self.reruns = 0
         self.rates_rise = False
         self.bounded = False
         self._before: Snapshot | None = None
         self._fruitless = 0
         self._waiting_since: float | None = None
-        self._heir: _Heir | None = None
+        self._heir: _RerunState | None = None
         self._dead: BaseException | None = None
         self._begin()
 
@@ -197,10 +206,10 @@ class Run:
         self.free = False
         self.ends_epoch = False
         self.planned_epochs = 0
-        self.span = Span()
+        self.span = PlannedRun()
         self._void = False
         self._handed_over = False
-        self._diary = Diary()
+        self._diary = StepLog()
         self._initial: Snapshot | None = None
         self._iterators: list[weakref.ref[TappedIterator]] = []
         self._live: dict[int, TappedIterator] = {}
@@ -214,13 +223,13 @@ class Run:
         self._steps = 0
         self._idle = 0
         self._by_call = self._calls_networks = False
-        self._waiting: Diary | None = None
+        self._waiting: StepLog | None = None
         self._past: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._phases = Phases()
-        self._built_at: weakref.WeakKeyDictionary[Optimizer, Place] = weakref.WeakKeyDictionary()
+        self._phases = LoopTracker()
+        self._built_at: weakref.WeakKeyDictionary[Optimizer, CallSite] = weakref.WeakKeyDictionary()
         self._taken = False
         self._closing = False
-        self._order: Order | None = None
+        self._order: StepRequest | None = None
         self._in_step: Optimizer | None = None
         self._passes = 0
         self._last: Optimizer | None = None
@@ -376,7 +385,7 @@ class Run:
             self._dead = EndedError(
                 f"{self.session.path.name} could not be taken up again after it ended"
             )
-            order: Order | None = self._heir.order
+            order: StepRequest | None = self._heir.order
             self._heir, self._taken = None, True
         else:
             order, self._order = self._order, None
@@ -385,19 +394,19 @@ class Run:
             self._prepare_revival(order)
             return True
         while True:
-            command = self.session.baton.listen()
+            command = self.session.commands.listen()
             if isinstance(command, Close):
                 return False
             if not isinstance(command, Resume):
                 self._do(command)
             elif self._dead is not None or self._fruitless >= FRUITLESS:
-                command.order.error = self._dead or EndedError("the script ends again and again")
-                self._answer(command.order)
+                command.request.error = self._dead or EndedError("the script ends again and again")
+                self._answer(command.request)
             else:
-                self._prepare_revival(command.order)
+                self._prepare_revival(command.request)
                 return True
 
-    def _settle(self, order: Order, ended: _Ended) -> bool:
+    def _settle(self, order: StepRequest, ended: _Ended) -> bool:
         """Answer the one who waits for the order during which the script came to its end.
 
         Returns False where there is no answer: the step has not been tried.
@@ -424,14 +433,14 @@ class Run:
         self._answer(order)
         return True
 
-    def _prepare_revival(self, order: Order) -> None:
+    def _prepare_revival(self, order: StepRequest) -> None:
         assert self.roles is not None
-        self.revivals += 1
+        self.reruns += 1
         self._fruitless += 1
         order.restart()
         loaders = (self.train_loader, self.val_loader)
         process = Snapshot.take(Subjects())
-        self._heir = _Heir(order, self.registers, self.roles.helpers, loaders, process)
+        self._heir = _RerunState(order, self.registers, self.roles.helpers, loaders, process)
         self.registers = Registers()
         self._begin()
 
@@ -491,7 +500,7 @@ class Run:
             self._note_rates(optimizer)
         # Several loaders may be read along with one another: what they gave already counts.
         reading = {i.key for i in (*self._being_read().values(), *self._sampled.values())}
-        old, self._diary = self._diary, Diary()
+        old, self._diary = self._diary, StepLog()
         self._diary.recent.extend(entry for entry in old.recent if entry[0] in reading)
         self._diary.asked += [key for key in old.asked if key in reading]
 
@@ -538,9 +547,9 @@ class Run:
 
     def _begin_to_learn(self) -> None:
         """Forget the training before: the one to be audited may begin here."""
-        for diary in (self._waiting, self._diary):
-            self._past.update(diary.stepped if diary is not None else ())
-        self._diary, self._waiting, self._initial = Diary(), None, None
+        for log in (self._waiting, self._diary):
+            self._past.update(log.stepped if log is not None else ())
+        self._diary, self._waiting, self._initial = StepLog(), None, None
         self._live, self._last = {}, None
         self._backwards = self._steps = 0
         self._due = self._by_call = False
@@ -633,7 +642,7 @@ class Run:
         """Whether control was taken: the script takes the steps that the auditor wants."""
         return self._taken or self._heir is not None
 
-    def _is_over(self, iterator: TappedIterator, order: Order) -> bool:
+    def _is_over(self, iterator: TappedIterator, order: StepRequest) -> bool:
         """Whether the loader has no batches left for ``order``, and the script is to be told."""
         length = _length(iterator.loader)
         if length is None or order.handed or not self.has_epochs or not iterator.count:
@@ -748,7 +757,7 @@ class Run:
         if self._due and self._waits():
             if self._waiting is None:
                 self._leave()
-                self._waiting, self._diary = self._diary, Diary()
+                self._waiting, self._diary = self._diary, StepLog()
         elif self._due:
             self._take_over_without_loader()
         elif not self._by_call and not self._backwards and not self._being_read():
@@ -758,7 +767,7 @@ class Run:
                 self._keep_initial()
         elif self._steps and self._by_call and self._observer is None:
             # The second round: from here on what is compared with what is listened to as well.
-            self._diary = Diary(stepped=self._diary.stepped)
+            self._diary = StepLog(stepped=self._diary.stepped)
             self._enter(Observer(nn.Identity(), losses_only=True), ())
 
     def _take_over_without_loader(self) -> None:
@@ -841,8 +850,8 @@ class Run:
 
         It is forgotten when there is another pass; a step without one has used nothing (STEP102).
         """
-        order, diary = self._order, self._diary
-        held = order.pending if order is not None else diary.propagated[diary.used :]
+        order, log = self._order, self._diary
+        held = order.pending if order is not None else log.propagated[log.used :]
         self._void = bool(held) and self._in_step is None and not self._any_gradient()
 
     def _forget_what_is_void(self) -> None:
@@ -946,7 +955,7 @@ class Run:
             self._finish(self._order, self.roles.optimizer)
             self._round_over = True
 
-    def _finish(self, order: Order, optimizer: Optimizer) -> None:
+    def _finish(self, order: StepRequest, optimizer: Optimizer) -> None:
         """Write down the loss of the step that was taken: the main optimizer's goes before."""
         assert self.roles is not None
         order.attempts += 1
@@ -979,7 +988,7 @@ class Run:
         self.training_at = _innermost_user_line()
         self.planned_epochs = planned_epochs()
         # Of a run without a loader the loop counts steps.
-        self.span = Span() if self.free else counted_span()
+        self.span = PlannedRun() if self.free else counted_span()
         self.phase = max(self._phases.number, 1)
         self._taken = True
         self._sampled.clear()
@@ -1010,10 +1019,10 @@ class Run:
         if len(self.session.runs) == 1:
             self.session.on_first(self)
         else:
-            self.session.baton.answer(self)
+            self.session.commands.answer(self)
         self._set_off(self._await_order())
 
-    def _look_around(self, roles: Cast) -> None:
+    def _look_around(self, roles: TrainingObjects) -> None:
         """Note what else the script trains, in other loops or in other rounds of this one."""
         here, script = place(), self.session.path
         lines = {p.location.line for p in self._diary.propagated if p.location is not None}
@@ -1051,7 +1060,7 @@ class Run:
         self.counters.read()
         self.counters.values.update({k: v for k, v in before.items() if k in self.counters.values})
 
-    def _take_up(self, heir: _Heir) -> None:
+    def _take_up(self, heir: _RerunState) -> None:
         """Continue where an execution that ended left off, with its objects in place of the new."""
         new, self.registers = self.registers, heir.registers
         self._settle_loaders()
@@ -1081,10 +1090,10 @@ class Run:
             self._answer(order)
         self._set_off(self._await_order())
 
-    def _answer(self, order: Order) -> None:
-        self.session.baton.answer(order, order.error)
+    def _answer(self, order: StepRequest) -> None:
+        self.session.commands.answer(order, order.error)
 
-    def _set_off(self, order: Order) -> None:
+    def _set_off(self, order: StepRequest) -> None:
         """Let the script do ``order``."""
         self.counters.write()
         self._order = order
@@ -1099,16 +1108,16 @@ class Run:
         self.session.taps.listener = self
         order.started = time.perf_counter()
 
-    def _await_order(self) -> Order:
+    def _await_order(self) -> StepRequest:
         """Do what the auditor says until it wants a step.
 
         Raises:
             Unwind: the auditor is done.
         """
         while True:
-            command = self.session.baton.listen()
+            command = self.session.commands.listen()
             if isinstance(command, Resume):
-                return command.order
+                return command.request
             if isinstance(command, Close):
                 self._closing = True
                 self.session.taps.listener = self
@@ -1117,17 +1126,17 @@ class Run:
 
     def _do(self, command: Invoke | Launch) -> None:
         """Call a function, or run the script anew on top of this run, in the script's thread."""
-        baton = self.session.baton
+        commands = self.session.commands
         try:
             if isinstance(command, Invoke):
-                baton.answer(command.function())
+                commands.answer(command.function())
             else:
                 command.run.execute()
-                baton.answer()
+                commands.answer()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            baton.answer(None, error)
+            commands.answer(None, error)
 
     # --- listening in the script's thread ---------------------------------------------------------
 
@@ -1164,7 +1173,7 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for _, tensor in batches.tensors(batch)]
 
 
-def _stuck(order: Order) -> StuckError:
+def _stuck(order: StepRequest) -> StuckError:
     return StuckError(f"the script took {order.handed} batches without an optimizer step")
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.observer import is_turned
-from nnaudit.loop.script.training_objects import Cast
+from nnaudit.loop.script.training_objects import TrainingObjects
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import device_of
 
 
-def why_not(roles: Cast) -> str:
+def why_not(roles: TrainingObjects) -> str:
     """Return why batches cannot be put in place of the script's own; empty where they can."""
     if roles.recipe is None:
         return "the script draws its batches itself and changes them before the network sees them"
@@ -45,7 +45,7 @@ def placed(made: Any, like: Any, otherwise: torch.device | None = None) -> Any:
 class TargetSwap(TorchFunctionMode):
     """Replaces what the script's main loss function compares with by what a batch holds."""
 
-    def __init__(self, roles: Cast, batch: Any) -> None:
+    def __init__(self, roles: TrainingObjects, batch: Any) -> None:
         """``roles`` say which function that is and how its arguments come from ``batch``."""
         super().__init__()
         rule = roles.loss

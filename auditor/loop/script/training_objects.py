@@ -76,7 +76,7 @@ class Propagated:
 
 
 @dataclass
-class Diary:
+class StepLog:
     """What happened between a batch request and the optimizer step that came of it.
 
     ``used`` of what was ``propagated`` has gone into a step; the rest may yet be set to zero.
@@ -105,7 +105,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 @dataclass
-class Cast:
+class TrainingObjects:
     """The parts that a script's objects play.
 
     Attributes:
@@ -145,12 +145,12 @@ class Cast:
 
 def cast(
     registers: Registers,
-    diary: Diary,
+    log: StepLog,
     loader: int,
     *,
     free: bool,
     past: Collection[Optimizer] = (),
-) -> Cast:
+) -> TrainingObjects:
     """Settle who is who.
 
     ``loader`` is the number of the training loader's iterator; ``free`` says that the script draws
@@ -160,17 +160,17 @@ def cast(
     Raises:
         LookupError: no network was called before the optimizer's step.
     """
-    owned = [{id(p) for g in o.param_groups for p in g["params"]} for o in _unique(diary.stepped)]
+    owned = [{id(p) for g in o.param_groups for p in g["params"]} for o in _unique(log.stepped)]
     roots = registers.modules()
-    model, calls = _main_model(diary.calls, roots, max(owned, key=len))
+    model, calls = _main_model(log.calls, roots, max(owned, key=len))
     mine = {id(p) for p in model.parameters()}
     optimizer = max(
-        _unique(diary.stepped),
+        _unique(log.stepped),
         key=lambda o: sum(p.numel() for g in o.param_groups for p in g["params"] if id(p) in mine),
     )
-    requests = max(diary.asked.count(loader), 1)
-    entry, leave = _ends(calls, diary, requests)
-    main, divisor, own, value = _main_loss(diary, leave, requests)
+    requests = max(log.asked.count(loader), 1)
+    entry, leave = _ends(calls, log, requests)
+    main, divisor, own, value = _main_loss(log, leave, requests)
     lag, batch = _used(entry, loader)
     if free:
         lag, batch = 0, (_virtual(entry, main) if entry is not None else None)
@@ -182,15 +182,15 @@ def cast(
     if whole and leave is not None and batch is not None:
         rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
     schedulers = registers.of["scheduler"].alive()
-    over = [o for o in past if o not in diary.stepped]
+    over = [o for o in past if o not in log.stepped]
     present = [o for o in registers.of["optimizer"].alive() if o not in over]
     inside = {id(m) for m in model.modules()}
     others = tuple(m for r in roots if id(m := unwrapped(r)) not in inside)
-    return Cast(
+    return TrainingObjects(
         model=model,
         models=(model, *others),
         optimizer=optimizer,
-        optimizers=_unique([optimizer, *present, *diary.stepped]),
+        optimizers=_unique([optimizer, *present, *log.stepped]),
         schedulers=tuple(
             each for each in schedulers if getattr(each, "optimizer", None) not in over
         ),
@@ -205,8 +205,8 @@ def cast(
         batch=batch,
         recipe=how,
         loss=rule,
-        backward_at=diary.propagated[0].location if diary.propagated else None,
-        propagates=bool(diary.propagated),
+        backward_at=log.propagated[0].location if log.propagated else None,
+        propagates=bool(log.propagated),
         loss_value=value,
     )
 
@@ -289,15 +289,15 @@ def _names() -> dict[int, str]:
     return names
 
 
-def _ends(calls: list[Call], diary: Diary, requests: int) -> tuple[Call | None, Call | None]:
+def _ends(calls: list[Call], log: StepLog, requests: int) -> tuple[Call | None, Call | None]:
     """The first and the last of the ``calls`` that make one forward pass."""
     if not calls:
         return None, None
     if len({id(call.module) for call in calls}) > 1:
-        return calls[0], _compared(calls, diary.loss_calls) or calls[-1]
+        return calls[0], _compared(calls, log.loss_calls) or calls[-1]
     # Called as often as there were batches or backward passes: once for each.
-    count = diary.counts.get(id(calls[0].module), 1)
-    once = count <= max(requests, diary.backwards)
+    count = log.counts.get(id(calls[0].module), 1)
+    once = count <= max(requests, log.backwards)
     return (calls[0], calls[0]) if once else (calls[0], calls[-1])
 
 
@@ -312,20 +312,20 @@ def _compared(calls: list[Call], losses: list[LossCall]) -> Call | None:
 
 
 def _main_loss(
-    diary: Diary, leave: Call | None, requests: int
+    log: StepLog, leave: Call | None, requests: int
 ) -> tuple[LossCall | None, int, bool, float]:
     """The loss call that was back-propagated, its divisor, whether the model made it, its value."""
-    if not diary.propagated:
+    if not log.propagated:
         return None, 1, False, float("nan")
-    first = diary.propagated[0]
+    first = log.propagated[0]
     value = float(first.value)
-    divisors = sorted({1, len(diary.propagated), requests})
+    divisors = sorted({1, len(log.propagated), requests})
     own = own_loss(leave.output) if leave is not None and leave.output is not None else None
     if own is not None and own.numel() == 1:
         for divisor in divisors:
             if _close(float(own), value * divisor):
                 return None, divisor, True, value
-    for call in diary.loss_calls:
+    for call in log.loss_calls:
         if call.value is not None and call.value.numel() == 1:
             for divisor in divisors:
                 if _close(float(call.value), value * divisor):

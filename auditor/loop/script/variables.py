@@ -3,8 +3,8 @@
 They live in the local and global variables of the user's functions. A learning rate computed from
 ``iter_num`` makes two runs from the same weights differ, ``while step < max_steps`` ends, and a
 recurrent network goes on from the ``hidden`` of its last batch, so these variables belong to the
-state of a run: :class:`Counters` copies them to a dictionary, which a snapshot keeps like any
-other, and writes back what a restored snapshot has changed there.
+state of a run: :class:`ScriptVariables` copies them to a dictionary, which a snapshot keeps like
+any other, and writes back what a restored snapshot has changed there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Value = int | float | bool | Callable[[], Any] | None
 variable held, not what was in them, and so copies nothing."""
 
 
-class Counters:
+class ScriptVariables:
     """Variables in the frames of a script that is paused at the same line again and again.
 
     Attributes:

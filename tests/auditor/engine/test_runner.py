@@ -197,7 +197,7 @@ def test_an_undeclared_probe_is_refused() -> None:
 
 def test_what_killed_the_process_is_not_tried_again() -> None:
     Counted.taken = 0
-    audit = audit_of(lethal={"Counted": "Your code hung"})
+    audit = audit_of(known_fatal={"Counted": "Your code hung"})
     result = run_check(check(ask(Counted), probes=(Counted,)), audit)
     assert (result.status, result.crash) == (Status.ERROR, "user")
     assert Counted.taken == 0

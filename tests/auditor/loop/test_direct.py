@@ -229,7 +229,7 @@ def test_a_training_step_that_calls_only_parts_of_the_model_leaves_the_conventio
 def test_parts_of_the_wrong_kind_are_refused_in_a_sentence(parts: dict, said: str) -> None:
     with pytest.raises(TargetError, match=said):
         loop = loop_of(**parts)
-        loop.feed(loop._first_batch())
+        loop.split_batch(loop._first_batch())
         loop.step(next(loop.batches()))
 
 

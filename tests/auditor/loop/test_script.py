@@ -18,7 +18,7 @@ from nnaudit.errors import TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
 from nnaudit.loop.script import ScriptLoop, run_script
-from nnaudit.loop.trace import Happening, Recorder
+from nnaudit.loop.trace import EventKind, Recorder
 from nnaudit.measure.seeding import watching_seeds
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
@@ -170,7 +170,7 @@ def test_a_crash_in_a_step_costs_that_step_only(drive: Any) -> None:
         assert weights(loop) == before
         with preserved(loop.subjects):
             assert [loop.step((a, b)).loss for _ in range(3)] == expected
-        assert loop.run.revivals == 1
+        assert loop.run.reruns == 1
 
     drive(HEAD + BODY, body)
 
@@ -205,10 +205,10 @@ def test_a_script_that_ends_goes_on(drive: Any, loop_head: str) -> None:
     def body(loop: ScriptLoop) -> tuple[list[float], str, int]:
         batch = first(loop)
         losses = [loop.step(batch).loss for _ in range(12)]
-        return losses, weights(loop), loop.run.revivals
+        return losses, weights(loop), loop.run.reruns
 
-    losses, end, revivals = drive(text, body)
-    assert revivals >= 2
+    losses, end, reruns = drive(text, body)
+    assert reruns >= 2
     assert (losses, end, 0) == drive(endless, body), "the seams do not show"
 
 
@@ -218,7 +218,7 @@ def test_running_it_again_is_not_seeding_in_between(drive: Any) -> None:
         with watching_seeds() as watch:
             for _ in range(30):
                 loop.step(batch)
-        assert loop.run.revivals
+        assert loop.run.reruns
         assert watch.seen == []
 
     bounded = "for step in range(5):\n        a, b = next(iterator)\n"
@@ -280,7 +280,7 @@ def test_the_script_sees_a_copy_of_the_batch(drive: Any) -> None:
         loop.step(batch)
         assert batches.digest(batch) == digest
         # What the model sees is not what the loader yields, and feed() says what it sees.
-        assert torch.equal(loop.feed(batch).args[0], batch[0] * 2)
+        assert torch.equal(loop.split_batch(batch).args[0], batch[0] * 2)
 
     drive(text, body)
 
@@ -316,7 +316,7 @@ def test_a_hand_written_loss_is_found_by_asking_the_script(drive: Any) -> None:
             loop.model.eval()
             assert seen.loss == pytest.approx(float(F.mse_loss(loop.model(a), b)), rel=1e-5)
             assert torch.allclose(seen.output, loop.model(a))
-        fed = loop.feed((a, b))
+        fed = loop.split_batch((a, b))
         assert torch.equal(fed.target, b)
         assert not loop.lacks(Needs.TARGETS)
 
@@ -327,7 +327,7 @@ def test_rows_of_a_batch_may_be_taken(drive: Any) -> None:
     def body(loop: ScriptLoop) -> None:
         batch = batches.take(first(loop), 3)
         assert loop.step(batch).loss > 0
-        assert len(loop.feed(batch).args[0]) == 3
+        assert len(loop.split_batch(batch).args[0]) == 3
 
     drive(HEAD + BODY, body)
 
@@ -352,7 +352,7 @@ def test_an_autoencoder_has_no_targets_of_its_own(drive: Any) -> None:
     ) + BODY.replace("for a, b in", "for (a,) in").replace("model(a), b", "model(a), a")
 
     def body(loop: ScriptLoop) -> None:
-        fed = loop.feed(first(loop))
+        fed = loop.split_batch(first(loop))
         assert fed.target is fed.args[0]
         assert loop.lacks(Needs.TARGETS) == "the batches hold inputs only"
 
@@ -489,7 +489,7 @@ def test_a_loader_may_be_begun_anew_for_every_batch(drive: Any) -> None:
         assert loop.lacks(Needs.TARGETS) == ""
         assert len(list(loop.batches())) == 8
         loop.step(first(loop))
-        assert loop.run.revivals == 0
+        assert loop.run.reruns == 0
 
     drive(text, body)
 
@@ -563,8 +563,8 @@ def test_the_first_step_of_a_script_that_begins_again_is_not_recorded(drive: Any
         with Recorder(loop) as recorder:
             loop.step((a, b))
         kinds = [event.kind for event in recorder.events]
-        assert loop.run.revivals == 1
-        assert kinds.count(Happening.BACKWARD) == 1
+        assert loop.run.reruns == 1
+        assert kinds.count(EventKind.BACKWARD) == 1
 
     drive(HEAD + BODY, body)
 
@@ -589,7 +589,7 @@ while True:
         assert loop.run.free
         batch = first(loop)
         assert loop.step(batch).loss < 1e9
-        assert loop.run.revivals == 0
+        assert loop.run.reruns == 0
 
     drive(text, body)
 
@@ -900,7 +900,7 @@ def test_an_epoch_can_be_ended(drive: Any) -> None:
             assert not step.observation.training_flags["1"], "nothing called model.train() again"
         assert weights(loop) == before
         assert loop.step(batch).lr == (0.05,)
-        assert loop.run.revivals == 0
+        assert loop.run.reruns == 0
 
     schedule = "schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)\n"
     drive(epochs("validate(); schedule.step()", schedule), body)
@@ -1081,7 +1081,7 @@ while True:
             assert [loop.step(batch).loss for _ in range(3)] == expected
         assert expected[2] < expected[0]
         assert loop.step(batches.take(batch, 3)).loss > 0
-        args = loop.feed(batches.take(batch, 3)).args
+        args = loop.split_batch(batches.take(batch, 3)).args
         assert [tuple(part.shape) for part in args[1]] == [(1, 3, 1), (1, 3, 1)]
 
     drive(text, body)
@@ -1155,7 +1155,7 @@ def test_a_network_of_an_earlier_execution_can_be_pickled(drive: Any, tmp_path: 
             with preserved(loop.subjects):
                 losses = [loop.step(batch).loss for _ in range(5)]
                 assert losses[-1] < losses[0]
-        assert loop.run.revivals >= 3
+        assert loop.run.reruns >= 3
 
     drive(text, body)
 
@@ -1204,7 +1204,12 @@ def test_prediction_and_target_may_come_in_either_order(
         doubled = tuple(2 * part for part in batch)
         step, forward = loop.step(doubled, observe=True), loop.forward(doubled)
         assert step.observation is not None
-        return loop.feed(doubled).target, doubled, step.observation.main_loss, forward.loss_calls
+        return (
+            loop.split_batch(doubled).target,
+            doubled,
+            step.observation.main_loss,
+            forward.loss_calls,
+        )
 
     draw = {"draw": "i = torch.randint(64, (8,))", "chosen": "batch()"}
     text = BODY if loader else WITHOUT_LOADER.format(**draw)
@@ -1291,13 +1296,13 @@ def test_a_step_that_calls_the_network_itself_is_led_from_its_beginning(drive: A
         with Recorder(loop) as recorder:
             losses = [loop.step(batch).loss for _ in range(3)]
         kinds = [event.kind for event in recorder.events]
-        return still, losses, kinds[0], kinds.count(Happening.STEP), weights(loop) != before
+        return still, losses, kinds[0], kinds.count(EventKind.STEP), weights(loop) != before
 
     text = HEAD.replace("nn.Dropout(0.5)", "nn.Identity()") + CLOSURE
     still, losses, begins, steps, moved = drive(text, body)
     assert still
     assert losses[0] > losses[1] > losses[2]
-    assert begins is Happening.STEP
+    assert begins is EventKind.STEP
     assert steps == 3
     assert moved
 
@@ -1329,7 +1334,7 @@ def test_a_part_of_a_tensor_is_found_again_in_other_batches(drive: Any) -> None:
     def body(loop: ScriptLoop) -> Any:
         source, target = first(loop)
         other = source.flip(0), target.flip(0)
-        return loop.feed(other), loop.called_with(other), other
+        return loop.split_batch(other), loop.called_with(other), other
 
     fed, called, (source, target) = drive(HEAD + FORCED, body)
     for each in (fed, called):

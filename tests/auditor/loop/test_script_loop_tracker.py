@@ -9,7 +9,7 @@ import pytest
 
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.script import ScriptLoop, run_script
-from nnaudit.loop.script.loop_tracker import Phases, Place
+from nnaudit.loop.script.loop_tracker import CallSite, LoopTracker
 
 HEAD = """
 import torch
@@ -126,7 +126,7 @@ def steps(loop: ScriptLoop) -> None:
     assert losses[-1] < losses[0]
 
 
-def anew(loop: ScriptLoop) -> None:
+def replicated(loop: ScriptLoop) -> None:
     """Another run comes to the same loop."""
     steps(loop)
     with loop.relaunched(1) as other:
@@ -163,7 +163,7 @@ def test_the_second_loop_can_be_chosen(drive: Any) -> None:
         line = loop.info().parts[[*said].index("loop")].location
         assert line is not None
         assert line.line == line_of("for a, b in loader", script)
-        anew(loop)
+        replicated(loop)
 
     drive(script, 2, body)
 
@@ -231,7 +231,7 @@ def test_loops_that_draw_their_batches_count(drive: Any, number: int, classes: i
     def body(loop: ScriptLoop) -> None:
         assert loop.run.free
         assert loop.model.out_features == classes
-        anew(loop)
+        replicated(loop)
 
     drive(HEAD + DRAWN, number, body)
 
@@ -322,8 +322,8 @@ def test_the_fit_of_a_scaler_is_no_training_loop(drive: Any, more: str, others: 
 
 
 def test_what_counts_as_another_loop() -> None:
-    here, there = Place((("a.py", 3),), loops=True), Place((("a.py", 9),), loops=True)
-    phases = Phases()
+    here, there = CallSite((("a.py", 3),), loops=True), CallSite((("a.py", 9),), loops=True)
+    phases = LoopTracker()
     assert phases.current == 1
     assert not phases.enter(here, 1)
     assert not phases.enter(there, 1), "nothing has been trained: the data was looked at, say"

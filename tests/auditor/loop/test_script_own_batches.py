@@ -77,7 +77,7 @@ def test_a_batch_stands_for_what_the_script_draws(drive: Drive) -> None:
             step = loop.step(batch, observe=True)
         assert step.observation is not None
         assert step.loss == pytest.approx(step.observation.total_loss)
-        assert loop.feed(batch).args[0].shape == (32, 8)
+        assert loop.split_batch(batch).args[0].shape == (32, 8)
         assert loop.forward(batch).output.shape == (32, 2)
 
     drive(body, {})

@@ -19,7 +19,7 @@ from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.mapping import find, loss_rule, recipe
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.training_objects import Registers, validation_loader, words
-from nnaudit.loop.script.variables import Counters, planned_epochs
+from nnaudit.loop.script.variables import ScriptVariables, planned_epochs
 
 # --- mapping --------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def test_a_loss_is_computed_for_another_output_and_batch() -> None:
 
 
 def test_counters_are_read_and_written_in_functions() -> None:
-    counters = Counters()
+    counters = ScriptVariables()
 
     def inner() -> None:
         counters.read()
@@ -134,7 +134,7 @@ def test_counters_are_read_and_written_in_functions() -> None:
 
 
 def test_unchanged_counters_are_left_alone() -> None:
-    counters = Counters()
+    counters = ScriptVariables()
 
     def loop() -> int:
         step = 3

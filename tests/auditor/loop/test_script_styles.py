@@ -107,7 +107,7 @@ def test_a_script_that_uses_gradients_of_its_inputs_is_fed(
 ) -> None:
     def fed(loop: ScriptLoop) -> tuple[Any, Any]:
         batch = next(iter(loop.batches()))
-        return batch, loop.feed(batch)
+        return batch, loop.split_batch(batch)
 
     monkeypatch.chdir(tmp_path)
     batch, found = run_script(SCRIPTS / "adversarial.py", [], "cpu", 0, fed)
@@ -162,7 +162,7 @@ def interrogate(loop: ScriptLoop, style: Style, facts: dict[str, Any]) -> None:
     facts["eval_losses"] = [loop.forward(batch).loss for _ in range(2)]
     facts["kept_modes"] = modes == [m.training for m in loop.model.modules()]
 
-    fed = loop.feed(batch)
+    fed = loop.split_batch(batch)
     assert len(fed.inputs) == style.inputs
     assert (fed.target is not None) == style.has_target
     observed(loop, batch, style)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.loop.trace import Happening, Recorder, louder_losses, norm_of
+from nnaudit.loop.trace import EventKind, Recorder, louder_losses, norm_of
 from nnaudit.targets.target import Target
 
 
@@ -56,8 +56,8 @@ def test_a_step_is_told_in_order(loop: DirectLoop) -> None:
         scheduler.step()
     events = recorder.take()
     assert [event.kind for event in events] == [
-        Happening.ZERO, Happening.BACKWARD, Happening.CLIP, Happening.CLIP, Happening.STEP,
-        Happening.SCHEDULE,
+        EventKind.ZERO, EventKind.BACKWARD, EventKind.CLIP, EventKind.CLIP, EventKind.STEP,
+        EventKind.SCHEDULE,
     ]  # fmt: skip
     zero, backward, norm, value, step, schedule = events
     assert zero.norms == (None,)
@@ -92,7 +92,7 @@ def test_going_back_within_going_back_counts_once(loop: DirectLoop) -> None:
     with Recorder(loop) as recorder:
         hidden = checkpoint(loop.model, x.requires_grad_(), use_reentrant=True)
         F.mse_loss(hidden, y).backward()
-    assert [event.kind for event in recorder.take()] == [Happening.BACKWARD]
+    assert [event.kind for event in recorder.take()] == [EventKind.BACKWARD]
 
 
 def test_a_closure_is_seen_and_its_backward_lies_within_the_step() -> None:
@@ -107,8 +107,8 @@ def test_a_closure_is_seen_and_its_backward_lies_within_the_step() -> None:
     with Recorder(loop) as recorder:
         loop.step(next(loop.batches()))
     events = recorder.take()
-    assert events[0].kind is Happening.STEP and events[0].closure
-    assert all(e.within == 0 for e in events if e.kind is Happening.BACKWARD)
+    assert events[0].kind is EventKind.STEP and events[0].closure
+    assert all(e.within == 0 for e in events if e.kind is EventKind.BACKWARD)
     assert all(e.location is None for e in events)
 
 
@@ -122,9 +122,9 @@ def test_a_scaler_tries_a_step_and_may_leave_it_out(
         scaler.step(loop.optimizers[0])
         scaler.update()
     kinds = {event.kind: event for event in recorder.take()}
-    assert kinds[Happening.BACKWARD].scale == 256.0
-    assert kinds[Happening.ATTEMPT].skipped is skipped
-    assert (Happening.STEP in kinds) is not skipped
+    assert kinds[EventKind.BACKWARD].scale == 256.0
+    assert kinds[EventKind.ATTEMPT].skipped is skipped
+    assert (EventKind.STEP in kinds) is not skipped
 
 
 def test_a_louder_loss_has_louder_gradients(loop: DirectLoop) -> None:

@@ -4,7 +4,7 @@ from programs import target
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.measure.held_out import held_out_run
-from nnaudit.measure.replicate import anew
+from nnaudit.measure.replicate import replicated
 
 
 def audit(**parts):
@@ -31,15 +31,15 @@ def test_too_few_batches_give_nothing():
 
 def test_anew_has_other_weights_and_the_next_seed():
     asked = audit()
-    with anew(asked) as other:
+    with replicated(asked) as other:
         assert other.seed == 1
         assert not torch.equal(asked.loop.model[0].weight, other.loop.model[0].weight)
 
 
 def test_anew_keeps_a_model_that_cannot_be_built_again():
     asked = audit(model=torch.nn.Linear(8, 3))
-    with anew(asked) as other:
+    with replicated(asked) as other:
         assert other.loop is asked.loop
         first = torch.rand(3)
-    with anew(asked):
+    with replicated(asked):
         assert torch.equal(torch.rand(3), first)

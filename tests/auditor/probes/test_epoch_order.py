@@ -20,7 +20,7 @@ from nnaudit.probes.epoch_order import (
     row_targets,
     taken_apart,
 )
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.targets.target import Target
 
 
@@ -33,8 +33,8 @@ def rows(n: int = 256) -> TensorDataset:
     return TensorDataset(torch.randn(n, 3), torch.arange(n) * 4 // n)
 
 
-def fed(inputs: Any, target: Any) -> Fed:
-    return Fed((inputs,), {}, target)
+def fed(inputs: Any, target: Any) -> ModelInputs:
+    return ModelInputs((inputs,), {}, target)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_language_model_is_recognised() -> None:
 def test_batches_that_go_on_are_recognised(time_first: bool) -> None:
     text = torch.randint(20, (4, 33))
 
-    def batch(start: int) -> Fed:
+    def batch(start: int) -> ModelInputs:
         x, y = text[:, start : start + 8], text[:, start + 1 : start + 9]
         return fed(x.T, y.T) if time_first else fed(x, y)
 
@@ -180,10 +180,10 @@ def test_batches_a_loop_cannot_take_apart_are_still_read() -> None:
 class Feeds:
     """A loop that feeds every batch in one way."""
 
-    def __init__(self, fed: Fed) -> None:
+    def __init__(self, fed: ModelInputs) -> None:
         self._fed = fed
 
-    def feed(self, batch: Any) -> Fed:
+    def split_batch(self, batch: Any) -> ModelInputs:
         return self._fed
 
 
@@ -191,7 +191,7 @@ class Feeds:
 def test_labels_that_the_model_is_given_are_its_target_and_no_input(flat: bool) -> None:
     ids, mask, labels = torch.arange(6).view(2, 3), torch.ones(2, 3), torch.arange(6).view(2, 3)
     keywords = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    seen = taken_apart(Feeds(Fed((), keywords, labels.view(-1) if flat else labels)), None)
+    seen = taken_apart(Feeds(ModelInputs((), keywords, labels.view(-1) if flat else labels)), None)
     assert list(seen.kwargs) == ["input_ids", "attention_mask"]
     assert seen.target is labels
 
@@ -199,11 +199,15 @@ def test_labels_that_the_model_is_given_are_its_target_and_no_input(flat: bool) 
 @pytest.mark.parametrize(
     "made",
     [
-        Fed((), {"labels": torch.arange(3)}, torch.arange(3)),  # nothing else would be an input
-        Fed((), {"x": torch.ones(3), "y": torch.zeros(3)}, torch.arange(3)),  # y is an input
-        Fed((torch.ones(3),), {"labels": None}, None),
+        ModelInputs(
+            (), {"labels": torch.arange(3)}, torch.arange(3)
+        ),  # nothing else would be an input
+        ModelInputs(
+            (), {"x": torch.ones(3), "y": torch.zeros(3)}, torch.arange(3)
+        ),  # y is an input
+        ModelInputs((torch.ones(3),), {"labels": None}, None),
         fed(torch.ones(3), torch.arange(3)),
     ],
 )
-def test_other_inputs_stay_what_they_are(made: Fed) -> None:
+def test_other_inputs_stay_what_they_are(made: ModelInputs) -> None:
     assert taken_apart(Feeds(made), None) is made

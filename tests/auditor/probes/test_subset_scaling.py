@@ -5,10 +5,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.subset_scaling import SubsetLadder, plan_for
+from nnaudit.probes.subset_scaling import SubsetScaling, plan_for
 from nnaudit.probes.subsets import TinyFit
 from nnaudit.targets.target import Target
-from nnaudit.training.fitting import Run, Sighting
+from nnaudit.training.fitting import RowEvaluation, Run
 
 X = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -22,23 +22,23 @@ def ladder_of(rows, batch_size=64):
         optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-2),
     )
     loop = DirectLoop(target, torch.device("cpu"), seed=0)
-    return Audit(loop).probe(SubsetLadder), loop
+    return Audit(loop).probe(SubsetScaling), loop
 
 
 def test_rungs_grow_as_far_as_the_data_go():
     ladder, _ = ladder_of(600)
-    assert [rung.rows for rung in ladder.rungs] == [16, 64, 256, 576]
+    assert [fit.rows for fit in ladder.subset_fits] == [16, 64, 256, 576]
 
 
 def test_rungs_begin_at_the_same_weights():
     ladder, loop = ladder_of(600)
-    first = [rung.sighting.loss for rung in ladder.rungs]
+    first = [fit.evaluation.loss for fit in ladder.subset_fits]
     with torch.no_grad():
         now = [
             float(torch.stack([
-                F.cross_entropy(loop.model(part[0]), part[1]) for part in rung.sighting.parts
+                F.cross_entropy(loop.model(part[0]), part[1]) for part in fit.evaluation.parts
             ]).mean())
-            for rung in ladder.rungs
+            for fit in ladder.subset_fits
         ]  # fmt: skip
     torch.testing.assert_close(torch.tensor(now), torch.tensor(first), rtol=1e-4, atol=1e-5)
 
@@ -50,23 +50,23 @@ def test_rows_in_the_order_of_their_labels_leave_nothing_to_fit():
         lambda: DataLoader(TensorDataset(X[order], Y[order]), 64),
         loss=F.cross_entropy,
     )
-    ladder = Audit(DirectLoop(target, torch.device("cpu"), seed=0)).probe(SubsetLadder)
-    assert not ladder.rungs
+    ladder = Audit(DirectLoop(target, torch.device("cpu"), seed=0)).probe(SubsetScaling)
+    assert not ladder.subset_fits
     assert "one target" in ladder.reason
 
 
 def test_held_out_rows_are_in_no_rung():
     ladder, _ = ladder_of(600, batch_size=8)
-    taken = {tuple(row) for rung in ladder.rungs for part in rung.sighting.parts
+    taken = {tuple(row) for fit in ladder.subset_fits for part in fit.evaluation.parts
              for row in part[0].tolist()}  # fmt: skip
     held_out = {tuple(row) for part in ladder.held_out for row in part[0].tolist()}
     assert not taken & held_out
 
 
 def tiny_with(seconds_per_step):
-    sighting = Sighting((), (), (), None, (16,), 1.0, None)
+    evaluation = RowEvaluation((), (), (), None, (16,), 1.0, None)
     run = Run("", (1.0, 0.0), 50, 50 * seconds_per_step, fitted=True)
-    return TinyFit(sighting, False, {1.0: run})
+    return TinyFit(evaluation, False, {1.0: run})
 
 
 def test_slow_steps_make_a_shorter_ladder():

@@ -75,7 +75,7 @@ def test_a_program_that_refuses_a_few_rows_gets_whole_batches():
 
     tiny = Audit(loop_of(X, Y, model=Fixed)).probe(TinyFitting)
     assert tiny.whole
-    assert tiny.sighting.rows == 64
+    assert tiny.evaluation.rows == 64
 
 
 def test_fresh_targets_are_noticed():

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.context import Audit
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.measure.replicate import anew
+from nnaudit.measure.replicate import replicated
 from nnaudit.probes import training_run as probe
 from nnaudit.probes.training_run import TrainingRun, squeezed, training_run
 
@@ -165,7 +165,7 @@ def test_a_shorter_run_of_another_seed():
     loop = DirectLoop(target(), torch.device("cpu"), seed=0)
     audit = Audit(loop)
     one = training_run(audit, steps=12, val=False)
-    with anew(audit) as other:
+    with replicated(audit) as other:
         two = training_run(other, steps=12, val=False)
     assert [len(seen.losses) for seen in (one, two)] == [12, 12]
     assert one.losses != two.losses

@@ -51,7 +51,7 @@ class Any(nn.Module):
 
 
 def fed(model: nn.Module, batch):
-    return convention_for(model, batch).feed(batch)
+    return convention_for(model, batch).split_batch(batch)
 
 
 @pytest.mark.parametrize("batch", [(X, Y), [X, Y]])

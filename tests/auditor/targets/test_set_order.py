@@ -6,24 +6,24 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from nnaudit.targets.set_order import TurnedSet, compiled, has_sets, turned_sets, unsorted
+from nnaudit.targets.set_order import ReversedSet, compiled, has_sets, turned_sets, unsorted
 
 WORDS = ["b", "a", "d", "c"]
 
 
 def test_strings_come_backwards_and_nothing_else_does() -> None:
-    assert list(TurnedSet(WORDS)) == list(set(WORDS))[::-1]
+    assert list(ReversedSet(WORDS)) == list(set(WORDS))[::-1]
     pairs = [(word, 1) for word in WORDS]
-    assert list(TurnedSet(pairs)) == list(set(pairs))[::-1]
-    assert list(TurnedSet(range(5))) == list(set(range(5)))
-    assert sorted(TurnedSet(WORDS)) == sorted(WORDS)
+    assert list(ReversedSet(pairs)) == list(set(pairs))[::-1]
+    assert list(ReversedSet(range(5))) == list(set(range(5)))
+    assert sorted(ReversedSet(WORDS)) == sorted(WORDS)
 
 
 def test_it_is_a_set_like_any_other() -> None:
-    turned = TurnedSet(WORDS)
+    turned = ReversedSet(WORDS)
     assert isinstance(turned, set)
-    assert isinstance({1}, TurnedSet)
-    assert not isinstance([1], TurnedSet)
+    assert isinstance({1}, ReversedSet)
+    assert not isinstance([1], ReversedSet)
     assert turned == set(WORDS)
     assert turned | {"e"} == {*WORDS, "e"}
     assert type(pickle.loads(pickle.dumps(turned))) is set

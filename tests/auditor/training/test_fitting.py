@@ -14,10 +14,10 @@ from nnaudit.training.fitting import (
     Head,
     Limits,
     Run,
+    evaluate_rows,
     fit,
     head_of,
     main_call,
-    sight,
     train,
     updates_by,
 )
@@ -130,7 +130,7 @@ def test_elements_averaged_by_hand_are_still_that_loss():
         return F.cross_entropy(output, target, reduction="none").mean()
 
     loop = loop_with(OPTIMIZERS["sgd"], loss)
-    seen = sight(loop, list(loop.batches()))
+    seen = evaluate_rows(loop, list(loop.batches()))
     assert seen.bounds is not None
     assert seen.rows == 32
 
@@ -140,7 +140,7 @@ def test_a_penalised_loss_has_no_known_floor():
         return F.cross_entropy(output, target) + output.pow(2).mean()
 
     loop = loop_with(OPTIMIZERS["sgd"], loss)
-    seen = sight(loop, list(loop.batches()))
+    seen = evaluate_rows(loop, list(loop.batches()))
     assert seen.bounds is None
     assert "composite" in seen.unknown
 
@@ -174,7 +174,7 @@ def test_a_term_that_was_zero_at_first_is_noticed(share, joined):
     loop = loop_with(lambda m: torch.optim.Adam(m.parameters(), 0.05), Confident(share))
     parts = [next(iter(loop.batches()))]
     limits = Limits(60, 60, 5.0) if joined else Limits(3, 3, 5.0)
-    seen = sight(loop, parts)
+    seen = evaluate_rows(loop, parts)
     assert seen.bounds is not None
     run = fit(loop, seen, label="", limits=limits, clock=Clock(None))
     assert not run.fitted

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnaudit.loop.observer import LOSS_FUNCTIONS, LossCall
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.loss_bounds import Bounds, best_constant, bounds
 
 
@@ -18,7 +18,7 @@ def call_of(function, prediction: Tensor, target: Tensor, **arguments) -> LossCa
 def bounds_of(function, prediction, target, inputs=None, **arguments) -> Bounds:
     inputs = torch.randn(len(target), 3) if inputs is None else inputs
     call = call_of(function, prediction, target, **arguments)
-    found = bounds([call], [Fed((inputs,), {}, target)], [len(inputs)])
+    found = bounds([call], [ModelInputs((inputs,), {}, target)], [len(inputs)])
     assert found is not None
     return found
 
@@ -109,7 +109,7 @@ def test_a_text_cannot_be_known_before_it_begins():
     tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 4, 4], [1, 3, 3, 3], [1, 2, 4, 3]])
     target = torch.cat((tokens[:, 1:], torch.tensor([[0], [0], [0], [0]])), 1)
     call = call_of(F.cross_entropy, torch.zeros(16, 5), target.flatten())
-    found = bounds([call], [Fed((tokens,), {}, target)], [4])
+    found = bounds([call], [ModelInputs((tokens,), {}, target)], [4])
     # After "1": 2 three times and 3 once. After "1 2": 4 twice and 3 once. After "1 2 4": 4 or 3.
     nats = 3 * math.log(4 / 3) + math.log(4) + 2 * math.log(3 / 2) + math.log(3) + 2 * math.log(2)
     assert found is not None
@@ -128,7 +128,7 @@ def test_several_batches_are_taken_together_and_a_sum_is_per_step():
     target = torch.tensor([0, 1, 0, 1])
     inputs = torch.zeros(4, 1)
     calls = [call_of(F.cross_entropy, torch.zeros(4, 2), target, reduction="sum")] * 2
-    found = bounds(calls, [Fed((inputs,), {}, target)] * 2, [4, 4])
+    found = bounds(calls, [ModelInputs((inputs,), {}, target)] * 2, [4, 4])
     assert found is not None
     assert found.floor == pytest.approx(4 * math.log(2))
 
@@ -144,7 +144,7 @@ def test_a_quantity_is_judged_against_its_mean():
 def test_no_theory_no_bounds(function):
     extra = {"var": torch.ones(4)} if function is F.gaussian_nll_loss else {}
     call = call_of(function, torch.zeros(4), torch.ones(4), **extra)
-    assert bounds([call], [Fed((torch.randn(4, 2),), {}, None)], [4]) is None
+    assert bounds([call], [ModelInputs((torch.randn(4, 2),), {}, None)], [4]) is None
 
 
 def test_batches_of_other_lengths_are_averaged():
@@ -152,7 +152,7 @@ def test_batches_of_other_lengths_are_averaged():
     for length in (4, 6):
         target = torch.arange(2 * length).reshape(2, length) % 3
         calls.append(call_of(F.cross_entropy, torch.zeros(2, 3, length), target))
-        feds.append(Fed((torch.randn(2, length),), {}, target))
+        feds.append(ModelInputs((torch.randn(2, length),), {}, target))
     found = bounds(calls, feds, [2, 2])
     assert found is not None
     assert (found.rows, found.distinct) == (4, 4)
@@ -173,7 +173,7 @@ def test_single_pictures_of_other_sizes_have_one_constant_together(reduction):
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
     expected = entropy if reduction == "mean" else entropy * len(elements) / len(masks)
     assert best_constant(calls) == pytest.approx(expected, rel=1e-4)
-    feds = [Fed((torch.randn_like(m),), {}, m) for m in masks]
+    feds = [ModelInputs((torch.randn_like(m),), {}, m) for m in masks]
     found = bounds(calls, feds, [1] * len(masks))
     assert found is not None
     assert found.informative

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.context import Clock
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.targets.target import Target
-from nnaudit.training.fitting import Limits, sight
+from nnaudit.training.fitting import Limits, evaluate_rows
 from nnaudit.training.reference import fit_reference
 
 
@@ -86,7 +86,7 @@ def test_the_right_kind_fits_a_few_rows(name):
         lambda: model, lambda: DataLoader(TensorDataset(x, y), batch_size=16), loss=loss
     )
     loop = DirectLoop(target, torch.device("cpu"), seed=0)
-    seen = sight(loop, [next(loop.batches())])
+    seen = evaluate_rows(loop, [next(loop.batches())])
     found = fit_reference(seen, limits=Limits(300, 300, 20.0), clock=Clock())
     assert found is not None
     assert kind in found[0]
@@ -102,7 +102,7 @@ def test_a_linear_reference_cannot_solve_xor():
         loss=F.cross_entropy,
     )
     loop = DirectLoop(target, torch.device("cpu"), seed=0)
-    seen = sight(loop, [next(loop.batches())])
+    seen = evaluate_rows(loop, [next(loop.batches())])
     limits = Limits(200, 200, 10.0)
     linear = fit_reference(seen, limits=limits, clock=Clock(), linear=True)
     curved = fit_reference(seen, limits=limits, clock=Clock())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnaudit.loop.observer import LOSS_FUNCTIONS, LossCall
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.reference_loss import Level, level_of
 
 G = torch.Generator().manual_seed(0)
@@ -22,7 +22,7 @@ def level(
 ) -> Level:
     arguments = {"input": prediction, "target": target, "reduction": "mean", **more}
     call = LossCall(LOSS_FUNCTIONS[function], function, arguments, function(**arguments))
-    found = level_of([call], [Fed((X[: len(prediction)],), {}, target)])
+    found = level_of([call], [ModelInputs((X[: len(prediction)],), {}, target)])
     assert found is not None
     return found
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnaudit.targets.model_inputs import Fed
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.widen import widened
 
 
@@ -75,7 +75,7 @@ PROGRAMS = {
 def test_a_copy_is_wider_and_answers_in_the_same_shape(name):
     build, shape = PROGRAMS[name]
     model, x = build().train(), torch.randn(4, *shape)
-    wide = widened(model, Fed((x,), {}, None), 4)
+    wide = widened(model, ModelInputs((x,), {}, None), 4)
     assert wide is not None
     assert size(wide) > 3 * size(model)
     assert wide(x).shape == model(x).shape
@@ -85,7 +85,7 @@ def test_a_copy_is_wider_and_answers_in_the_same_shape(name):
 
 def test_concatenations_follow():
     model = Concatenating()
-    fed = Fed((torch.randn(5, 4), torch.randint(0, 3, (5,))), {}, None)
+    fed = ModelInputs((torch.randn(5, 4), torch.randint(0, 3, (5,))), {}, None)
     wide = widened(model, fed, 4)
     assert wide is not None
     assert wide.recurrent.input_size == 4 * 8 + 4 * 2 + 4
@@ -94,7 +94,7 @@ def test_concatenations_follow():
 
 def test_the_users_own_numbers_and_ties_follow():
     model, ids = Attention(), torch.randint(0, 20, (2, 6))
-    wide = widened(model, Fed((ids,), {}, None), 4)
+    wide = widened(model, ModelInputs((ids,), {}, None), 4)
     assert wide is not None
     assert wide.place.shape == (1, 6, 64)
     assert wide.head.weight is wide.embed.weight
@@ -104,14 +104,14 @@ def test_the_users_own_numbers_and_ties_follow():
 def test_the_model_is_left_alone():
     model = Residual()
     before = {name: p.clone() for name, p in model.named_parameters()}
-    widened(model, Fed((torch.randn(2, 3, 8, 8),), {}, None), 4)
+    widened(model, ModelInputs((torch.randn(2, 3, 8, 8),), {}, None), 4)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not model.stem._forward_pre_hooks
 
 
 def test_factor_one_draws_the_weights_anew():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    same = widened(model, Fed((torch.randn(3, 4),), {}, None), 1)
+    same = widened(model, ModelInputs((torch.randn(3, 4),), {}, None), 1)
     assert same is not None
     assert size(same) == size(model)
     assert not torch.equal(same[0].weight, model[0].weight)
@@ -128,4 +128,4 @@ class Stubborn(nn.Module):
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(4, 2), Stubborn])
 def test_it_gives_up_where_nothing_can_grow(build):
-    assert widened(build(), Fed((torch.randn(3, 4),), {}, None), 4) is None
+    assert widened(build(), ModelInputs((torch.randn(3, 4),), {}, None), 4) is None

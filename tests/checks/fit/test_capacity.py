@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.api import audit_loop
-from nnaudit.checks.fit.capacity import Capacity, Entrant, _gain, _outruns
+from nnaudit.checks.fit.capacity import Candidate, Capacity, _gain, _outruns
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
 from nnaudit.settings import Settings
@@ -127,14 +127,14 @@ def test_an_unexpected_loss_is_said(tools, data):
 
 
 def test_a_network_on_its_way_is_outrun_only_by_far():
-    def entrant(steps: int, *held_out: float) -> Entrant:
-        return Entrant("", Run("", (1.0,), steps, 0.0), 0.0, held_out)
+    def candidate(steps: int, *held_out: float) -> Candidate:
+        return Candidate("", Run("", (1.0,), steps, 0.0), 0.0, held_out)
 
-    own = entrant(800, 0.2, 0.21, 0.19, 0.2)
-    assert _outruns(own, entrant(200, 0.6, 0.6, 0.61, 0.6))
-    assert not _outruns(own, entrant(600, 0.6, 0.6, 0.61, 0.6))  # it needed as long
-    assert not _outruns(own, entrant(200, 0.3, 0.3, 0.31, 0.3))  # and gained little
-    assert not _outruns(own, entrant(200, 0.9, 0.1, 0.9, 0.2))  # or here and there only
+    own = candidate(800, 0.2, 0.21, 0.19, 0.2)
+    assert _outruns(own, candidate(200, 0.6, 0.6, 0.61, 0.6))
+    assert not _outruns(own, candidate(600, 0.6, 0.6, 0.61, 0.6))  # it needed as long
+    assert not _outruns(own, candidate(200, 0.3, 0.3, 0.31, 0.3))  # and gained little
+    assert not _outruns(own, candidate(200, 0.9, 0.1, 0.9, 0.2))  # or here and there only
 
 
 def test_the_paired_t_rejects_equals_rarely_and_finds_what_matters():
@@ -145,7 +145,7 @@ def test_the_paired_t_rejects_equals_rarely_and_finds_what_matters():
         own = shared + 0.1 * torch.randn(8, generator=generator)
         other = shared + shift + 0.1 * torch.randn(8, generator=generator)
         run = Run("", (1.0,), 1, 0.0)
-        pair = [Entrant("", run, 0.0, tuple(v.tolist())) for v in (own, other)]
+        pair = [Candidate("", run, 0.0, tuple(v.tolist())) for v in (own, other)]
         gain, t = _gain(pair[0], pair[1])
         return t if gain >= 0.2 else 0.0
 

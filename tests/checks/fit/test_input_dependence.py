@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.fit.input_dependence import InputDependence, learns_by_heart
-from nnaudit.measure.eval_result import Look
-from nnaudit.probes.training_run import Moment, Training
+from nnaudit.measure.eval_result import EvalResult
+from nnaudit.probes.training_run import EvalPoint, Training
 from nnaudit.report import Status, Table
 from nnaudit.targets.target import Target
 
@@ -187,7 +187,7 @@ def run_of(losses, constant=2.3, epoch=22):
     return Training(
         losses=tuple(losses), rates=(0.1,) * steps, epoch_starts=tuple(range(0, steps, epoch)),
         rows=(64,) * steps, calls={}, constant=constant, fixed=(), val=(), val_whole=False,
-        moments=(Moment(0, Look(), Look()),),
+        moments=(EvalPoint(0, EvalResult(), EvalResult()),),
     )  # fmt: skip
 
 

@@ -22,11 +22,11 @@ def test_a_network_with_room_climbs_to_the_top(tools, data):
     result = tools.ask(SubsetLadderFit, target)
     assert result.status is Status.PASS
     curve = next(e for e in result.evidence if isinstance(e, Curve) and e.log_x)
-    rungs = curve.series[0].x
+    subset_fits = curve.series[0].x
     # On a busy machine the largest rung is left out, and the message says so.
-    assert rungs == (16.0, 64.0, 256.0, 1024.0)[: len(rungs)]
-    assert len(rungs) >= 3
-    assert f"{rungs[-1]:.0f} examples" in result.message
+    assert subset_fits == (16.0, 64.0, 256.0, 1024.0)[: len(subset_fits)]
+    assert len(subset_fits) >= 3
+    assert f"{subset_fits[-1]:.0f} examples" in result.message
 
 
 def test_a_slow_rate_is_not_a_limit(tools, data):

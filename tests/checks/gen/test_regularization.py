@@ -13,9 +13,9 @@ from nnaudit.checks.gen.regularization import Gap, Regularization
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.measure.eval_result import Look
+from nnaudit.measure.eval_result import EvalResult
 from nnaudit.probes.overfitting_factors import Levers, next_lever
-from nnaudit.probes.training_run import Moment
+from nnaudit.probes.training_run import EvalPoint
 from nnaudit.report import Result, Status, Table
 from nnaudit.targets.target import Target
 
@@ -111,14 +111,14 @@ class Jittered(Dataset[Any]):
         return self.transform(x), y
 
 
-def levers(what: Target) -> dict[str, Any]:
+def factors(what: Target) -> dict[str, Any]:
     loop = DirectLoop(what, torch.device("cpu"), 0)
     found = Audit(loop).probe(Levers)
     return {each.name: each for each in found} | {"next": next_lever(found)}
 
 
 def test_the_ledger_is_read_from_the_real_objects() -> None:
-    found = levers(
+    found = factors(
         target(
             Jittered(rows(64, 1)),
             model=lambda: net(nn.LayerNorm(64), nn.Dropout(0.3)),
@@ -143,7 +143,7 @@ def test_a_dropout_that_is_called_as_a_function_counts() -> None:
             h = torch.relu(self.one(x))
             return self.two(nn.functional.dropout(h, 0.5, self.training))
 
-    found = levers(
+    found = factors(
         target(
             rows(64, 1), model=Called, optimizer=lambda m: torch.optim.AdamW(m.parameters(), 3e-3)
         )
@@ -153,7 +153,7 @@ def test_a_dropout_that_is_called_as_a_function_counts() -> None:
 
 
 def test_weight_decay_starts_at_a_hundredth() -> None:
-    found = levers(target(rows(64, 1), model=lambda: net(nn.LayerNorm(64))))
+    found = factors(target(rows(64, 1), model=lambda: net(nn.LayerNorm(64))))
     assert (
         found["next"].line == "torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.01)"
     )
@@ -169,7 +169,7 @@ def test_weight_decay_starts_at_a_hundredth() -> None:
 )
 def test_the_gap(fixed: Any, val: Any, share: float, rise: float) -> None:
     moments = tuple(
-        Moment(i, Look((a, a)), Look((b, b, b)))
+        EvalPoint(i, EvalResult((a, a)), EvalResult((b, b, b)))
         for i, (a, b) in enumerate(zip(fixed, val, strict=True))
     )
     gap = Gap.of(moments)
@@ -180,18 +180,24 @@ def test_the_gap(fixed: Any, val: Any, share: float, rise: float) -> None:
 
 def test_a_rise_on_a_handful_of_rows_is_not_certain() -> None:
     moments = tuple(
-        Moment(i, Look((a,)), Look((b,))) for i, (a, b) in enumerate(((2, 2), (1, 1), (0, 1.5)))
+        EvalPoint(i, EvalResult((a,)), EvalResult((b,)))
+        for i, (a, b) in enumerate(((2, 2), (1, 1), (0, 1.5)))
     )
     assert [gap.certain for n in (6, 200) if (gap := Gap.of(moments, n))] == [False, True]
 
 
 def test_a_shallow_network_is_not_told_to_normalise() -> None:
-    found = levers(target(rows(64, 1), model=lambda: nn.Linear(16, 3)))
+    found = factors(target(rows(64, 1), model=lambda: nn.Linear(16, 3)))
     assert "weight_decay" in found["next"].line
 
 
 def test_nothing_learnt_has_no_gap() -> None:
     assert (
-        Gap.of((Moment(0, Look((1.0,)), Look((1.0,))), Moment(9, Look((2.0,)), Look((2.0,)))))
+        Gap.of(
+            (
+                EvalPoint(0, EvalResult((1.0,)), EvalResult((1.0,))),
+                EvalPoint(9, EvalResult((2.0,)), EvalResult((2.0,))),
+            )
+        )
         is None
     )

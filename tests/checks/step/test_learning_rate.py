@@ -16,8 +16,8 @@ from nnaudit.checks.step.learning_rate import LearningRate
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.measure.eval_result import Look
-from nnaudit.probes.training_run import Moment, Training, TrainingRun
+from nnaudit.measure.eval_result import EvalResult
+from nnaudit.probes.training_run import EvalPoint, Training, TrainingRun
 from nnaudit.report import Curve, Result, Status
 
 
@@ -101,7 +101,7 @@ def slowly(seconds: float, losses: list[float], **changes: Any) -> Training:
         "fixed": (),
         "val": (),
         "val_whole": False,
-        "moments": (Moment(0, Look((losses[0],)), Look()),),
+        "moments": (EvalPoint(0, EvalResult((losses[0],)), EvalResult()),),
         "cut": True,
         "seconds": seconds * len(losses),
     }
