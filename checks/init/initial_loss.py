@@ -181,7 +181,8 @@ class InitialLoss(Check):
             )
         if not fresh.low:
             return self.passed(
-                f"{what}: the weights are trained already (with newly drawn ones: {fresh.loss:.3g}).",
+                f"{what}: the weights are trained already "
+                f"(newly drawn ones have {fresh.loss:.3g}).",
                 **shown,
             )
         return self.warned(
