@@ -437,7 +437,7 @@ class Observer:
         if not isinstance(self._model, torch.jit.ScriptModule):
 
             def note(module: nn.Module, args: Any, output: Any) -> None:
-                self.observation.output = _detached(output)
+                self.observation.output = batches.detached(output)
 
             stack.callback(self._model.register_forward_hook(note).remove)
 
@@ -654,16 +654,10 @@ def _follow(
         makers.note(output, name)
 
 
-def _detached(output: Any) -> Any:
-    return batches.map_leaves(
-        output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
-    )
-
-
 def _look(name: str, module: nn.Module, inputs: Any, output: Any, observation: Observation) -> None:
     """Record what one module returned."""
     if name == "":
-        observation.output = _detached(output)
+        observation.output = batches.detached(output)
     tensor = next((t for _, t in batches.tensors(output) if t.is_floating_point()), None)
     if tensor is None or tensor.layout is not torch.strided:
         return

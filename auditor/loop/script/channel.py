@@ -117,9 +117,9 @@ class Invoke:
 
 @dataclass(frozen=True)
 class Launch:
-    """Start ``run`` on top of the paused script; the answer comes when it is taken hold of."""
+    """Begin ``execution`` on top of the paused script; its run is the answer, once it is led."""
 
-    run: Any
+    execution: Any
 
 
 @dataclass(frozen=True)

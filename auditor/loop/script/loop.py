@@ -29,6 +29,7 @@ from nnaudit.loop.script.channel import (
     Resume,
     StepRequest,
 )
+from nnaudit.loop.script.execution import Execution
 from nnaudit.loop.script.frameworks import as_left
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, rest
 from nnaudit.loop.script.overlay import Overlay
@@ -424,7 +425,8 @@ class ScriptLoop(Loop):
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        return Forward(_detached(output), float(loss), tuple(observer.observation.loss_calls))
+        calls = tuple(observer.observation.loss_calls)
+        return Forward(batches.detached(output), float(loss), calls)
 
     def _loss_at(self, rule: LossRule, output: Any, batch: Any, inner: list[LossCall]) -> Tensor:
         """The loss of ``output``; one that the model computed on the way need not be again."""
@@ -530,7 +532,7 @@ class ScriptLoop(Loop):
     def _relaunch(self, seed: int) -> Iterator[Loop]:
         commands = self._session.commands
         with preserved(self.subjects):
-            run: Run = commands.ask(Launch(Run(self._session, seed)))
+            run: Run = commands.ask(Launch(Execution(self._session, seed)))
             try:
                 yield ScriptLoop(run)
             finally:
@@ -614,12 +616,6 @@ def _modes() -> tuple[Any, ...]:
     overrides: Any = torch.overrides
     stack = overrides._get_current_function_mode_stack()
     return tuple(mode for mode in stack if not isinstance(mode, DeviceContext))
-
-
-def _detached(output: Any) -> Any:
-    return batches.map_leaves(
-        output, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf
-    )
 
 
 def _last_part(batch: Any) -> Any:
@@ -706,7 +702,7 @@ def run_script(
             loop=loop,
         )
         try:
-            Run(session, seed).execute()
+            Execution(session, seed).execute()
         except BaseException as error:
             if threads:
                 # The auditor waits for an answer that will not come.

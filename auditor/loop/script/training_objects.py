@@ -473,6 +473,24 @@ def _same_rows(loader: Any, train: Any) -> bool:
     return all(type(getattr(each, "sampler", None)) in plain for each in (loader, train))
 
 
+def recorded(
+    module: nn.Module, args: Any, kwargs: Any, recent: Iterable[tuple[int, Any]] = ()
+) -> Call:
+    """Return a record of the call of ``module`` that is about to be made.
+
+    ``recent`` are the batches that the script has been given, by the number of their iterator.
+    """
+    return Call(
+        module,
+        batches.clone(args),
+        batches.clone(kwargs),
+        recent=tuple(recent),
+        grad=torch.is_grad_enabled(),
+        autocast=autocast_state(),
+        given=tuple(tensor.detach() for _, tensor in batches.tensors((args, kwargs))),
+    )
+
+
 def autocast_state() -> tuple[tuple[str, bool, Any], ...]:
     """Return what the calling thread is casting to, by kind of device."""
     return tuple(

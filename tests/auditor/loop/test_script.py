@@ -467,7 +467,7 @@ def test_a_loop_without_a_loader_may_come_before_the_training(drive: Any) -> Non
 def test_a_loader_that_is_only_read_aside_is_not_waited_for(
     drive: Any, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
-    monkeypatch.setattr("nnaudit.loop.script.run.WAIT", 0.5)
+    monkeypatch.setattr("nnaudit.loop.script.discovery.WAIT", 0.5)
 
     def body(loop: ScriptLoop) -> None:
         assert loop.run.free
