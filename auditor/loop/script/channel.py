@@ -58,7 +58,7 @@ class StepRequest:
         reshaped: the batch has other shapes than what the script has drawn itself.
         attempts: optimizer steps taken or skipped.
         backup: the state before it, where the epoch has just grown longer than the loader.
-        overlong: the epoch is longer than the loader.
+        past_loader_end: the epoch is longer than the loader.
         roots: what was back-propagated for the main optimizer's step.
         lr: the learning rates it was taken with.
     """
@@ -74,7 +74,7 @@ class StepRequest:
     reshaped: bool = False
     attempts: int = 0
     backup: Snapshot | None = None
-    overlong: bool = False
+    past_loader_end: bool = False
     pending: list[Tensor] = field(default_factory=list)
     roots: list[Tensor] = field(default_factory=list)
     lr: tuple[float, ...] = ()

@@ -31,7 +31,7 @@ from nnaudit.loop.script.training_objects import (
     Propagated,
     StepLog,
     TrainingObjects,
-    cast,
+    find_training_objects,
     helpers,
     recorded,
     settle_rates,
@@ -71,7 +71,7 @@ class Discovery(ScriptListener):
         self.waiting_since: float | None = None
         self.phases = LoopTracker()
         self._calls = calls
-        self._diary = StepLog()
+        self._log = StepLog()
         self._waiting: StepLog | None = None
         self._initial: Snapshot | None = None
         self._reads = LoaderReads()
@@ -101,12 +101,12 @@ class Discovery(ScriptListener):
     def leave(self) -> None:
         """Take away what listens, and keep which losses it saw."""
         if self.listening.observer is not None:
-            self._diary.loss_calls += self.listening.observer.observation.loss_calls
+            self._log.loss_calls += self.listening.observer.observation.loss_calls
         super().leave()
 
     # --- what is made -----------------------------------------------------------------------------
 
-    def built(self, optimizer: Optimizer) -> None:
+    def on_optimizer_built(self, optimizer: Optimizer) -> None:
         """Note the learning rates that an optimizer is made with, and where."""
         self._note_rates(optimizer)
         self._built_at[optimizer] = place()
@@ -133,19 +133,19 @@ class Discovery(ScriptListener):
             self._note_rates(optimizer)
         # Several loaders may be read along with one another: what they gave already counts.
         reading = self._reads.keys()
-        old, self._diary = self._diary, StepLog()
-        self._diary.recent.extend(entry for entry in old.recent if entry[0] in reading)
-        self._diary.asked += [key for key in old.asked if key in reading]
+        old, self._log = self._log, StepLog()
+        self._log.recent.extend(entry for entry in old.recent if entry[0] in reading)
+        self._log.asked += [key for key in old.asked if key in reading]
 
     # --- loaders ----------------------------------------------------------------------------------
 
-    def started(self, iterator: TappedIterator) -> None:
+    def on_iterate(self, iterator: TappedIterator) -> None:
         """Begin the loader's own iterator."""
         iterator.begin()
         self.run.registers.of["loader"].add(iterator.loader)
         self._reads.started(iterator)
 
-    def requested(self, iterator: TappedIterator) -> Any:
+    def on_next_batch(self, iterator: TappedIterator) -> Any:
         """Give the script its next batch, or take control."""
         if torch.is_grad_enabled():
             self._enter_phase()
@@ -156,7 +156,7 @@ class Discovery(ScriptListener):
         if self._waiting is not None and not iterator.count and torch.is_grad_enabled():
             self._begin_to_learn()
         if self.steps and torch.is_grad_enabled() and self._reads.feeds_training(iterator):
-            return self._take_over(iterator.loader).requested(iterator)
+            return self._take_over(iterator.loader).on_next_batch(iterator)
         return self._pass_on(iterator)
 
     def _pass_on(self, iterator: TappedIterator) -> Any:
@@ -169,8 +169,8 @@ class Discovery(ScriptListener):
             iterator.exhausted = True
             raise
         self._reads.drawn(iterator, batch)
-        self._diary.recent.appendleft((iterator.key, iterator.latest))
-        self._diary.asked.append(iterator.key)
+        self._log.recent.appendleft((iterator.key, iterator.latest))
+        self._log.asked.append(iterator.key)
         if not torch.is_grad_enabled():
             self._reads.evaluated.append(iterator.loader)
         elif not self.steps:
@@ -187,9 +187,9 @@ class Discovery(ScriptListener):
 
     def _begin_to_learn(self) -> None:
         """Forget the training before: the one to be audited may begin here."""
-        for diary in (self._waiting, self._diary):
-            self._past.update(diary.stepped if diary is not None else ())
-        self._diary, self._waiting, self._initial = StepLog(), None, None
+        for log in (self._waiting, self._log):
+            self._past.update(log.stepped if log is not None else ())
+        self._log, self._waiting, self._initial = StepLog(), None, None
         self._reads.live, self._last = {}, None
         self.backwards = self.steps = 0
         self._due = self._by_call = False
@@ -197,7 +197,7 @@ class Discovery(ScriptListener):
 
     # --- calls of networks ------------------------------------------------------------------------
 
-    def called(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note the call of an outermost module; in a script without a loader, take control here."""
         if next(module.parameters(), None) is None:
             return run(args, kwargs)
@@ -207,13 +207,13 @@ class Discovery(ScriptListener):
                 self._enter_phase()
             driver = None if self.passing_by else self._learn_from(module)
             if driver is not None:
-                return driver.called(module, run, args, kwargs)
+                return driver.on_forward(module, run, args, kwargs)
         if not self._is_of_note(module):
             return run(args, kwargs)
-        call = recorded(module, args, kwargs, self._diary.recent)
+        call = recorded(module, args, kwargs, self._log.recent)
         output = run(args, kwargs)
         call.output = batches.detached(output)
-        self._diary.calls.append(call)
+        self._log.calls.append(call)
         return output
 
     def _learn_from(self, module: nn.Module) -> Driver | None:
@@ -221,17 +221,17 @@ class Discovery(ScriptListener):
         if self._due and self._waits():
             if self._waiting is None:
                 self.leave()
-                self._waiting, self._diary = self._diary, StepLog()
+                self._waiting, self._log = self._log, StepLog()
         elif self._due:
             return self._take_over_without_loader()
         elif not self._by_call and not self.backwards and not self._reads.being_read():
             # The first training call of a script without a loader: nothing has changed yet.
             self._by_call = True
-            with self.session.taps.unheard():
+            with self.session.taps.muted():
                 self._keep_initial()
         elif self.steps and self._by_call and self.listening.observer is None:
             # The second round: from here on what is compared with what is listened to as well.
-            self._diary = StepLog(stepped=self._diary.stepped)
+            self._log = StepLog(stepped=self._log.stepped)
             self.listening.enter(Observer(nn.Identity(), losses_only=True))
         return None
 
@@ -240,22 +240,22 @@ class Discovery(ScriptListener):
         session = self.session
         if session.loop is not None:
             return False
-        if session.free is None and session.speaks_of_loaders:
+        if session.without_loader is None and session.speaks_of_loaders:
             now = time.perf_counter()
             self.waiting_since = self.waiting_since or now
             return now - self.waiting_since < WAIT
-        return session.free is False
+        return session.without_loader is False
 
     def _is_of_note(self, module: nn.Module) -> bool:
         if self.passing_by or not torch.is_grad_enabled():
             return False
-        counts = self._diary.counts
+        counts = self._log.counts
         counts[id(module)] = counts.get(id(module), 0) + 1
         return counts[id(module)] <= 2
 
     # --- losses and steps -------------------------------------------------------------------------
 
-    def propagated(self, root: Tensor) -> bool:
+    def on_backward(self, root: Tensor) -> bool:
         """Note a backward pass."""
         value = self.passes.value_of(root)
         if self.passing_by:
@@ -264,30 +264,30 @@ class Discovery(ScriptListener):
         if not self.backwards:
             self._reads.live = self._reads.being_read()
         self.backwards += 1
-        self._diary.backwards += 1
+        self._log.backwards += 1
         if self.passes.counts():
             if self.passes.void:
-                del self._diary.propagated[self._diary.used :]
+                del self._log.propagated[self._log.used :]
                 self.passes.void = False
-            self._diary.propagated.append(Propagated(value, caller()))
+            self._log.propagated.append(Propagated(value, caller()))
         return True
 
-    def zeroed(self) -> None:
+    def on_zero_grad(self) -> None:
         """Note whether anything of what was back-propagated is left."""
-        held = self._diary.propagated[self._diary.used :]
+        held = self._log.propagated[self._log.used :]
         self.passes.zeroed(held, self.run.registers.of["optimizer"].alive)
 
-    def attempted(self) -> None:
+    def on_scaler_step(self) -> None:
         """A gradient scaler's step counts once control was taken."""
 
-    def stepping(self, optimizer: Optimizer, closure: bool) -> None:
+    def on_step_start(self, optimizer: Optimizer, closure: bool) -> None:
         """Note that an optimizer is about to step.
 
         A script without a loader whose round begins with that, for the network is called in the
         ``closure``, is led from here: within a step, hooks on it would miss its beginning.
         """
         if closure and self._due and not (self.passing_by or self._waits()):
-            self._take_over_without_loader().stepping(optimizer, closure)
+            self._take_over_without_loader().on_step_start(optimizer, closure)
             return
         self.passes.begin_step()
         if not self.passing_by:
@@ -296,7 +296,7 @@ class Discovery(ScriptListener):
                 # Gradients came from elsewhere: torch.func, or written by hand.
                 self._reads.live = self._reads.being_read()
 
-    def stepped(self, optimizer: Optimizer) -> None:
+    def on_step_end(self, optimizer: Optimizer) -> None:
         """Note that an optimizer has stepped."""
         self.passes.end_step()
         passed = self.passing_by
@@ -306,15 +306,15 @@ class Discovery(ScriptListener):
             return
         self.steps += 1
         self._idle += 1
-        self._diary.stepped.append(optimizer)
-        self._diary.used = len(self._diary.propagated)
+        self._log.stepped.append(optimizer)
+        self._log.used = len(self._log.propagated)
         self.passes.void = False
         if not self._reads.live or self._idle > PATIENCE:
             self._learn_the_round(optimizer)
 
     def _learn_the_round(self, optimizer: Optimizer) -> None:
         """Find out which optimizer is the last in a round: the order shows when one comes again."""
-        stepped = self._diary.stepped
+        stepped = self._log.stepped
         if self._last is None and stepped.count(optimizer) > 1:
             self._last = list(dict.fromkeys(stepped))[-1]
         self._due = self._last is optimizer
@@ -324,7 +324,7 @@ class Discovery(ScriptListener):
 
     def _take_over_without_loader(self) -> Driver:
         self.leave()
-        self._diary = self._waiting or self._diary
+        self._log = self._waiting or self._log
         return self._take_over()
 
     def _take_over(self, train_loader: Any = None) -> Driver:
@@ -332,22 +332,23 @@ class Discovery(ScriptListener):
 
         ``train_loader`` is None in a script that draws its batches itself.
         """
-        run, session, free = self.run, self.session, train_loader is None
+        run, session = self.run, self.session
+        without_loader = train_loader is None
         session.taps.listener = None
         self.found = True
-        if not free:
+        if not without_loader:
             self._calls.close()
         run.training_at = _innermost_user_line()
         run.planned_epochs = planned_epochs()
         # Of a run without a loader the loop counts steps.
-        run.span = PlannedRun() if free else counted_span()
+        run.span = PlannedRun() if without_loader else counted_span()
         run.phase = max(self.phases.number, 1)
         self._reads.forget_samples()
-        if session.free is None:
-            session.free = free
-        run.loop.free, run.loop.redraws = free, self._reads.redraws
+        if session.without_loader is None:
+            session.without_loader = without_loader
+        run.loop.without_loader, run.loop.redraws = without_loader, self._reads.redraws
         main = self._reads.reader(train_loader)
-        if not free:
+        if not without_loader:
             run.loop.frozen = self._reads.read_along(main)
             run.loop.ends_epoch = not self._lasts(train_loader)
         driver = Driver(run, self._last)
@@ -369,9 +370,12 @@ class Discovery(ScriptListener):
             TargetError: there is no network to audit.
         """
         run = self.run
-        key, free = main.key if main is not None else 0, run.loop.free
+        key = main.key if main is not None else 0
+        without_loader = run.loop.without_loader
         try:
-            roles = cast(run.registers, self._diary, key, free=free, past=self._past)
+            roles = find_training_objects(
+                run.registers, self._log, key, without_loader=without_loader, past=self._past
+            )
         except LookupError:
             raise TargetError(
                 f"{self.session.path.name} took an optimizer step without calling a network that "
@@ -385,14 +389,14 @@ class Discovery(ScriptListener):
         self._look_around(roles)
         # Where a script draws its batches ahead, or is paused after it has drawn one, its variables
         # hold what the auditor has already replaced.
-        run.counters.tensors = not (free or roles.lag)
+        run.counters.tensors = not (without_loader or roles.lookahead)
         self._go_back()
         run.rates_rise = settle_rates(roles.optimizers, self._rates)
 
     def _look_around(self, roles: TrainingObjects) -> None:
         """Note what else the script trains, in other loops or in other rounds of this one."""
         here, script = place(), self.session.path
-        lines = {p.location.line for p in self._diary.propagated if p.location is not None}
+        lines = {p.location.line for p in self._log.propagated if p.location is not None}
         self.run.elsewhere = elsewhere(script, here, lines, self.phases.past(script))
         self.run.in_rounds = here.loops and self._built_at.get(roles.optimizer) == here
 

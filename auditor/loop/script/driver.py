@@ -118,14 +118,14 @@ class Driver(ScriptListener):
 
     def _set_off(self, order: StepRequest) -> None:
         """Let the script do ``order``."""
-        run, free = self.run, self.run.free
+        run = self.run
         run.counters.write()
         self.order = order
         self._round_over = False
-        if order.watch and not free:
+        if order.watch and not run.without_loader:
             self.listening.also(self.session.taps.calls())
         self.listening.enter(order.observer, order.modes)
-        if free and order.batch is not None and run.roles is not None:
+        if run.without_loader and order.batch is not None and run.roles is not None:
             self.listening.also(TargetSwap(run.roles, order.batch))
         self.passes.reset()
         self.session.taps.listener = self
@@ -133,7 +133,7 @@ class Driver(ScriptListener):
 
     # --- batches ----------------------------------------------------------------------------------
 
-    def started(self, iterator: TappedIterator) -> None:
+    def on_iterate(self, iterator: TappedIterator) -> None:
         """Begin the loader's own iterator, unless its batches will never be asked for."""
         if not self._is_training(iterator):
             iterator.begin()
@@ -148,7 +148,7 @@ class Driver(ScriptListener):
         training = run.roles is not None and run.roles.model.training
         return training and same_data(iterator.loader, run.train_loader)
 
-    def requested(self, iterator: TappedIterator) -> Any:
+    def on_next_batch(self, iterator: TappedIterator) -> Any:
         """Give the script what the auditor wants it to have."""
         run = self.run
         if id(iterator.loader) in run.loop.frozen:
@@ -165,7 +165,7 @@ class Driver(ScriptListener):
         assert order is not None
         assert roles is not None
         if self._is_over(iterator, order):
-            with self.session.taps.unheard():
+            with self.session.taps.muted():
                 self.before = Snapshot.take(run.lasting)
             self.leave()
             iterator.exhausted = True
@@ -176,7 +176,7 @@ class Driver(ScriptListener):
             raise StopIteration
         if order.handed >= 8 * roles.per_step + MARGIN:
             self._give_up(order)
-            return self.requested(iterator)
+            return self.on_next_batch(iterator)
         self._note_validation(False)
         order.handed += 1
         iterator.count += 1
@@ -185,9 +185,9 @@ class Driver(ScriptListener):
     def _copy(self, batch: Any, iterator: TappedIterator) -> Any:
         """Return ``batch`` for the script to keep, or to write to."""
         loop = self.run.loop
-        if loop.hoards is None:
-            loop.hoards = any(type(holder) is cycle for holder in gc.get_referrers(iterator))
-        self._slot = refilled(self._slot, batch) if loop.hoards else batches.clone(batch)
+        if loop.is_cycled is None:
+            loop.is_cycled = any(type(holder) is cycle for holder in gc.get_referrers(iterator))
+        self._slot = refilled(self._slot, batch) if loop.is_cycled else batches.clone(batch)
         return self._slot
 
     def _give_up(self, order: StepRequest) -> None:
@@ -204,11 +204,11 @@ class Driver(ScriptListener):
             return False
         assert run.roles is not None
         left = length - iterator.count
-        if run.bounded:
+        if run.stops_at_loader_end:
             return left < min(run.roles.per_step, length)
-        order.overlong = left < run.roles.per_step
-        if order.overlong and left > -WARY and order.backup is None:
-            with self.session.taps.unheard():
+        order.past_loader_end = left < run.roles.per_step
+        if order.past_loader_end and left > -WARY and order.backup is None:
+            with self.session.taps.muted():
                 order.backup = Snapshot.take(run.lasting)
         return False
 
@@ -216,7 +216,7 @@ class Driver(ScriptListener):
         """Undo what came between two epochs, or between a failure and now, and go on."""
         assert self.order is not None
         grad, casting = keep_grad_mode(), keep_autocast()
-        with self.session.taps.unheard():
+        with self.session.taps.muted():
             before.restore()
         grad(), casting()
         self.before = None
@@ -231,11 +231,11 @@ class Driver(ScriptListener):
 
     # --- calls of networks ------------------------------------------------------------------------
 
-    def called(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note the call of an outermost module; in a script without a loader, pause before it."""
         if next(module.parameters(), None) is None:
             return run(args, kwargs)
-        if self.run.free and torch.is_grad_enabled():
+        if self.run.without_loader and torch.is_grad_enabled():
             args, kwargs = self._substituted(module, args, kwargs)
         order = self.order
         if order is not None and order.train is not None:
@@ -268,7 +268,7 @@ class Driver(ScriptListener):
 
     # --- losses and steps -------------------------------------------------------------------------
 
-    def propagated(self, root: Tensor) -> bool:
+    def on_backward(self, root: Tensor) -> bool:
         """Note a backward pass; returns whether it shall take place."""
         value, order, roles = self.passes.value_of(root), self.order, self.run.roles
         wanted = True
@@ -282,15 +282,15 @@ class Driver(ScriptListener):
             order.pending.append(value)
         return wanted
 
-    def zeroed(self) -> None:
+    def on_zero_grad(self) -> None:
         """Note whether anything of what was back-propagated is left."""
         order, roles = self.order, self.run.roles
         if order is not None and roles is not None:
             self.passes.zeroed(order.pending, lambda: (roles.optimizer,))
 
-    def stepping(self, optimizer: Optimizer, closure: bool) -> None:
+    def on_step_start(self, optimizer: Optimizer, closure: bool) -> None:
         """Note that an optimizer is about to step: with a ``closure``, the round begins here."""
-        if closure and self.run.free and self.order is not None and self._round_over:
+        if closure and self.run.without_loader and self.order is not None and self._round_over:
             self._pause()
         self.passes.begin_step()
         order, roles = self.order, self.run.roles
@@ -298,7 +298,7 @@ class Driver(ScriptListener):
         if order is not None and main:
             order.lr = self.run.rates()
 
-    def stepped(self, optimizer: Optimizer) -> None:
+    def on_step_end(self, optimizer: Optimizer) -> None:
         """Note that an optimizer has stepped."""
         self.passes.end_step()
         if self.order is not None:
@@ -306,7 +306,7 @@ class Driver(ScriptListener):
             self._finish(self.order, optimizer)
             self._round_over |= optimizer is self._last
 
-    def attempted(self) -> None:
+    def on_scaler_step(self) -> None:
         """Note that a gradient scaler stepped, or skipped a step."""
         if self.order is not None and not self.order.attempts and self.run.roles is not None:
             self._finish(self.order, self.run.roles.optimizer)

@@ -61,7 +61,7 @@ class Execution:
             discovery, ended = self._once()
             if ended is not None and not discovery.found and discovery.waiting_since is not None:
                 # It was in vain: what has trained without a loader was all there is.
-                self.session.free = True
+                self.session.without_loader = True
                 self.run.registers = Registers()
                 discovery, ended = self._once()
             if ended is not None and not discovery.found:
@@ -82,7 +82,7 @@ class Execution:
         session, run, taps = self.session, self.run, self.session.taps
         session.executions += 1
         run.loop = TrainingLoop()
-        path, heard = session.path, taps.heard
+        path, heard = session.path, taps.active_listener
         main = main_module(path.stem if session.objects else "__main__", path)
         with ExitStack() as stack:
             stack.enter_context(session.overlay.layer())
@@ -177,9 +177,13 @@ class Execution:
         run = self.run
         if self._dead is not None:
             self._refuse(order, self._dead)
-        elif ended.error is not None and order.overlong and not (order.attempts or run.bounded):
+        elif (
+            ended.error is not None
+            and order.past_loader_end
+            and not (order.attempts or run.stops_at_loader_end)
+        ):
             # Batches beyond the loader's number are the audit's making. From now on there are none.
-            run.bounded, self._before = True, order.backup
+            run.stops_at_loader_end, self._before = True, order.backup
             return False
         elif ended.error is not None:
             run.fruitless = 0

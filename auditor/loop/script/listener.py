@@ -82,7 +82,7 @@ class BackwardPasses:
         self._count = 0
         self._scaled: deque[tuple[Any, Tensor]] = deque(maxlen=4)
 
-    def scaled(self, loss: Any, result: Any) -> None:
+    def on_loss_scaled(self, loss: Any, result: Any) -> None:
         """Note what a gradient scaler made of which loss."""
         if isinstance(loss, Tensor) and isinstance(result, Tensor):
             self._scaled.append((result, loss.detach()))
@@ -152,15 +152,15 @@ class ScriptListener:
         """Take away what listens in the script's thread."""
         self.listening.leave()
 
-    def made(self, kind: str, thing: Any) -> None:
+    def on_create(self, kind: str, thing: Any) -> None:
         """Note what the script makes."""
         self.run.registers.of[kind].add(thing)
         frameworks.adapt(self.session.taps)
 
-    def built(self, optimizer: Optimizer) -> None:
+    def on_optimizer_built(self, optimizer: Optimizer) -> None:
         """Nothing is asked of an optimizer that is made while the script is led."""
 
-    def scaled(self, loss: Any, result: Any) -> None:
+    def on_loss_scaled(self, loss: Any, result: Any) -> None:
         """Remember what a gradient scaler made of which loss."""
         self.passes.scaled(loss, result)
 
@@ -168,10 +168,10 @@ class ScriptListener:
 class Unwinding(ScriptListener):
     """Listens once the auditor is done: the script ends at the next batch, or after the step."""
 
-    def started(self, iterator: TappedIterator) -> None:
+    def on_iterate(self, iterator: TappedIterator) -> None:
         """No batch will be drawn."""
 
-    def requested(self, iterator: TappedIterator) -> Any:
+    def on_next_batch(self, iterator: TappedIterator) -> Any:
         """End the script.
 
         Raises:
@@ -179,24 +179,24 @@ class Unwinding(ScriptListener):
         """
         raise Unwind
 
-    def called(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Let the script call its network on the way."""
         return run(args, kwargs)
 
-    def propagated(self, root: Tensor) -> bool:
+    def on_backward(self, root: Tensor) -> bool:
         """Let it back-propagate."""
         return True
 
-    def attempted(self) -> None:
+    def on_scaler_step(self) -> None:
         """A gradient scaler's step is no concern any more."""
 
-    def zeroed(self) -> None:
+    def on_zero_grad(self) -> None:
         """Nor are gradients."""
 
-    def stepping(self, optimizer: Optimizer, closure: bool) -> None:
+    def on_step_start(self, optimizer: Optimizer, closure: bool) -> None:
         """Nor is a step that begins."""
 
-    def stepped(self, optimizer: Optimizer) -> None:
+    def on_step_end(self, optimizer: Optimizer) -> None:
         """End the script.
 
         Raises:

@@ -78,7 +78,7 @@ class ScriptLoop(Loop):
         self.optimizers = self._roles.optimizers
         self.schedulers = self._roles.schedulers
         self.device = device_of(self.model)
-        self.train_loader = _Stream(self) if run.free else run.train_loader
+        self.train_loader = _Stream(self) if run.without_loader else run.train_loader
         self.val_loader = run.val_loader
         self.rates_rise = run.rates_rise
         self.planned_epochs = run.planned_epochs
@@ -114,7 +114,7 @@ class ScriptLoop(Loop):
 
     def lacks(self, need: Needs) -> str:
         """Return why ``need`` is not offered, or an empty string."""
-        free = why_not(self._roles) if self._run.free else ""
+        free = why_not(self._roles) if self._run.without_loader else ""
         unseen = "" if self._roles.propagates else "no backward() was seen, and so no loss"
         reasons = {
             Needs.TRAIN_LOADER: free,
@@ -142,7 +142,7 @@ class ScriptLoop(Loop):
 
     def batches(self) -> Iterator[Any]:
         """Start one epoch of the script's training loader, beside the script's own."""
-        if self._run.free:
+        if self._run.without_loader:
             return self._own() if why_not(self._roles) else self._drawn()
         return self._iterate(self.train_loader, "the training loader")
 
@@ -248,7 +248,7 @@ class ScriptLoop(Loop):
 
     def _trusted_recipe(self, batch: Any) -> Recipe | None:
         """What was learnt from one batch must hold for a second before it is relied on."""
-        if self._recipe is None or self._trusted or self._run.free:
+        if self._recipe is None or self._trusted or self._run.without_loader:
             return self._recipe
         if batches.digest(batch) == batches.digest(self._roles.batch):
             return self._recipe
@@ -365,16 +365,16 @@ class ScriptLoop(Loop):
     def prepare(self, batch: Any) -> None:
         """Get the batches that a script looking ahead has already drawn out of the way."""
         # One that is paused where it calls its network has drawn the batch that it calls it with.
-        lag = 1 if isinstance(batch, Own) else self._roles.lag
-        if not lag:
+        lookahead = 1 if isinstance(batch, Own) else self._roles.lookahead
+        if not lookahead:
             return
         digest = batches.digest(batch)
         if self._execution != self._run.reruns:
             self._execution, self._in_flight = self._run.reruns, []
-        while len(self._in_flight) < lag or set(self._in_flight) != {digest}:
+        while len(self._in_flight) < lookahead or set(self._in_flight) != {digest}:
             with preserved(self.subjects):
                 self._command(StepRequest(self._given(batch)))
-            self._in_flight = [*self._in_flight, digest][-lag:]
+            self._in_flight = [*self._in_flight, digest][-lookahead:]
 
     def _loss_of(self, order: StepRequest) -> float:
         if not order.roots:
@@ -550,7 +550,9 @@ class ScriptLoop(Loop):
         if isinstance(thing, str):
             lines: dict[str, Location | None] = {
                 "model": self._made(self.model),
-                "train_loader": run.training_at if run.free else self._made(self.train_loader),
+                "train_loader": run.training_at
+                if run.without_loader
+                else self._made(self.train_loader),
                 "val_loader": self._made(self.val_loader),
                 "optimizer": self._made(roles.optimizer),
                 "scheduler": self._made(next(iter(self.schedulers), None)),

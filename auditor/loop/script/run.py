@@ -51,7 +51,7 @@ class Session:
         trainer: whose loop it is then.
         loop: which of the script's training loops to audit, from 1; None for the first, or, in a
             script that speaks of loaders, the first that has one.
-        free: the loop that is audited has no loader; None until the first run has come to it.
+        without_loader: the loop that is audited has none; None until the first run has come to it.
         executions: how often the script was executed.
     """
 
@@ -66,7 +66,7 @@ class Session:
     objects: bool = False
     trainer: Part | None = None
     loop: int | None = None
-    free: bool | None = None
+    without_loader: bool | None = None
     executions: int = 0
     start: Path = field(default_factory=Path.cwd)
     count: StepCount = field(default_factory=StepCount)
@@ -107,23 +107,23 @@ class TrainingLoop:
     """How the training loop goes round, as far as the present execution of the script has shown.
 
     Attributes:
-        free: the script draws its batches without a loader.
+        without_loader: the script draws its batches without a loader.
         ends_epoch: the optimizer steps after the loader has ended, not in between.
         redraws: every batch is the first of an iterator of its own.
         counted: a framework counts its batches.
-        hoards: ``itertools.cycle`` keeps the batches that it got from the loader; None before the
-            first one.
+        is_cycled: ``itertools.cycle`` keeps the batches that it got from the loader; None before
+            the first one.
         frozen: by loader, the batch that stands in for all of one that is read along with the
             training loader; and the loader, lest its id becomes another's.
         alias: the object of the first execution for the id of each that this one has made.
         aliased: the latter, to keep the ids theirs.
     """
 
-    free: bool = False
+    without_loader: bool = False
     ends_epoch: bool = False
     redraws: bool = False
     counted: bool = False
-    hoards: bool | None = None
+    is_cycled: bool | None = None
     frozen: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     alias: dict[int, Any] = field(default_factory=dict)
     aliased: list[Any] = field(default_factory=list)
@@ -167,7 +167,7 @@ class Run:
         reruns: how often the script had to be run again because it ended.
         fruitless: how often in a row it was run again without another optimizer step.
         rates_rise: the script raises its learning rate by itself, to a height that is not known.
-        bounded: its epochs end with the loader, for it failed in one that went on.
+        stops_at_loader_end: its epochs end with the loader, for it failed in one that went on.
         handed_over: the auditor has, or had, control.
     """
 
@@ -191,7 +191,7 @@ class Run:
         self.reruns = 0
         self.fruitless = 0
         self.rates_rise = False
-        self.bounded = False
+        self.stops_at_loader_end = False
         self.handed_over = False
 
     @property
@@ -200,9 +200,9 @@ class Run:
         return self.state is not None and self.state.starting
 
     @property
-    def free(self) -> bool:
+    def without_loader(self) -> bool:
         """Whether the script draws its batches without a loader."""
-        return self.loop.free
+        return self.loop.without_loader
 
     @property
     def ends_epoch(self) -> bool:
@@ -218,8 +218,8 @@ class Run:
         loader only once.
         """
         roles, loop = self.roles, self.loop
-        simple = roles is not None and not (loop.free or loop.ends_epoch or roles.lag)
-        return simple and not (loop.counted or loop.hoards or loop.redraws)
+        special = loop.without_loader or loop.ends_epoch or loop.counted or loop.redraws
+        return not (roles is None or roles.lookahead or special or loop.is_cycled)
 
     @property
     def subjects(self) -> Subjects:

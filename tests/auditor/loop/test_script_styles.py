@@ -130,7 +130,7 @@ def ask(loop: ScriptLoop, style: Style) -> dict[str, Any]:
     assert roles is not None
     assert type(loop.model).__name__ == style.model
     assert roles.per_step == style.per_step
-    assert loop.run.free == style.free
+    assert loop.run.without_loader == style.free
     assert len(loop.optimizers) == style.optimizers
     assert len(loop.schedulers) == style.schedulers
     assert (loop.val_loader is not None) == style.has_val
