@@ -39,7 +39,8 @@ from nnaudit.loop.script.training_objects import (
 )
 from nnaudit.loop.script.variables import planned_epochs, user_frames
 from nnaudit.report import Location
-from nnaudit.state.snapshot import Snapshot, Subjects, keep_autocast, keep_grad_mode
+from nnaudit.state.process import keep_autocast, keep_grad_mode
+from nnaudit.state.snapshot import Snapshot, Subjects
 from nnaudit.targets import batch as batches
 
 PATIENCE = 32

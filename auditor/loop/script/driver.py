@@ -26,7 +26,8 @@ from nnaudit.loop.script.rebinding import adopt
 from nnaudit.loop.script.run import Rerun, Run, StuckError
 from nnaudit.loop.script.substitute import TargetSwap, followed, placed, refilled, shapes
 from nnaudit.loop.script.training_objects import helpers, recorded
-from nnaudit.state.snapshot import Snapshot, keep_autocast, keep_grad_mode
+from nnaudit.state.process import keep_autocast, keep_grad_mode
+from nnaudit.state.snapshot import Snapshot
 from nnaudit.targets import batch as batches
 
 _CUDA: Any = torch.cuda

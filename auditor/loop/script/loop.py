@@ -37,14 +37,13 @@ from nnaudit.loop.script.patches import Patches
 from nnaudit.loop.script.run import EndedError, Run, Session
 from nnaudit.loop.script.substitute import placed, why_not
 from nnaudit.report import Location, TargetInfo
-from nnaudit.state.snapshot import (
-    Subjects,
+from nnaudit.state.process import (
     keep_accelerator_rng,
     keep_numpy_rng,
     keep_python_rng,
     keep_torch_rng,
-    preserved,
 )
+from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import metrics_in
 from nnaudit.targets.model_inputs import TARGET_NAMES, ModelInputs, device_of
