@@ -14,7 +14,8 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.probes.data import Contents, Field, TrainingData
 from nnaudit.probes.epoch_order import taken_apart
 from nnaudit.probes.first_steps import First, FirstSteps

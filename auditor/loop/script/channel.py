@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nnaudit.loop.observer import LossCall, Observation, Observer
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
+from nnaudit.loop.observer import Observer
 from nnaudit.state.snapshot import Snapshot
 
 

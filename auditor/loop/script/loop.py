@@ -18,7 +18,9 @@ from torch.utils._device import DeviceContext
 
 from nnaudit.errors import NnauditError, TargetError, UserCodeError, user_code
 from nnaudit.loop.base import Forward, Loop, Needs, Step, seed_everything
-from nnaudit.loop.observer import LossCall, Observation, Observer
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
+from nnaudit.loop.observer import Observer
 from nnaudit.loop.script import describing
 from nnaudit.loop.script.channel import (
     Call,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nnaudit.loop.observer import is_turned
+from nnaudit.loop.losses import is_turned
 from nnaudit.loop.script.training_objects import TrainingObjects
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import device_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import RandomSampler, SequentialSampler
 
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.loop.script.channel import Call
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recipe
 from nnaudit.loop.script.origins import Register
