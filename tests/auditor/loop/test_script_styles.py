@@ -119,7 +119,7 @@ def test_a_step_that_is_only_looked_at_works_with_sparse_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def looked_at(loop: ScriptLoop) -> Any:
-        return loop._shadow(next(iter(loop.batches())), None).calls
+        return loop._steps.undone_step(next(iter(loop.batches())), None).calls
 
     monkeypatch.chdir(tmp_path)
     assert run_script(SCRIPTS / "sparse.py", [], "cpu", 0, looked_at)
