@@ -82,7 +82,7 @@ class BackwardPasses:
         self._count = 0
         self._scaled: deque[tuple[Any, Tensor]] = deque(maxlen=4)
 
-    def on_loss_scaled(self, loss: Any, result: Any) -> None:
+    def scaled(self, loss: Any, result: Any) -> None:
         """Note what a gradient scaler made of which loss."""
         if isinstance(loss, Tensor) and isinstance(result, Tensor):
             self._scaled.append((result, loss.detach()))
