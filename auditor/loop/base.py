@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state.snapshot import Subjects
 from nnaudit.targets.metrics import Metric

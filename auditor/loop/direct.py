@@ -20,7 +20,8 @@ from torch.nn.parameter import is_lazy
 
 from nnaudit.errors import TargetError, user_code
 from nnaudit.loop.base import Forward, Loop, Needs, Step, seed_everything
-from nnaudit.loop.observer import Observation, Observer
+from nnaudit.loop.observation import Observation
+from nnaudit.loop.observer import Observer
 from nnaudit.report import Location, Part, TargetInfo
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches

@@ -9,7 +9,8 @@ from typing import Any
 
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.measure.memory import slimmed
 from nnaudit.targets import batch as batches
 from nnaudit.training.fitting import main_call

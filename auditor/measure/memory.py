@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.targets import batch as batches
 
 MOST_BYTES = 128 * 2**20

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.probes.epoch_order import taken_apart
+from nnaudit.measure.batch_rows import taken_apart
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 

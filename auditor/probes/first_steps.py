@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Step
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.loop.trace import Event, Recorder, without_gradients
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.memory import slim

@@ -17,7 +17,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.noise import REPEATS, ROUNDINGS, eps_of
 from nnaudit.measure.reseeded import varies

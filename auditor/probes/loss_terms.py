@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.state.snapshot import preserved

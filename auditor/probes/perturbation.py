@@ -22,7 +22,8 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, user_code
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.observer import LossCall, caller
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observer import caller
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.noise import eps_of, tolerance
 from nnaudit.report import Location

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
+from nnaudit.measure.batch_rows import taken_apart
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.workers import fingerprint, reachable
-from nnaudit.probes.epoch_order import taken_apart
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs

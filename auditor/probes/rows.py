@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.measure.batch_rows import row_targets, taken_apart
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.row_hashes import row_hashes, thinned
-from nnaudit.probes.epoch_order import row_targets, taken_apart
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
 
@@ -133,7 +133,7 @@ class Rows:
     Attributes:
         inputs: a hash of each row's inputs.
         items: a hash of each row's inputs and targets.
-        targets: one per row, as :func:`~nnaudit.probes.epoch_order.row_targets` gives them; None
+        targets: one per row, as :func:`~nnaudit.measure.batch_rows.row_targets` gives them; None
             where there is none.
         sample: by path, the values of the first :data:`SAMPLE` rows' inputs, each without its
             batch dimension; of large ones every k-th element along each axis.

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError, is_user
 from nnaudit.loop.base import Loop, Needs, seed_everything
+from nnaudit.measure.batch_rows import row_items, taken_apart
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.seeding import (
     Seeding,
@@ -30,7 +31,6 @@ from nnaudit.measure.seeding import (
     unseeded_lines,
     watching_seeds,
 )
-from nnaudit.probes.epoch_order import row_items, taken_apart
 from nnaudit.report import Location
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches

@@ -9,7 +9,7 @@ from typing import Any
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Step
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.measure.seeding import Seeding, watching_seeds
 
 

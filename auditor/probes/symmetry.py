@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.perturbation import warmed_up
 

@@ -20,7 +20,8 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import Rate, constant_lr, planned_lr, without_dropout
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.measure.eval_result import EvalResult, evaluate_batches
 from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.probes.first_steps import is_given, main_loss_of

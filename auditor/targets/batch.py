@@ -64,6 +64,11 @@ def map_leaves(batch: Any, function: Callable[[Any], Any]) -> Any:
     return function(batch)
 
 
+def detached(value: Any) -> Any:
+    """Return ``value`` with every tensor in it detached from its graph."""
+    return map_leaves(value, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
+
+
 def _rebuild(container: Any, function: Callable[[Any], Any]) -> Any:
     """Return a container of the same type with ``function`` applied to each of its members."""
     if isinstance(container, Mapping):

@@ -22,7 +22,8 @@ from nnaudit.context import Clock
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs, main_tensor
 from nnaudit.training.loss_bounds import Bounds, bounds, placeholder

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import TARGET_NAMES, ModelInputs
 
@@ -37,7 +37,7 @@ class Bounds:
     Attributes:
         floor: the lowest loss of a network that tells apart every two inputs that differ.
         constant: the lowest loss of a prediction that ignores the inputs.
-        kind: the loss function's, a value of :data:`~nnaudit.loop.observer.LOSS_FUNCTIONS`.
+        kind: the loss function's, a value of :data:`~nnaudit.loop.losses.LOSS_FUNCTIONS`.
         rows, distinct: how many rows there are, and how many different inputs among them.
         reconstruction: the target is as large as the input and like it: an autoencoder, whose
             bottleneck is there to keep the floor out of reach.

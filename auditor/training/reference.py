@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnaudit.context import Clock
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.training.fitting import Limits, RowEvaluation, Run, densify, train
 from nnaudit.training.loss_bounds import input_tensors
 

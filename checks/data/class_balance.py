@@ -16,7 +16,7 @@ from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import First, FirstSteps, MainLoss
 from nnaudit.probes.rows import Rows, TrainRows, ValRows

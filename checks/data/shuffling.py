@@ -13,7 +13,8 @@ from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs, seed_everything
-from nnaudit.probes.epoch_order import EpochOrder, Order, Targets, codes_of, counts_of, order_of
+from nnaudit.measure.epoch_targets import Targets, codes_of, counts_of
+from nnaudit.probes.epoch_order import EpochOrder, Order, order_of
 from nnaudit.report import Curve, Evidence, Kind, Numbers, Result, Series, Status
 
 FEWEST_ROWS = 64

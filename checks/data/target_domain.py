@@ -14,9 +14,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
+from nnaudit.measure.batch_rows import taken_apart
 from nnaudit.probes.data import Contents, Field, TrainingData
-from nnaudit.probes.epoch_order import taken_apart
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Location, Result, Status, Table
 from nnaudit.state.snapshot import preserved

@@ -15,7 +15,7 @@ from nnaudit.checks.fit.predictions import classes_of
 from nnaudit.checks.fit.stream import FEWEST, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.measure.eval_result import EvalResult
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Evidence, Kind, Result, Table

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.stats import ALPHA, clopper_pearson, spearman
 from nnaudit.training.loss_bounds import CLASSIFICATION
 

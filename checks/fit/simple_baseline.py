@@ -15,7 +15,8 @@ from nnaudit.checks.fit.stream import FEWEST, Standing, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.permuted_labels import path_of
 from nnaudit.probes.training_run import Training, TrainingRun

@@ -13,7 +13,7 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import told_of
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.measure.permuted_labels import (
     Permuted,
     path_of,

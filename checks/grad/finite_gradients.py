@@ -9,7 +9,7 @@ from typing import Any
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs, Step
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.probes.first_steps import FirstSteps, observed_steps
 from nnaudit.probes.plain_steps import PlainSteps
 from nnaudit.report import Curve, Kind, Result, Series

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Curve, Kind, Result, Series
 

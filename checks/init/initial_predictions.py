@@ -12,7 +12,7 @@ from torch import Tensor
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.probes.first_steps import FirstSteps, MainLoss
 from nnaudit.report import Kind, Result, Table
 

@@ -10,7 +10,7 @@ from torch import nn
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.observer import Activation, Observation
+from nnaudit.loop.observation import Activation, Observation
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Curve, Kind, Result, Series
 

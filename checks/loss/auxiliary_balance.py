@@ -8,7 +8,7 @@ from typing import ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.probes.first_steps import is_given
 from nnaudit.probes.loss_terms import LossTerms, Term, Terms
 from nnaudit.report import Kind, Result, Table

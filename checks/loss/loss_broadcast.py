@@ -14,7 +14,8 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import ELEMENTWISE, Broadcast, LossCall
+from nnaudit.loop.losses import ELEMENTWISE, LossCall
+from nnaudit.loop.observation import Broadcast
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Location, Result, Status, Table
 from nnaudit.targets import batch as batches

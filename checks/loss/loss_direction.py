@@ -14,7 +14,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.perturbation import output_replaced
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Status

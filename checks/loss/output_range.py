@@ -13,7 +13,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.probes.first_steps import First, FirstSteps, MainLoss
 from nnaudit.report import Histogram, Kind, Result
 

@@ -10,7 +10,7 @@ from torch import nn
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.second_epoch import SecondEpoch

@@ -13,7 +13,8 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import without_dropout
 from nnaudit.loop.graph import FUNCTION, LOSS
-from nnaudit.loop.observer import BatchStatistics, LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import BatchStatistics, Observation
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets import batch as batches

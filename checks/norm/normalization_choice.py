@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
+from nnaudit.loop.autograd import Graph
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.observer import BatchStatistics, Graph, Observation
+from nnaudit.loop.observation import BatchStatistics, Observation
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps

@@ -14,7 +14,7 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import without_dropout
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import Event, EventKind
 from nnaudit.probes.step_trace import StepTrace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result

@@ -8,7 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import is_scheduled
-from nnaudit.loop.observer import Gradient
+from nnaudit.loop.observation import Gradient
 from nnaudit.measure.movement import Movement, movements
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Result, Table

@@ -36,7 +36,7 @@ ROOMS = {
     "probes": {
         "context", "errors", "loop", "measure", "report", "state", "stats", "targets", "training",
     },
-    "measure": {"context", "errors", "loop", "report", "state", "targets", "training"},
+    "measure": {"context", "errors", "loop", "report", "state", "stats", "targets", "training"},
     "training": {"context", "errors", "loop", "targets"},
     "context": {"errors", "loop", "state"},
     "loop.script": {"errors", "loop", "report", "state", "targets", "wording"},

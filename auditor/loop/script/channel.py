@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nnaudit.loop.observer import LossCall, Observation, Observer
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
+from nnaudit.loop.observer import Observer
 from nnaudit.state.snapshot import Snapshot
 
 
@@ -58,7 +60,7 @@ class StepRequest:
         reshaped: the batch has other shapes than what the script has drawn itself.
         attempts: optimizer steps taken or skipped.
         backup: the state before it, where the epoch has just grown longer than the loader.
-        overlong: the epoch is longer than the loader.
+        past_loader_end: the epoch is longer than the loader.
         roots: what was back-propagated for the main optimizer's step.
         lr: the learning rates it was taken with.
     """
@@ -74,7 +76,7 @@ class StepRequest:
     reshaped: bool = False
     attempts: int = 0
     backup: Snapshot | None = None
-    overlong: bool = False
+    past_loader_end: bool = False
     pending: list[Tensor] = field(default_factory=list)
     roots: list[Tensor] = field(default_factory=list)
     lr: tuple[float, ...] = ()
@@ -117,9 +119,9 @@ class Invoke:
 
 @dataclass(frozen=True)
 class Launch:
-    """Start ``run`` on top of the paused script; the answer comes when it is taken hold of."""
+    """Begin ``execution`` on top of the paused script; its run is the answer, once it is led."""
 
-    run: Any
+    execution: Any
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _which_loop(run: Run) -> Iterator[Part]:
 
 
 def _train_loader(loop: Loop, run: Run) -> Part:
-    if not run.free:
+    if not run.without_loader:
         extra = "; the optimizer steps once at the end of an epoch" if run.ends_epoch else ""
         return _part(loop, "train_loader", _loader(loop.train_loader) + extra)
     reason = loop.lacks(Needs.TRAIN_LOADER)
@@ -126,9 +126,10 @@ def _manner(run: Run) -> Iterator[Part]:
     scalers = [type(s).__name__ for s in roles.scalers if s.is_enabled()]
     if casts or scalers:
         yield Part(name="precision", description=", ".join([*casts, *scalers]), origin="user")
-    if roles.lag:
+    if roles.lookahead:
         text = (
-            f"the script draws {roles.lag} batch(es) ahead: a change of batch costs as many steps"
+            f"the script draws {roles.lookahead} batch(es) ahead: "
+            "a change of batch costs as many steps"
         )
         yield Part(name="look-ahead", description=text, origin="user")
     if run.session.overlay.diverted:

@@ -105,7 +105,7 @@ def _adapt_transformers(taps: Patches) -> None:
     def make(real: Any) -> Any:
         @wraps(real)
         def run_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if taps.heard() is not None and "num_update_steps_per_epoch" in kwargs:
+            if taps.active_listener() is not None and "num_update_steps_per_epoch" in kwargs:
                 # Nothing that is done every so many steps is of use to an audit.
                 for name in ("max_steps", "logging_steps", "eval_steps", "save_steps"):
                     setattr(self.state, name, FOREVER)
@@ -157,7 +157,7 @@ def _adapt_fastai(taps: Patches) -> None:
         @wraps(real)
         def init(self: Any, *args: Any, **kwargs: Any) -> None:
             real(self, *args, **kwargs)
-            if taps.heard() is not None:
+            if taps.active_listener() is not None:
                 self.nnaudit_view = FastaiOptimizer(self)
 
         return init

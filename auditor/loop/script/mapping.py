@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.targets import batch as batches
 
 CUTS: tuple[tuple[slice, ...], ...] = (

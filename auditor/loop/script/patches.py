@@ -45,37 +45,37 @@ class Listener(Protocol):
     def repeats(self) -> bool:
         """The script is executed again in this process."""
 
-    def made(self, kind: str, thing: Any) -> None:
+    def on_create(self, kind: str, thing: Any) -> None:
         """An object of ``kind`` (module, optimizer, scheduler, scaler, loader) is being built."""
 
-    def built(self, optimizer: Optimizer) -> None:
+    def on_optimizer_built(self, optimizer: Optimizer) -> None:
         """An optimizer has its parameter groups, as the script gave them."""
 
-    def started(self, iterator: TappedIterator) -> None:
+    def on_iterate(self, iterator: TappedIterator) -> None:
         """The script began to iterate over a loader."""
 
-    def requested(self, iterator: TappedIterator) -> Any:
+    def on_next_batch(self, iterator: TappedIterator) -> Any:
         """The script asks for the next batch: return it, or raise StopIteration."""
 
-    def called(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The script calls an outermost module: return what ``run`` makes of the arguments."""
 
-    def propagated(self, root: torch.Tensor) -> bool:
+    def on_backward(self, root: torch.Tensor) -> bool:
         """The script back-propagates ``root``; returns whether it shall."""
 
-    def scaled(self, loss: Any, result: Any) -> None:
+    def on_loss_scaled(self, loss: Any, result: Any) -> None:
         """The script's gradient scaler multiplied ``loss``."""
 
-    def attempted(self) -> None:
+    def on_scaler_step(self) -> None:
         """The script's gradient scaler took a step, or skipped it."""
 
-    def zeroed(self) -> None:
+    def on_zero_grad(self) -> None:
         """The script set gradients to zero."""
 
-    def stepping(self, optimizer: Optimizer, closure: bool) -> None:
+    def on_step_start(self, optimizer: Optimizer, closure: bool) -> None:
         """An optimizer is about to step, with a ``closure`` that calls the network itself."""
 
-    def stepped(self, optimizer: Optimizer) -> None:
+    def on_step_end(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped."""
 
 
@@ -112,12 +112,12 @@ class Patches:
     ) -> None:
         self._stack.close()
 
-    def heard(self) -> Listener | None:
+    def active_listener(self) -> Listener | None:
         """Return the listener, if the caller is the script in control."""
         return self.listener if threading.get_ident() == self._thread else None
 
     @contextmanager
-    def unheard(self) -> Iterator[None]:
+    def muted(self) -> Iterator[None]:
         """Silence the taps for the time of a ``with``."""
         listener, self.listener = self.listener, None
         try:
@@ -184,9 +184,9 @@ class Patches:
     def _constructor(self, kind: str, real: Any) -> Any:
         @wraps(real)
         def construct(thing: Any, *args: Any, **kwargs: Any) -> None:
-            listener = self.heard()
+            listener = self.active_listener()
             if listener is not None:
-                listener.made(kind, thing)
+                listener.on_create(kind, thing)
                 self._tap_known_wrappers()
                 if kind == "loader":
                     for cls in type(thing).__mro__:
@@ -194,7 +194,7 @@ class Patches:
                             self._tap_loader_class(cls, self._stack)
             real(thing, *args, **kwargs)
             if listener is not None and kind == "optimizer":
-                listener.built(thing)
+                listener.on_optimizer_built(thing)
 
         return construct
 
@@ -214,11 +214,11 @@ class Patches:
     def _iter(self, real: Any) -> Any:
         @wraps(real)
         def iterate(loader: Any) -> Any:
-            listener = self.heard()
+            listener = self.active_listener()
             if listener is None or self.inside:
                 return real(loader)
             iterator = TappedIterator(self, loader, real)
-            listener.started(iterator)
+            listener.on_iterate(iterator)
             return iterator
 
         return iterate
@@ -241,7 +241,7 @@ class Patches:
 
     def _call(self, real: Any) -> Any:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            listener = self.heard()
+            listener = self.active_listener()
             if listener is None or self._depth or self.inside:
                 return real(module, *args, **kwargs)
 
@@ -252,18 +252,18 @@ class Patches:
                 finally:
                     self._depth -= 1
 
-            return listener.called(module, run, args, kwargs)
+            return listener.on_forward(module, run, args, kwargs)
 
         return call
 
     def _backward(self, real: Any) -> Any:
         @wraps(real)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-            listener = self.heard()
+            listener = self.active_listener()
             wanted = True
             if listener is not None:
                 for root in _scalars(tensors, args[0] if args else kwargs.get("grad_tensors")):
-                    wanted = listener.propagated(root) and wanted
+                    wanted = listener.on_backward(root) and wanted
             if wanted:
                 real(tensors, *args, **kwargs)
 
@@ -274,7 +274,7 @@ class Patches:
 
         def state(module: nn.Module) -> Any:
             found = real(module)
-            if self.heard() is None or not isinstance(found, dict):
+            if self.active_listener() is None or not isinstance(found, dict):
                 return found
             kept = {
                 name: type(hooks)((key, h) for key, h in hooks.items() if not _is_auditors(h))
@@ -288,7 +288,7 @@ class Patches:
     def _scheduler_step(self, real: Any) -> Any:
         @wraps(real)
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> None:
-            listener = self.heard()
+            listener = self.active_listener()
             try:
                 real(scheduler, *args, **kwargs)
             except (ValueError, LookupError):
@@ -302,9 +302,9 @@ class Patches:
         @wraps(real)
         def scale(scaler: Any, outputs: Any) -> Any:
             result = real(scaler, outputs)
-            listener = self.heard()
+            listener = self.active_listener()
             if listener is not None:
-                listener.scaled(outputs, result)
+                listener.on_loss_scaled(outputs, result)
             return result
 
         return scale
@@ -313,9 +313,9 @@ class Patches:
         @wraps(real)
         def step(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             result = real(scaler, optimizer, *args, **kwargs)
-            listener = self.heard()
+            listener = self.active_listener()
             if listener is not None:
-                listener.attempted()
+                listener.on_scaler_step()
             return result
 
         return step
@@ -325,7 +325,7 @@ class Patches:
 
         @wraps(real)
         def once(*args: Any, **kwargs: Any) -> None:
-            listener = self.heard()
+            listener = self.active_listener()
             if listener is None or not (listener.repeats and distributed.is_initialized()):
                 real(*args, **kwargs)
 
@@ -335,23 +335,23 @@ class Patches:
         @wraps(real)
         def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:
             result = real(owner, *args, **kwargs)
-            listener = self.heard()
+            listener = self.active_listener()
             if listener is not None:
-                listener.zeroed()
+                listener.on_zero_grad()
             return result
 
         return zero_grad
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        listener = self.heard()
+        listener = self.active_listener()
         if listener is not None:
             closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
-            listener.stepping(optimizer, closure)
+            listener.on_step_start(optimizer, closure)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        listener = self.heard()
+        listener = self.active_listener()
         if listener is not None:
-            listener.stepped(optimizer)
+            listener.on_step_end(optimizer)
 
     def _parser_error(self, real: Any) -> Any:
         @wraps(real)
@@ -437,10 +437,10 @@ class TappedIterator:
         return self
 
     def __next__(self) -> Any:
-        listener = self._taps.heard()
+        listener = self._taps.active_listener()
         if listener is None or self._taps.inside:
             return self.draw()
-        return listener.requested(self)
+        return listener.on_next_batch(self)
 
     def __len__(self) -> int:
         return len(self.raw)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from nnaudit.errors import is_user
-from nnaudit.state.snapshot import keep_numpy_rng, keep_python_rng, keep_torch_rng
+from nnaudit.state.process import keep_numpy_rng, keep_python_rng, keep_torch_rng
 
 _LITERAL = re.compile(r"seed\w*\s*\(\s*(?:\w+\s*=\s*)?-?[\d_]+\s*\)")
 

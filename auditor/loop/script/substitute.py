@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from nnaudit.loop.observer import is_turned
+from nnaudit.loop.losses import is_turned
 from nnaudit.loop.script.training_objects import TrainingObjects
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import device_of
@@ -40,6 +40,46 @@ def placed(made: Any, like: Any, otherwise: torch.device | None = None) -> Any:
         return leaf.to(where) if isinstance(leaf, Tensor) and where is not None else leaf
 
     return batches.map_leaves(made, place)
+
+
+def followed(made: Any, given: Any) -> Any:
+    """Return ``made`` with gradients going on to ``given``, where an attack asks for some."""
+    tensors = dict(batches.leaves(given))
+    places = iter([path for path, _ in batches.leaves(made)])
+
+    def follow(leaf: Any) -> Any:
+        like = tensors.get(next(places))
+        if not (isinstance(leaf, Tensor) and isinstance(like, Tensor) and like.requires_grad):
+            return leaf
+        return leaf + (like - like.detach()) if like.shape == leaf.shape else leaf
+
+    return batches.map_leaves(made, follow)
+
+
+def shapes(batch: Any) -> list[tuple[int, ...]]:
+    """Return the shape of every tensor in ``batch``."""
+    return [tuple(tensor.shape) for _, tensor in batches.tensors(batch)]
+
+
+def refilled(place: Any, batch: Any) -> Any:
+    """Return a copy of ``batch``, in the memory of ``place`` where it is of the same form.
+
+    ``itertools.cycle`` gives out again and again the first batches that it got.
+    """
+    old, new = list(batches.leaves(place)), list(batches.leaves(batch))
+    same = [path for path, _ in old] == [path for path, _ in new] and all(
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and a.shape == b.shape
+        and a.dtype == b.dtype
+        for (_, a), (_, b) in zip(old, new, strict=True)
+    )
+    if not same:
+        return batches.clone(batch)
+    with torch.no_grad():
+        for (_, a), (_, b) in zip(old, new, strict=True):
+            a.copy_(b)
+    return place
 
 
 class TargetSwap(TorchFunctionMode):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import RandomSampler, SequentialSampler
 
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.loop.script.channel import Call
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recipe
 from nnaudit.loop.script.origins import Register
@@ -116,7 +116,7 @@ class TrainingObjects:
         main_loss: the loss call that was back-propagated; None where there is none such.
         divisor: by how much the loss was divided before it was back-propagated.
         per_step: batches that one optimizer step takes.
-        lag: how many batches the script looks ahead.
+        lookahead: how many batches the script looks ahead.
         recipe, loss: how a batch becomes the model's arguments and the loss; None where unknown.
         backward_at: the user's line that calls backward(); None where a framework does.
         propagates: backward() was called.
@@ -134,7 +134,7 @@ class TrainingObjects:
     main_loss: LossCall | None
     divisor: int
     per_step: int
-    lag: int
+    lookahead: int
     batch: Any
     recipe: Recipe | None
     loss: LossRule | None
@@ -143,19 +143,19 @@ class TrainingObjects:
     loss_value: float
 
 
-def cast(
+def find_training_objects(
     registers: Registers,
     log: StepLog,
     loader: int,
     *,
-    free: bool,
+    without_loader: bool,
     past: Collection[Optimizer] = (),
 ) -> TrainingObjects:
     """Settle who is who.
 
-    ``loader`` is the number of the training loader's iterator; ``free`` says that the script draws
-    its batches without one; ``past`` are optimizers of an earlier training, which are left out with
-    their schedulers unless they have stepped in this one.
+    ``loader`` is the number of the training loader's iterator; ``without_loader`` says that the
+    script draws its batches itself; ``past`` are optimizers of an earlier training, which are left
+    out with their schedulers unless they have stepped in this one.
 
     Raises:
         LookupError: no network was called before the optimizer's step.
@@ -171,13 +171,13 @@ def cast(
     requests = max(log.asked.count(loader), 1)
     entry, leave = _ends(calls, log, requests)
     main, divisor, own, value = _main_loss(log, leave, requests)
-    lag, batch = _used(entry, loader)
-    if free:
-        lag, batch = 0, (_virtual(entry, main) if entry is not None else None)
+    lookahead, batch = _used(entry, loader)
+    if without_loader:
+        lookahead, batch = 0, (_virtual(entry, main) if entry is not None else None)
     whole = entry is not None and entry is leave
     how = None
     if whole and batch is not None and entry is not None:
-        how = recipe(entry.args, entry.kwargs, batch, fix=free)
+        how = recipe(entry.args, entry.kwargs, batch, fix=without_loader)
     rule = None
     if whole and leave is not None and batch is not None:
         rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)
@@ -200,8 +200,8 @@ def cast(
         exit=leave,
         main_loss=main,
         divisor=divisor,
-        per_step=max(requests - lag, 1),
-        lag=lag,
+        per_step=max(requests - lookahead, 1),
+        lookahead=lookahead,
         batch=batch,
         recipe=how,
         loss=rule,
@@ -342,9 +342,9 @@ def _used(entry: Call | None, loader: int) -> tuple[int, Any]:
     recent = [batch for key, batch in entry.recent if key == loader] if entry is not None else []
     if entry is None or not recent:
         return 0, None
-    for lag, batch in enumerate(recent):
+    for lookahead, batch in enumerate(recent):
         if any(find(t, batch) is not None for _, t in batches.tensors((entry.args, entry.kwargs))):
-            return lag, batch
+            return lookahead, batch
     return 0, recent[0]
 
 
@@ -471,6 +471,24 @@ def _same_rows(loader: Any, train: Any) -> bool:
         return False
     plain = (SequentialSampler, RandomSampler)
     return all(type(getattr(each, "sampler", None)) in plain for each in (loader, train))
+
+
+def recorded(
+    module: nn.Module, args: Any, kwargs: Any, recent: Iterable[tuple[int, Any]] = ()
+) -> Call:
+    """Return a record of the call of ``module`` that is about to be made.
+
+    ``recent`` are the batches that the script has been given, by the number of their iterator.
+    """
+    return Call(
+        module,
+        batches.clone(args),
+        batches.clone(kwargs),
+        recent=tuple(recent),
+        grad=torch.is_grad_enabled(),
+        autocast=autocast_state(),
+        given=tuple(tensor.detach() for _, tensor in batches.tensors((args, kwargs))),
+    )
 
 
 def autocast_state() -> tuple[tuple[str, bool, Any], ...]:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnaudit.loop.observer import Observer, graph_of, producer_of
+from nnaudit.loop.autograd import graph_of, producer_of
+from nnaudit.loop.observer import Observer
 
 torch.manual_seed(0)
 X = torch.randn(8, 4)

@@ -453,7 +453,7 @@ for _ in range(40):
 
 def test_a_loop_without_a_loader_may_come_before_the_training(drive: Any) -> None:
     def body(loop: ScriptLoop) -> None:
-        assert not loop.run.free
+        assert not loop.run.without_loader
         assert len(loop.model) == 4, "it is not the baseline"  # type: ignore[arg-type]
         assert len(loop.optimizers) == 1, "nor is its optimizer still one of the training's"
         assert loop.step(first(loop)).loss > 0
@@ -467,10 +467,10 @@ def test_a_loop_without_a_loader_may_come_before_the_training(drive: Any) -> Non
 def test_a_loader_that_is_only_read_aside_is_not_waited_for(
     drive: Any, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
-    monkeypatch.setattr("nnaudit.loop.script.run.WAIT", 0.5)
+    monkeypatch.setattr("nnaudit.loop.script.discovery.WAIT", 0.5)
 
     def body(loop: ScriptLoop) -> None:
-        assert loop.run.free
+        assert loop.run.without_loader
         assert loop.model.in_features == 4
         assert loop.step(first(loop)).loss > 0
 
@@ -483,7 +483,7 @@ def test_a_loader_may_be_begun_anew_for_every_batch(drive: Any) -> None:
     )
 
     def body(loop: ScriptLoop) -> None:
-        assert not loop.run.free
+        assert not loop.run.without_loader
         assert not loop.epoch_per_step
         assert loop.next_epoch(first(loop)) is None
         assert loop.lacks(Needs.TARGETS) == ""
@@ -586,7 +586,7 @@ while True:
     )
 
     def body(loop: ScriptLoop) -> None:
-        assert loop.run.free
+        assert loop.run.without_loader
         batch = first(loop)
         assert loop.step(batch).loss < 1e9
         assert loop.run.reruns == 0
@@ -984,7 +984,7 @@ def test_an_epoch_ends_with_the_loader_where_the_script_cannot_go_on(
             losses = [loop.step(batch, observe=True).loss for _ in range(20)]
         with preserved(loop.subjects):
             assert [loop.step(batch).loss for _ in range(20)] == losses
-        return losses, weights(loop), loop.run.bounded
+        return losses, weights(loop), loop.run.stops_at_loader_end
 
     goes_on = drive(text.replace("LATE\n", "\n" + count), body)
     fails = drive(text.replace("LATE\n", "\n" + count + "        1 // (len(loader) > i)\n"), body)
@@ -1072,7 +1072,7 @@ while True:
     )
 
     def body(loop: ScriptLoop) -> None:
-        assert loop.run.free
+        assert loop.run.without_loader
         assert loop.lacks(Needs.STEPS) == ""
         batch = first(loop)
         with preserved(loop.subjects):

@@ -229,7 +229,7 @@ def test_the_head_is_warmed_up_before_all_is_trained(drive: Any) -> None:
 @pytest.mark.parametrize(("number", "classes"), [(1, 2), (2, 3)])
 def test_loops_that_draw_their_batches_count(drive: Any, number: int, classes: int) -> None:
     def body(loop: ScriptLoop) -> None:
-        assert loop.run.free
+        assert loop.run.without_loader
         assert loop.model.out_features == classes
         replicated(loop)
 
@@ -241,13 +241,13 @@ def test_a_loop_without_a_loader_is_audited_where_it_is_chosen(drive: Any) -> No
     script = HEAD + DRAWN[: DRAWN.index("model = nn.Linear(4, 3)")] + TRAINING
 
     def chosen(loop: ScriptLoop) -> None:
-        assert loop.run.free
+        assert loop.run.without_loader
         assert "too. --loop 2 audits" in parts(loop)["other loops"]
 
     drive(script, 1, chosen)
 
     def found(loop: ScriptLoop) -> None:
-        assert not loop.run.free
+        assert not loop.run.without_loader
         assert parts(loop)["loop"] == "training loop 2; 1 loop before it: not audited"
 
     drive(script, None, found)

@@ -119,7 +119,7 @@ def test_a_step_that_is_only_looked_at_works_with_sparse_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def looked_at(loop: ScriptLoop) -> Any:
-        return loop._shadow(next(iter(loop.batches())), None).calls
+        return loop._steps.undone_step(next(iter(loop.batches())), None).calls
 
     monkeypatch.chdir(tmp_path)
     assert run_script(SCRIPTS / "sparse.py", [], "cpu", 0, looked_at)
@@ -130,7 +130,7 @@ def ask(loop: ScriptLoop, style: Style) -> dict[str, Any]:
     assert roles is not None
     assert type(loop.model).__name__ == style.model
     assert roles.per_step == style.per_step
-    assert loop.run.free == style.free
+    assert loop.run.without_loader == style.free
     assert len(loop.optimizers) == style.optimizers
     assert len(loop.schedulers) == style.schedulers
     assert (loop.val_loader is not None) == style.has_val

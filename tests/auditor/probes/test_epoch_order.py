@@ -10,16 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.epoch_order import (
-    EpochOrder,
-    codes_of,
-    continues,
-    counts_of,
-    is_next_token,
-    order_of,
-    row_targets,
-    taken_apart,
-)
+from nnaudit.measure.batch_rows import continues, is_next_token, row_targets, taken_apart
+from nnaudit.measure.epoch_targets import codes_of, counts_of
+from nnaudit.probes.epoch_order import EpochOrder, order_of
 from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.targets.target import Target
 

@@ -40,7 +40,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from nnaudit.state import process
 from nnaudit.state import snapshot as state
+from nnaudit.state.reach import Reach
 from nnaudit.state.snapshot import Snapshot, Subjects, preserved
 
 WIDTH = 6
@@ -949,7 +951,7 @@ def _harm_logging(patch: pytest.MonkeyPatch) -> Damage:
     return _process(harm, lambda: (root.level, len(root.handlers)))
 
 
-KEEPERS = [keep.__name__ for keep in (*(row[1] for row in state.OBJECTS), *state.PROCESS)]
+KEEPERS = [keep.__name__ for keep in (*(row[1] for row in state.KEEPERS), *state.PROCESS)]
 
 
 def test_there_is_a_damage_for_each_keeper() -> None:
@@ -972,8 +974,8 @@ def test_each_keeper_is_sufficient_and_necessary(
     assert _suffer(DAMAGES[name](monkeypatch))
     made = DAMAGES[name](monkeypatch)
     with preserved(Subjects()), monkeypatch.context() as without:
-        rows = tuple(row for row in state.OBJECTS if row[1].__name__ != name)
-        without.setattr(state, "OBJECTS", rows)
+        rows = tuple(row for row in state.KEEPERS if row[1].__name__ != name)
+        without.setattr(state, "KEEPERS", rows)
         kept = tuple(keep for keep in state.PROCESS if keep.__name__ != name)
         without.setattr(state, "PROCESS", kept)
         assert not _suffer(made)
@@ -1236,7 +1238,7 @@ def test_the_data_are_not_copied() -> None:
     data = TensorDataset(torch.zeros(5))
     lists = [torch.zeros(2)] * 10
     loaders = (DataLoader(data), DataLoader(lists), iter(()))
-    found = state._Reach(Subjects(loaders=loaders)).objects
+    found = Reach(loaders, loaders).objects
     assert not any(isinstance(each, Tensor) for each in found)
 
 
@@ -1284,7 +1286,7 @@ def test_both_interfaces_to_tf32_come_back(before: str, during: str) -> None:
         get: Any = torch._C._get_fp32_precision_getter
         pairs = [(b, o) for b in ("cuda", "mkldnn") for o in ("all", "matmul", "conv", "rnn")]
         legacy = (torch._C._get_float32_matmul_precision, torch._C._get_cudnn_allow_tf32)
-        return [*(get(*pair) for pair in pairs), *map(state._readable, legacy)]
+        return [*(get(*pair) for pair in pairs), *map(process._readable, legacy)]
 
     with preserved(Subjects()):
         change(before, "high")

@@ -114,7 +114,7 @@ def test_noise_is_no_fall():
     ],
 )
 def test_the_way_from_output_to_loss_is_found(output, view):
-    from nnaudit.loop.observer import LossCall
+    from nnaudit.loop.losses import LossCall
 
     wanted = view(output)
     call = LossCall("mse", F.mse_loss, {"input": wanted, "target": wanted}, None)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnaudit.loop.observer import LOSS_FUNCTIONS, LossCall
+from nnaudit.loop.losses import LOSS_FUNCTIONS, LossCall
 from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.loss_bounds import Bounds, best_constant, bounds
 

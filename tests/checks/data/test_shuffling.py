@@ -29,7 +29,7 @@ from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.epoch_order import Targets
+from nnaudit.measure.epoch_targets import Targets
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
 

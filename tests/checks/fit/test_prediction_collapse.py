@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from nnaudit.checks.fit.prediction_collapse import PredictionCollapse, spread_of
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.report import Status, Table
 from nnaudit.targets.target import Target
 

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from nnaudit.checks.fit.predictions import told_of
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 
 
 def call(kind, given, wanted):

@@ -18,7 +18,7 @@ from nnaudit.checks.gen.metric import MetricMeaning, Sample
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.loop.script.loop import run_script
+from nnaudit.loop.script import run_script
 from nnaudit.probes.training_run import TrainingRun, training_run
 from nnaudit.report import Result, Status
 from nnaudit.targets.metrics import metrics_of, plain

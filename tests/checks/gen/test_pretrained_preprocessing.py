@@ -15,7 +15,7 @@ from nnaudit.checks.gen.pretrained_preprocessing import MEAN, SD, PretrainedPrep
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.loop.script.loop import run_script
+from nnaudit.loop.script import run_script
 from nnaudit.probes import loaded_weights
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target

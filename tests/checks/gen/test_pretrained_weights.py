@@ -14,7 +14,7 @@ from nnaudit.checks.gen.pretrained_weights import PretrainedWeights
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.loop.script.loop import run_script
+from nnaudit.loop.script import run_script
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import load
 

@@ -16,7 +16,7 @@ from nnaudit.checks.perf.memory_growth import MemoryGrowth
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.loop.script.loop import run_script
+from nnaudit.loop.script import run_script
 from nnaudit.probes.kept_graphs import COUNTS, SETTLING
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target

@@ -14,7 +14,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.loop.observer import Observation
+from nnaudit.loop.observation import Observation
 from nnaudit.report import Result
 from nnaudit.targets.target import Target
 

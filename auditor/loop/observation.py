@@ -1,0 +1,116 @@
+"""What one training step looks like from the inside, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from nnaudit.loop.autograd import Graph
+from nnaudit.loop.graph import Firing
+from nnaudit.loop.losses import (
+    LossCall,
+)
+from nnaudit.report import Location
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """An elementwise difference of tensors of shapes (N, 1) and (N,), which makes (N, N)."""
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    location: Location | None
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One module's output in one forward pass. Statistics are over all floating elements."""
+
+    module: str
+    type: str
+    training: bool
+    is_leaf: bool
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    finite: bool
+    inputs_finite: bool
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """What one batch normalisation computed in one forward pass in train mode.
+
+    ``mean`` and ``variance`` have shape ``(C,)``; ``shape`` is the input's, ``(N, C, ...)``.
+    """
+
+    module: str
+    type: str
+    shape: tuple[int, ...]
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of one parameter as the optimizer was about to use it.
+
+    ``norm`` is None where the gradient is None. ``weight_norm`` and ``update_norm`` are of the
+    parameter before the step and of the step's change to it. ``owned`` says whether an optimizer
+    holds the parameter.
+    """
+
+    parameter: str
+    norm: float | None
+    finite: bool
+    weight_norm: float
+    owned: bool
+    update_norm: float | None = None
+
+
+@dataclass
+class Observation:
+    """What the taps saw in one step, in order of occurrence.
+
+    Attributes:
+        output: what the root module returned, detached; None when it was not called.
+        training_flags: by module name, whether it was in train mode in any call that gradients
+            flow through; modules without such a call are absent.
+        validation_flags: by module name, whether it was in train mode when it was last called while
+            ``validating``.
+        validating: a script is between two epochs and has a batch of another loader: calls are not
+            of a step, and only their mode is noted.
+        graph: of the root module's output; of the first loss's input when that was not called.
+        total_loss: the scalar the step minimised (undivided); None when the step raised before.
+        flows: ``(a, b)`` where what module ``a`` (or a dropout called as a function) returned is
+            given to module ``b`` as it is; ``b`` is empty for what the root module returns, and
+            :data:`nnaudit.loop.graph.LOSS` for a loss function's input. Innermost modules only.
+        firings: of activation functions with a flat part, which units were ever out of it.
+    """
+
+    loss_calls: list[LossCall] = field(default_factory=list)
+    broadcasts: list[Broadcast] = field(default_factory=list)
+    activations: list[Activation] = field(default_factory=list)
+    gradients: list[Gradient] = field(default_factory=list)
+    batch_statistics: list[BatchStatistics] = field(default_factory=list)
+    training_flags: dict[str, bool] = field(default_factory=dict)
+    validation_flags: dict[str, bool] = field(default_factory=dict)
+    validating: bool = False
+    graph: Graph | None = None
+    output: Any = None
+    total_loss: float | None = None
+    flows: list[tuple[str, str]] = field(default_factory=list)
+    firings: list[Firing] = field(default_factory=list)
+
+    @property
+    def main_loss(self) -> LossCall | None:
+        """The loss call whose value is the total loss; None for composite and hand-written ones."""
+        if self.total_loss is None:
+            return None
+        for call in self.loss_calls:
+            if call.value is not None and call.value.numel() == 1:
+                value = float(call.value)
+                if abs(value - self.total_loss) <= 1e-4 * max(abs(value), 1e-6):
+                    return call
+        return None

@@ -1,0 +1,229 @@
+"""Executing a script, as often as the audit needs it to go on.
+
+A script that comes to its end while the auditor still wants steps is executed again, up to its
+training loop, where the objects of the first execution take the place of the new ones. Everything
+here happens in the script's thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import types
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from nnaudit.errors import TargetError, UnfitError, UserCodeError
+from nnaudit.loop.base import seed_everything
+from nnaudit.loop.script.channel import Close, Resume, StepRequest
+from nnaudit.loop.script.discovery import Discovery
+from nnaudit.loop.script.driver import Driver
+from nnaudit.loop.script.listener import Unwinding
+from nnaudit.loop.script.main_module import as_main, main_module
+from nnaudit.loop.script.objects import training_of
+from nnaudit.loop.script.reseeding import quiet_imports, shifting
+from nnaudit.loop.script.run import EndedError, Rerun, Run, Session, TrainingLoop
+from nnaudit.loop.script.training_objects import Registers
+from nnaudit.loop.script.untrained import untrained
+from nnaudit.state.snapshot import Snapshot, Subjects
+from nnaudit.targets.set_order import compiled
+
+FRUITLESS = 3
+"""How often in a row a script that ended is run again and ends without another optimizer step."""
+
+AGAIN = "the script ends again and again"
+
+
+@dataclass
+class Ended:
+    """How an execution of the script came to its end by itself."""
+
+    error: BaseException | None
+
+
+class Execution:
+    """Executes a script for one run, in the calling thread."""
+
+    def __init__(self, session: Session, seed: int) -> None:
+        self.run = Run(session, seed)
+        self.session = session
+        self._dead: BaseException | None = None
+        self._before: Snapshot | None = None
+
+    def execute(self) -> None:
+        """Run the script until the auditor is done with it.
+
+        Raises:
+            UserCodeError: the script crashed before its first optimizer step.
+            TargetError: it ended without one.
+        """
+        self.session.runs.append(self.run)
+        try:
+            discovery, ended = self._once()
+            if ended is not None and not discovery.found and discovery.waiting_since is not None:
+                # It was in vain: what has trained without a loader was all there is.
+                self.session.without_loader = True
+                self.run.registers = Registers()
+                discovery, ended = self._once()
+            if ended is not None and not discovery.found:
+                raise untrained(discovery, ended.error)
+            if ended is not None and not self.run.handed_over:
+                # Taking hold of the script failed, inside its own loop: nobody waits for it.
+                name = self.session.path.name
+                raise ended.error or TargetError(f"{name} went on when its training was taken over")
+            while ended is not None and self._wait_after(ended):
+                _, ended = self._once()
+        finally:
+            self.session.runs.remove(self.run)
+
+    def _once(self) -> tuple[Discovery, Ended | None]:
+        """Execute the script once; return how it ended, None where it was unwound."""
+        nnaudit_runs_the_script = True  # noqa: F841 - the name at which frames.user_frames stops
+        nnaudit_runs_it_again = self.run.rerun is not None  # noqa: F841 - see loop.base.REPEATED
+        session, run, taps = self.session, self.run, self.session.taps
+        session.executions += 1
+        run.loop = TrainingLoop()
+        path, heard = session.path, taps.active_listener
+        main = main_module(path.stem if session.objects else "__main__", path)
+        with ExitStack() as stack:
+            stack.enter_context(session.overlay.layer())
+            stack.enter_context(as_main(main, path, session.argv, session.start))
+            stack.enter_context(quiet_imports(path.parent))
+            shift = (run.seed - session.seed) % 2**32
+            stack.enter_context(
+                shifting(shift, lambda: run.registers.empty, lambda: heard() is not None)
+            )
+            stack.callback(gc.collect)
+            stack.callback(setattr, taps, "listener", taps.listener)
+            calls = stack.enter_context(ExitStack())
+            calls.enter_context(taps.calls())
+            discovery = Discovery(run, calls)
+            run.state = discovery
+            stack.callback(lambda: run.state.leave() if run.state is not None else None)
+            seed_everything(run.seed)
+            taps.listener = discovery
+            error: BaseException | None = None
+            try:
+                # Here and in no function of its own: what seeds looks for this frame.
+                exec(compiled(path, main.__dict__), main.__dict__)
+                if session.objects:
+                    self._train_objects(main)
+            except KeyboardInterrupt:
+                raise
+            except SystemExit as exit_:
+                error = exit_ if exit_.code else None
+            except BaseException as raised:
+                error = raised
+            return discovery, None if isinstance(run.state, Unwinding) else Ended(error)
+
+    def _train_objects(self, module: types.ModuleType) -> None:
+        """Start the training of the object that the executed file hands over.
+
+        Raises:
+            TargetError: it does not hand over one this time.
+        """
+        found = training_of(module, self.session.path, self.session.device)
+        if found is None:
+            raise TargetError(f"{self.session.path.name} hands over other objects each time")
+        start, self.session.trainer = found
+        start()
+
+    # --- the script has ended ---------------------------------------------------------------------
+
+    def _wait_after(self, ended: Ended) -> bool:
+        """The script ended by itself: serve the auditor until it wants a step, or is done.
+
+        Returns whether the script is to be executed again.
+        """
+        order = self._unfinished()
+        if order is not None and not self._settle(order, ended):
+            # It ended for want of another round of its loop: that round begins a new execution.
+            self._prepare_rerun(order)
+            return True
+        while True:
+            command = self.session.commands.listen()
+            if isinstance(command, Close):
+                return False
+            if not isinstance(command, Resume):
+                self.session.carry_out(command)
+            elif self._dead is not None or self.run.fruitless >= FRUITLESS:
+                self._refuse(command.request, self._dead or EndedError(AGAIN))
+            else:
+                self._prepare_rerun(command.request)
+                return True
+
+    def _unfinished(self) -> StepRequest | None:
+        """Return the order during which the script came to its end; nobody listens from now on."""
+        run = self.run
+        self.session.taps.listener = None
+        state, run.state = run.state, None
+        if run.rerun is not None:
+            # It was executed again and did not get as far as the first time.
+            self._dead = EndedError(
+                f"{self.session.path.name} could not be taken up again after it ended"
+            )
+            order: StepRequest | None = run.rerun.order
+            run.rerun = None
+            return order
+        assert isinstance(state, Driver)
+        self._before = state.before
+        order, state.order = state.order, None
+        return order
+
+    def _settle(self, order: StepRequest, ended: Ended) -> bool:
+        """Answer the one who waits for the order during which the script came to its end.
+
+        Returns False where there is no answer: the step has not been tried.
+        """
+        run = self.run
+        if self._dead is not None:
+            self._refuse(order, self._dead)
+        elif (
+            ended.error is not None
+            and order.past_loader_end
+            and not (order.attempts or run.stops_at_loader_end)
+        ):
+            # Batches beyond the loader's number are the audit's making. From now on there are none.
+            run.stops_at_loader_end, self._before = True, order.backup
+            return False
+        elif ended.error is not None:
+            run.fruitless = 0
+            self._refuse(order, _failure(order, ended.error))
+        elif order.attempts:
+            self.session.commands.answer(order, order.error)
+        elif run.fruitless >= FRUITLESS:
+            self._refuse(order, EndedError(AGAIN))
+        else:
+            return False
+        return True
+
+    def _refuse(self, order: StepRequest, error: BaseException) -> None:
+        order.error = error
+        self.session.commands.answer(order, error)
+
+    def _prepare_rerun(self, order: StepRequest) -> None:
+        run = self.run
+        assert run.roles is not None
+        run.reruns += 1
+        run.fruitless += 1
+        order.restart()
+        run.rerun = Rerun(
+            order,
+            run.registers,
+            run.roles.helpers,
+            (run.train_loader, run.val_loader),
+            Snapshot.take(Subjects()),
+            self._before,
+        )
+        run.registers = Registers()
+
+
+def _failure(order: StepRequest, error: BaseException) -> UserCodeError:
+    """Return what the auditor is told of a step in which the script raised ``error``."""
+    failure = (
+        UnfitError("running on a batch in place of its own", error)
+        if order.reshaped
+        else UserCodeError("running the training step", error)
+    )
+    if order.observation is not None:
+        failure.observation = order.observation  # type: ignore[attr-defined]
+    return failure
