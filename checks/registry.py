@@ -42,7 +42,7 @@ class Registry:
                     checks[check.code] = check
             except Exception as error:  # a plug-in may raise anything
                 broken.append(BrokenPlugin(point.name, describe(error)))
-        ordered = sorted(checks.values(), key=lambda c: (_family_rank(c.family()), c.code))
+        ordered = sorted(checks.values(), key=battery_order)
         return cls(tuple(ordered), tuple(broken))
 
     def select(
@@ -107,8 +107,10 @@ FAMILIES = ("DATA", "INIT", "LOSS", "GRAD", "STEP", "MODE", "NORM", "FIT", "SEED
 """The battery's order."""
 
 
-def _family_rank(family: str) -> int:
-    return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+def battery_order(check: type[Check]) -> tuple[int, str]:
+    """Return the key that sorts checks by family, unknown families last, and by code in each."""
+    family = check.family()
+    return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), check.code
 
 
 def _matches(check: type[Check], selector: str) -> bool:

@@ -98,7 +98,11 @@ def _next_job(job: Job, record: Record, elapsed: float) -> Job:
     if record.started is None:
         return job
     return job.model_copy(
-        update={"remaining": record.remaining(), "known_fatal": record.known_fatal, "elapsed": elapsed}
+        update={
+            "remaining": record.remaining(),
+            "known_fatal": record.known_fatal,
+            "elapsed": elapsed,
+        }
     )
 
 

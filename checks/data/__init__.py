@@ -1,1 +1,1 @@
-"""Checks of the data and its loader."""
+"""Data and how it arrives."""

@@ -1,1 +1,1 @@
-"""Checks of what training on subsets shows."""
+"""What the training can fit."""

@@ -1,1 +1,1 @@
-"""What training leaves behind: generalisation, transfer, and how it is measured."""
+"""Generalisation."""

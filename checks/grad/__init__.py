@@ -1,1 +1,1 @@
-"""Checks of gradients and the optimizer's reach."""
+"""Gradients and what they reach."""

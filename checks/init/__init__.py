@@ -1,1 +1,1 @@
-"""Checks of the network before its first step."""
+"""The untrained network."""

@@ -1,1 +1,1 @@
-"""Checks of the loss function and what it is given."""
+"""The loss."""

@@ -1,1 +1,1 @@
-"""Checks of train and eval mode."""
+"""Modes, evaluation, checkpoints."""

@@ -1,1 +1,1 @@
-"""Checks of normalisation layers."""
+"""Normalisation."""

@@ -1,1 +1,1 @@
-"""What training costs: waiting, memory, precision."""
+"""Speed and memory."""

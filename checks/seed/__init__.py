@@ -1,1 +1,1 @@
-"""Checks of seeds and reproducibility."""
+"""Randomness."""

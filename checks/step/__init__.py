@@ -1,1 +1,1 @@
-"""What one step of the optimizer does: gradients, order, rate, size."""
+"""The optimizer's step."""

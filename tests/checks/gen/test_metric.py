@@ -12,54 +12,48 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score, r2_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
-from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script import run_script
-from nnaudit.probes.training_run import TrainingRun, training_run
+from nnaudit.probes.training_run import TrainingRun
 from nnaudit.report import Result, Status
 from nnaudit.targets.metrics import metrics_of, plain
-from nnaudit.targets.target import Target
+from support.measurements import at_the_end, eval_result, training
+from support.programs import target as program
+from support.verdicts import ask as trained
+from support.verdicts import verdict
+
+LOSSES = {"classes": "cross_entropy", "binary": "bce_with_logits", "numbers": "mse"}
 
 
-@pytest.fixture(autouse=True)
-def _short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainingRun, "measure", lambda _, audit: training_run(audit, steps=40))
+def predictions(task: str, share: float = 0.5, noise: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Outputs for 300 rows that are mostly right, and the targets.
 
-
-def data(task: str, rows: int, seed: int, share: float = 0.5) -> TensorDataset:
-    """Rows of 8 features with a class, a yes or no of which ``share`` are no, or a number."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 8, generator=g)
+    A class, a yes or no of which ``share`` are no, or a number.
+    """
+    g = torch.Generator().manual_seed(1)
+    x, scatter = torch.randn(300, 3, generator=g), noise * torch.randn(300, 3, generator=g)
     if task == "classes":
-        return TensorDataset(x, x[:, :3].argmax(1))
+        return 3 * (x + scatter), x.argmax(1)
     if task == "numbers":
-        return TensorDataset(x, 5 + 2 * x[:, :1] + 0.1 * torch.randn(rows, 1, generator=g))
-    return TensorDataset(x, (x[:, :1] > x[:, :1].quantile(share)).float())
+        return 5 + 2 * x[:, :1] + scatter[:, :1], 5 + 2 * x[:, :1]
+    above = x[:, :1] - x[:, :1].quantile(share)
+    return 3 * (above + scatter[:, :1]), (above > 0).float()
 
 
-LOSSES: dict[str, Any] = {
-    "classes": F.cross_entropy,
-    "binary": F.binary_cross_entropy_with_logits,
-    "numbers": F.mse_loss,
-}
+def judged(metric: Any, kind: str, output: Tensor, target: Tensor) -> Result:
+    """The verdict on a network with such predictions for validation batches of 64."""
+    pairs = list(zip(output.split(64), target.split(64), strict=True))
+    ended = at_the_end(val=eval_result(kind, pairs))
+    measured = {TrainingRun: training([1.0] * 40, moments=ended)}
+    return verdict(MetricMeaning, measured, target=program(metric=metric))
 
 
-def ask(metric: Any, task: str = "classes", **changes: Any) -> Result:
-    """Ask about a linear model of ``task`` with ``metric``."""
-    share = changes.get("share", 0.5)
-    target = Target(
-        model=lambda: nn.Linear(8, 3 if task == "classes" else 1),
-        train_loader=lambda: DataLoader(data(task, 512, 0, share), batch_size=32, shuffle=True),
-        val_loader=lambda: DataLoader(data(task, 300, 1, share), batch_size=64),
-        loss=LOSSES[task],
-        optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=0.03),
-        metric=metric,
-    )
-    return run_check(MetricMeaning, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+def ask(metric: Any, task: str = "classes", share: float = 0.5) -> Result:
+    """Ask about the metric of a network that is mostly right."""
+    return judged(metric, LOSSES[task], *predictions(task, share))
 
 
 def accuracy(output: Tensor, target: Tensor) -> float:
@@ -195,19 +189,8 @@ def test_without_a_metric_plain_ones_are_shown() -> None:
 
 
 def test_without_a_metric_flattering_accuracy_is_a_note() -> None:
-    torch.manual_seed(0)
-    noise = data("binary", 300, 1, 0.95)
-    target = Target(
-        model=lambda: nn.Linear(8, 1),
-        train_loader=lambda: DataLoader(
-            TensorDataset(torch.randn(512, 8), data("binary", 512, 0, 0.95).tensors[1]),
-            batch_size=32, shuffle=True,
-        ),
-        val_loader=lambda: DataLoader(noise, batch_size=64),
-        loss=F.binary_cross_entropy_with_logits,
-        optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=0.1),
-    )  # fmt: skip
-    result = run_check(MetricMeaning, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+    _, target = predictions("binary", 0.95)
+    result = judged(None, "bce_with_logits", torch.full_like(target, -3.0), target)
     assert result.status is Status.NOTE, result.message
 
 
@@ -227,13 +210,13 @@ SENSIBLE: dict[str, dict[str, Callable[[Tensor, Tensor], Any]]] = {
     "classes": {
         "accuracy": lambda o, y: (o.argmax(1) == y).float().mean(),
         "errors": lambda o, y: (o.argmax(1) != y).sum(),
-        "f1": lambda o, y: f1_score(y, o.argmax(1), average="macro"),
+        "f1": lambda o, y: plain("classes", o, y)["macro F1"],
         "cross entropy": F.cross_entropy,
     },
     "numbers": {
         "mse": F.mse_loss,
         "mae": lambda o, y: (o - y).abs().mean(),
-        "r2": lambda o, y: r2_score(y, o),
+        "r2": lambda o, y: plain("numbers", o, y)["R2"],
     },
 }
 SENSELESS: dict[str, dict[str, Callable[[Tensor, Tensor], Any]]] = {
@@ -309,6 +292,15 @@ for epoch in range(3):
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 """
+
+
+@pytest.mark.parametrize(
+    ("metric", "status"), [(accuracy_over_columns, Status.FAIL), (accuracy, Status.PASS)]
+)
+def test_the_metric_of_a_program_that_trains(metric: Any, status: Status) -> None:
+    loader = program().train_loader
+    result = trained(MetricMeaning, program(metric=metric, val_loader=loader))
+    assert result.status is status, result.message
 
 
 @pytest.mark.parametrize(("column", "status"), [("[:, None]", Status.FAIL), ("", Status.PASS)])

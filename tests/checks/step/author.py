@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
@@ -17,6 +16,9 @@ from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.observation import Observation
 from nnaudit.report import Result
 from nnaudit.targets.target import Target
+from support.programs import digits, perceptron, target
+
+__all__ = ["AuthorLoop", "ask", "digits", "loss_of", "perceptron", "plain", "target"]
 
 Body = Callable[["AuthorLoop", Any], Tensor]
 
@@ -33,27 +35,6 @@ class AuthorLoop(DirectLoop):
         if observation is not None:
             observation.total_loss = loss
         return loss
-
-
-def digits(rows: int = 640, batch_size: int = 32) -> Callable[[], DataLoader[Any]]:
-    g = torch.Generator().manual_seed(0)
-    y = torch.randint(0, 5, (rows,), generator=g)
-    x = torch.randn(5, 12, generator=g)[y] + 0.5 * torch.randn(rows, 12, generator=g)
-    return lambda: DataLoader(TensorDataset(x, y), batch_size=batch_size, shuffle=True)
-
-
-def perceptron() -> nn.Module:
-    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 5))
-
-
-def target(**changes: Any) -> Target:
-    parts: dict[str, Any] = {
-        "model": perceptron,
-        "train_loader": digits(),
-        "loss": F.cross_entropy,
-        "optimizer": lambda m: torch.optim.SGD(m.parameters(), 0.1, momentum=0.9),
-    }
-    return Target(**{**parts, **changes})
 
 
 def loss_of(loop: AuthorLoop, batch: Any) -> Tensor:
