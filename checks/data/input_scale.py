@@ -11,27 +11,30 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_layer_inputs import LEAST_ROWS, Door, DoorInputs, Inputs
 from nnaudit.report import Kind, Result, Table
+from nnaudit.wording import verb
 
 
 class InputScale(Check):
-    """Do the inputs vary, and are they of the scale that initial weights are made for?
+    """Do the inputs vary, and do they have the scale that initial weights are made for?
 
-    Why: Weights are drawn so that inputs with a standard deviation near 1 come out near 1. Pixels
-        of 0 to 255 or a column in the thousands saturate the first layer and give its weights
-        gradients of another size than all others; an image divided by 255 twice is drowned by the
-        biases. Inputs that are all the same, a wrong column or a lost index, teach nothing.
-    How: Watches what the first layers of weights are given in up to 16 training steps, after
-        whatever the network does to its input itself. It fails when every row that the model was
-        called with is the same, over at least 32 rows, while the targets are not: an exact test.
-        The scale is a judgement and only warned of: a channel whose root mean square is above 20,
-        ten times what standardised inputs reach and above the raw 0..16 of small images, or whole
-        inputs whose norm (of a kernel's patch, for a convolution) is below 0.1, a tenth of what
-        biases are drawn for, or in which no channel varies by 2 % of its size (pixels divided
-        twice, then shifted). It is silent where the layer's output goes through a normalisation,
-        which takes the scale out, unless a convolution is given pixels of 0 to 255. Ids, one-hot
-        vectors, pixels in [0, 1] are well within.
-    Fix: `x = (x - mean) / std` by channel, with mean and deviation of the training set;
-        `x = x / 255` once, for images.
+    Why: Weights are initialised so that inputs with a standard deviation near 1 give outputs near
+        1. Pixels of 0 to 255 or a column in the thousands saturate the first layer and give its
+        weights far larger gradients than all others; an image divided by 255 twice is drowned by
+        the biases. Inputs that are all the same (a wrong column, a lost index) teach nothing.
+    How: Records the inputs of the first layers with weights in up to 16 training steps, after any
+        scaling inside the network.
+        - Fails when every row that the model was called with is the same, over at least 32 rows,
+          while the targets differ: an exact test.
+        - Warns when the root mean square (RMS) of a channel is above `large`: ten times what
+          standardised inputs reach, and above the raw values 0 to 16 of small images.
+        - Warns when the norm of whole inputs (of a kernel's patch, for a convolution) is below
+          `small`, a tenth of what biases are drawn for.
+        - Warns when no channel varies by `flat` of its size (pixels divided twice, then shifted).
+        - Passes when a normalisation follows the layer and removes the scale, unless a convolution
+          is given pixels of 0 to 255. Ids, one-hot vectors and pixels in [0, 1] are well within the
+          limits.
+    Fix: `x = (x - mean) / std` by channel, with the mean and standard deviation of the training
+        set; `x = x / 255` once, for images.
     References: LeCun et al., Efficient BackProp (1998), section 4.3. He et al., Delving Deep into
         Rectifiers (2015).
     """
@@ -50,7 +53,7 @@ class InputScale(Check):
         if inputs.constant and inputs.rows >= LEAST_ROWS:
             return self._constant(audit, inputs)
         if not inputs.doors:
-            return self.skipped("No layer of weights takes numbers that were not learnt before.")
+            return self.skipped("No layer with weights reads raw numeric inputs.")
         doors = [
             door
             for door in inputs.doors
@@ -74,26 +77,31 @@ class InputScale(Check):
 
     def _sound(self, inputs: Inputs, doors: list[Door]) -> Result:
         if not doors and any(door.normalised for door in inputs.doors):
-            return self.passed("A normalisation after the first layer takes the scale out.")
+            return self.passed(
+                "A normalisation follows the first layer and removes the scale of the inputs."
+            )
         if not doors:
-            return self.inconclusive(f"Fewer than {LEAST_ROWS} different rows were seen.")
+            return self.inconclusive(
+                f"Fewer than {LEAST_ROWS} different input rows were seen, too few to judge their "
+                "scale."
+            )
         door = doors[0]
         return self.passed(
-            f"Values from {door.low:.3g} to {door.high:.3g} enter {_named(door)}; the largest root "
-            f"mean square of a channel is {float(door.rms.max()):.3g}.",
+            f"Inputs of {_named(door)} range from {door.low:.3g} to {door.high:.3g}; the largest "
+            f"RMS of a channel is {float(door.rms.max()):.3g}.",
             evidence=(_table(door),),
         )
 
     def _constant(self, audit: Audit, inputs: Inputs) -> Result:
-        message = f"The model is called with the same values in all of {inputs.rows:,} rows"
+        message = f"The model gets the same input values in all {inputs.rows:,} rows"
         if not inputs.targets_vary:
-            return self.noted(f"{message}; so are the targets, or there are none.")
+            return self.noted(f"{message}; the targets do not vary either, or there are none.")
         return self.failed(
             f"{message}, while the targets differ.",
             measured="1 different row",
             threshold="different rows",
             location=audit.loop.locate("train_loader"),
-            fix="print(next(iter(train_loader)))  # and find where the inputs get lost",
+            fix="print(next(iter(train_loader)))  # find where the inputs become constant",
         )
 
     def _large(self, audit: Audit, door: Door, *, hidden: bool = False) -> Result:
@@ -101,15 +109,16 @@ class InputScale(Check):
         count = int((door.rms > large).sum())
         k = int(door.rms.argmax())
         but = (
-            ". The normalisation after it takes that out of its output, and not out of its "
-            "gradient or its padding"
+            ". The normalisation after it rescales the output, but not the weight gradients or "
+            "the zero padding"
         )
         return self.warned(
-            f"{count} of the {len(door.rms)} input channels of {_named(door)} are far larger than "
-            f"1: channel {k} has mean {float(door.mean[k]):.3g} and deviation "
-            f"{float(door.deviation[k]):.3g}{but if hidden else ''}.",
-            measured=f"root mean square {float(door.rms[k]):.3g}",
-            threshold=f"{large:g}",
+            f"{count} of the {len(door.rms)} input channels of {_named(door)} {verb(count, 'are')} "
+            f"far from unit scale (RMS above {large:g}): channel {k} has mean "
+            f"{float(door.mean[k]):.3g} and standard deviation {float(door.deviation[k]):.3g}"
+            f"{but if hidden else ''}.",
+            measured=f"RMS {float(door.rms[k]):.3g}",
+            threshold=f"RMS {large:g}",
             evidence=(_table(door),),
             module=door.name,
             location=audit.loop.locate(door.module) or audit.loop.locate("train_loader"),
@@ -118,10 +127,10 @@ class InputScale(Check):
 
     def _small(self, audit: Audit, door: Door) -> Result:
         return self.warned(
-            f"What {_named(door)} is given has a norm of {door.norm:.2g}, so its biases outweigh "
-            f"it: values from {door.low:.2g} to {door.high:.2g}.",
+            f"Inputs of {_named(door)} are very small (norm {door.norm:.2g}, values from "
+            f"{door.low:.2g} to {door.high:.2g}): its biases outweigh them.",
             measured=f"norm {door.norm:.2g}",
-            threshold=f"{self.option(audit, 'small'):g}",
+            threshold=f"norm {self.option(audit, 'small'):g}",
             evidence=(_table(door),),
             module=door.name,
             location=audit.loop.locate(door.module) or audit.loop.locate("train_loader"),
@@ -131,14 +140,14 @@ class InputScale(Check):
     def _flat(self, audit: Audit, door: Door) -> Result:
         k = int(door.rms.argmax())
         return self.warned(
-            f"What {_named(door)} is given hardly varies: channel {k} has mean "
-            f"{float(door.mean[k]):.3g} and deviation {float(door.deviation[k]):.2g}.",
-            measured=f"{door.variation:.2%} of its size",
+            f"Inputs of {_named(door)} hardly vary: channel {k} has mean "
+            f"{float(door.mean[k]):.3g} and standard deviation {float(door.deviation[k]):.2g}.",
+            measured=f"varies by {door.variation:.2%} of its size",
             threshold=f"{self.option(audit, 'flat'):.0%}",
             evidence=(_table(door),),
             module=door.name,
             location=audit.loop.locate(door.module) or audit.loop.locate("train_loader"),
-            fix="x = (x - mean) / std  # of the train set as it is, and only once",
+            fix="x = (x - mean) / std  # once, with the mean and std of the training set as loaded",
         )
 
 
@@ -154,7 +163,7 @@ def _is_raw_picture(door: Door) -> bool:
 
 def _named(door: Door) -> str:
     kind = type(door.module).__name__
-    return f"the layer {door.name} ({kind})" if door.name else f"the {kind}"
+    return f"layer {door.name} ({kind})" if door.name else f"the {kind}"
 
 
 def _table(door: Door, most: int = 8) -> Table:
@@ -162,6 +171,6 @@ def _table(door: Door, most: int = 8) -> Table:
     mean, deviation, rms = door.mean, door.deviation, door.rms
     return Table(
         title=f"Inputs of {_named(door)} over {door.rows:,} vectors, largest channels first",
-        columns=("channel", "mean", "deviation", "root mean square"),
+        columns=("channel", "mean", "standard deviation", "RMS"),
         rows=tuple((float(k), float(mean[k]), float(deviation[k]), float(rms[k])) for k in worst),
     )
