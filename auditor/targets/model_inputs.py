@@ -232,8 +232,8 @@ class DefaultLoss:
         prediction = main_tensor(output)
         if prediction is None or not isinstance(target, Tensor):
             raise TargetError(
-                "no loss is given and none can be guessed for this output and target: "
-                "define loss_fn(output, target)"
+                "no loss is given and none can be guessed for this output and target: define "
+                "loss_fn(output, target)"
             )
         name, loss = self._choose(prediction, target)
         self.name = name

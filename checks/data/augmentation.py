@@ -86,9 +86,8 @@ class Augmentation(Check):
                 "No random transform is declared, and items are the same at every reading."
             )
         message = (
-            f"{', '.join(train.declared)} "
-            f"{'is' if len(train.declared) == 1 else 'are'} declared, but none of {train.rows} "
-            "training items differs when read a second time"
+            f"{', '.join(train.declared)} {'is' if len(train.declared) == 1 else 'are'} declared, "
+            f"but none of {train.rows} training items differs when read a second time"
         )
         if not train.called:
             return self.noted(f"{message}: no random transform is called.", evidence=evidence)

@@ -221,8 +221,8 @@ class ClassBalance(Check):
             return None  # it helps a little: the square root of the inverse shares, say
         return self.warned(
             f"With the class weights of the loss, class {heavy} ({int(rows[heavy]):,} training "
-            f"rows) counts {found.ratio:.1f} times as much as class {light} "
-            f"({int(rows[light]):,} rows): the weights do not balance the classes.",
+            f"rows) counts {found.ratio:.1f} times as much as class {light} ({int(rows[light]):,} "
+            "rows): the weights do not balance the classes.",
             measured=f"{found.ratio:.0f} to 1 with weights",
             threshold=f"{most:g} to 1",
             evidence=_table(counts),

@@ -58,16 +58,16 @@ class Duplicates(Check):
         if len(rows) < FEWEST or len(set(rows.inputs)) < 2:
             return self.skipped(f"Too few different rows to compare ({len(rows):,} read).")
         groups = _groups(rows)
-        torn = [group for group in groups if len(_labels(rows, group)) > 1]
-        rich = is_rich(rows, [i for group in torn or groups for i in group])
-        if torn:
-            return self._contradictions(audit, rows, torn, rich)
+        contradicting = [group for group in groups if len(_labels(rows, group)) > 1]
+        rich = is_rich(rows, [i for group in contradicting or groups for i in group])
+        if contradicting:
+            return self._contradictions(audit, rows, contradicting, rich)
         return self._copies(audit, rows, groups, rich)
 
     def _contradictions(
-        self, audit: Audit, rows: Rows, torn: list[list[int]], rich: bool
+        self, audit: Audit, rows: Rows, contradicting: list[list[int]], rich: bool
     ) -> Result:
-        count = sum(len(group) for group in torn)
+        count = sum(len(group) for group in contradicting)
         message = (
             f"{count:,} of {len(rows):,} training rows have the same input as another row but a "
             "different label"
@@ -75,15 +75,15 @@ class Duplicates(Check):
         if not rich:
             return self.noted(
                 f"{message}: usual for inputs with few possible values.",
-                evidence=_table(rows, torn),
+                evidence=_table(rows, contradicting),
             )
         if count < max(FEWEST, self.option(audit, "contradictions") * len(rows)):
-            return self.noted(f"{message}.", evidence=_table(rows, torn))
+            return self.noted(f"{message}.", evidence=_table(rows, contradicting))
         return self.warned(
             f"{message}: they cannot all be learnt.",
             measured=f"{count / len(rows):.1%} contradict another row",
             threshold=f"{self.option(audit, 'contradictions'):.0%}",
-            evidence=_table(rows, torn),
+            evidence=_table(rows, contradicting),
             location=audit.loop.locate("train_loader"),
             fix="rows = rows.drop_duplicates(subset=inputs)  # after looking at them",
         )

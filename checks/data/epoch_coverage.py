@@ -189,8 +189,8 @@ class EpochCoverage(Check):
 
     def _dropped(self, audit: Audit, found: Epochs, dropped: int, share: float) -> Result:
         message = (
-            f"An epoch leaves out {dropped:,} of {found.count:,} items ({share:.0%}), "
-            "different ones each time"
+            f"An epoch leaves out {dropped:,} of {found.count:,} items ({share:.0%}), different "
+            "ones each time"
         )
         if not is_of_torch(found.access.sampler) or share <= self.option(audit, "dropped"):
             return self.noted(f"{message}.", evidence=(_numbers(found),))

@@ -164,8 +164,8 @@ class Shuffling(Check):
         what = "classes" if targets.discrete else "targets"
         message = (
             f"The mix of {what} changes during the epoch: the total variation between its parts "
-            f"and the whole is {drift.observed:.2f}, {drift.mean:.2f} expected if shuffled "
-            f"(p < {stats.ALPHA:g})"
+            f"and the whole is {drift.observed:.2f}, {drift.mean:.2f} expected if shuffled (p < "
+            f"{stats.ALPHA:g})"
         )
         return Finding(
             "drift",

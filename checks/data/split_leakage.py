@@ -29,9 +29,11 @@ class SplitLeakage(Check):
         epoch, when both read one data set (they must have none in common, whatever augmentation
         does); the stored rows, when they read two data sets of one class; the items, inputs and
         targets together, when they do not change between accesses.
-        - Fails on shared row numbers. Contents can be equal by nature, so shared contents fail only
-          when at least `share` of the validation rows are shared beyond the rate of duplicates
-          within training, and dealing equal rows to both sides at random explains it with p < 1e-4.
+        - Fails when at least `share` of the validation rows are training rows by number; fewer
+          warn.
+        - Contents can be equal by nature, so shared contents fail only when at least `share` of the
+          validation rows are shared beyond the rate of duplicates within training, and dealing
+          equal rows to both sides at random explains it with p < 1e-4.
         - Warns on rows of few discrete values, and on rows of which the two sets may make different
           items.
         - Warns when as many rows are shared as random dealing explains, but these are copies of
@@ -59,62 +61,70 @@ class SplitLeakage(Check):
         if audit.loop.val_loader is audit.loop.train_loader:
             return self._no_held_out_rows(audit, "The validation loader is the training loader")
         found = audit.probe(SharedRows)
-        ways = [way for way in (found.by_number, found.by_store, found.by_content) if way]
-        if not ways:
+        overlaps = [
+            overlap for overlap in (found.by_number, found.by_store, found.by_content) if overlap
+        ]
+        if not overlaps:
             return self._unknown(found)
-        if max(way.val for way in ways) < FEWEST:
-            return self.inconclusive(f"Validation has only {ways[0].val} rows, too few to judge.")
-        for way in ways:
-            result = self._judged(audit, found, way)
+        if max(overlap.val for overlap in overlaps) < FEWEST:
+            return self.inconclusive(
+                f"Validation has only {overlaps[0].val} rows, too few to judge."
+            )
+        for overlap in overlaps:
+            result = self._judged(audit, found, overlap)
             if result is not None:
                 return result
         if found.windows >= self.option(audit, "windows"):
             return self._windows(audit, found)
-        return self._nothing_found(found, ways)
+        return self._nothing_found(found, overlaps)
 
-    def _judged(self, audit: Audit, found: Shared, way: Overlap) -> Result | None:
-        """Say what is wrong with ``way``; None when nothing is."""
-        if not way.shared:
+    def _judged(self, audit: Audit, found: Shared, overlap: Overlap) -> Result | None:
+        """Say what is wrong with ``overlap``; None when nothing is."""
+        if not overlap.shared:
             return None
-        if _is_toy(way):
+        if _is_toy(overlap):
             return self._no_held_out_rows(
-                audit, f"All {way.val} validation rows are also the training rows"
+                audit, f"All {overlap.val} validation rows are also the training rows"
             )
-        if way.significant and way.excess >= self.option(audit, "share"):
-            return self._leak(audit, found, way)
-        if way.by_number:
-            return self._leak(audit, found, way, slight=True)
+        if overlap.significant and overlap.excess >= self.option(audit, "share"):
+            return self._leak(audit, found, overlap)
+        if overlap.by_number:
+            return self._leak(audit, found, overlap, slight=True)
         copies = found.rich and not found.train.random
-        if copies and way.share >= self.option(audit, "copies"):
-            return self._copies(audit, way)
+        if copies and overlap.share >= self.option(audit, "copies"):
+            return self._copies(audit, overlap)
         return None
 
-    def _leak(self, audit: Audit, found: Shared, way: Overlap, *, slight: bool = False) -> Result:
-        may_fail = way.certain and not slight and (way.by_number or found.rich)
-        message = f"{way.shared:,} of {_rows(way.val)} validation rows are also training rows"
-        if not way.by_number:
+    def _leak(
+        self, audit: Audit, found: Shared, overlap: Overlap, *, slight: bool = False
+    ) -> Result:
+        may_fail = overlap.certain and not slight and (overlap.by_number or found.rich)
+        message = (
+            f"{overlap.shared:,} of {_rows(overlap.val)} validation rows are also training rows"
+        )
+        if not overlap.by_number:
             message += (
-                f"; among the {_rows(way.train)} training rows compared only {way.twins:.1%} have "
-                f"a duplicate (p = {way.p:.1g})"
+                f"; among the {_rows(overlap.train)} training rows compared only "
+                f"{overlap.twins:.1%} have a duplicate (p = {overlap.p:.1g})"
             )
         answer = self.failed if may_fail else self.warned
         return answer(
-            f"{message}{'' if may_fail or slight else _doubt(way)}.",
-            measured=f"{way.share:.1%} of validation rows shared",
+            f"{message}{'' if may_fail or slight else _doubt(overlap)}.",
+            measured=f"{overlap.share:.1%} of validation rows shared",
             threshold=f"{self.option(audit, 'share'):.0%} beyond the rate of duplicates",
-            evidence=_evidence(way),
+            evidence=_evidence(overlap),
             location=audit.loop.locate("val_loader"),
             fix=f"{_FIX}  # once, for both loaders",
         )
 
-    def _copies(self, audit: Audit, way: Overlap) -> Result:
+    def _copies(self, audit: Audit, overlap: Overlap) -> Result:
         return self.warned(
-            f"{way.shared:,} of {_rows(way.val)} validation rows are copies of training rows, and "
-            f"{way.twins:.0%} of the training rows have a duplicate too: rows were copied before "
-            "the split.",
-            measured=f"{way.share:.1%} of validation rows are copies",
+            f"{overlap.shared:,} of {_rows(overlap.val)} validation rows are copies of training "
+            f"rows, and {overlap.twins:.0%} of the training rows have a duplicate too: rows were "
+            "copied before the split.",
+            measured=f"{overlap.share:.1%} of validation rows are copies",
             threshold=f"{self.option(audit, 'copies'):.0%}",
-            evidence=_evidence(way),
+            evidence=_evidence(overlap),
             location=audit.loop.locate("val_loader"),
             fix="split first, then copy or oversample rows of the training part only",
         )
@@ -148,67 +158,68 @@ class SplitLeakage(Check):
             )
         return self.inconclusive("Not compared: the batches cannot be split into rows.")
 
-    def _nothing_found(self, found: Shared, ways: list[Overlap]) -> Result:
-        way = ways[0]
-        if way.by_number:
+    def _nothing_found(self, found: Shared, overlaps: list[Overlap]) -> Result:
+        overlap = overlaps[0]
+        if overlap.by_number:
             return self.passed(
-                f"None of the {_rows(way.val)} validation rows is among the {way.train:,} training "
-                "rows.",
-                evidence=_evidence(way),
+                f"None of the {_rows(overlap.val)} validation rows is among the {overlap.train:,} "
+                "training rows.",
+                evidence=_evidence(overlap),
             )
-        if not way.shared and not _has_power(found, way):
+        if not overlap.shared and not _has_power(found, overlap):
             return self.inconclusive(
-                f"None of {_rows(way.val)} validation rows is among the {way.train:,} training "
-                "rows read, which are too few to rule out a leak.",
-                evidence=_evidence(way),
+                f"None of {_rows(overlap.val)} validation rows is among the {overlap.train:,} "
+                "training rows read, which are too few to rule out a leak.",
+                evidence=_evidence(overlap),
             )
-        if not way.shared:
+        if not overlap.shared:
             return self.passed(
-                f"None of {_rows(way.val)} validation rows is among the {way.train:,} training "
-                "rows read.",
-                evidence=_evidence(way),
+                f"None of {_rows(overlap.val)} validation rows is among the {overlap.train:,} "
+                "training rows read.",
+                evidence=_evidence(overlap),
             )
-        if way.significant:
+        if overlap.significant:
             return self.noted(
-                f"{way.shared:,} of {_rows(way.val)} validation rows equal a training row: few, "
-                "but more than a random split explains.",
-                evidence=_evidence(way),
+                f"{overlap.shared:,} of {_rows(overlap.val)} validation rows equal a training row: "
+                "few, but more than a random split explains.",
+                evidence=_evidence(overlap),
             )
         return self.passed(
-            f"{way.shared:,} of {_rows(way.val)} validation rows equal a training row: no more "
-            f"than chance explains, as {way.twins:.1%} of the training rows have a duplicate.",
-            evidence=_evidence(way),
+            f"{overlap.shared:,} of {_rows(overlap.val)} validation rows equal a training row: no "
+            f"more than chance explains, as {overlap.twins:.1%} of the training rows have a "
+            "duplicate.",
+            evidence=_evidence(overlap),
         )
 
 
-def _is_toy(way: Overlap) -> bool:
+def _is_toy(overlap: Overlap) -> bool:
     """Whether all rows there are serve for both."""
-    return way.shared == way.val == way.train and way.train <= DEMONSTRATION
+    return overlap.shared == overlap.val == overlap.train and overlap.train <= DEMONSTRATION
 
 
-def _doubt(way: Overlap) -> str:
-    if not way.certain:
+def _doubt(overlap: Overlap) -> str:
+    if not overlap.certain:
         return "; the two data sets may make different items of the same row"
     return "; rows with few possible values can be equal by chance"
 
 
-def _has_power(found: Shared, way: Overlap) -> bool:
-    if way is not found.by_content or way.coverage >= 1:
+def _has_power(found: Shared, overlap: Overlap) -> bool:
+    if overlap is not found.by_content or overlap.coverage >= 1:
         return True
-    return 0.1 * way.val * way.coverage >= POWER
+    return 0.1 * overlap.val * overlap.coverage >= POWER
 
 
 def _rows(count: int) -> str:
     return f"{count:,}"
 
 
-def _evidence(way: Overlap) -> tuple[Evidence, ...]:
+def _evidence(overlap: Overlap) -> tuple[Evidence, ...]:
     values: dict[str, float | str] = {
-        "training rows compared": float(way.train),
-        "validation rows compared": float(way.val),
-        "validation rows among the training rows": float(way.shared),
+        "training rows compared": float(overlap.train),
+        "validation rows compared": float(overlap.val),
+        "validation rows among the training rows": float(overlap.shared),
     }
-    if not way.by_number:
-        values["share of training rows with a duplicate"] = way.twins
-        values["p value of a random split"] = way.p
+    if not overlap.by_number:
+        values["share of training rows with a duplicate"] = overlap.twins
+        values["p value of a random split"] = overlap.p
     return (Numbers(title="Rows in both sets", values=values),)

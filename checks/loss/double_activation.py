@@ -142,8 +142,8 @@ def _cross_entropy(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     elif producer == "Sigmoid":
         classes = _class_dim(calls[0], 1)
         yield Fault(
-            "cross_entropy gets sigmoid outputs (0 to 1) instead of logits: with "
-            f"{classes} classes it cannot fall below {floor_of(classes):.4g}.",
+            f"cross_entropy gets sigmoid outputs (0 to 1) instead of logits: with {classes} "
+            f"classes it cannot fall below {floor_of(classes):.4g}.",
             "Remove the sigmoid before cross_entropy: it expects logits.",
         )
     elif producer == "LogSoftmax" and _over_the_rows(calls, 1):

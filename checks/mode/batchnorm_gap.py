@@ -127,8 +127,8 @@ class BatchnormGap(Check):
                 )
             if problem:
                 return self.warned(
-                    f"With momentum {momentum:g}, the running statistics of "
-                    f"{name or 'the model'} {problem}.",
+                    f"With momentum {momentum:g}, the running statistics of {name or 'the model'} "
+                    f"{problem}.",
                     measured=f"momentum={momentum:g}",
                     threshold="0 < momentum < 0.9, settled within ten epochs",
                     module=name,

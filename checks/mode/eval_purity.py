@@ -123,8 +123,8 @@ class EvalPurity(Check):
         if statistics:
             return self.failed(
                 "A forward pass in eval mode changes "
-                f"{count(len(statistics), 'running statistic')} "
-                f"({statistics[0]} first): validation data become part of the model.",
+                f"{count(len(statistics), 'running statistic')} ({statistics[0]} first): "
+                "validation data become part of the model.",
                 measured=f"{count(len(statistics), 'running statistic')} changed",
                 fix="update them only if self.training, and register the module so that eval() "
                 "reaches it",
