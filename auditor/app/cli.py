@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
+import textwrap
 import webbrowser
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -378,7 +380,7 @@ def _explained(found: Any) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    {line.strip()}" if line.strip() else "" for line in text.splitlines())
+    return textwrap.indent(inspect.cleandoc(text), "    ")
 
 
 @main.command("target")

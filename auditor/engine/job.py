@@ -24,8 +24,8 @@ class Job(Model):
         arguments: what follows ``--`` on the command line.
         form: how to take the file, None to tell from its text.
         remaining: codes still to ask, None for all that the settings select.
-        known_fatal: probes and stages during which an earlier child died, with the reason. They are not
-            tried again.
+        known_fatal: probes and stages during which an earlier child died, with the reason. They are
+            not tried again.
         elapsed: seconds that earlier children used of the budget.
         inspect: only say what the target is.
         battery: only say which checks the settings select; there is no target.

@@ -58,9 +58,9 @@ def sequence_of(reading: Reading, targets: Targets | None) -> str:
     if inputs is None or len(inputs) < 16:
         return ""
     if _overlap(inputs):
-        return "each input repeats most of the one before it"
+        return "consecutive inputs overlap"
     if targets is None or len(targets.values) < len(inputs):
-        return "each input is close to the one before it" if _close(inputs, None) else ""
+        return "consecutive inputs are almost equal" if _close(inputs, None) else ""
     values = targets.values[: len(inputs)]
     if targets.discrete:
         changing = len(np.unique(values)) > 1
@@ -71,7 +71,7 @@ def sequence_of(reading: Reading, targets: Targets | None) -> str:
         persistent = stats.lag_one(values).observed > 0.5 and not rising
         close = _close(inputs, None)
     alike = persistent and close
-    return "each input and target is close to the one before it" if alike else ""
+    return "consecutive inputs and targets are almost equal" if alike else ""
 
 
 def _overlap(inputs: NDArray[Any]) -> bool:

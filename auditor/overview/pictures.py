@@ -167,7 +167,7 @@ def _dtype(tensor: Tensor) -> str:
 def _statistics(fed: ModelInputs) -> Table:
     """Minimum, maximum, mean and sd of every tensor: the numbers to look at before any picture."""
     rows = []
-    for role, part in (("input", fed.inputs), ("target", fed.target)):
+    for role, part in (*fed.named_inputs(), ("target", fed.target)):
         for path, tensor in batches.tensors(part):
             values = _real(tensor)
             if values.numel():
@@ -195,22 +195,25 @@ def _real(tensor: Tensor) -> Tensor:
 
 def _inputs_pictured(loop: Loop, fed: ModelInputs) -> Iterator[Evidence]:
     labels = _captions(fed.target)
-    for path, tensor in batches.tensors(fed.inputs):
+    named = (
+        (f"{role}{path}", tensor)
+        for role, part in fed.named_inputs()
+        for path, tensor in batches.tensors(part)
+    )
+    for name, tensor in named:
         # A bag of rows with one label is no row with a label.
         captions = labels if tensor.ndim and len(labels) == len(tensor) else []
         if is_picture(tensor):
-            yield _as_images(tensor, captions, f"Input{path} as pictures")
+            yield _as_images(tensor, captions, f"{name} as pictures")
         elif tensor.ndim == 2 and tensor.is_floating_point():
-            yield _as_table(tensor, captions, f"Input{path} as a table")
+            yield _as_table(tensor, captions, f"{name} as a table")
             if min(tensor.shape) > 3:
-                yield _as_heat_map(tensor, f"Input{path} as a heat map")
+                yield _as_heat_map(tensor, f"{name} as a heat map")
         elif tensor.ndim == 2:
-            yield _as_ids(tensor, captions, f"Input{path} as ids", decoder(loop, tensor))
+            yield _as_ids(tensor, captions, f"{name} as ids", decoder(loop, tensor))
         elif tensor.ndim == 3 and tensor.is_floating_point():
-            yield _as_series(tensor, captions, f"Input{path} as series")
-            yield _as_images(
-                tensor.unsqueeze(1), captions, f"Input{path} as pictures, a row a step"
-            )
+            yield _as_series(tensor, captions, f"{name} as series")
+            yield _as_images(tensor.unsqueeze(1), captions, f"{name} as pictures, a row a step")
 
 
 def _captions(target: Any) -> list[str]:

@@ -187,11 +187,11 @@ class Coverage(Probe[Epochs | Streams | Unknown]):
         if access is not None:
             return _epochs(audit, access)
         if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, IterableDataset):
-            return Unknown("the loader has no index that tells which items it asks for", True)
+            return Unknown("the loader has no index that shows which items it requests", True)
         if type(loader).__iter__ is not DataLoader.__iter__:
-            return Unknown("the loader reads its stream in a way of its own", True)
+            return Unknown("the loader reads its stream with code of its own", True)
         if loader.num_workers < 2:
-            return Unknown("a stream that one process reads is by definition all there is")
+            return Unknown("a stream read by one process is complete by definition")
         try:
             return _streams(audit, loader)
         except UserCodeError as error:

@@ -1,4 +1,4 @@
-"""The network's door: what its first layers of weights are given in real training steps.
+"""What the first layers with weights are given in real training steps.
 
 A layer is a first one if no parameter had a hand in its input. Scaling that the network does
 itself, in `forward` or by a normalisation without parameters, has then been done.
@@ -44,7 +44,7 @@ _NORMS = (
 
 
 @dataclass
-class Door:
+class FirstLayer:
     """What one first layer was given, by channel (features of a dense layer).
 
     Attributes:
@@ -115,19 +115,19 @@ class Inputs:
     """What came in.
 
     Attributes:
-        doors: the first layers, in the order in which they were reached.
+        layers: the first layers, in the order in which they were reached.
         rows: rows of the batches of all whole steps.
         constant: the model was called, and every row in every call was the same.
         targets_vary: the targets were not.
     """
 
-    doors: tuple[Door, ...]
+    layers: tuple[FirstLayer, ...]
     rows: int
     constant: bool
     targets_vary: bool
 
 
-class DoorInputs(Probe[Inputs]):
+class FirstLayerInputs(Probe[Inputs]):
     """Statistics of the first layers' inputs over a few training steps."""
 
     def measure(self, audit: Audit) -> Inputs:
@@ -147,8 +147,8 @@ class DoorInputs(Probe[Inputs]):
         for batch in read:
             for _, tensor in batches.tensors((taken_apart(audit.loop, batch).target,)):
                 targets.add(tensor)
-        doors = tuple(door for door in watch.doors.values() if door.rows)
-        return Inputs(doors, watch.rows, watch.inputs.constant, targets.vary)
+        layers = tuple(layer for layer in watch.layers.values() if layer.rows)
+        return Inputs(layers, watch.rows, watch.inputs.constant, targets.vary)
 
 
 def _read(audit: Audit) -> list[Any]:
@@ -173,7 +173,7 @@ def _watched(audit: Audit, read: list[Any], *, thaw: bool) -> _Watch:
                 with watch.on(loop.models, thaw=thaw):
                     loop.step(batch)
             except UserCodeError:
-                if not watch.doors:
+                if not watch.layers:
                     raise
                 return watch  # what went in was seen all the same
             watch.rows += max(batches.size(batch), 1)
@@ -208,13 +208,13 @@ class _Variety:
 
 
 class _Watch:
-    """Notes down what goes in through the doors."""
+    """Records what the first layers are given."""
 
     def __init__(self) -> None:
-        self.doors: dict[nn.Module, Door] = {}
+        self.layers: dict[nn.Module, FirstLayer] = {}
         self.inputs = _Variety()
         self.rows = 0
-        self._outputs: dict[int, Door] = {}
+        self._outputs: dict[int, FirstLayer] = {}
         self._kept: list[Any] = []
         self._untracked = False
 
@@ -251,10 +251,10 @@ class _Watch:
             return
         if not value.is_floating_point() or value.ndim == 0:
             return
-        door = self.doors.setdefault(module, Door(name, module))
-        door.add(_by_channel(module, value))
+        layer = self.layers.setdefault(module, FirstLayer(name, module))
+        layer.add(_by_channel(module, value))
         for _, tensor in batches.tensors(output):
-            self._outputs[tensor.data_ptr()] = door
+            self._outputs[tensor.data_ptr()] = layer
             self._kept.append(tensor)  # so that its address is not used again
 
     def _norm(self, module: nn.Module, args: Any) -> None:

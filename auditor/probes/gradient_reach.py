@@ -228,14 +228,14 @@ class _Intent:
         if not inside & self._seen.in_train_mode:
             return "it is in eval mode during training"
         if self._is_copy(block):
-            return "its weights are those of another part, as in a target network"
+            return "its weights equal those of another part, as in a target network"
         if self._audit.loop.lacks(Needs.FRESH_RUN):
             without = not inside & self._seen.under_gradient
-            return "it is called with gradients switched off" if without else ""
+            return "it is called without gradients" if without else ""
         drawn = self._drawn_at_random
         own = [drawn[name] for name in block.parameters if name in drawn]
         if own and not any(own) and any(drawn.values()):
-            return "its weights are loaded, those of the rest are drawn at random"
+            return "its weights are loaded while the rest is randomly initialised"
         return ""
 
     def _is_copy(self, block: Block) -> bool:

@@ -95,9 +95,9 @@ def signal_of(rows: Rows) -> Signal | None:
     for name, values in _views([each for each in inputs if each is not None]):
         if values.shape[1] == 0:
             return None  # all rows are the same
-        z[f"neighbours in {name}"] = stats.association(neighbours(values), products).z
+        z[f"nearest neighbours on {name}"] = stats.association(neighbours(values), products).z
         if max(z.values()) < CLEAR:
-            z[f"linear in {name}"] = stats.association(linear(values), products).z
+            z[f"ridge regression on {name}"] = stats.association(linear(values), products).z
         if max(z.values()) >= CLEAR:
             break
     smooth = len(inputs) == 1 and _is_smooth(inputs[0])
@@ -146,15 +146,15 @@ def _views(inputs: list[Tensor]) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield ways to lay out the inputs in which likeness may show: (rows, columns) each."""
     raw = [_thinned(values.double().nan_to_num().reshape(len(values), -1)) for values in inputs]
     table = _standardised(torch.cat(raw, 1))
-    yield "the inputs", table
+    yield "raw inputs", table
     words = [v for v in inputs if not v.is_floating_point() and v.ndim == 2]
     if words:
-        yield "their words", _standardised(torch.cat([_bags(v) for v in words], 1))
+        yield "word counts", _standardised(torch.cat([_bags(v) for v in words], 1))
     waves = [v for v in inputs if v.is_floating_point() and v.ndim > 1 and v.shape[-1] >= 8]
     if waves:
         spectra = [_thinned(_spectrum(values.double().nan_to_num())) for values in waves]
-        yield "their spectrum", _standardised(torch.cat(spectra, 1))
-    yield "their ranks", _ranked(table)
+        yield "the spectrum", _standardised(torch.cat(spectra, 1))
+    yield "ranks", _ranked(table)
 
 
 def _thinned(flat: Tensor) -> Tensor:

@@ -110,11 +110,11 @@ class PaddingContrast(Probe[Leak | NoPadding]):
         """
         found, widths = _padded_batch(audit)
         if found is None:
-            return NoPadding("no padding that a mask, lengths or a padding_idx tells of was found")
+            return NoPadding("no padding marked by a mask, by lengths or by padding_idx was found")
         batch, padding = found
         chosen = _shorter_rows(padding)
         if chosen is None:
-            return NoPadding("the sequences of a batch are too alike in length to compare", True)
+            return NoPadding("the sequences of a batch are too similar in length to compare", True)
         rows, length = chosen
         try:
             wide = batches.rows(batch, rows.tolist())
@@ -122,7 +122,7 @@ class PaddingContrast(Probe[Leak | NoPadding]):
             return NoPadding(str(error), True)
         narrow = _trimmed(wide, padding.valid.shape[1], length)
         if narrow is None:
-            return NoPadding("a field of the batch holds content where another is padded", True)
+            return NoPadding("one field of the batch has content where another is padded", True)
         return _compare(audit, found, rows, (wide, narrow), dynamic=len(widths) > 1)
 
 
@@ -302,7 +302,7 @@ def _measured(loop: Loop, wide: Any, narrow: Any, valid: Tensor) -> _Measured | 
     try:
         first, second, third = loop.forward(wide), loop.forward(wide), loop.forward(narrow)
     except UserCodeError as error:
-        return f"the model cannot be run on such rows alone: {error}"
+        return f"the model cannot run on the shorter sequences alone: {error}"
     one, again, other = (main_tensor(each.output) for each in (first, second, third))
     units, moved = 0, None
     if one is not None and again is not None and other is not None:

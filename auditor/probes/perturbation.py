@@ -340,7 +340,7 @@ class Layout:
     certain: bool
 
 
-_GRAPH = "the model is given a graph, whose nodes depend on each other"
+_GRAPH = "the model gets a graph, whose nodes depend on each other"
 
 
 def layout_of(loop: Loop, call: Call) -> Layout | str:
@@ -362,15 +362,15 @@ def layout_of(loop: Loop, call: Call) -> Layout | str:
     count = size if stacked or not loader.batch_size else loader.batch_size
     dims = [dim for dim in (0, 1) if first.ndim > dim and first.shape[dim] == count]
     if not dims:
-        return "the inputs of the model have no dimension of the size of the batch"
+        return "the inputs of the model have no batch dimension"
     return Layout(dims[0], count, stacked or len(dims) == 1)
 
 
 def _inseparable(inputs: Inputs, tensors: list[Tensor]) -> str:
     if not tensors:
-        return "the model is given no tensor with a batch dimension"
+        return "the model gets no tensor with a batch dimension"
     if any(t.layout is not torch.strided for t in tensors) or _opaque(inputs):
-        return "the model is given objects whose samples cannot be taken apart"
+        return "the model gets objects that cannot be split into samples"
     if any(_is_edge_list(t) for t in tensors):
         return _GRAPH
     return ""

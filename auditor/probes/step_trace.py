@@ -13,9 +13,7 @@ from nnaudit.probes.first_steps import FirstSteps
 STEPS = 4
 """Enough to see what every step does alike."""
 
-ZEROED = (
-    "Gradients are zeroed between backward and the step (STEP102): none is left to be looked at."
-)
+ZEROED = "Not measured: gradients are zeroed between backward and the step (see STEP102)."
 """What checks of gradients at the step have to say then."""
 
 

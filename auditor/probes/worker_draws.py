@@ -113,15 +113,13 @@ class WorkerDraws(Probe[Draws | NoDraws]):
         if not getattr(loader, "num_workers", 0):
             return NoDraws("the loader has no workers: one process draws all random numbers")
         if access is None:
-            return NoDraws(
-                "the loader has no index, so two workers cannot be asked for the same items"
-            )
+            return NoDraws("the loader has no index, so two workers cannot read the same items")
         batch = _first_items(access)
         with preserved(audit.loop.subjects):
             # A data set may make its generator on first use, which is to be in the worker.
             fixed = _certainly_fixed(access, batch)
         if fixed:
-            return NoDraws("the items are the same every time they are read: nothing is random")
+            return NoDraws("items are the same at every reading: nothing is random")
         try:
             epochs = tuple(_epoch(audit, access, batch) for _ in range(2))
         except UserCodeError as error:

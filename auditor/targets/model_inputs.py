@@ -7,7 +7,7 @@ Settled once per target, from the structure of the first batch and the signature
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,12 @@ class ModelInputs:
     def inputs(self) -> tuple[Any, ...]:
         """Everything the model is given."""
         return (*self.args, *self.kwargs.values())
+
+    def named_inputs(self) -> Iterator[tuple[str, Any]]:
+        """Yield what the model is given by name: its keyword, else ``input`` (``input[1]``)."""
+        for i, value in enumerate(self.args):
+            yield (f"input[{i}]" if len(self.args) > 1 else "input"), value
+        yield from self.kwargs.items()
 
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
@@ -226,8 +232,8 @@ class DefaultLoss:
         prediction = main_tensor(output)
         if prediction is None or not isinstance(target, Tensor):
             raise TargetError(
-                "no loss is given and none can be guessed for this output and target: "
-                "define loss_fn(output, target)"
+                "no loss is given and none can be guessed for this output and target: define "
+                "loss_fn(output, target)"
             )
         name, loss = self._choose(prediction, target)
         self.name = name

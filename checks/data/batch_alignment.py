@@ -25,19 +25,20 @@ class BatchAlignment(Check):
         images and 32 labels: the run ends there, perhaps hours in, or pairs what does not belong
         together. A `__getitem__` that forgets its index gives the same item for all of them, and
         the network learns one example.
-    How: Batches of torch's own collate function agree by construction; of others the first 64 and
-        the last are read and the lengths of their fields compared. Null hypothesis: a difference is
-        meant, as in packed, ragged and graph batches. It fails only when the training step raises
-        on such a batch and not on the same batch cut to the shortest field: an exact test. Then 16
-        items from all over the epoch are looked up. It fails when the model is given the same
-        input for all of them while their targets differ, or when all are equal and the data set
-        holds different entries; with nothing behind them it warns, for one example may be all
-        there is. And it fails when the collate function, given the same
-        items in another order, returns one field as before and another in the items' order: the
-        first was sorted, by length perhaps, and the second was not. A batch that holds the
-        permutation itself, for the model to undo it, is left alone.
-    Fix: Drop both or none: `items = [item for item in items if item is not None]` before the
-        fields are taken apart, and sort there too; `return self.images[i], self.labels[i]`.
+    How: Compares the lengths of a batch's fields, and looks up 16 items from across the epoch.
+        Every failure is an exact test.
+        - Lengths: the first 64 batches and the last are read, unless torch's own collate function
+          made them (their fields agree by construction). Unequal lengths fail only when the
+          training step raises on such a batch and runs on the same batch cut to the shortest field;
+          packed, ragged and graph batches have unequal lengths by design.
+        - Identical items: it fails when the model gets the same input for all items while their
+          targets differ, or when all items are equal and the data set stores different ones. If
+          nothing shows that other items exist, it warns.
+        - Order: it fails when the collate function, given the same items in another order, sorts
+          one field and leaves another in the items' order. A batch that holds the permutation
+          itself, for the model to undo, is left alone.
+    Fix: Drop both or none: `items = [item for item in items if item is not None]` before the fields
+        are taken apart, and sort there too; `return self.images[i], self.labels[i]`.
     References: PyTorch documentation, torch.utils.data ("Working with collate_fn"). Sculley et
         al., Hidden Technical Debt in Machine Learning Systems (2015).
     """
@@ -62,38 +63,39 @@ class BatchAlignment(Check):
             "threshold": "different items",
         }
         if lookup.different == 1:
-            message = f"The {count} items that were looked up, all over the epoch, are the same"
+            message = f"All {count} items read from across the epoch are identical"
             if lookup.stored > 1:
                 return self.failed(
-                    f"{message}, though the data set holds different ones.",
-                    fix="return self.items[i]  # i is the index",
-                    measured="1 item",
+                    f"{message}, although the data set stores different ones: __getitem__ ignores "
+                    "its index.",
+                    fix="return self.items[i]  # use the index i",
+                    measured="1 different item",
                     **details,
                 )
             return self.warned(
-                f"{message}: the network is shown one example.",
-                fix="return self.items[i]  # or a data set of length 1, if it is meant",
-                measured="1 item",
+                f"{message}: the network sees a single example.",
+                fix="return self.items[i]  # use the index i, or set the length to 1",
+                measured="1 different item",
                 **details,
             )
         if lookup.apart is not None:
             return self._apart(audit, *lookup.apart)
         if _same_input(audit, lookup):
             return self.failed(
-                f"The {count} items that were looked up have the same input, while their targets "
-                "differ.",
-                fix="return self.inputs[i], self.targets[i]  # i in both",
-                measured="1 input",
+                f"All {count} items read from across the epoch have the same input but different "
+                "targets.",
+                fix="return self.inputs[i], self.targets[i]  # use i in both",
+                measured="1 different input",
                 **details,
             )
         return None
 
     def _apart(self, audit: Audit, sorted_field: str, kept: str) -> Result:
         return self.failed(
-            f"The collate function sorts batch{sorted_field} and leaves batch{kept} in the order "
-            "of the items, so rows that do not belong together meet.",
+            f"The collate function sorts batch{sorted_field} but leaves batch{kept} in the "
+            "original order, so fields of different items are paired.",
             measured="one field sorted, another not",
-            threshold="all fields in one order",
+            threshold="all fields in the same order",
             location=audit.loop.locate(getattr(audit.loop.train_loader, "collate_fn", None))
             or audit.loop.locate("train_loader"),
             fix="items.sort(key=lambda item: len(item[0]))  # whole items, not one field",
@@ -101,22 +103,26 @@ class BatchAlignment(Check):
 
     def _lengths(self, audit: Audit, fields: Fields) -> Result:
         if fields.stacked:
-            return self.passed("torch stacks whole items, so the fields of a batch agree.")
+            return self.passed(
+                "torch's collate function stacks whole items, so all fields have the same length."
+            )
         if not fields.odd:
             return self.passed(
-                f"All fields have as many rows as each other (batches read: {fields.read})."
+                f"All fields of a batch have the same number of rows (batches read: {fields.read})."
             )
         batch, lengths = fields.odd[0]
-        said = ", ".join(f"batch{name} {rows}" for name, rows in lengths.items())
+        said = ", ".join(f"batch{name}: {rows} rows" for name, rows in lengths.items())
         start = f"The fields of a batch differ in length ({said})"
         harm = _harm(audit, batch)
         if not harm:
             if fields.usually_agree:
-                return self.noted(f"{start}, which others do not, and the training step copes.")
-            return self.passed(f"{start}, and the training step takes them as they are.")
+                return self.noted(
+                    f"{start}, unlike in other batches; the training step runs on it all the same."
+                )
+            return self.passed(f"{start}, and the training step accepts them.")
         if _harm(audit, cut(batch, min(lengths.values()))):
             return self.inconclusive(
-                f"{start}, but the training step also fails with the fields cut to one length."
+                f"{start}, but the training step also fails with all fields cut to the same length."
             )
         table = Table(
             title="Rows of each field",
@@ -124,13 +130,14 @@ class BatchAlignment(Check):
             rows=tuple((f"batch{name}", float(rows)) for name, rows in lengths.items()),
         )
         return self.failed(
-            f"{start}: {harm}, and not with the fields cut to one length.",
+            f"{start}: {harm}; with all fields cut to the same length it runs.",
             measured=said,
             threshold="equal lengths",
             evidence=(table,),
             location=audit.loop.locate(getattr(audit.loop.train_loader, "collate_fn", None))
             or audit.loop.locate("train_loader"),
-            fix="items = [item for item in items if item is not None]  # then take apart",
+            fix="items = [item for item in items if item is not None]  # before splitting into "
+            "fields",
         )
 
 

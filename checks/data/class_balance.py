@@ -108,22 +108,24 @@ class Weighed:
 class ClassBalance(Check):
     """Does every class occur in training, and often enough?
 
-    Why: A class without training rows is never predicted, and one of rare rows hardly: at 1 in 100
-        a network that ignores the input is right in 99 cases, and the accuracy looks excellent.
-    How: Counts the classes among the training rows, when the loss is one of classes: all rows of a
-        data set in memory, else 4,096 drawn at random. Under the null hypothesis that training and
-        validation rows come from one distribution, a class of which 20 training rows are expected,
-        by its share of validation, is absent with a probability of 2e-9: that fails, when besides
-        p < 1e-4 by dealing the rows at random. (Only classes that the network has an output for
-        count: the new faces that a recogniser is validated on have none.) Without validation the
-        20 are expected of equal classes: a gap in the numbers warns, unused outputs at either end
-        are noted. A class more than 10 times rarer than another warns (p < 1e-4 against a ratio of
-        10), unless the program says that it knows:
-        weights of the loss, a weighted or own sampler, a loss of its own like the focal loss. Rows
-        times weights of the loss are counted too: where they are 10 times as uneven (p < 1e-4),
-        and more uneven than the rows or the other way round, the weights warn: they are the
-        shares and not their inverse, in another order, or applied twice. Pixels, words and
-        several labels per row are rare by nature: noted.
+    Why: A class without training rows is never predicted, and a rare one hardly ever: at 1 in 100,
+        a network that ignores its input is right in 99% of cases, and the accuracy looks excellent.
+    How: Counts the classes among the training rows when the loss is a classification loss: all rows
+        of a data set in memory, else 4,096 drawn at random.
+        - Missing class: fails when validation has a class that training lacks, although at least
+          `expected` training rows of it are expected from its share of validation (with 20
+          expected, chance gives none with probability 2e-9), and a random split explains it with
+          p < 1e-4. Only classes that the network has an output for count: the new faces on which a
+          recogniser is validated have none.
+        - Unused output: without validation, `expected` is compared with equal classes; a gap in the
+          class numbers warns, unused outputs at either end are noted.
+        - Rare class: warns when a class is more than `imbalance` times rarer than another
+          (p < 1e-4), unless the program handles it: class weights, a sampler of its own, a loss
+          such as the focal loss.
+        - Class weights: warns when rows times class weights are more uneven than `imbalance`
+          (p < 1e-4), and more uneven than the rows or reversed: the weights are the shares instead
+          of their inverse, in another order, or applied twice.
+        - Pixels, tokens and several labels per row are rare by nature: noted.
     Fix: Look at how the rows were chosen; `train_test_split(..., stratify=y)`. Report
         `f1_score(..., average="macro")`, balanced accuracy, or IoU for masks, beside accuracy;
         weigh the loss, `nn.CrossEntropyLoss(weight=...)`, or draw with `WeightedRandomSampler`.
@@ -143,7 +145,7 @@ class ClassBalance(Check):
         first = audit.probe(FirstSteps)
         main = _of_classes(first)
         if main is None:
-            return self.skipped("No loss of classes compares the output with the targets.")
+            return self.skipped("No classification loss compares the output with the targets.")
         train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
         counts = _counted(first, main, train, val)
         if counts is None or counts.train.sum() == 0:
@@ -165,13 +167,13 @@ class ClassBalance(Check):
             told = _named(unseen).capitalize()
             message = (
                 f"{told} {'has' if len(unseen) == 1 else 'have'} {int(val[unseen].sum()):,} of "
-                f"{int(val.sum()):,} validation rows and none of {int(counts.train.sum()):,} "
+                f"{int(val.sum()):,} validation rows but none of {int(counts.train.sum()):,} "
                 "training rows"
             )
             return self.failed(
-                f"{message}.",
+                f"{message}: the network cannot learn {'it' if len(unseen) == 1 else 'them'}.",
                 measured="0 training rows",
-                threshold=f"{expected:g} expected by its share of validation",
+                threshold=f"{expected:g} rows expected from the share of validation",
                 evidence=_table(counts),
                 location=audit.loop.locate("train_loader"),
                 fix="train, val = train_test_split(rows, stratify=y)",
@@ -188,17 +190,17 @@ class ClassBalance(Check):
             return None  # rare, not missing
         inner = absent[(absent > present[0]) & (absent < present[-1])]
         message = (
-            f"The network has an output for {_named(absent)}, but no row of that class is among "
-            f"the {total:,} training rows read"
+            f"The network has an output for {_named(absent)}, but none of the {total:,} training "
+            f"rows read is of {'this class' if len(absent) == 1 else 'these classes'}"
         )
         if len(inner) and len(inner) <= len(present):
             return self.warned(
-                f"{message}, where {total / classes:.0f} of each would be expected.",
+                f"{message} (about {total / classes:.0f} expected if classes were equally common).",
                 measured="0 rows",
-                threshold=f"{expected:g} expected",
+                threshold=f"{expected:g} rows expected",
                 evidence=_table(counts),
                 location=audit.loop.locate("train_loader"),
-                fix="print(numpy.bincount(labels))  # are these rows lost on the way?",
+                fix="print(numpy.bincount(labels))  # find out where these rows are lost",
             )
         if counts.ratio > self.option(audit, "imbalance"):
             return None  # that matters more
@@ -218,9 +220,9 @@ class ClassBalance(Check):
         if rows[heavy] > rows[light] and found.ratio <= counts.ratio:
             return None  # it helps a little: the square root of the inverse shares, say
         return self.warned(
-            f"Class {heavy} has {int(rows[heavy]):,} training rows, class {light} has "
-            f"{int(rows[light]):,}; with the weights of the loss the first counts "
-            f"{found.ratio:.1f} times as much as the second.",
+            f"With the class weights of the loss, class {heavy} ({int(rows[heavy]):,} training "
+            f"rows) counts {found.ratio:.1f} times as much as class {light} ({int(rows[light]):,} "
+            "rows): the weights do not balance the classes.",
             measured=f"{found.ratio:.0f} to 1 with weights",
             threshold=f"{most:g} to 1",
             evidence=_table(counts),
@@ -232,13 +234,13 @@ class ClassBalance(Check):
     def _rare(self, audit: Audit, counts: Counts, declared: str) -> Result:
         most = self.option(audit, "imbalance")
         present = np.flatnonzero(counts.train)
-        unit = "pixels or words" if counts.dense else "training rows"
+        unit = "pixels or tokens" if counts.dense else "training rows"
         if len(present) < 2:
-            return self.skipped(f"All {int(counts.train.sum()):,} {unit} are of one class.")
+            return self.skipped(f"All {int(counts.train.sum()):,} {unit} belong to one class.")
         message = (
-            f"Class {counts.rarest} has {int(counts.train[counts.rarest]):,} {unit} where class "
-            f"{counts.commonest} has {int(counts.train[counts.commonest]):,}, "
-            f"{counts.ratio:.1f} times as many"
+            f"The rarest class ({counts.rarest}) has {int(counts.train[counts.rarest]):,} {unit}, "
+            f"the commonest ({counts.commonest}) {int(counts.train[counts.commonest]):,}: a ratio "
+            f"of {counts.ratio:.1f} to 1"
         )
         if counts.ratio <= most or counts.p_within(most) >= stats.ALPHA:
             return self.passed(f"{message}.", evidence=_table(counts))
@@ -246,10 +248,10 @@ class ClassBalance(Check):
             return self.passed(f"{message}, and the program {declared}.", evidence=_table(counts))
         if counts.dense:
             return self.noted(
-                f"{message}: beside accuracy report IoU or F1 per class.", evidence=_table(counts)
+                f"{message}. Report IoU or F1 per class besides accuracy.", evidence=_table(counts)
             )
         return self.warned(
-            f"{message}: accuracy says little about the rare class, report macro F1 or balanced "
+            f"{message}. Accuracy says little about the rare class: report macro F1 or balanced "
             "accuracy.",
             measured=f"{counts.ratio:.0f} to 1",
             threshold=f"{most:g} to 1",
@@ -342,10 +344,10 @@ def _declared(audit: Audit, main: MainLoss) -> str:
     call = main.calls[0]
     for name in ("weight", "pos_weight"):
         if isinstance(call.arguments.get(name), Tensor):
-            return "weighs its loss"
+            return "weights its loss by class"
     if call.reduction == "none" and (not main.whole or abs(main.factor - 1) > 0.02):
-        return "weighs its losses row by row"
-    return "chooses its rows with a sampler of its own" if _samples(audit) else ""
+        return "weights its loss row by row"
+    return "draws its rows with a sampler of its own" if _samples(audit) else ""
 
 
 def _samples(audit: Audit) -> bool:

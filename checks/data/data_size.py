@@ -17,12 +17,11 @@ class DataSize(Check):
     """Are there enough training rows for the classes and the parameters?
 
     Why: A network with a hundred times more weights than there are values to learn can store them
-        all. That works, and is usual, but only with what keeps it from doing so: augmentation,
-        weight decay, early stopping, pretrained weights. A class of a few rows is not learnt, it
-        is memorised.
-    How: Counts the training rows, the rows of the rarest class, and the trainable parameters.
-        Notes fewer than 50 rows of a class, or more than 100 parameters per row: rules of thumb,
-        which tell where to look and decide nothing.
+        all. That works, and is usual, but only together with augmentation, weight decay, early
+        stopping or pretrained weights. A class of a few rows is not learnt, it is memorised.
+    How: Counts the training rows, the rows of the rarest class, and the trainable parameters. Notes
+        fewer than `rows_per_class` rows of a class, or more than `parameters_per_row` parameters
+        per row. Both are rules of thumb, which tell where to look and decide nothing.
     Fix: More rows, augmentation, pretrained weights, weight decay, or a smaller network.
     References: Zhang et al., Understanding Deep Learning Requires Rethinking Generalization (2017).
         Figueroa et al., Predicting Sample Size Required for Classification Performance (2012).
@@ -39,19 +38,22 @@ class DataSize(Check):
         """Count."""
         rows = audit.probe(TrainRows).rows
         if rows.total is None:
-            return self.skipped("The training set is a stream, and has no size.")
+            return self.skipped(
+                "The number of training rows is unknown: no data set with a length was found."
+            )
         parameters = sum(p.numel() for p in audit.loop.model.parameters() if p.requires_grad)
         rarest = _rarest(rows)
         each = parameters / max(rows.total, 1)
         message = f"{rows.total:,} training rows for {parameters:,} trainable parameters"
         if rarest is not None:
-            message += f", {rarest:,.0f} rows of the rarest class"
+            message += f", {rarest:,.0f} rows in the rarest class"
         few = rarest is not None and rarest < self.option(audit, "rows_per_class")
         if few or each > self.option(audit, "parameters_per_row"):
             return self.noted(
-                f"{message}: expect to need augmentation, weight decay or pretrained weights.",
+                f"{message}: overfitting is likely without augmentation, weight decay or "
+                "pretrained weights.",
                 measured=f"{each:.3g} parameters per row",
-                threshold=f"{self.option(audit, 'parameters_per_row'):g}",
+                threshold=f"{self.option(audit, 'parameters_per_row'):g} parameters per row",
                 evidence=_evidence(rows.total, parameters, rarest),
             )
         return self.passed(f"{message}.", evidence=_evidence(rows.total, parameters, rarest))

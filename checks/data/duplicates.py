@@ -19,18 +19,19 @@ _LISTED = 20
 
 
 class Duplicates(Check):
-    """Does no training row repeat another, with another label?
+    """Are the training rows free of duplicates and of contradicting labels?
 
-    Why: Two equal inputs with different labels cannot both be learnt: they put a floor under the
-        loss, and a network that is large enough to overfit never does. Often they are a join that
-        went wrong, annotations that were merged twice, or labels that slipped by a row. Copies with
-        the same label weigh some rows more than others, and leak when the data are split later.
+    Why: Two equal inputs with different labels cannot both be learnt: they put a lower bound on the
+        loss, and no network can overfit them. Often they come from a wrong join, annotations merged
+        twice, or labels shifted by a row. Copies with the same label count more than other rows,
+        and leak when the data are split later.
     How: Hashes the inputs of the training rows (all in memory, else 4,096 drawn at random) and
-        looks at equal ones. Inputs made of few discrete values repeat by nature and have varying
-        outcomes: that is noted. Inputs that differ from all others in many elements do not: it
-        warns when at least 1 % of such rows, and 8, contradict another in their class; it notes
-        when 5 % are copies. Both shares are judgement. Items that change at every access are not
-        compared.
+        compares rows with equal inputs. The limits are judgement. Items that change at every access
+        are not compared.
+        - Warns when at least `contradictions` of the rows, and 8 of them, have the input of another
+          row and a different class.
+        - Notes when at least `copies` of the rows repeat another.
+        - Inputs made of few discrete values repeat by nature, with varying outcomes: noted at most.
     Fix: `rows = rows.drop_duplicates()`; look at the pairs, and keep one label, or the share of
         each label as a soft target.
     References: Northcutt et al., Pervasive Label Errors in Test Sets Destabilize Machine Learning
@@ -49,50 +50,60 @@ class Duplicates(Check):
         """Group equal rows."""
         rows = audit.probe(TrainRows).rows
         if rows.random:
-            return self.inconclusive("Rows are drawn or augmented anew at each access.")
+            return self.inconclusive(
+                "Not compared: rows are drawn or augmented at random at each access."
+            )
         if not rows.whole:
-            return self.inconclusive("The rows of a batch cannot be taken apart.")
+            return self.inconclusive("Not compared: the batches cannot be split into rows.")
         if len(rows) < FEWEST or len(set(rows.inputs)) < 2:
-            return self.skipped(f"There is nothing to compare in {len(rows):,} rows.")
+            return self.skipped(f"Too few different rows to compare ({len(rows):,} read).")
         groups = _groups(rows)
-        torn = [group for group in groups if len(_labels(rows, group)) > 1]
-        rich = is_rich(rows, [i for group in torn or groups for i in group])
-        if torn:
-            return self._contradictions(audit, rows, torn, rich)
+        contradicting = [group for group in groups if len(_labels(rows, group)) > 1]
+        rich = is_rich(rows, [i for group in contradicting or groups for i in group])
+        if contradicting:
+            return self._contradictions(audit, rows, contradicting, rich)
         return self._copies(audit, rows, groups, rich)
 
     def _contradictions(
-        self, audit: Audit, rows: Rows, torn: list[list[int]], rich: bool
+        self, audit: Audit, rows: Rows, contradicting: list[list[int]], rich: bool
     ) -> Result:
-        count = sum(len(group) for group in torn)
+        count = sum(len(group) for group in contradicting)
         message = (
-            f"{count:,} of {len(rows):,} training rows have the very input of another row and a "
+            f"{count:,} of {len(rows):,} training rows have the same input as another row but a "
             "different label"
         )
         if not rich:
             return self.noted(
-                f"{message}: inputs of few values, whose outcomes vary.",
-                evidence=_table(rows, torn),
+                f"{message}: usual for inputs with few possible values.",
+                evidence=_table(rows, contradicting),
             )
         if count < max(FEWEST, self.option(audit, "contradictions") * len(rows)):
-            return self.noted(f"{message}.", evidence=_table(rows, torn))
+            return self.noted(f"{message}.", evidence=_table(rows, contradicting))
         return self.warned(
             f"{message}: they cannot all be learnt.",
             measured=f"{count / len(rows):.1%} contradict another row",
             threshold=f"{self.option(audit, 'contradictions'):.0%}",
-            evidence=_table(rows, torn),
+            evidence=_table(rows, contradicting),
             location=audit.loop.locate("train_loader"),
             fix="rows = rows.drop_duplicates(subset=inputs)  # after looking at them",
         )
 
     def _copies(self, audit: Audit, rows: Rows, groups: list[list[int]], rich: bool) -> Result:
         copies = sum(len(group) - 1 for group in groups)
-        message = f"{copies or 'None'} of {len(rows):,} training rows read repeat another"
+        message = (
+            f"{copies or 'None'} of {len(rows):,} training rows read "
+            f"{'is a copy' if copies < 2 else 'are copies'} of another row"
+        )
         many = rich and copies >= self.option(audit, "copies") * len(rows)
         if many and rows.total is None:
-            return self.inconclusive(f"{message}: of a stream, which may have begun anew.")
+            return self.inconclusive(
+                f"{message}, but the data has no known length, so it may have been read more than "
+                "once."
+            )
         if many:
-            return self.noted(f"{message}: they are copies.", evidence=_table(rows, groups))
+            return self.noted(
+                f"{message}: it counts several times in training.", evidence=_table(rows, groups)
+            )
         return self.passed(f"{message}.")
 
 
@@ -122,5 +133,5 @@ def _table(rows: Rows, groups: list[list[int]]) -> tuple[Evidence, ...]:
         )
         for group in groups[:_LISTED]
     )
-    columns = ("equal rows", "their labels (how often)")
+    columns = ("equal rows", "labels (count)")
     return (Table(title="Equal inputs", columns=columns, rows=listed),)

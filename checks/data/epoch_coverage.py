@@ -29,21 +29,24 @@ from nnaudit.report import Kind, Numbers, Result
 class EpochCoverage(Check):
     """Does an epoch visit every item of the training set once?
 
-    Why: Items that no epoch asks for are data that were paid for and are not used: a sampler made
-        for another data set, a `drop_last` in a fixed order, a `__len__` that counts batches. A
-        stream that every worker reads in full gives each item several times, so an epoch is
-        several, and batches from different workers are the same.
-    How: Follows three epochs of the loader's index without loading anything; null hypothesis: each
-        item that the sampler was made for is asked for. It fails when all three leave out the same
-        items, by torch's own samplers, and these are over 5 % of the data (in another order the
-        last batch loses others each time: a note, above 20 % a warning). The same by a sampler of
-        the user's own is a warning, unless it holds a list of its items or the validation loader
-        has the rest. It fails too when the sampler was made for a smaller data set, and when
-        `len(dataset)` counts batches, not items. Samplers with replacement, weights or a number of
-        samples mean what they do. A stream with several workers is read by one worker and by all:
-        it fails when they give every item as often as there are workers, or leave out over 5 %,
-        or when an endless one begins with the same 32 items or more in two workers. A sampler that
-        repeats items, and a stream made up anew in each pass, prove nothing.
+    Why: Items that no epoch visits are wasted: a sampler made for another data set, `drop_last`
+        with a fixed order, a `__len__` that counts batches. A stream that every worker reads in
+        full gives each item several times, so one epoch is really several, and batches from
+        different workers repeat each other.
+    How: Follows the indices of three epochs without loading anything, and compares the items
+        visited with those the sampler was made for.
+        - Fails when torch's own samplers leave out the same items in all three epochs, and these
+          are more than `never` of the data; when the sampler was made for a smaller data set; or
+          when `len(dataset)` counts batches, not items.
+        - Items dropped at the end of an epoch, different ones each time, are noted above `never`
+          and warn above `dropped`.
+        - A sampler of the user's own that leaves out the same items warns, unless it holds a list
+          of its items or the validation loader has the rest. Samplers with replacement, weights or
+          a number of samples choose by design.
+        - A stream with several workers is read by one worker and by all. It fails when together
+          they give every item as often as there are workers, or leave out more than `never`, or
+          when an endless stream starts with the same 32 items or more in two workers. A sampler
+          that repeats items, and a stream generated at random in each pass, prove nothing.
     Fix: `drop_last=False` or `shuffle=True`; `WeightedRandomSampler(weights_per_item, len(data))`;
         `return len(self.files)`; `islice(items, info.id, None, info.num_workers)` in `__iter__`.
     References: PyTorch documentation, torch.utils.data (IterableDataset, "duplicate data";
@@ -76,10 +79,10 @@ class EpochCoverage(Check):
         if found.hidden and size and size > 3 and found.size in (total // size, -(-total // size)):
             return self._fails(
                 audit,
-                f"len(dataset) is {found.size:,}, the number of batches, but {total:,} items can "
-                f"be indexed: {found.hidden / total:.0%} of them are never visited",
+                f"len(dataset) returns {found.size:,}, the number of batches, but the data set has "
+                f"{total:,} items: {found.hidden / total:.0%} of them are never visited",
                 found.hidden / total,
-                "return len(self.items)  # of items, not of batches",
+                "return len(self.items)  # the number of items, not of batches",
             )
         source = source_length(found.access.sampler)
         if source is None or source[0] >= found.size:
@@ -88,8 +91,8 @@ class EpochCoverage(Check):
         share = 1 - length / found.size
         sampler = type(found.access.sampler).__name__
         message = (
-            f"The {sampler} was made for {length:,} items and the data set has {found.size:,}, so "
-            f"{share:.0%} are never visited"
+            f"The {sampler} was made for {length:,} items but the data set has {found.size:,}: "
+            f"{share:.0%} of them are never visited"
         )
         if not of_data:
             return self.noted(f"{message}.")
@@ -117,10 +120,13 @@ class EpochCoverage(Check):
         if is_declared(sampler):
             return self.passed(_by_design(found), evidence=(_numbers(found),))
         if not found.complete:
-            return self.inconclusive("An epoch has too many items to be followed to its end.")
+            return self.inconclusive(
+                "Not measured: an epoch has too many items to follow to its end."
+            )
         if type(sampler) is DistributedSampler and sampler.num_replicas > 1:
             return self.skipped(
-                f"This process visits the share of rank {sampler.rank} of {sampler.num_replicas}."
+                f"This process (rank {sampler.rank} of {sampler.num_replicas}) visits only its "
+                "share of the items."
             )
         share = int(found.never.sum()) / max(found.count, 1)
         if share > self.option(audit, "never"):
@@ -131,17 +137,21 @@ class EpochCoverage(Check):
         sampler = found.access.sampler
         count = int(found.never.sum())
         dropped = is_of_torch(sampler)
-        by = "drop_last in an order that is always the same" if dropped else type(sampler).__name__
+        why = (
+            "drop_last=True drops them, and the order is always the same"
+            if dropped
+            else f"{type(sampler).__name__} leaves them out"
+        )
         message = (
-            f"The same {count:,} of {found.count:,} items ({share:.0%}) are left out of "
-            f"every epoch by {by}"
+            f"The same {count:,} of {found.count:,} items ({share:.0%}) are missing from every "
+            f"epoch: {why}"
         )
         if dropped:
             return self._fails(audit, message, share, "DataLoader(..., drop_last=False)")
         if not bool((found.never & ~found.elsewhere).any()) or _holds(sampler, found):
             return self.passed(
-                f"{type(sampler).__name__} visits the {found.count - count:,} items of "
-                f"{found.count:,} that it was given."
+                f"{type(sampler).__name__} visits the {found.count - count:,} of {found.count:,} "
+                "items that it was given."
             )
         return self.warned(
             f"{message}.",
@@ -158,8 +168,8 @@ class EpochCoverage(Check):
         hidden = found.hidden / (found.size + found.hidden)
         if hidden > self.option(audit, "never") and not _same_kind(audit):
             return self.warned(
-                f"len(dataset) is {found.size:,}, but {found.size + found.hidden:,} items can be "
-                f"indexed: {hidden:.0%} of them are never visited.",
+                f"len(dataset) returns {found.size:,}, but the data set has "
+                f"{found.size + found.hidden:,} items: {hidden:.0%} of them are never visited.",
                 location=audit.loop.locate(found.access.loader.dataset),
                 fix="return len(self.items)",
             )
@@ -170,27 +180,27 @@ class EpochCoverage(Check):
         twice = repeated_in_subset(found.access.loader.dataset)
         if twice > self.option(audit, "never") * found.size:
             return self.noted(
-                f"{twice:,} of the {found.size:,} indices of the Subset name an item that another "
-                "names too: they weigh more, if that is meant.",
+                f"{twice:,} of the {found.size:,} indices of the Subset repeat another index: "
+                "these items count more than once per epoch.",
             )
-        said = f"Each of {found.count:,} items is visited in an epoch"
-        loss = f", but for {dropped:,} that do not fill a batch" if dropped else ""
+        said = f"An epoch visits each of the {found.count:,} items"
+        loss = f" except {dropped:,} that do not fill the last batch" if dropped else ""
         return self.passed(f"{said}{loss}.", evidence=(_numbers(found),))
 
     def _dropped(self, audit: Audit, found: Epochs, dropped: int, share: float) -> Result:
         message = (
-            f"An epoch leaves out {dropped:,} of {found.count:,} items ({share:.0%}), "
-            "others each time"
+            f"An epoch leaves out {dropped:,} of {found.count:,} items ({share:.0%}), different "
+            "ones each time"
         )
         if not is_of_torch(found.access.sampler) or share <= self.option(audit, "dropped"):
             return self.noted(f"{message}.", evidence=(_numbers(found),))
         return self.warned(
-            f"{message}: the last batch is not full and drop_last=True drops it.",
+            f"{message}: drop_last=True drops the last batch, which is not full.",
             evidence=(_numbers(found),),
             measured=f"{share:.1%}",
             threshold=f"{self.option(audit, 'dropped'):.0%}",
             location=audit.loop.locate("train_loader"),
-            fix="DataLoader(..., drop_last=False)  # or a smaller batch",
+            fix="DataLoader(..., drop_last=False)  # or a smaller batch size",
         )
 
     # --- streams ---------------------------------------------------------------------------------
@@ -201,7 +211,7 @@ class EpochCoverage(Check):
         if whole and found.fixed and alone:
             several = {item: count * found.workers for item, count in alone.items()}
             if together == several:
-                return self._several_times(audit, f"all of its {alone.total():,} items", whole=True)
+                return self._several_times(audit, f"all {alone.total():,} items", whole=True)
             return self._shared(audit, found)
         if count := found.same_beginning:
             return self._several_times(audit, f"the same {count:,} items first", whole=False)
@@ -209,22 +219,23 @@ class EpochCoverage(Check):
             return self._in_part(audit, found, kinds)
         if whole and together.total() == found.workers * alone.total():
             return self.noted(
-                f"One worker yields {alone.total():,} items, made up anew in each pass, and "
-                f"{found.workers} workers {together.total():,}: an epoch is as many times as long."
+                f"1 worker yields {alone.total():,} items (generated at random in each pass) and "
+                f"{found.workers} workers yield {together.total():,}: an epoch gets longer with "
+                "the number of workers."
             )
         return self.inconclusive(
-            "The stream is too long, or made up anew in each pass, to know whether its workers "
-            "share it; two of them do not begin alike."
+            "Not determined: the stream is too long, or generated at random in each pass, to see "
+            "whether its workers split it; two workers do not start with the same items."
         )
 
     def _several_times(self, audit: Audit, what: str, *, whole: bool) -> Result:
         workers = audit.loop.train_loader.num_workers
-        times = f"so an epoch holds each {workers} times" if whole else "so they read the same"
+        times = f", so an epoch contains every item {workers} times" if whole else ""
         return self.failed(
-            f"Each of the {workers} workers yields {what}, {times}: the stream is not divided "
-            "among them.",
+            f"Each of the {workers} workers yields {what}{times}: the stream is not split between "
+            "workers.",
             measured=f"{workers} times each" if whole else "the same items in two workers",
-            threshold="once",
+            threshold="once each",
             location=audit.loop.locate(audit.loop.train_loader.dataset)
             or audit.loop.locate("train_loader"),
             fix=_SHARE,
@@ -235,10 +246,10 @@ class EpochCoverage(Check):
         alone, together = found.alone[0], found.together
         total, workers = alone.total(), found.workers
         missing, surplus = (alone - together).total(), (together - alone).total()
-        start = f"One worker yields {total:,} items, {workers} workers together"
+        start = f"1 worker yields {total:,} items, {workers} workers together"
         never = self.option(audit, "never")
         if max(missing, surplus) <= never * total:
-            return self.passed(f"{start} {together.total():,}: they share the stream.")
+            return self.passed(f"{start} {together.total():,}: the stream is split between them.")
         loader = audit.loop.train_loader
         by_drop_last = loader.drop_last and missing < workers * loader.batch_size
         wrong = f"leave out {missing:,}" if missing > surplus else f"yield {surplus:,} twice"
@@ -249,7 +260,7 @@ class EpochCoverage(Check):
         }
         if by_drop_last and missing > surplus:
             return self.warned(
-                f"{start} {wrong}: with drop_last=True each drops its last batch.",
+                f"{start} {wrong}: with drop_last=True each worker drops its last batch.",
                 fix="DataLoader(..., drop_last=False)",
                 **details,
             )
@@ -259,14 +270,14 @@ class EpochCoverage(Check):
         """Items vary from pass to pass, but for a part: names tell them apart, labels hardly."""
         total = found.alone[0].total()
         if kinds > total / 2:
-            what = f"all of its {total:,} items, each varied"
+            what = f"all {total:,} items, each varied at random"
             return self._several_times(audit, what, whole=True)
         return self.warned(
-            f"One worker yields {total:,} items and {found.workers} workers "
-            f"{found.together.total():,}, with just as many times each label: the stream is "
-            "probably not divided among them.",
+            f"1 worker yields {total:,} items and {found.workers} workers yield "
+            f"{found.together.total():,}, with each label {found.workers} times as often: the "
+            "stream is probably not split between workers.",
             measured=f"{found.together.total():,} items",
-            threshold=f"{total:,}",
+            threshold=f"{total:,} items",
             location=audit.loop.locate(audit.loop.train_loader.dataset)
             or audit.loop.locate("train_loader"),
             fix=_SHARE,
@@ -301,19 +312,19 @@ def _by_design(found: Epochs) -> str:
     name = type(found.access.sampler).__name__
     visits = found.visits[0]
     return (
-        f"{name} chooses the items of an epoch: it asks {int(visits.sum()):,} times for "
-        f"{int((visits > 0).sum()):,} different ones of {found.size:,}."
+        f"{name} chooses the items of an epoch by design: {int(visits.sum()):,} draws of "
+        f"{int((visits > 0).sum()):,} different items, from {found.size:,} in the data set."
     )
 
 
 def _numbers(found: Epochs) -> Numbers:
     visits = found.visits[0]
     return Numbers(
-        title="What an epoch asks for",
+        title="Items requested in an epoch",
         values={
             "items in the data set": found.size,
-            "asked for": int(visits.sum()),
-            "different ones": int((visits > 0).sum()),
-            "left out of every epoch": int(found.never.sum()),
+            "requested": int(visits.sum()),
+            "different items": int((visits > 0).sum()),
+            "missing from every epoch": int(found.never.sum()),
         },
     )

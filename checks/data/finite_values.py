@@ -22,14 +22,16 @@ class FiniteValues(Check):
     """Are all inputs and targets finite numbers?
 
     Why: One NaN in one batch makes the loss NaN, then the gradients, then every weight, and the run
-        is lost at that step, which may be hours away. NaN in a target is often a missing label,
-        infinity a logarithm of zero or a division by a zero deviation.
-    How: Looks for NaN and infinity in every field of the first 2,048 rows of an epoch, in all of a
-        data set that lies in memory, else in 256 rows from all over it. A program may well use NaN
-        to mark missing values, or -inf as an attention mask. So a batch with such values is put
-        through the user's own training step: if loss and gradients stay finite the program copes,
-        and that is a note. It fails when they do not and the same batch with zeros in their place
-        trains: an exact test, without a threshold. Where both fail, something else is at fault.
+        is lost at that step, which may be hours away. NaN in a target is often a missing label;
+        infinity is a logarithm of zero or a division by a zero standard deviation.
+    How: Looks for NaN and infinity in every field of the first 2,048 rows of an epoch, in all rows
+        of a data set in memory, else in 256 rows from across it. A program may use NaN to mark
+        missing values, or -inf as an attention mask, so a batch with such values is put through the
+        user's own training step: an exact test, without a threshold.
+        - Fails when loss or gradients become NaN or infinite, and the same batch with zeros in
+          place of these values trains.
+        - Notes when loss and gradients stay finite: the program handles such values.
+        - Is inconclusive when both batches fail: something else is at fault.
     Fix: Drop or impute the rows: `x = torch.nan_to_num(x)`; mask the loss where a target is
         missing; write `torch.log(x + eps)`, `x / std.clamp(min=eps)`.
     References: IEEE 754 (NaN propagates through arithmetic). Sculley et al., Hidden Technical Debt
@@ -48,30 +50,30 @@ class FiniteValues(Check):
         bad = data.bad_fields
         if not bad:
             rows = max((each.rows for each in data.fields.values()), default=data.rows)
-            return self.passed(f"All values of the {rows:,} rows looked at are finite.")
+            return self.passed(f"All values in the {rows:,} rows read are finite.")
         table = _table(bad)
         what = _in_words(bad)
         if data.bad_batch is None:
             return self.inconclusive(
-                f"{what}, in rows that could not be made into a batch.", evidence=(table,)
+                f"{what}, in rows that could not be collated into a batch.", evidence=(table,)
             )
         harm = _harm(audit, data.bad_batch)
         if not harm:
             return self.noted(
-                f"{what}, and the training step copes: its loss and gradients stay finite.",
+                f"{what}; the training step handles them: loss and gradients stay finite.",
                 evidence=(table,),
             )
         repaired = batches.map_leaves(data.bad_batch, _without_bad_values)
         if _harm(audit, repaired):
             return self.inconclusive(
-                f"{what}, but the training step fails ({harm}) even with zeros instead, "
-                "so it cannot be told whether the program copes.",
+                f"{what}; the training step fails ({harm}), but also with zeros in their place, so "
+                "the cause is unclear.",
                 evidence=(table,),
             )
         return self.failed(
-            f"{what}: {harm}, and not with zeros instead.",
-            measured=f"{count(sum(each.bad for each in bad), 'value')} not finite",
-            threshold="0",
+            f"{what}: {harm}. With zeros in their place it trains.",
+            measured=count(sum(each.bad for each in bad), "NaN or infinite value"),
+            threshold="0 values",
             evidence=(table,),
             location=audit.loop.locate("train_loader"),
             fix="x = torch.nan_to_num(x)  # or drop these rows, or mask them in the loss",
@@ -116,7 +118,7 @@ def _without_bad_values(leaf: Any) -> Any:
 
 def _in_words(bad: tuple[Field, ...]) -> str:
     return ", ".join(
-        f"{_name(each)} holds {_kinds(each)} values (first in row {_first(each)})"
+        f"{_name(each)} contains {_kinds(each)} values (first in row {_first(each)})"
         for each in bad[:3]
     )
 
@@ -149,4 +151,4 @@ def _table(bad: tuple[Field, ...]) -> Table:
         for each in bad
     )
     columns = ("field", "NaN", "infinite", "first rows")
-    return Table(title="Values that are not finite", columns=columns, rows=rows)
+    return Table(title="NaN or infinite values", columns=columns, rows=rows)

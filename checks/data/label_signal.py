@@ -19,21 +19,21 @@ ENOUGH_TELLING = 50
 
 
 class LabelSignals(Check):
-    """Do the labels have something to do with the inputs?
+    """Can the labels be predicted from the inputs?
 
-    Why: Labels that were sorted, shuffled or shifted apart from their inputs can be learnt by heart
-        and by nothing else. Training goes well, validation stays at chance, and it looks like
-        overfitting.
-    How: Predicts each of up to 768 training rows from the others, by its five nearest neighbours
-        and by a ridge regression, on the inputs, their ranks, their spectrum, and their words. The
-        null hypothesis is that targets are matched to inputs at random; the mean and variance of
-        the agreement over all matchings are exact. z > 4 in any view shows a signal, z < 2 in all
-        of them shows none. That warns where such a signal is to be expected: 200 rows or more of a
-        picture, or of a table of measurements, 50 of them outside the commonest class. It never
-        fails: a task can need more than distances (parity, comparing two inputs), or hold no signal
-        at all. Where validation rows show what training rows do not, the training labels are at
-        fault.
-    Fix: Look at rows with their labels, in the report; shuffle inputs and labels with one
+    Why: Labels that were sorted, shuffled or shifted apart from their inputs can be memorised and
+        nothing else. Training goes well, validation stays at chance, and it looks like overfitting.
+    How: Predicts each of up to 768 training rows from the others, with its five nearest neighbours
+        and with ridge regression, on the raw inputs, their ranks, their spectrum, and their word
+        counts. The null hypothesis is that targets are matched to inputs at random; the mean and
+        variance of the agreement over all matchings are exact.
+        - Passes when any view has a z score above `z`.
+        - Warns when all views stay below `none` where a signal is to be expected: 200 rows or more
+          of pictures or of a table of measurements, 50 of them outside the commonest class; or
+          where validation rows show a signal that training rows do not.
+        - Never fails: a task can need more than distances (parity, comparing two inputs), or hold
+          no signal at all.
+    Fix: Look at rows with their labels, in the report; shuffle inputs and labels with the same
         permutation; join tables by a key, not by position.
     References: Mantel, The Detection of Disease Clustering and a Generalized Regression Approach
         (1967). Zhang et al., Understanding Deep Learning Requires Rethinking Generalization (2017).
@@ -53,35 +53,39 @@ class LabelSignals(Check):
         seen, val = signals.train, signals.val
         if seen is None:
             return self.skipped(
-                f"There are not {FEWEST} unlike rows of one shape with one target each."
+                f"Needs {FEWEST} different rows of equal shape with one target each."
             )
         if not _is_supervised(audit.probe(FirstSteps)):
             return self.skipped("No loss compares the output with the loader's targets.")
         best = max(seen.z, key=lambda view: seen.z[view])
-        told = f"{best} agree with the labels at z = {seen.best:.1f} of {seen.rows:,} rows"
+        told = f"z = {seen.best:.1f} for {best}, {seen.rows:,} rows"
         if seen.best > self.option(audit, "z"):
-            return self.passed(f"{told[0].upper()}{told[1:]}.", evidence=_table(seen))
+            return self.passed(
+                f"The inputs predict the labels better than chance ({told}).", evidence=_table(seen)
+            )
         if seen.best > self.option(audit, "none"):
             return self.inconclusive(
-                f"{told[0].upper()}{told[1:]}, neither chance nor clear.", evidence=_table(seen)
+                f"The inputs predict the labels too weakly to tell from chance ({told}; above "
+                f"{self.option(audit, 'z'):g} is clear).",
+                evidence=_table(seen),
             )
         elsewhere = val is not None and val.best > self.option(audit, "z")
         enough = seen.rows >= ENOUGH and seen.telling >= ENOUGH_TELLING
         if elsewhere or (seen.smooth and enough):
-            against = f", but of validation's at {val.best:.1f}" if val and elsewhere else ""
+            against = f", on validation z = {val.best:.1f}" if val and elsewhere else ""
             return self.warned(
-                f"Neither nearest neighbours nor a linear fit predict the labels of {seen.rows:,} "
-                f"training rows better than shuffled labels (z = {seen.best:.1f}){against}: are "
-                "they in the order of the inputs?",
+                "Nearest neighbours and linear models predict the training labels no better than "
+                f"shuffled labels (best z = {seen.best:.1f} over {seen.rows:,} rows{against}): "
+                "inputs and labels may be misaligned.",
                 measured=f"z = {seen.best:.1f}",
                 threshold=f"z > {self.option(audit, 'z'):g}",
                 evidence=_table(seen),
                 location=audit.loop.locate("train_loader"),
-                fix="order = torch.randperm(len(x)); x, y = x[order], y[order]  # one for both",
+                fix="order = torch.randperm(len(x)); x, y = x[order], y[order]  # same order",
             )
         return self.inconclusive(
-            f"Nothing simple predicts the labels of {seen.rows:,} rows (z = {seen.best:.1f}), and "
-            "with inputs of this kind it need not.",
+            f"No simple model predicts the labels (best z = {seen.best:.1f} over {seen.rows:,} "
+            "rows), which proves nothing for inputs of this kind.",
             evidence=_table(seen),
         )
 
@@ -101,5 +105,5 @@ def _is_supervised(first: First) -> bool:
 
 def _table(seen: Signal) -> tuple[Evidence, ...]:
     rows = tuple((name, z) for name, z in sorted(seen.z.items(), key=lambda each: -each[1]))
-    columns = ("way of looking", "z against shuffled labels")
+    columns = ("predictor", "z against shuffled labels")
     return (Table(title="Labels against inputs", columns=columns, rows=rows),)

@@ -17,21 +17,21 @@ EXACT = 1e-3
 class PaddingLeak(Check):
     """Do outputs and loss stay the same however far a sequence is padded?
 
-    Why: Padding is there because a batch must be rectangular. If attention looks at it, a mean is
-        taken over it, or the last step is read where it has long begun, then the prediction for a
-        sentence depends on which others are in the batch; if it counts in the loss, much of the
-        training goes into predicting nothing.
-    How: Looks for right-padded sequences of which a mask, lengths or an embedding's `padding_idx`
-        tell. The shorter half of a real batch is run as it is and without the columns that hold
-        nothing but its padding, in eval mode: what the loader makes of these rows alone. Null
-        hypothesis: outputs where there is content, and the loss, are the same. The change of the
-        median output is measured in deviations between outputs, so that what a convolution or a
-        backward recurrence lets seep in at the border does not count; above 0.05 it fails. If all
-        outputs agree and the loss moves by over 0.1 % of itself and far beyond its noise, padding
-        counts in the loss, which fails too. It only warns where no mask and no lengths are
-        there, or they do not reach the model and all batches have one width, so that nothing
-        varies in practice; a mere pad id at one width, and a loss divided by the padded width, are
-        noted.
+    Why: Padding makes a batch rectangular and means nothing. If attention looks at it, a mean is
+        taken over it, or the last step is read where padding has long begun, the prediction for a
+        sequence depends on the other sequences in the batch. If it counts in the loss, much of the
+        training goes into predicting padding.
+    How: Takes right-padded sequences whose padding is marked by a mask, by lengths or by an
+        embedding's `padding_idx`. The shorter half of a real batch is run twice in eval mode: as it
+        is, and without the columns that hold only padding. Outputs at real positions, and the loss,
+        must be the same.
+        - Fails when the median output changes by more than `moved` standard deviations of the
+          outputs. (The median ignores what a convolution or a backward RNN lets in at the border.)
+        - Fails when the outputs agree and the loss changes by more than `loss` of itself and far
+          beyond its noise: padding counts in the loss.
+        - Only warns when there is no mask and no lengths, or when these do not reach the model and
+          all batches have the same width, so that nothing varies in practice.
+        - Notes a mere pad id at one width, and a loss divided by the padded width.
     Fix: `src_key_padding_mask=~mask`; `pack_padded_sequence(x, lengths)`;
         `(h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)`; `ignore_index=pad`.
     References: PyTorch documentation of torch.nn.MultiheadAttention and
@@ -58,28 +58,29 @@ class PaddingLeak(Check):
         if leak.losses is not None and self._loss_moves(audit, leak, leak.losses):
             return self._in_loss(audit, leak, leak.losses)
         if leak.moved is None and leak.losses is None:
-            return self.inconclusive("Outputs do not vary from sequence to sequence.")
-        said = "outputs agree" if leak.losses is None else f"the loss stays {leak.losses[0]:.4g}"
+            return self.inconclusive("Not measured: the outputs are the same for every sequence.")
+        said = (
+            "the outputs do not change"
+            if leak.losses is None
+            else f"the loss stays at {leak.losses[0]:.4g}"
+        )
         return self.passed(f"{_what(leak)}, {said}.", evidence=(_numbers(leak),))
 
     def _seeps_in(self, leak: Leak, moved: Moved) -> Result:
         return self.noted(
-            f"{_what(leak)}, the median output moves by {moved.median:.2g} deviations and the "
-            f"worst by {moved.most:.2g}: a little seeps in where the padding begins.",
+            f"{_what(leak)}, the median output changes by {moved.median:.2g} standard deviations "
+            f"and the worst by {moved.most:.2g}: a small effect where the padding begins.",
             evidence=(_numbers(leak),),
         )
 
     def _output_moves(self, audit: Audit, leak: Leak, moved: Moved) -> Result:
-        told = f"batch{leak.padding.told} tells" if leak.padding.told else "a padding_idx tells"
-        given = "is given to the model" if leak.passed_on else "does not reach the model"
-        also = f", which {told} of and which {given}" if leak.padding.told else f", which {told} of"
         return self._found(
             audit,
             leak,
-            f"Padding{also}, changes what the network computes: {_what(leak).lower()}, the median "
-            f"output moves by {moved.median:.2g} deviations.",
-            measured=f"{moved.median:.2g} deviations",
-            threshold=f"{self.option(audit, 'moved'):g}",
+            f"Padding changes the model's outputs{_marked(leak)}. {_what(leak)}, the median output "
+            f"changes by {moved.median:.2g} standard deviations.",
+            measured=f"{moved.median:.2g} standard deviations",
+            threshold=f"{self.option(audit, 'moved'):g} standard deviations",
             fix=_fix(leak),
         )
 
@@ -90,18 +91,18 @@ class PaddingLeak(Check):
 
     def _in_loss(self, audit: Audit, leak: Leak, losses: tuple[float, float]) -> Result:
         wide, narrow = losses
-        message = f"{_what(leak)}, the loss is {narrow:.4g} and not {wide:.4g}"
+        message = f"{_what(leak)}, the loss is {narrow:.4g} instead of {wide:.4g}"
         by_width = abs(wide * leak.width - narrow * leak.trimmed) < 1e-3 * abs(wide * leak.width)
         if by_width:
-            return self.noted(f"{message}: it is divided by the padded width.")
+            return self.noted(f"{message}: it is divided by the padded length.")
         if leak.moved is None:
             return self.inconclusive(
-                f"{message}, but whether the outputs moved could not be measured."
+                f"{message}, but whether the outputs change could not be measured."
             )
         return self._found(
             audit,
             leak,
-            f"{message}, though the outputs agree: padding counts in the loss.",
+            f"{message}, although the outputs agree: padding counts in the loss.",
             measured=f"{abs(wide - narrow) / max(abs(narrow), 1e-12):.1%} of the loss",
             threshold=f"{self.option(audit, 'loss'):.1%}",
             fix="F.cross_entropy(logits, targets, ignore_index=pad)  # or mask the loss",
@@ -127,27 +128,37 @@ def _gravity(leak: Leak) -> Status:
 
 
 def _what(leak: Leak) -> str:
-    return f"For {leak.rows} sequences padded to {leak.trimmed} instead of {leak.width}"
+    return f"With {leak.rows} sequences padded to length {leak.trimmed} instead of {leak.width}"
+
+
+def _marked(leak: Leak) -> str:
+    """Say where the program marks its padding, and whether the model is told."""
+    if not leak.padding.told:
+        return " (it is marked by padding_idx only)"
+    name = f"batch{leak.padding.told}"
+    if leak.passed_on:
+        return f" although {name}, which marks it, is passed to the model"
+    return f", and {name}, which marks it, is not passed to the model"
 
 
 def _fix(leak: Leak) -> str:
     marker = leak.padding.marker
     if marker is not None and marker.ndim == 1:
         return "pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)"
-    return "encoder(x, src_key_padding_mask=~mask)  # and pool over mask[..., None] only"
+    return "encoder(x, src_key_padding_mask=~mask)  # and pool over real positions only"
 
 
 def _numbers(leak: Leak) -> Numbers:
     values: dict[str, float | str] = {
         "sequences": leak.rows,
-        "width": leak.width,
-        "width without needless padding": leak.trimmed,
+        "length": leak.width,
+        "length without needless padding": leak.trimmed,
         "outputs compared": leak.units,
     }
     if leak.moved is not None:
         values |= {
-            "median change, in deviations": leak.moved.median,
-            "largest change, in deviations": leak.moved.most,
+            "median change, in standard deviations": leak.moved.median,
+            "largest change, in standard deviations": leak.moved.most,
         }
     if leak.losses is not None:
         values |= {"loss": leak.losses[0], "loss with less padding": leak.losses[1]}

@@ -41,39 +41,35 @@ class Finding:
 
 
 class Shuffling(Check):
-    """Is the training set visited in a fresh random order every epoch?
+    """Is the training set visited in a new random order every epoch?
 
     Why: A gradient is an unbiased estimate only if its batch is a random sample of the data. Where
-        batches come sorted or in blocks, each step pulls the network towards the class at hand and
-        the next ones pull it back; where the order is the same in every epoch, the noise of the
+        batches come sorted or in blocks, each step pulls the network towards the current class and
+        the next steps pull it back; where the order is the same in every epoch, the noise of the
         steps repeats and does not average out. It is the commonest reason for a loss that
         oscillates once per epoch.
-    How: Three questions about real batches and, where the loader has an index, about the indices
-        of two epochs.
-        (a) Do neighbours share their target? The number of neighbours of equal class against its
-        exact mean and variance over all orders of the same labels; for quantities, the serial
-        correlation of the ranks. Asked only where torch's own samplers choose the rows: a sampler
-        of the user's own that puts K rows of each of P classes into a batch means to.
-        (b) Does the composition change along the epoch? The mean total variation between eighths
-        of what was read (and looked up further on) and the whole, against permutations of the
-        batches, or of the rows where torch's own samplers choose them. Permuting whole batches
-        leaves P x K batches, length buckets and weighted samplers as they are.
-        (c) Is the next epoch's order the same? In a random order the number of samples that come
-        at the same place twice is Poisson with mean 1: nine or more have a probability of 1e-6.
-        The order counts as the same when nine in ten samples do.
-        (a) fails when z exceeds 4 (p < 3.2e-5), (b) when fewer than one permutation in 10,000 does
-        as much, if besides the effect is large (a fifth of the possible excess of equal neighbours,
-        a rank correlation of 0.3, a total variation of 0.15 above that of random batches: a sixth
-        of the rows belong elsewhere) and another epoch under other random numbers agrees. (c) fails
-        for a loader that reads its data set in sequence although nothing asks for it. A fixed order
-        warns where something does: windows of one sequence, blocks of text, a stream, a sampler of
-        the user's own, a sampler that waits for set_epoch() while the script goes from one epoch to
-        the next without it (where that cannot be seen it is noted, unless the loader calls it).
-        One batch per epoch has no order, and batches that continue each other (truncated
-        back-propagation through time) must keep theirs.
+    How: Asks three questions about real batches and, where the loader has an index, about the
+        indices of two epochs.
+        - Neighbours: do consecutive samples share their target? Counts neighbours of equal class
+          (for quantities, the rank correlation of neighbours) against the exact mean and variance
+          over all orders. Fails above `z` when the excess is more than `excess` of the possible one
+          (or the correlation more than `correlation`) and a second epoch agrees. Asked only of
+          torch's own samplers: a user's sampler may put K rows of each of P classes into a batch by
+          design.
+        - Drift: does the class mix change along the epoch? Compares the total variation between
+          eighths of the epoch and the whole with permutations of the batches (of the rows, for
+          torch's own samplers). Fails when fewer than 1 permutation in 10,000 reaches it, it
+          exceeds that of random batches by more than `drift`, and a second epoch agrees.
+        - Same order: does the next epoch repeat the order? Nine in ten positions must match; a
+          random order gives about one match. Fails for a loader that reads its data set in sequence
+          for no reason. Warns where there is a reason (windows of one sequence, blocks of text, a
+          stream, the user's own sampler) or when the sampler waits for `set_epoch()` and the script
+          does not call it between epochs.
+        - One batch per epoch has no order, and batches that continue each other (truncated
+          back-propagation through time) must keep theirs.
     Fix: `DataLoader(..., shuffle=True)`. For a stream, shuffle the files and use a buffer that
-        spans many classes. Give a seeded generator to the loader once instead of seeding it in
-        every `__iter__`; call `sampler.set_epoch(epoch)`.
+        spans many classes. Seed the loader's generator once, not in every `__iter__`; call
+        `sampler.set_epoch(epoch)`.
     References: Bottou, Stochastic Gradient Descent Tricks (2012). Bengio, Practical
         Recommendations for Gradient-Based Training of Deep Architectures (2012). Wald and
         Wolfowitz, An Exact Test for Randomness in the Non-Parametric Case Based on Serial
@@ -96,10 +92,11 @@ class Shuffling(Check):
         """Ask the three questions, and the first two again of another epoch."""
         order = audit.probe(EpochOrder)
         if order.one_batch or audit.loop.epoch_per_step:
-            return self.passed("One step takes the whole epoch, so there is no order.")
+            return self.passed("Each step uses the whole training set, so there is no order.")
         if order.first.continues:
             return self.passed(
-                "Each batch begins where the one before ended: their order must not be random."
+                "Each batch continues the previous one (truncated BPTT), so the order must not be "
+                "random."
             )
         found = self._composition(audit, order)
         if any(each.status is Status.FAIL for each in found) and order.repeated is None:
@@ -107,7 +104,7 @@ class Shuffling(Check):
             again = {each.question for each in self._composition(audit, order_of(audit))}
             if not all(each.question in again for each in found):
                 return self.inconclusive(
-                    f"{found[0].message} Another epoch did not confirm it.",
+                    f"{found[0].message} A second epoch did not confirm it.",
                     evidence=_evidence(order),
                 )
         fixed = _fixed_order(order)
@@ -167,15 +164,15 @@ class Shuffling(Check):
         effect = drift.observed - drift.mean
         what = "classes" if targets.discrete else "targets"
         message = (
-            f"The mix of {what} changes along the epoch: its parts differ from the whole by "
-            f"{drift.observed:.2f} (total variation) where shuffled batches differ by "
-            f"{drift.mean:.2f} (p < {stats.ALPHA:g})"
+            f"The mix of {what} changes during the epoch: the total variation between its parts "
+            f"and the whole is {drift.observed:.2f}, {drift.mean:.2f} expected if shuffled (p < "
+            f"{stats.ALPHA:g})"
         )
         return Finding(
             "drift",
             _status_of_drift(order, effect),
             f"{message}{_because(order.sequence or _design(order))}.",
-            _SHUFFLE if order.access else "shuffle the files and enlarge the shuffle buffer",
+            _SHUFFLE if order.access else "shuffle the files, and use a larger shuffle buffer",
             measured=f"total variation {drift.observed:.2f}, {drift.mean:.2f} if shuffled",
             threshold=f"p < {stats.ALPHA:g}, effect > {self.option(audit, 'drift'):g}",
         )
@@ -185,19 +182,20 @@ class Shuffling(Check):
         fresh = _fresh_order(order)
         if targets is not None and targets.kinds == 1:
             if not fresh and order.first.ended:
-                return self.skipped("All targets are the same, so their order says nothing.")
+                return self.skipped("All targets are equal, so their order does not matter.")
             if not fresh:
                 return self.inconclusive(
-                    f"All {order.first.rows:,} targets that were read are the same.",
+                    f"All {order.first.rows:,} targets read are equal.",
                     evidence=evidence,
                 )
         drift = targets is not None and len(targets.values) >= FEWEST_ROWS and targets.kinds > 1
         if not fresh and not drift:
             return self.inconclusive(
-                "Too few samples with a target of their own, and no two epochs to compare.",
+                "Not measured: too few samples have one target each, and no two epochs can be "
+                "compared.",
                 evidence=evidence,
             )
-        first = "Classes are spread evenly over the epoch" if drift else ""
+        first = "Targets are evenly mixed over the epoch" if drift else ""
         second = fresh if not first or not fresh else f"{fresh[0].lower()}{fresh[1:]}"
         said = "; ".join(part for part in (first, second) if part)
         return self.passed(f"{said}.", evidence=evidence)
@@ -228,15 +226,15 @@ def clumps_of(targets: Targets) -> Clumps | None:
         possible = n - 1 - found.mean
         share, expected = found.observed / (n - 1), found.mean / (n - 1)
         sentence = (
-            f"Of neighbouring training samples {share:.0%} share their class, where a random order "
-            f"gives {expected:.0%}"
+            f"{share:.0%} of neighbouring training samples share their class, {expected:.0%} "
+            "expected in a random order"
         )
         effect = (found.observed - found.mean) / possible if possible > 0 else 0.0
         return Clumps(found, effect, "excess", sentence, f"{share:.0%} equal neighbours")
     found = stats.lag_one(values)
     sentence = (
-        "Each target foretells the next: the ranks of neighbours correlate by "
-        f"{found.observed:.2f}, where a random order gives 0"
+        f"Targets of neighbouring training samples are correlated: rank correlation "
+        f"{found.observed:.2f}, 0 expected in a random order"
     )
     measured = f"rank correlation {found.observed:.2f}"
     return Clumps(found, found.observed, "correlation", sentence, measured)
@@ -301,10 +299,10 @@ def _single_class_batches(order: Order, targets: Targets) -> Finding | None:
     return Finding(
         "single-class batches",
         Status.WARN,
-        f"Each batch holds one class: on average {pure:.0%} of its rows{_because(_design(order))}.",
-        "draw the rows of a batch from all classes",
+        f"On average {pure:.0%} of the rows of a batch are of one class{_because(_design(order))}.",
+        "draw the rows of each batch from all classes",
         measured=f"{pure:.0%} of a batch in one class",
-        threshold="95 %",
+        threshold="95%",
     )
 
 
@@ -315,19 +313,19 @@ def _fixed_order(order: Order) -> Finding | None:
     same = order.repeated
     if same is None or order.by_itself:
         return None
-    measured = f"{same.count:,} of {same.length:,} at the same place"
+    measured = f"{same.count:,} of {same.length:,} positions match"
     start = (
-        f"Every epoch has the same order: {same.count:,} of {same.length:,} samples come at the "
-        "same place in the next one, where a random order gives 1"
+        f"The training order is the same in both epochs ({same.count:,} of {same.length:,} "
+        "positions match, about 1 expected)"
     )
     if order.by_hand:
-        why, status = "until set_epoch() is called", Status.NOTE
+        why, status = "the sampler waits for set_epoch()", Status.NOTE
         if order.never_told:
-            why, status = "and no set_epoch() is called from one to the next", Status.WARN
+            why, status = "set_epoch() is never called between epochs", Status.WARN
         fix = "sampler.set_epoch(epoch)  # at the start of every epoch"
-        return Finding("order", status, f"{start}, {why}.", fix, measured)
+        return Finding("order", status, f"{start}: {why}.", fix, measured)
     status, why, fix = _judged(order)
-    return Finding("order", status, f"{start}{_because(why)}.", fix, measured, "9 in 10")
+    return Finding("order", status, f"{start}{_because(why)}.", fix, measured, "90%")
 
 
 def _judged(order: Order) -> tuple[Status, str, str]:
@@ -335,11 +333,11 @@ def _judged(order: Order) -> tuple[Status, str, str]:
     access = order.access
     if access is None:
         endless = not order.first.ended and not _has_length(order)
-        why = "the text is read in blocks" if order.first.next_token else order.sequence
-        return Status.NOTE if endless else Status.WARN, why, "shuffle the data anew in every epoch"
+        why = "text is read in consecutive blocks" if order.first.next_token else order.sequence
+        return Status.NOTE if endless else Status.WARN, why, "shuffle the data again in every epoch"
     if access.sequential:
         if order.first.next_token:
-            return Status.WARN, "the text is read in blocks", _SHUFFLE
+            return Status.WARN, "text is read in consecutive blocks", _SHUFFLE
         if order.sequence:
             return Status.WARN, order.sequence, _SHUFFLE
         small = order.indices is not None and len(order.indices[0]) < FEWEST_ROWS // 2
@@ -368,14 +366,14 @@ def _fresh_order(order: Order) -> str:
         return ""
     if found.count > 0.9 * found.length:
         return ""
-    return f"The next epoch has {found.count:,} of {found.length:,} samples at the same place"
+    return f"The next epoch has {found.count:,} of {found.length:,} samples at the same position"
 
 
 def _design(order: Order) -> str:
     """Name the sampler of the user's own that decides the order; empty for a standard one."""
     if order.access is None or order.access.torch_sampler:
         return ""
-    return f"{type(order.access.sampler).__name__} means it so"
+    return f"{type(order.access.sampler).__name__} orders them so by design"
 
 
 def _because(why: str) -> str:
@@ -397,16 +395,16 @@ def _numbers(order: Order) -> Numbers:
     clumps = clumps_of(targets) if targets is not None and targets.kinds > 1 else None
     if clumps is not None:
         values |= {
-            "alike neighbours, in deviations from chance": clumps.deviation.z,
-            "probability by chance": clumps.deviation.p,
-            "share of the most there could be": clumps.effect,
+            "equal neighbours, z score": clumps.deviation.z,
+            "equal neighbours, p value": clumps.deviation.p,
+            "equal neighbours, share of the possible excess": clumps.effect,
         }
     same = order.asked_again or order.seen_again
     if same is not None:
         values |= {
-            "at the same place next epoch": same.count,
-            "of rows compared": same.length,
-            "at the same place by chance": same.expected,
+            "same position in the next epoch": same.count,
+            "positions compared": same.length,
+            "same position, expected by chance": same.expected,
         }
     return Numbers(title="Order of the training set", values=values)
 

@@ -19,30 +19,31 @@ _FIX = "train, val = random_split(dataset, [0.8, 0.2], generator=torch.Generator
 
 
 class SplitLeakage(Check):
-    """Is no validation row among the training rows?
+    """Are training and validation rows separate?
 
     Why: A network remembers what it was trained on. Where validation holds the same rows it
         measures memory: overfitting does not show, and the model chosen by it is the one that
-        memorises best. Typical reasons are two random splits that do not know of each other,
-        slices that overlap, copies made (to balance the classes, to augment) before the split, and
-        the training part read twice.
-    How: Where both loaders read one data set the row numbers of an epoch are compared: it is an
-        invariant that they have none in common, whatever augmentation does to the items. Where
-        they read two of one class, the rows as these hold them. Else the items themselves, inputs
-        and targets together, if they do not change from one access to the next.
-        Contents can be equal by nature, so these are compared with the null hypothesis that equal
-        rows were dealt to both sides at random: the number of groups of equal rows with members on
-        both sides against its exact bound, at p < 1e-4. It fails when besides at least one
-        validation row in a hundred is shared beyond the rate of twins within the training set.
-        Rows of few discrete values, and rows of which the two sets may make different items, warn
-        at most. Where as many rows are shared as random dealing explains, but they are copies
-        (rows of a rich domain, 5 % of validation or more), that warns too: they were copied before
-        the split. So do windows of one series that overlap: four in
-        five validation rows have a middle half that lies, to the bit, in a training row, where a
-        split by time leaves half of them at most, at the seam. A toy that trains and validates on
-        all of a few rows is only told so.
-    Fix: Split once, and give the parts to both loaders; split first, then oversample or augment
-        the training part; keep all rows of one patient, document, or recording on one side.
+        memorises best. Typical causes: two independent random splits, overlapping slices, copies
+        made before the split (to balance classes, to augment), or the training part read twice.
+    How: Compares the rows of both loaders by the first of these that applies: the row numbers of an
+        epoch, when both read one data set (they must have none in common, whatever augmentation
+        does); the stored rows, when they read two data sets of one class; the items, inputs and
+        targets together, when they do not change between accesses.
+        - Fails when at least `share` of the validation rows are training rows by number; fewer
+          warn.
+        - Contents can be equal by nature, so shared contents fail only when at least `share` of the
+          validation rows are shared beyond the rate of duplicates within training, and dealing
+          equal rows to both sides at random explains it with p < 1e-4.
+        - Warns on rows of few discrete values, and on rows of which the two sets may make different
+          items.
+        - Warns when as many rows are shared as random dealing explains, but these are copies of
+          rich rows and at least `copies` of validation: rows were copied before the split.
+        - Warns on overlapping windows of one series: at least `windows` of the validation rows have
+          a middle half that lies in a training row, bit by bit. A split by time leaves at most half
+          of them, at the seam.
+        - Warns when a toy set of a few rows serves for both training and validation.
+    Fix: Split once, and give the parts to both loaders; split first, then oversample or augment the
+        training part; keep all rows of one patient, document, or recording on one side.
     References: Kaufman et al., Leakage in Data Mining (2012). Kapoor and Narayanan, Leakage and the
         Reproducibility Crisis in Machine-Learning-Based Science (2023). Hoeffding, On the
         Distribution of the Number of Successes in Independent Trials (1956).
@@ -60,81 +61,87 @@ class SplitLeakage(Check):
         if audit.loop.val_loader is audit.loop.train_loader:
             return self._no_held_out_rows(audit, "The validation loader is the training loader")
         found = audit.probe(SharedRows)
-        ways = [way for way in (found.by_number, found.by_store, found.by_content) if way]
-        if not ways:
+        overlaps = [
+            overlap for overlap in (found.by_number, found.by_store, found.by_content) if overlap
+        ]
+        if not overlaps:
             return self._unknown(found)
-        if max(way.val for way in ways) < FEWEST:
+        if max(overlap.val for overlap in overlaps) < FEWEST:
             return self.inconclusive(
-                f"Validation has {ways[0].val} rows, too few to tell a leak from a design."
+                f"Validation has only {overlaps[0].val} rows, too few to judge."
             )
-        for way in ways:
-            result = self._judged(audit, found, way)
+        for overlap in overlaps:
+            result = self._judged(audit, found, overlap)
             if result is not None:
                 return result
         if found.windows >= self.option(audit, "windows"):
             return self._windows(audit, found)
-        return self._nothing_found(found, ways)
+        return self._nothing_found(found, overlaps)
 
-    def _judged(self, audit: Audit, found: Shared, way: Overlap) -> Result | None:
-        """Say what is wrong with ``way``; None when nothing is."""
-        if not way.shared:
+    def _judged(self, audit: Audit, found: Shared, overlap: Overlap) -> Result | None:
+        """Say what is wrong with ``overlap``; None when nothing is."""
+        if not overlap.shared:
             return None
-        if _is_toy(way):
+        if _is_toy(overlap):
             return self._no_held_out_rows(
-                audit, f"All {way.val} validation rows are the training rows"
+                audit, f"All {overlap.val} validation rows are also the training rows"
             )
-        if way.significant and way.excess >= self.option(audit, "share"):
-            return self._leak(audit, found, way)
-        if way.by_number:
-            return self._leak(audit, found, way, slight=True)
+        if overlap.significant and overlap.excess >= self.option(audit, "share"):
+            return self._leak(audit, found, overlap)
+        if overlap.by_number:
+            return self._leak(audit, found, overlap, slight=True)
         copies = found.rich and not found.train.random
-        if copies and way.share >= self.option(audit, "copies"):
-            return self._copies(audit, way)
+        if copies and overlap.share >= self.option(audit, "copies"):
+            return self._copies(audit, overlap)
         return None
 
-    def _leak(self, audit: Audit, found: Shared, way: Overlap, *, slight: bool = False) -> Result:
-        may_fail = way.certain and not slight and (way.by_number or found.rich)
-        message = f"{way.shared:,} of {_rows(way.val)} validation rows are training rows too"
-        if not way.by_number:
+    def _leak(
+        self, audit: Audit, found: Shared, overlap: Overlap, *, slight: bool = False
+    ) -> Result:
+        may_fail = overlap.certain and not slight and (overlap.by_number or found.rich)
+        message = (
+            f"{overlap.shared:,} of {_rows(overlap.val)} validation rows are also training rows"
+        )
+        if not overlap.by_number:
             message += (
-                f"; within the {_rows(way.train)} training rows compared only {way.twins:.1%} "
-                f"have a twin (p = {way.p:.1g})"
+                f"; among the {_rows(overlap.train)} training rows compared only "
+                f"{overlap.twins:.1%} have a duplicate (p = {overlap.p:.1g})"
             )
         answer = self.failed if may_fail else self.warned
         return answer(
-            f"{message}{'' if may_fail or slight else _doubt(way)}.",
-            measured=f"{way.share:.1%} of validation rows shared",
-            threshold=f"{self.option(audit, 'share'):.0%} beyond the rate of twins",
-            evidence=_evidence(way),
+            f"{message}{'' if may_fail or slight else _doubt(overlap)}.",
+            measured=f"{overlap.share:.1%} of validation rows shared",
+            threshold=f"{self.option(audit, 'share'):.0%} beyond the rate of duplicates",
+            evidence=_evidence(overlap),
             location=audit.loop.locate("val_loader"),
             fix=f"{_FIX}  # once, for both loaders",
         )
 
-    def _copies(self, audit: Audit, way: Overlap) -> Result:
+    def _copies(self, audit: Audit, overlap: Overlap) -> Result:
         return self.warned(
-            f"{way.shared:,} of {_rows(way.val)} validation rows are copies of training rows, as "
-            f"{way.twins:.0%} of the training rows are of each other: rows were copied before the "
-            "split.",
-            measured=f"{way.share:.1%} of validation rows are copies",
+            f"{overlap.shared:,} of {_rows(overlap.val)} validation rows are copies of training "
+            f"rows, and {overlap.twins:.0%} of the training rows have a duplicate too: rows were "
+            "copied before the split.",
+            measured=f"{overlap.share:.1%} of validation rows are copies",
             threshold=f"{self.option(audit, 'copies'):.0%}",
-            evidence=_evidence(way),
+            evidence=_evidence(overlap),
             location=audit.loop.locate("val_loader"),
             fix="split first, then copy or oversample rows of the training part only",
         )
 
     def _windows(self, audit: Audit, found: Shared) -> Result:
         return self.warned(
-            f"Of the validation rows, {found.windows:.0%} are windows of a series that training "
-            "windows overlap: what is to be predicted has been trained on.",
-            measured=f"{found.windows:.0%} of validation windows overlap training's",
+            f"{found.windows:.0%} of the validation windows overlap training windows of the same "
+            "series: the values to predict have been trained on.",
+            measured=f"{found.windows:.0%} of validation windows overlap training windows",
             threshold=f"{self.option(audit, 'windows'):.0%}",
             location=audit.loop.locate("val_loader"),
-            fix="split the series by time first, then cut windows: series[:n], series[n:]",
+            fix="train, val = series[:n], series[n:]  # split by time first, then cut windows",
         )
 
     def _no_held_out_rows(self, audit: Audit, what: str) -> Result:
         return self.warned(
-            f"{what}: fine to watch a network overfit, but it says nothing about new data.",
+            f"{what}: fine for watching a network overfit, but it measures nothing about new data.",
             location=audit.loop.locate("val_loader"),
             fix=_FIX,
         )
@@ -142,76 +149,77 @@ class SplitLeakage(Check):
     def _unknown(self, found: Shared) -> Result:
         if found.val is None:
             return self.inconclusive(
-                "The validation loader's batches do not hold what the training's do, so rows "
-                "cannot be compared."
+                "Not compared: validation batches have a different structure from training batches."
             )
         if found.train.random or found.val.random:
             return self.inconclusive(
-                "Rows are drawn or augmented anew at each access, and neither their numbers nor "
-                "what they are made from could be compared."
+                "Not compared: rows are drawn or augmented at random at each access, and neither "
+                "their indices nor their stored sources could be read."
             )
-        return self.inconclusive("The rows of a batch cannot be taken apart, so not compared.")
+        return self.inconclusive("Not compared: the batches cannot be split into rows.")
 
-    def _nothing_found(self, found: Shared, ways: list[Overlap]) -> Result:
-        way = ways[0]
-        if way.by_number:
+    def _nothing_found(self, found: Shared, overlaps: list[Overlap]) -> Result:
+        overlap = overlaps[0]
+        if overlap.by_number:
             return self.passed(
-                f"No validation row ({_rows(way.val)}) is among the {way.train:,} training rows.",
-                evidence=_evidence(way),
+                f"None of the {_rows(overlap.val)} validation rows is among the {overlap.train:,} "
+                "training rows.",
+                evidence=_evidence(overlap),
             )
-        if not way.shared and not _has_power(found, way):
+        if not overlap.shared and not _has_power(found, overlap):
             return self.inconclusive(
-                f"None of {_rows(way.val)} validation rows is among the {way.train:,} training "
-                "rows that there was time to read, which are too few to show a leak.",
-                evidence=_evidence(way),
+                f"None of {_rows(overlap.val)} validation rows is among the {overlap.train:,} "
+                "training rows read, which are too few to rule out a leak.",
+                evidence=_evidence(overlap),
             )
-        if not way.shared:
+        if not overlap.shared:
             return self.passed(
-                f"None of {_rows(way.val)} validation rows is among the {way.train:,} training "
-                "rows read.",
-                evidence=_evidence(way),
+                f"None of {_rows(overlap.val)} validation rows is among the {overlap.train:,} "
+                "training rows read.",
+                evidence=_evidence(overlap),
             )
-        if way.significant:
+        if overlap.significant:
             return self.noted(
-                f"{way.shared:,} of {_rows(way.val)} validation rows equal a training row: few, "
-                "but more than a random split of these data explains.",
-                evidence=_evidence(way),
+                f"{overlap.shared:,} of {_rows(overlap.val)} validation rows equal a training row: "
+                "few, but more than a random split explains.",
+                evidence=_evidence(overlap),
             )
         return self.passed(
-            f"{way.shared:,} of {_rows(way.val)} validation rows equal a training row: no more "
-            f"than chance explains where {way.twins:.1%} of the training rows have a twin.",
-            evidence=_evidence(way),
+            f"{overlap.shared:,} of {_rows(overlap.val)} validation rows equal a training row: no "
+            f"more than chance explains, as {overlap.twins:.1%} of the training rows have a "
+            "duplicate.",
+            evidence=_evidence(overlap),
         )
 
 
-def _is_toy(way: Overlap) -> bool:
+def _is_toy(overlap: Overlap) -> bool:
     """Whether all rows there are serve for both."""
-    return way.shared == way.val == way.train and way.train <= DEMONSTRATION
+    return overlap.shared == overlap.val == overlap.train and overlap.train <= DEMONSTRATION
 
 
-def _doubt(way: Overlap) -> str:
-    if not way.certain:
-        return "; the two sets may make different items of one row"
-    return "; rows of few values can be equal by nature"
+def _doubt(overlap: Overlap) -> str:
+    if not overlap.certain:
+        return "; the two data sets may make different items of the same row"
+    return "; rows with few possible values can be equal by chance"
 
 
-def _has_power(found: Shared, way: Overlap) -> bool:
-    if way is not found.by_content or way.coverage >= 1:
+def _has_power(found: Shared, overlap: Overlap) -> bool:
+    if overlap is not found.by_content or overlap.coverage >= 1:
         return True
-    return 0.1 * way.val * way.coverage >= POWER
+    return 0.1 * overlap.val * overlap.coverage >= POWER
 
 
 def _rows(count: int) -> str:
     return f"{count:,}"
 
 
-def _evidence(way: Overlap) -> tuple[Evidence, ...]:
+def _evidence(overlap: Overlap) -> tuple[Evidence, ...]:
     values: dict[str, float | str] = {
-        "training rows compared": float(way.train),
-        "validation rows compared": float(way.val),
-        "validation rows among the training rows": float(way.shared),
+        "training rows compared": float(overlap.train),
+        "validation rows compared": float(overlap.val),
+        "validation rows among the training rows": float(overlap.shared),
     }
-    if not way.by_number:
-        values["training rows with a twin"] = way.twins
-        values["p of a random split"] = way.p
+    if not overlap.by_number:
+        values["share of training rows with a duplicate"] = overlap.twins
+        values["p value of a random split"] = overlap.p
     return (Numbers(title="Rows in both sets", values=values),)

@@ -34,24 +34,25 @@ Signature = Callable[[Pair], str]
 
 
 class SplitShift(Check):
-    """Are validation's inputs on the scale of the training's?
+    """Do validation inputs have the same scale as training inputs?
 
     Why: A transform forgotten or applied twice in one of the two pipelines (a normalisation, a
-        division by 255, the order of the colours) leaves training untouched and makes validation
-        meaningless: the loss is high from the first epoch and looks like overfitting.
-    How: Compares mean and standard deviation of each channel (colour, feature, column) over up to
-        1,024 rows of each set. The null hypothesis is that rows of both sets come from one
-        distribution; a row is one observation, z > 4 (p < 6.4e-5), and the even and the odd rows
-        must agree. Data differ between two sets for many good reasons, a split by time among them,
-        so a difference alone warns: a mean more than 1 training deviation off, or deviations whose
-        ratio is outside [1/3, 3]; from 0.5 and [1/2, 2] it is noted. It fails for what only a
-        pipeline does: scales that differ more than sixteenfold in every channel; pictures of which
-        one set lies in [0, 1] and the other is normalised; tables of which one set has the mean 0
-        and deviation 1 of standardised columns, and the other such as have units: deviations that
-        differ thirtyfold among the columns, half of which, at least two independent ones, are more
-        than 3 deviations or a factor of 3 away; colours whose means are off, but fit in reverse
-        order. Windows of a series are noted at most. Inputs that the training step changes on their
-        way to the network warn at most: what it does to validation is not seen.
+        division by 255, the order of the colour channels) leaves training untouched and makes
+        validation meaningless: the loss is high from the first epoch and looks like overfitting.
+    How: Compares the mean and standard deviation of each channel (colour, feature, column) over up
+        to 1,024 rows of each set: z > 4 (p < 6.4e-5), and the even and the odd rows must agree.
+        Data differ between two sets for many good reasons, such as a split by time, so a difference
+        alone does not fail.
+        - Notes a mean more than `shift` training standard deviations away, or a ratio of standard
+          deviations beyond `ratio`; warns at twice the shift or 1.5 times the ratio.
+        - Fails when scales differ more than sixteenfold in every channel.
+        - Fails when the images of one set lie in [0, 1] and those of the other are normalised.
+        - Fails when the columns of one set are standardised and those of the other are in units:
+          standard deviations that differ thirtyfold among columns, half of which, at least two
+          independent ones, are more than 3 standard deviations or a factor of 3 away.
+        - Fails when colour means match only in reverse order.
+        - Windows of a series are noted at most. Inputs that the training step changes before the
+          network sees them warn at most: what it does to validation is not seen.
     Fix: Give both loaders the same deterministic transforms; standardise validation with the mean
         and deviation of the training set.
     References: Rabanser et al., Failing Loudly: An Empirical Study of Methods for Detecting
@@ -70,14 +71,16 @@ class SplitShift(Check):
         pairs = audit.probe(Channels)
         if pairs is None:
             return self.inconclusive(
-                "The validation loader's batches do not hold what the training's do."
+                "Not compared: validation batches have a different structure from training batches."
             )
         if not pairs:
             return self.skipped("The inputs hold no quantities that could be scaled.")
         enough = [pair for pair in pairs if min(pair.train.rows, pair.val.rows) >= FEWEST]
         if not enough:
             few = min(min(pair.train.rows, pair.val.rows) for pair in pairs)
-            return self.inconclusive(f"Only {few} rows of one set, too few to compare scales.")
+            return self.inconclusive(
+                f"One set has only {few} rows, too few to compare scales ({FEWEST} needed)."
+            )
         for pair in enough:
             told = _replicated(pair)
             if told:
@@ -86,12 +89,16 @@ class SplitShift(Check):
 
     def _pipeline(self, audit: Audit, pair: Pair, told: str) -> Result:
         seen = pair.path in audit.probe(UnmodifiedInputs)
-        doubt = "" if seen else "; the training step changes its inputs, and perhaps validation's"
+        doubt = (
+            ""
+            if seen
+            else "; the training step changes its inputs, and may change those of validation too"
+        )
         answer = self.failed if seen else self.warned
         return answer(
             f"{told}{doubt}.",
             measured=_measured(pair),
-            threshold="the training's mean and standard deviation",
+            threshold="mean and standard deviation of training",
             evidence=_table(pair),
             location=audit.loop.locate("val_loader"),
             fix="x_val = (x_val - x_train.mean(0)) / x_train.std(0)  # the same transform for both",
@@ -105,20 +112,22 @@ class SplitShift(Check):
         which = [c for c in (grave if meant else _off(pair, shift, ratio)) if _agreed(pair, c)]
         if not which:
             return self.passed(
-                f"Mean and deviation of validation's inputs are the training's, {_measured(pair)}.",
+                f"Validation inputs have the scale of training inputs: {_measured(pair)}.",
                 evidence=_table(pair),
             )
         c = max(which, key=lambda each: _effect(pair, each))
         status = Status.WARN if c in grave and not meant else Status.NOTE
-        more = f" ({len(which)} of {len(pair.shift)} channels)" if len(pair.shift) > 1 else ""
+        more = (
+            f" ({len(which)} of {len(pair.shift)} channels differ)" if len(pair.shift) > 1 else ""
+        )
         return self.answer(
             status,
-            f"Channel {c} of batch{pair.path} has mean {pair.val.mean[c]:.3g} and deviation "
-            f"{pair.val.deviation[c]:.3g} in validation, {pair.train.mean[c]:.3g} and "
-            f"{pair.train.deviation[c]:.3g} in training{more}: right if the split is by time or "
-            "place, else another transform.",
+            f"Channel {c} of batch{pair.path} has mean {pair.val.mean[c]:.3g} and standard "
+            f"deviation {pair.val.deviation[c]:.3g} in validation, but {pair.train.mean[c]:.3g} "
+            f"and {pair.train.deviation[c]:.3g} in training{more}: expected of a split by time or "
+            "place, else the transforms differ.",
             measured=_measured(pair),
-            threshold=f"{shift:g} deviations, a ratio of {ratio:g}",
+            threshold=f"{shift:g} standard deviations, a ratio of {ratio:g}",
             evidence=_table(pair),
             location=audit.loop.locate("val_loader"),
             fix="x_val = (x_val - x_train.mean(0)) / x_train.std(0)",
@@ -142,14 +151,14 @@ def _other_units(pair: Pair) -> str:
     if len(ratio) == 0 or min(mine, theirs) == 0:
         return ""
     if (ratio > _UNITS).all() and theirs > _UNITS * mine:
-        larger, smaller = "validation", "training"
+        larger, smaller = "Validation", "training"
     elif (ratio < 1 / _UNITS).all() and mine > _UNITS * theirs:
-        larger, smaller = "training", "validation"
+        larger, smaller = "Training", "validation"
     else:
         return ""
     return (
-        f"The inputs of {larger} reach {max(mine, theirs):.4g}, those of {smaller} "
-        f"{min(mine, theirs):.3g}: one of them is not scaled"
+        f"{larger} inputs reach {max(mine, theirs):.4g}, {smaller} inputs only "
+        f"{min(mine, theirs):.3g}: one of the two sets is not scaled"
     )
 
 
@@ -166,8 +175,8 @@ def _not_normalised(pair: Pair) -> str:
         if unit and wide:
             against = "training" if raw is pair.val else "validation"
             return (
-                f"{which} pictures lie between {raw.low:.2g} and {raw.high:.2g}, those of "
-                f"{against} between {other.low:.2g} and {other.high:.2g}: they are not normalised"
+                f"{which} images range from {raw.low:.2g} to {raw.high:.2g}, those of {against} "
+                f"from {other.low:.2g} to {other.high:.2g}: {which.lower()} is not normalised"
             )
     return ""
 
@@ -191,9 +200,9 @@ def _not_standardised(pair: Pair) -> str:
         units = ratio[columns].max() / ratio[columns].min()
         if units > _UNLIKE and pair.witnesses(far) >= _WITNESSES:
             return (
-                f"Columns of {against} have mean 0 and deviation 1, but {int(far.sum())} of "
-                f"{int(columns.sum())} columns of {which} are far from that: they are not "
-                "standardised alike"
+                f"Columns of {against} have mean 0 and standard deviation 1, but {int(far.sum())} "
+                f"of {int(columns.sum())} columns of {which} are far from that: {which} is not "
+                "standardised in the same way"
             )
     return ""
 
@@ -212,7 +221,7 @@ def _reversed_colours(pair: Pair) -> str:
         return ""
     if stats.chi2_sf(turned, 3) < 0.01:
         return ""
-    return "The means of validation's colours are the training's in reverse order (BGR for RGB)"
+    return "The colour means of validation are those of training in reverse order (BGR for RGB)"
 
 
 # --- any difference -----------------------------------------------------------------------------
@@ -255,8 +264,8 @@ def _worst(pair: Pair) -> float:
 def _measured(pair: Pair) -> str:
     c = max(range(len(pair.shift)), key=lambda each: _effect(pair, each))
     return (
-        f"at most {abs(pair.shift[c]):.2f} training deviations off and {pair.ratio[c]:.2f} times "
-        "as wide"
+        f"means differ by at most {abs(pair.shift[c]):.2f} training standard deviations, with a "
+        f"ratio of standard deviations of {pair.ratio[c]:.2f}"
     )
 
 
@@ -272,5 +281,5 @@ def _table(pair: Pair) -> tuple[Evidence, ...]:
         )
         for c in order
     )
-    names = ("channel", "training mean", "validation mean", "training sd", "validation sd")
+    names = ("channel", "training mean", "validation mean", "training std", "validation std")
     return (Table(title=f"Scale of batch{pair.path}", columns=names, rows=rows),)

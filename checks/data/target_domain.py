@@ -40,7 +40,7 @@ class Domain:
 
     Attributes:
         forbids: marks the elements of a target that lie outside.
-        allowed: the domain in words.
+        allowed: the valid targets in words.
         grave: by how much a target must lie outside to be a fault rather than a doubt.
     """
 
@@ -93,7 +93,7 @@ class Violation:
         shown = ", ".join(f"{value:g}" for value in sorted(self.values)[:5])
         more = ", ..." if len(self.values) > 5 else ""
         noun = "target is" if count == 1 else "targets are"
-        return f"{count:,} {noun} {shown}{more}, but {self.kind} takes {self.domain.allowed}"
+        return f"{count:,} {noun} {shown}{more}, but {self.kind} expects {self.domain.allowed}"
 
     def fix(self) -> str:
         """Return the line to write."""
@@ -107,27 +107,28 @@ class Violation:
             return "target = target.clamp(0, 1)" if self.domain.high == 1 else "target.clamp(min=0)"
         lowest, largest = min(self.values), max(self.values)
         if lowest < 0:
-            return f"{self.kind}(..., ignore_index={lowest:g})  # if these are to be left out"
+            return f"{self.kind}(..., ignore_index={lowest:g})  # if these rows are to be ignored"
         if largest == classes:
             return "target = target - 1  # if the classes are numbered from 1"
         return f"nn.Linear(..., {largest + 1:g})  # one output per class"
 
 
 class TargetDomain(Check):
-    """Are the targets what the loss function is defined for?
+    """Are the targets valid for the loss function?
 
     Why: A class number beyond the last output stops the run with an error that, on a GPU, names
-        neither the line nor the value, at the first batch that holds one. Worse, a binary target
-        of 255 or -1 raises nothing: the loss has no lower bound and the network runs after it.
-    How: Sees the calls of torch's loss functions in the first steps of the training and compares
-        their target with their domain: class numbers in [0, C) or ignore_index, C being the class
-        dimension of the input; binary targets in [0, 1]; +1 or -1 for margins; counts not
-        negative. Targets that reach the loss as they are in the batch are then looked for in all
-        the data that are cheap to read, and a batch that holds a wrong one is put through a step:
-        the step may leave it out. It is an invariant, so there is no threshold, with two
-        exceptions that only warn: binary targets up to 0.25 outside (noisy labels), and class
-        probabilities that are negative or do not sum to 1. Where a loss call raises, it is repeated
-        with the target in the dtype the loss documents, to know whether that is why.
+        neither the line nor the value, at the first batch that holds one. Worse, a binary target of
+        255 or -1 raises nothing: the loss has no lower bound and the network chases it.
+    How: Records the calls of torch's loss functions in the first training steps and compares their
+        targets with what the loss accepts: class numbers in [0, C) or `ignore_index`, with C the
+        class dimension of the input; binary targets in [0, 1]; +1 or -1 for margins; counts that
+        are not negative. It is an invariant without a threshold: it fails outright.
+        - Targets that reach the loss unchanged are also looked up in all data that are cheap to
+          read; a batch with a wrong one is put through a step, which may leave it out.
+        - Only a warning: binary targets up to 0.25 outside (noisy labels), and class probabilities
+          that are negative or do not sum to 1.
+        - When a loss call raises, it is repeated with the target in the dtype that the loss
+          documents, to see whether that is the reason.
     Fix: Number the classes from 0; give the network as many outputs as there are classes; pass
         `ignore_index=`; divide an image by 255; `target.long()` for classes, `target.float()` for
         everything else.
@@ -157,16 +158,18 @@ class TargetDomain(Check):
             return self._wrong(elsewhere)
         if (odd := _odd_probabilities(first)) is not None:
             return self.warned(
-                f"{odd[0]}, so they are no class probabilities.",
+                f"{odd[0]}, so they are not class probabilities.",
                 location=odd[1].location,
-                fix="F.binary_cross_entropy_with_logits(output, target)  # for several labels",
+                fix="F.binary_cross_entropy_with_logits(output, target)  # for several labels per "
+                "row",
             )
         return self._sound(first, data)
 
     def _wrong(self, violation: Violation) -> Result:
         if not violation.counted:
             return self.inconclusive(
-                f"{violation.in_words()}; whether the loss leaves them out cannot be seen.",
+                f"{violation.in_words()}; whether the program masks them out could not be "
+                "determined.",
                 evidence=(_table(violation),),
                 location=violation.location,
             )
@@ -185,7 +188,7 @@ class TargetDomain(Check):
         have, want = (str(dtype).removeprefix("torch.") for dtype in (call.target.dtype, fitting))
         method = {torch.int64: "long", torch.float32: "float"}.get(fitting, f"to(torch.{want})")
         return self.failed(
-            f"The target of {call.kind} is {have} where it must be {want}: {error}.",
+            f"The target of {call.kind} is {have} but must be {want}: {error}.",
             measured=have,
             threshold=want,
             location=call.location,
@@ -200,9 +203,9 @@ class TargetDomain(Check):
             if (domain := domain_of(call)) is not None
         }
         if not domains:
-            return self.skipped("No loss function with a restricted domain of targets is called.")
-        said = "; ".join(f"{kind} takes {allowed}" for kind, allowed in domains.items())
-        return self.passed(f"The targets of the {data.rows:,} rows read fit: {said}.")
+            return self.skipped("No loss function that restricts its targets is called.")
+        said = "; ".join(f"{kind} expects {allowed}" for kind, allowed in domains.items())
+        return self.passed(f"The targets of the {data.rows:,} rows read are valid: {said}.")
 
 
 # --- domains ------------------------------------------------------------------------------------
@@ -223,9 +226,9 @@ def domain_of(call: LossCall) -> Domain | None:
     elif call.kind in PROBABILITIES:
         domain = _between("numbers from 0 to 1", 0.0, 1.0, grave=NOISE)
     elif call.kind in SIGNS:
-        domain = Domain("-1 and 1", -1.0, 1.0, lambda t: (t != 1) & (t != -1))
+        domain = Domain("-1 or 1", -1.0, 1.0, lambda t: (t != 1) & (t != -1))
     elif call.kind == "poisson_nll" or (call.kind == "kl_div" and not arguments["log_target"]):
-        domain = _between("numbers from 0 up", 0.0, float("inf"))
+        domain = _between("numbers of at least 0", 0.0, float("inf"))
     return domain
 
 
@@ -249,9 +252,9 @@ def _class_domain(classes: int, ignored: int | None, blank: int | None = None) -
 
     allowed = f"classes 0 to {classes - 1}"
     if blank is not None:
-        allowed += f" without {blank}, the blank"
+        allowed += f" except {blank}, the blank"
     if ignored is not None and ignored != -100:
-        allowed += f" and ignores {ignored}"
+        allowed += f" (or {ignored}, which is ignored)"
     return Domain(allowed, 0, classes - 1, forbids, classes=classes)
 
 
@@ -508,7 +511,7 @@ def _odd_probabilities(first: First) -> tuple[str, LossCall] | None:
             sums = target.sum(1 if target.ndim > 1 else 0)
             off = ((sums - 1).abs() > 0.02) & (sums != 0)
             if bool((target < -_ROUNDING).any()):
-                return f"Targets of cross_entropy go down to {float(target.min()):.3g}", call
+                return f"Targets of cross_entropy are as low as {float(target.min()):.3g}", call
             if bool(off.any()):
                 worst = float(sums.flatten()[(sums - 1).abs().flatten().argmax()])
                 return f"Targets of cross_entropy sum to {worst:.3g} over the classes", call
@@ -517,4 +520,4 @@ def _odd_probabilities(first: First) -> tuple[str, LossCall] | None:
 
 def _table(violation: Violation) -> Table:
     rows = tuple((value, float(count)) for value, count in sorted(violation.values.items())[:20])
-    return Table(title="Targets outside the domain", columns=("target", "how often"), rows=rows)
+    return Table(title="Invalid targets", columns=("target", "count"), rows=rows)

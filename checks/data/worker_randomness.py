@@ -12,20 +12,21 @@ _GLOBAL = {"torch", "numpy.random", "random"}
 
 
 class WorkerRandomness(Check):
-    """Does each loader worker, in each epoch, draw random numbers of its own?
+    """Does each loader worker draw its own random numbers in each epoch?
 
-    Why: A worker is a copy of the training process. A generator that the data set made when it was
-        built (`self.rng = np.random.default_rng(0)`) is copied with it: every worker draws the same
-        numbers, and a new epoch starts them over. A worker_init_fn that seeds with a constant does
-        the same to the global generators, which torch would have seeded by worker and epoch. The
-        augmentation then has a fraction of its variety, and nothing shows it.
-    How: Only where reading an item twice gives two results. Two real workers are asked for the
-        same batch of 8 items eight times, and once more in a second epoch. Null hypothesis: their
-        random numbers are their own. It fails when both workers gave the same eight results in the
-        same order in both epochs, or one worker the same in two epochs (not asked of persistent
-        workers, which go on), provided each gave at least four different ones: by chance that has
-        a probability below 1e-4. With fewer it is inconclusive. The states of the generators within
-        reach tell which one it is.
+    Why: A worker is a copy of the training process. A generator created with the data set
+        (`self.rng = np.random.default_rng(0)`) is copied with it: every worker draws the same
+        numbers, and a new epoch starts them over. A `worker_init_fn` that seeds with a constant
+        does the same to the global generators, which torch would have seeded by worker and epoch.
+        The augmentation then has a fraction of its variety, and nothing shows it.
+    How: Asks two real workers for the same batch of 8 items eight times, and once more in a second
+        epoch. The states of the generators within reach show which one it is.
+        - Fails when both workers gave the same eight results in the same order in both epochs, or
+          one worker gave the same in two epochs (not asked of persistent workers, whose generators
+          go on), with at least four different results each: by chance that has a probability below
+          1e-4.
+        - Inconclusive with fewer different results.
+        - Asked only where reading an item twice gives two results.
     Fix: Draw from `torch` or `np.random`, which torch seeds by worker and epoch; or seed your own
         generator in the worker: `np.random.default_rng(torch.initial_seed())`.
     References: PyTorch documentation, "Randomness in multi-process data loading"
@@ -45,28 +46,29 @@ class WorkerRandomness(Check):
             answer = self.inconclusive if draws.applies else self.skipped
             return answer(f"{draws.why[0].upper()}{draws.why[1:]}.")
         if not draws.varied:
-            return self.skipped("The items are the same every time they are read.")
+            return self.skipped("Items are the same at every reading: nothing is random.")
         if draws.workers_alike and draws.telling:
             return self._found(audit, draws, across_workers=True)
         if draws.epochs_alike and not draws.persistent and draws.telling:
             return self._found(audit, draws, across_workers=False)
         if draws.workers_alike or (draws.epochs_alike and not draws.persistent):
             return self.inconclusive(
-                "The transform has too few different results to tell whose random numbers they are."
+                "The transform gave too few different results to tell whether random numbers "
+                "repeat."
             )
         return self.passed(
-            f"Asked {REPEATS} times for the same items, "
+            f"Reading the same items {REPEATS} times, "
             + ("two workers and " if len(draws.epochs[0]) > 1 else "")
-            + "two epochs gave different results.",
+            + "two epochs gave different random results.",
             evidence=(_numbers(draws),),
         )
 
     def _found(self, audit: Audit, draws: Draws, *, across_workers: bool) -> Result:
         name = draws.generator(across_workers=across_workers)
-        who = "two workers gave" if across_workers else "a worker gave in two epochs"
+        who = "two workers" if across_workers else "two epochs"
         message = (
-            f"Asked {REPEATS} times for the same items, {who} the same {REPEATS} results in the "
-            f"same order, though they vary from time to time{_why(draws, name)}."
+            f"Reading the same items {REPEATS} times, {who} gave the same {REPEATS} random results "
+            f"in the same order{_why(draws, name)}."
         )
         fix = _fix(draws, name)
         if draws.by_hand and not across_workers:
@@ -75,8 +77,8 @@ class WorkerRandomness(Check):
             )
         return self.failed(
             message,
-            measured=f"{REPEATS} of {REPEATS} results alike",
-            threshold="0",
+            measured=f"{REPEATS} of {REPEATS} results equal",
+            threshold="different results",
             evidence=(_numbers(draws),),
             location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
             or audit.loop.locate("train_loader"),
@@ -89,14 +91,14 @@ def _why(draws: Draws, name: str) -> str:
         who = "worker_init_fn" if draws.initialised else "the data set"
         return f": {who} seeds {name} with the same number"
     if name:
-        return f": {name} is copied into every worker as it is"
-    return ": the seed of their generator does not depend on worker and epoch"
+        return f": {name} is copied unchanged into every worker"
+    return ": the seed of the generator does not depend on worker and epoch"
 
 
 def _fix(draws: Draws, name: str) -> str:
     seed = {"numpy.random": "np.random.seed", "random": "random.seed"}.get(name)
     if name == "torch":
-        return "drop the torch.manual_seed() in worker_init_fn or the data set"
+        return "remove torch.manual_seed() from worker_init_fn and from the data set"
     if seed:
         return f"{seed}(torch.initial_seed() % 2**32)  # differs by worker and epoch"
     place = name.replace("dataset.", "get_worker_info().dataset.", 1) or "rng"
@@ -106,13 +108,13 @@ def _fix(draws: Draws, name: str) -> str:
 def _numbers(draws: Draws) -> Numbers:
     first, second = draws.epochs
     values: dict[str, float | str] = {
-        "times asked": REPEATS,
-        "different results of a worker": len({made.digest for made in first[0]}),
-        "alike in two epochs": _alike(first[0], second[0]),
+        "readings": REPEATS,
+        "different results of one worker": len({made.digest for made in first[0]}),
+        "equal in two epochs": _alike(first[0], second[0]),
     }
     if len(first) > 1:
-        values["alike in two workers"] = _alike(first[0], first[1])
-    return Numbers(title="The same items, asked for again and again", values=values)
+        values["equal in two workers"] = _alike(first[0], first[1])
+    return Numbers(title="The same items, read repeatedly", values=values)
 
 
 def _alike(one: tuple[object, ...], other: tuple[object, ...]) -> int:

@@ -31,15 +31,15 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import main_tensor
 
 _PLACES = 3
-"""Samples that are exchanged for another one; most of those that can be must show the effect."""
+"""Samples that are replaced by another; most of those that can be must show the effect."""
 
 _POSITION = 1e-2
-"""What may change with the place in the batch, relative to the spread of the outputs."""
+"""What may change with the position in the batch, relative to the spread of the outputs."""
 
 
 @dataclass(frozen=True)
 class _Effect:
-    """What exchanging one sample did: to its own output, and at most to another's."""
+    """What replacing one sample did: to its own output, and at most to another's."""
 
     sample: int
     own: float
@@ -56,23 +56,22 @@ class BatchIndependence(Check):
     """Is each sample's output computed from that sample alone?
 
     Why: A view or reshape where a permute was meant, a recurrent layer or an attention that takes
-        the batch for the time (batch_first), a softmax or mean over dimension 0: all of them run,
-        learn something, and give answers that depend on which samples happen to be together.
-    How: Exact, in eval mode, where batch normalisation looks at one sample at a time too. A sample
-        is exchanged for another one of the batch, up to 3 times, all else being equal and random
-        numbers being the same: the outputs of the other samples must not change by more than 10
-        times what two identical calls differ by, or 64 roundings of the largest output. Null
-        hypothesis: no path from sample j to output i, so not a bit changes. Then the batch is
-        reversed: outputs must come out reversed, to 1 % of their spread (a position code added
-        along the batch shows here and not before); not asked of models that draw random numbers.
-        A failure needs the majority of exchanges and a gradient from one sample to the other's
-        output, where it can be computed: an expert's limited capacity or a top-k over the batch
-        couples samples without one, on purpose (a warning). It also needs proof that rows are
-        samples: a loader that stacks them, images, or a target that is the next token. Else rows
-        may be time steps, nodes, or members of a set (a warning). Samples are sought along
-        dimension 1 where the loader's batch size is there. 6 forward passes; no training steps, or
-        5 where an output layer that starts at zero hides everything.
-    Fix: permute instead of view, batch_first=True, dim=-1 or dim=1 instead of dim=0.
+        the batch dimension for time (`batch_first`), a softmax or mean over dimension 0: all of
+        them run, learn something, and give predictions that depend on which samples happen to be in
+        the batch.
+    How: Replaces one sample of the batch by another, up to 3 times, in eval mode and with the same
+        random numbers. The outputs of the other samples must not change by more than 10 times what
+        two identical calls differ by, or 64 roundings of the largest output. Then the batch is
+        reversed: outputs must come out reversed, to within 1% of their spread (this shows a
+        positional encoding added along the batch).
+        - Fails when most replacements change another sample's output, a gradient flows from one
+          sample to the other's output, and rows are known to be samples: a loader that stacks them,
+          images, or next-token targets.
+        - Warns without such a gradient (an expert's capacity, a top-k over the batch couple samples
+          by design), and where rows may be time steps, nodes or members of a set.
+        - Models that draw random numbers are not asked for the reversed batch. Samples are looked
+          for along dimension 1 where the loader's batch size is found there.
+    Fix: `permute` instead of `view`; `batch_first=True`; `dim=-1` or `dim=1` instead of `dim=0`.
     References: Karpathy, "A Recipe for Training Neural Networks", 2019 ("use backprop to chart
         dependencies"); Somepalli et al., "SAINT: Improved Neural Networks for Tabular Data via Row
         Attention and Contrastive Pre-Training", 2021, on samples that attend to each other.
@@ -83,15 +82,17 @@ class BatchIndependence(Check):
     probes = (ModelCall,)
 
     def run(self, audit: Audit) -> Result:
-        """Exchange samples, then reverse the batch."""
+        """Replace samples, then reverse the batch."""
         call = audit.probe(ModelCall)
         if call is None:
-            return self.skipped("The model is not called as a whole.")
+            return self.skipped(
+                "The model is not called as a whole: its parts are called one by one."
+            )
         layout = layout_of(audit.loop, call)
         if isinstance(layout, str):
             return self.skipped(f"{layout[0].upper()}{layout[1:]}.")
         if layout.count < 2:
-            return self.skipped("A batch holds one sample only.")
+            return self.skipped("A batch holds only one sample.")
         if reason := _by_design(audit.loop.model):
             return self.skipped(reason)
         try:
@@ -102,7 +103,7 @@ class BatchIndependence(Check):
         except UserCodeError as error:
             return self.inconclusive(f"The model cannot be called again: {error} (see MODE102).")
         return answer or self.inconclusive(
-            "No exchange of a sample in the first batch changes any output."
+            "Replacing samples of the first batch changes no output at all."
         )
 
     def _asked(self, audit: Audit, call: Call, layout: Layout) -> Result | None:
@@ -119,14 +120,14 @@ class BatchIndependence(Check):
         mixing = [effect for effect in effects if effect.mixes]
         if mixing and len(mixing) * 2 > len(effects):
             if trial.is_similarity():
-                return self.skipped("The outputs are similarities of all pairs of samples.")
+                return self.skipped("The outputs are similarities between all pairs of samples.")
             return self._mixed(audit, trial, mixing)
         moved = trial.reversed_differs()
         if moved is not None:
             return self._placed(audit, trial, moved)
         largest = max(effect.others for effect in effects)
         return self.passed(
-            f"Exchanging a sample changes no other sample's output ({len(effects)} tried).",
+            f"Replacing one sample changes no other sample's output ({len(effects)} tried).",
             measured=f"largest change of another output {largest:.2g}",
             threshold=f"{effects[0].floor:.2g}",
         )
@@ -134,14 +135,14 @@ class BatchIndependence(Check):
     def _mixed(self, audit: Audit, trial: _Trial, mixing: list[_Effect]) -> Result:
         first = mixing[0]
         module = trial.first_mixing(first.sample)
-        place = f", first in the output of {module}" if module else ""
+        place = f", starting in the output of {module}" if module else ""
         table = Table(
-            title="One sample exchanged for another",
+            title="One sample replaced by another",
             columns=(
                 "sample",
                 "change of its own output",
-                "largest change of another's",
-                "affected",
+                "largest change of another sample",
+                "samples affected",
             ),
             rows=tuple((e.sample, e.own, e.others, e.affected) for e in mixing),
         )
@@ -153,53 +154,53 @@ class BatchIndependence(Check):
             "module": module,
         }
         message = (
-            f"Exchanging sample {first.sample} changes the outputs of {first.affected} other "
+            f"Replacing sample {first.sample} changes the outputs of {first.affected} other "
             f"samples by up to {first.others:.3g}{place}"
         )
         unexplained = list(_statistics(audit.loop.model))
         if unexplained:
             return self.warned(
-                f"{message}: {unexplained[0]} uses the statistics of the batch in eval mode too.",
+                f"{message}: {unexplained[0]} uses batch statistics in eval mode too.",
                 fix="Keep running statistics: track_running_stats=True.",
                 **details,
             )
         if not trial.connected(first.sample):
             return self.warned(
-                f"{message}, without a gradient from one to the other: samples compete for "
-                "something (a capacity, a top-k).",
-                fix="If that is not meant, decide for each sample alone.",
+                f"{message}, although no gradient flows between them: samples compete for "
+                "something (a capacity, a top-k over the batch).",
+                fix="Unless this is by design, decide for each sample alone.",
                 **details,
             )
         if not trial.layout.certain:
             return self.warned(
-                f"{message}; that is a fault if rows are samples, and none if they are time "
-                "steps, nodes of one graph or members of one set.",
+                f"{message}: wrong if rows are samples, right if they are time steps, nodes of a "
+                "graph or members of a set.",
                 fix="If rows are samples: batch_first=True, permute instead of view, no dim=0.",
                 **details,
             )
         accident = trial.accident(module)
         if not accident.found:
             return self.warned(
-                f"{message}, whatever their order: samples attend to each other, and what is "
-                "predicted for one depends on what else is in the batch.",
-                fix="If that is not meant, attend over dimension 1, within each sample.",
+                f"{message}, whatever their order: samples attend to each other, so predictions "
+                "depend on what else is in the batch.",
+                fix="Unless this is by design, attend over dimension 1, within each sample.",
                 **details,
             )
         details["location"] = accident.location or details["location"]
         return self.failed(
             f"{message}{accident.cause}.",
-            fix="Samples lie along dimension 0: set batch_first=True, use permute where view or "
-            "reshape moves dimensions, and reduce over other dimensions than 0.",
+            fix="Samples are along dimension 0: set batch_first=True, use permute instead of view "
+            "or reshape to move dimensions, and do not reduce over dim=0.",
             **details,
         )
 
     def _placed(self, audit: Audit, trial: _Trial, moved: float) -> Result:
         answer = self.failed if trial.layout.certain else self.warned
         return answer(
-            f"Reversing the batch changes the samples' outputs by up to {moved:.3g}: they depend "
-            "on the place in the batch.",
-            fix="Look for something added along dimension 0, such as a position code made for "
-            "(time, batch, features): use pe[: x.size(1)] with batch-first data.",
+            f"Reversing the batch changes each sample's output, by up to {moved:.3g}: outputs "
+            "depend on the position in the batch.",
+            fix="Look for something added along dimension 0, such as a positional encoding made "
+            "for (time, batch, features): x + pe[: x.size(1)] with batch-first data.",
             measured=f"change {moved:.3g}",
             threshold=f"{_POSITION:g} of the spread of the outputs",
             location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
@@ -224,10 +225,10 @@ class _Trial:
         self.reason = ""
         output = _chosen(replay(), layout.count)
         if output is None:
-            self.reason = "The model's output has no dimension of the size of the batch."
+            self.reason = "The model's output has no batch dimension."
             return
         if not bool(torch.isfinite(output).all()):
-            self.reason = "The outputs are not finite."
+            self.reason = "The outputs are NaN or infinite."
         self._base = output
         again = _chosen(replay(), layout.count)
         same = again if again is not None and again.shape == output.shape else output
@@ -235,7 +236,7 @@ class _Trial:
         self._floor = tolerance(output, same, eps=self._eps)
 
     def exchanged(self) -> list[_Effect]:
-        """Exchange samples at the begin, in the middle and near the end of the batch."""
+        """Replace samples at the start, in the middle and near the end of the batch."""
         count = self.layout.count
         effects = []
         for sample in sorted({0, count // 2, max(count - 2, 0)})[:_PLACES]:
@@ -313,10 +314,10 @@ class _Trial:
     def accident(self, module: str) -> _Accident:
         """Look for a sign that the samples influence each other by mistake."""
         if reduction := self._replay.reduction_over_samples(self.layout.count):
-            cause = f"; {reduction.name} is taken over the samples, dimension 0"
+            cause = f": {reduction.name} reduces over the samples (dimension 0)"
             return _Accident(True, cause, reduction.location)
         if self._takes_samples_for_time(module):
-            return _Accident(True, ", which has batch_first=False and is given the samples first")
+            return _Accident(True, ", which has batch_first=False but gets batch-first data")
         return _Accident(not self._is_symmetric())
 
     def _takes_samples_for_time(self, module: str) -> bool:
@@ -410,7 +411,7 @@ def _by_design(model: nn.Module) -> str:
     for name, module in model.named_modules():
         kind = type(module).__name__
         if "FakeQuant" in kind or "Observer" in kind:
-            return f"{name} measures the range of the whole batch to quantise it."
+            return f"{name} measures the range of the whole batch for quantisation."
     return ""
 
 

@@ -1,4 +1,4 @@
-"""GRAD104: whether a next-token model sees what it is to predict."""
+"""GRAD104: whether a next-token model sees the token it predicts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import main_tensor
 
 _ROWS = 3
-"""Rows that are looked at: one is enough to prove a leak, three make sure it is seen."""
+"""Rows to test: one is enough to prove a leak, three make sure that it is seen."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,28 @@ class _Reaction:
 
 
 class Causality(Check):
-    """Does a next-token model predict each token without having seen it?
+    """Does a next-token model predict each token without seeing it?
 
-    Why: With a causal mask forgotten, a bidirectional layer or a convolution that is padded on
-        both sides, the token to be predicted is among the inputs. The loss falls to nearly
-        nothing and generated text is worthless. The same happens when the target is the input
-        itself, not shifted by one.
-    How: Exact, and asked only where the target is the input shifted by one position (equal at
-        90 % of the positions that count, and at more than unshifted), as found in what the loss
-        is called with. In eval mode one value x_t of a row is exchanged for another one seen in
-        the batch, never a padding id, at the second, the middle and the last position of up to 3
-        rows. Outputs of the same row at positions before t that have a target must not change by
-        more than 10 times what two identical calls differ by, or 64 roundings. Null hypothesis:
-        no path from x_t to an earlier output, so not a bit changes. Where the outputs do not yet
-        depend on earlier positions (layers that start at zero) 5 training steps are taken first.
-        When the target equals the input everywhere, the same measurement tells copying (the
-        output at t depends on x_t and on nothing after it: a failure) from auto-encoders (it
-        depends on later positions) and from models that shift internally (it does not depend on
-        x_t). Prefixes without targets may see each other. No steps, or 5; up to 11 forward passes.
-    Fix: is_causal=True or a mask of torch.triu(..., diagonal=1); padding on the left only;
-        targets = ids[:, 1:], inputs = ids[:, :-1].
+    Why: With a missing causal mask, a bidirectional layer or a convolution padded on both sides,
+        the token to be predicted is among the inputs. The loss falls to nearly nothing and
+        generated text is worthless. The same happens when the target is the input itself, not
+        shifted by one.
+    How: Replaces one token x_t by another (never padding), in eval mode, at the second, the middle
+        and the last position of up to 3 rows. Outputs of the same row at positions before t that
+        have a target must not change by more than 10 times what two identical calls differ by, or
+        64 roundings: it fails otherwise.
+        - Asked only where the target is the input shifted by one position: equal at 90% of the
+          positions that count, as found in what the loss is called with.
+        - Where outputs do not yet depend on earlier positions (layers that start at zero), 5
+          training steps are taken first.
+        - A target that equals the input at every position fails when the output at t depends on x_t
+          and on nothing after it (copying). Autoencoders, which depend on later positions, and
+          models that shift internally are skipped.
+        - Prefixes without targets may see each other.
+    Fix: `is_causal=True`, or a mask `torch.triu(..., diagonal=1)` added before the softmax; padding
+        on the left only; `inputs, targets = ids[:, :-1], ids[:, 1:]`. With a mask in place, look
+        for other ways across positions: a mask that is not passed on or blocks the wrong side,
+        statistics or pooling over time, a bidirectional layer.
     References: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.3; Karpathy, "A
         Recipe for Training Neural Networks", 2019.
     """
@@ -74,10 +76,12 @@ class Causality(Check):
     probes = (ModelCall,)
 
     def run(self, audit: Audit) -> Result:
-        """Exchange tokens and watch earlier outputs."""
+        """Replace tokens and watch earlier outputs."""
         call = audit.probe(ModelCall)
         if call is None:
-            return self.skipped("The model is not called as a whole.")
+            return self.skipped(
+                "The model is not called as a whole: its parts are called one by one."
+            )
         shift = shift_of(call)
         if shift is None:
             return self.skipped("The target is not the input shifted by one position.")
@@ -93,15 +97,15 @@ class Causality(Check):
         except UserCodeError as error:
             return self.inconclusive(f"The model cannot be called again: {error}.")
         if not reactions:
-            return self.inconclusive("No token of the first batch could be exchanged.")
+            return self.inconclusive("No token of the first batch could be replaced.")
         return self._judged(audit, shift, reactions)
 
     def _judged(self, audit: Audit, shift: Shift, reactions: list[_Reaction]) -> Result:
         leaks = _leaks(reactions)
         direct = any(r.at > r.floor for r in reactions)
         table = Table(
-            title="Change of the outputs of a row when one of its tokens is exchanged",
-            columns=("row", "position", "outputs before it", "at it", "after it"),
+            title="Change of a row's outputs when one of its tokens is replaced",
+            columns=("row", "position", "outputs before", "at the position", "after"),
             rows=tuple((r.row, r.position, r.before, r.at, r.after) for r in reactions),
         )
         details: dict[str, Any] = {
@@ -114,30 +118,35 @@ class Causality(Check):
         if leaks:
             worst = max(leaks, key=lambda r: r.before)
             return self.failed(
-                f"Exchanging the token at position {worst.position} changes outputs at earlier "
-                f"positions by up to {worst.before:.3g}: the model sees what it is to predict.",
-                fix="Use a causal mask: scaled_dot_product_attention(..., is_causal=True), "
-                "nn.Transformer.generate_square_subsequent_mask, convolutions padded on the left, "
-                "no bidirectional layer.",
+                f"Replacing the token at position {worst.position} changes outputs at earlier "
+                f"positions by up to {worst.before:.3g}: the model sees the tokens it predicts.",
+                fix="Pass is_causal=True or a causal mask to every attention. If there is one, "
+                "check that it blocks later positions, and look for other ways across positions: "
+                "convolutions padded on both sides, pooling or statistics over time, "
+                "bidirectional layers.",
                 measured=f"change of earlier outputs {worst.before:.3g}",
                 **details,
             )
         if not direct and not _looks_back(reactions):
             return self.inconclusive("The outputs do not depend on the tokens yet.")
         return self.passed(
-            "Exchanging a token changes no output before it.",
+            "Replacing a token changes no output before it.",
             measured=f"change of earlier outputs {max(r.before for r in reactions):.2g}",
             threshold=details["threshold"],
         )
 
     def _unshifted(self, leaks: list[_Reaction], direct: bool, details: dict[str, Any]) -> Result:
         if leaks:
-            return self.skipped("The target is the input, which the model sees as a whole.")
+            return self.skipped(
+                "The target is the input, and the model sees all of it (an autoencoder)."
+            )
         if not direct:
-            return self.skipped("The model does not look at the token it predicts.")
+            return self.skipped(
+                "The target is the input, but the model does not see the token it predicts."
+            )
         return self.failed(
-            "The target is the input itself, not shifted: at each position the answer is what is "
-            "put in there, and the model looks at nothing after it.",
+            "The target is the input itself, not shifted by one: at each position the model only "
+            "has to copy its input.",
             fix="inputs, targets = ids[:, :-1], ids[:, 1:]",
             measured="target equals input at all positions",
             **details,
@@ -159,7 +168,7 @@ def _reactions(audit: Audit, call: Call, shift: Shift) -> list[_Reaction] | str:
         if base is None or again is None or base.shape != again.shape:
             return "The model's output has no position for each token."
         if not bool(torch.isfinite(base).all()):
-            return "The outputs are not finite."
+            return "The outputs are NaN or infinite."
         floor = tolerance(base, again, eps=eps_of(audit.loop.model))
         found = []
         padding = padding_of(audit.loop.model, shift)

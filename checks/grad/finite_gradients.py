@@ -1,4 +1,4 @@
-"""GRAD106: whether everything in the first steps is a finite number."""
+"""GRAD106: NaN and infinity in the loss or the gradients of the first steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nnaudit.wording import count
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the first number that is not finite came from."""
+    """Where the first NaN or infinite value came from."""
 
     message: str
     fix: str
@@ -29,18 +29,18 @@ class FiniteGradients(Check):
     """Are the loss and all gradients finite?
 
     Why: One NaN in the loss makes every weight NaN at the next update, and nothing that follows
-        means anything. It comes from a logarithm or a division of zero, from the square root of
-        zero (its gradient is infinite), from half precision beyond 65504, from a learning rate
-        that is too high.
-    How: Exact. In the first observed steps the loss and the gradient of every parameter that an
-        optimizer holds are checked, and then the loss of twenty plain steps. When a loss turns
-        out not finite the steps are taken again, observed. The origin is the first module whose
-        output is not finite although its input is; an infinite activation alone is no fault, for
-        attention masks are infinite on purpose. With a gradient scaler (mixed precision) single
-        steps may overflow, which skips them: then only steps that all overflow count. A run that
-        diverges reaches infinity in twenty steps or in a few more, as its batches fall: STEP109 and
-        FIT104 ask about divergence itself.
-    Fix: add a small number under the logarithm, root or division; use the version with logits;
+        means anything. The causes are a logarithm or a division of zero, the square root of zero
+        (its gradient is infinite), half precision beyond 65504, or a learning rate that is too
+        high.
+    How: Checks the loss and the gradient of every parameter that an optimizer holds in the first
+        observed steps, then the loss of twenty plain steps. Fails when any is NaN or infinite. The
+        origin named is the first module with a NaN or infinite output and finite inputs.
+        - When a plain step's loss is not finite, the steps are repeated and observed.
+        - An infinite activation alone is no fault: attention masks are infinite by design.
+        - With a gradient scaler (mixed precision) single steps may overflow and are skipped: only
+          steps that all overflow fail.
+        - Divergence over more steps is left to STEP109 and FIT104.
+    Fix: Add a small number under the logarithm, root or division; use the loss that takes logits;
         lower the learning rate or clip the gradient norm.
     References: Micikevicius et al., Mixed Precision Training (ICLR 2018); PyTorch documentation,
         Numerical accuracy, and torch.autograd.detect_anomaly.
@@ -52,7 +52,7 @@ class FiniteGradients(Check):
     consequence_of = ("DATA101",)
 
     def run(self, audit: Audit) -> Result:
-        """Look for the first number that is not finite."""
+        """Look for the first NaN or infinite value."""
         first = audit.probe(FirstSteps)
         scaled = bool(audit.loop.subjects.scalers)
         bad = [i for i, step in enumerate(first.steps) if _is_bad(step, scaled)]
@@ -64,7 +64,7 @@ class FiniteGradients(Check):
         if at is not None and (not scaled or not math.isfinite(losses[-1])):
             return self._failed(audit, observed_steps(audit, at + 1), losses[: at + 1])
         return self.passed(
-            f"The loss of {len(losses)} steps and every gradient of {len(first.steps)} are finite.",
+            f"The loss is finite in {len(losses)} steps, and all gradients in {len(first.steps)}.",
             evidence=(_curve(losses),),
         )
 
@@ -79,7 +79,7 @@ class FiniteGradients(Check):
             fix=origin.fix,
             module=origin.module,
             measured=f"loss {losses[min(at, len(losses) - 1)]:.4g} in step {at + 1}",
-            threshold="finite numbers",
+            threshold="finite values",
             location=_location(audit, seen, origin),
             evidence=(_curve(losses),),
         )
@@ -118,20 +118,20 @@ def _origin(seen: Observation | None, losses: list[float]) -> Origin:
     if source is not None:
         name = f"{source.module or 'the model'} ({source.type})"
         return Origin(
-            f"the loss is {losses[-1]:.4g}: {name} is the first to return numbers that are not "
-            "finite for finite ones",
+            f"the loss is {losses[-1]:.4g}: {name} is the first module with finite inputs and NaN "
+            "or infinite outputs",
             "Look for a division, logarithm or root of zero, or an exponential that overflows, in "
             f"{name}.",
             source.module,
         )
     if broken:
         return Origin(
-            f"the loss is {losses[-1]:.4g}: numbers that are not finite enter the model",
-            "Remove NaN and infinity from the data, or replace them before they are fed.",
+            f"the loss is {losses[-1]:.4g}: NaN or infinite values enter the model",
+            "Remove NaN and infinity from the data: x = torch.nan_to_num(x).",
         )
     kinds = ", ".join(call.kind for call in seen.loss_calls) or "the loss"
     return Origin(
-        f"the loss is {losses[-1]:.4g} although all outputs are finite: it comes from {kinds} or "
+        f"the loss is {losses[-1]:.4g} although all outputs are finite: the cause is {kinds} or "
         "the targets",
         "Add a small number under logarithms, roots and divisions in the loss, and check the "
         "targets for NaN.",
@@ -143,10 +143,10 @@ def _in_backward(seen: Observation) -> Origin:
     # Gradients flow from the loss backwards: the last layer that has it got it first.
     last = bad[-1] if bad else ""
     return Origin(
-        f"the loss is finite, and the gradient of {count(len(bad), 'tensor')} is not, {last} being "
-        "the nearest to the loss",
-        "Look for a square root, norm or power whose argument can be zero between there and the "
-        "loss, and add a small number inside it; torch.where does not stop such a gradient.",
+        f"the loss is finite, but the gradients of {count(len(bad), 'tensor')} are NaN or infinite "
+        f"({last} is nearest to the loss)",
+        "Look for a square root, norm or power of zero between there and the loss, and add a small "
+        "number inside it: torch.sqrt(x + eps). torch.where does not stop such a gradient.",
         last.rpartition(".")[0],
     )
 

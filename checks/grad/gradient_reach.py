@@ -11,30 +11,29 @@ from nnaudit.report import Kind, Location, Result, Table
 
 
 class GradientsReachAll(Check):
-    """Does a gradient reach every parameter that is to be trained?
+    """Does every trained parameter get a gradient?
 
-    Why: A parameter without gradient stays what it was at random. The network trains around it
-        and ends somewhat worse, without a word: behind a ReLU that is never active, a softmax
+    Why: A parameter without a gradient keeps its random initial value. The network trains around it
+        and ends somewhat worse, without any message: behind a ReLU that is never active, a softmax
         over one element or a rounding, or in a plain Python list, which `model.parameters()` does
         not look into.
-    How: Exact. The gradients that the optimizer is given are read in the first 5 steps; where
-        one is None or exactly zero in all of them, in 10 steps more, at the author's own learning
-        rate, because a branch that starts at zero (LoRA, ReZero, adaLN-zero) gets its gradient
-        only after a step per layer of zeros. Zero means every element is exactly 0.0: an
-        embedding needs one row, a stack of experts one expert, and what cancels in theory (a key's
-        bias, a bias before a normalisation) leaves roundings. The blocks that remain are moved by
-        0.1 % in 5 random directions. Parameters a program updates itself (moving averages) are
-        no concern of gradients, nor are those without an optimizer (GRAD102). Not a failure:
-        modules that are never called and values that are never used, which is wasteful and often
-        inherited from a library (a warning); experts that were given no rows; biases, the
-        gradients of which may cancel to the bit (a hinge tells a critic +1 for each made example
-        and -1 for each real one), and whatever moves the output and not the loss, since a ranking
-        or a term that is weighted by zero for now cancels it; part of a recurrent or attention
-        layer (a warning); what seems to be cut off on purpose (GRAD107).
-        Unregistered layers, in a list, dict or tuple of a module, are found by their own
-        gradient after a step, which no optimizer will use. Null hypothesis: none; threshold 0.
-    Fix: register layers with nn.ModuleList or nn.ModuleDict; give dead units a chance (lower
-        learning rate, LeakyReLU, no ReLU on the output); remove what is not used.
+    How: Reads the gradients that the optimizer gets in the first 5 steps and, where one is None or
+        exactly zero in all of them, in 10 more at the author's own learning rate (a branch that
+        starts at zero, such as LoRA, gets its gradient only after a step per zero layer). Zero
+        means that every element is exactly 0.0. The blocks that remain are perturbed by 0.1% in 5
+        random directions.
+        - Fails when a block is dead (in the graph, with a gradient that is always zero), when its
+          perturbation changes the loss, or when no parameter gets a gradient.
+        - Fails for layers in a plain list, dict or tuple that get a gradient and are in no
+          optimizer.
+        - Warns about modules that are never called or whose results are unused, often inherited
+          from a library, and about part of a recurrent or attention layer.
+        - Not reported: experts that got no rows; biases whose gradients cancel exactly (a critic's
+          hinge loss); blocks that change the output but not the loss, such as a term with weight 0;
+          blocks cut off by design (GRAD107); parameters without an optimizer (GRAD102) or updated
+          by the program itself.
+    Fix: Register layers with `nn.ModuleList` or `nn.ModuleDict`; revive dead units (lower learning
+        rate, LeakyReLU, no ReLU on the output); remove what is not used.
     References: PyTorch documentation of nn.ModuleList and Tensor.grad; Lu et al., "Dying ReLU and
         Initialization", 2019.
     """
@@ -71,7 +70,7 @@ class GradientsReachAll(Check):
             return self.warned(
                 f"No gradient in {reach.steps} steps for {_listed(blocks)}: "
                 f"{_harmless(blocks[0])}.",
-                fix="Remove what is not used, or exclude it from the optimizer.",
+                fix="Remove what is not used, or leave it out of the optimizer.",
                 measured=measured,
                 threshold="every trained parameter in at least one step",
                 evidence=(_table(blocks),),
@@ -82,7 +81,7 @@ class GradientsReachAll(Check):
         if not reach.parameters:
             return self.skipped("No optimizer trains a parameter of the model.")
         return self.passed(
-            f"All parameters that can get a gradient do, within {reach.steps} steps.",
+            f"All parameters that can get a gradient do so within {reach.steps} steps.",
             measured=measured,
         )
 
@@ -91,8 +90,8 @@ class GradientsReachAll(Check):
         count = sum(stray.count for stray in strays)
         what = "it is" if first.container in ("Tensor", "Parameter") else f"a {first.container} is"
         return self.failed(
-            f"{count} parameter tensors in {first.place} get a gradient and are never updated: "
-            f"{what} not registered with the model, so model.parameters() does not know them.",
+            f"{count} parameter tensors in {first.place} get a gradient but are never updated: "
+            f"{what} not registered with the model, so model.parameters() does not list them.",
             fix=first.registration,
             measured=f"{count} unregistered parameter tensors with a gradient",
             threshold="0",
@@ -112,14 +111,14 @@ class GradientsReachAll(Check):
         if reach.severed is None and zeroed_before_use(audit.probe(StepTrace)):
             return self.inconclusive(ZEROED)
         why = (
-            "the loss hangs on no parameter"
+            "the loss does not depend on any"
             if reach.severed is not None
             else f"all gradients are None or exactly zero in {reach.steps} steps"
         )
         return self.failed(
             f"No trained parameter gets a gradient: {why}.",
             fix="Compute the loss from the model's output with torch functions, without detach, "
-            "item, numpy or no_grad; call optimizer.step() right after loss.backward().",
+            "item, NumPy or no_grad; call optimizer.step() right after loss.backward().",
             measured=measured,
             threshold="every trained parameter in at least one step",
             location=(reach.severed.location if reach.severed is not None else None)
@@ -152,34 +151,35 @@ def _is_dead(block: Block) -> bool:
 
 def _cause(block: Block) -> str:
     if block.moves_loss and block.absent:
-        return "they change the loss, but the graph is cut between them and the loss"
+        return "changing them changes the loss, but the graph is cut in between"
     if block.moves_loss:
         return (
-            "they change the loss, but what follows has no slope (rounding, sign, argmax, a clamp)"
+            "changing them changes the loss, but what follows has zero slope (rounding, sign, "
+            "argmax, a clamp)"
         )
     return (
-        "the gradient is exactly zero, so what follows is dead: a ReLU that is never active, a "
-        "saturated or constant function, a softmax over one element, a factor of zero"
+        "the gradient is exactly zero, so what follows is dead (a ReLU that is never active, a "
+        "saturated or constant function, a softmax over one element, a factor of zero)"
     )
 
 
 def _fix(block: Block) -> str:
     if block.moves_loss:
-        return "Keep the graph whole: no detach, no_grad, .data, .item() or numpy on the way."
+        return "Do not cut the graph: no detach, no_grad, .data, .item() or NumPy in between."
     return (
-        "Look at what the module's output goes through: drop the ReLU there or use LeakyReLU, "
+        "Check what the module's output goes through: remove the ReLU there or use LeakyReLU, "
         "normalise the inputs, lower the learning rate, check the dim of the softmax."
     )
 
 
 def _harmless(block: Block) -> str:
     if block.partial and any(name.endswith("_reverse") for name in block.parameters):
-        return "the backward direction is used where it has read one element (output[:, -1])"
+        return "the backward direction is read where it has seen one element only (output[:, -1])"
     if block.partial:
-        return "what they do does not change the loss (sequences of one element?)"
+        return "they do not affect the loss (sequences of one element?)"
     if not block.called and block.type:
         return "it is never called in training"
-    return "what they compute is not used by the loss"
+    return "the loss does not use their results"
 
 
 def _listed(blocks: list[Block]) -> str:
@@ -198,8 +198,8 @@ def _location(audit: Audit, name: str) -> Location | None:
 
 def _table(blocks: list[Block]) -> Table:
     return Table(
-        title="Without gradient",
-        columns=("block", "type", "tensors", "gradient", "called", "moving it moves the loss"),
+        title="Parameters without a gradient",
+        columns=("block", "type", "tensors", "gradient", "called", "affects the loss"),
         rows=tuple(
             (
                 block.name or "(model)",

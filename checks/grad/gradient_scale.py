@@ -1,4 +1,4 @@
-"""GRAD105: whether gradients keep their size from layer to layer."""
+"""GRAD105: whether gradients keep their scale from layer to layer."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Curve, Kind, Result, Series
 
 LAYERS = 4
-"""Fewer weight matrices have no beginning and end that could be compared."""
+"""Fewer weight matrices have no first and last ones to compare."""
 
 
 class GradientScale(Check):
-    """Do gradients arrive at the first layers as large as they are at the last?
+    """Are gradients as large in the first layers as in the last?
 
-    Why: Through many layers gradients may shrink or grow by a factor per layer. Vanishing, they
-        leave the first layers at their random start; exploding, they make any learning rate that
+    Why: Through many layers gradients may shrink or grow by a factor per layer. Vanishing gradients
+        leave the first layers at their random start; exploding ones make any learning rate that
         suits the last layers too large for the first.
-    How: A judgement. For each weight matrix or filter bank, in the order in which the layers are
-        called, the norm of the gradient that the optimizer is given over the square root of its
-        number of elements; the median over the first 5 steps, without the first, where layers
-        that start at zero hide those before them. The first third of the layers is compared with
-        the last quarter. A branch beside a shortcut may have tiny gradients wherever it stands
-        (queries and keys of an untrained attention, blocks with a factor of 1e-6 at their end), so
-        each side is given the benefit of its others: gradients vanish when the largest of the
-        first layers is under 1e-3 of the median of the last, they explode when the median of the
-        first is over 1000 times the largest of the last, if it is so in every step. The limits of
-        1e-3 and 70 found in the literature are for a pair of neighbours with equal shapes:
-        healthy residual networks of which the first layer is a small filter bank reach 70.
-        Embeddings are left out, as most of their rows have no gradient in a step.
-    Fix: normalisation layers, residual connections, an initialisation that suits the activation
-        (He for ReLU), ReLU or GELU instead of sigmoid or tanh; clip_grad_norm_ where they explode.
+    How: Measures, for each weight matrix or filter bank in the order of calls, the RMS of the
+        gradient that the optimizer gets: the median over the first 5 steps without the first (where
+        layers that start at zero hide those before them). Compares the first third of the layers
+        with the last quarter.
+        - Warns of vanishing gradients when the largest of the first layers is below `vanishing`
+          times the median of the last in every step, and of exploding ones when the median of the
+          first is above `exploding` times the largest of the last.
+        - Largest against median, because a branch beside a skip connection may have tiny gradients
+          anywhere (queries and keys of an untrained attention, blocks with a factor of 1e-6). The
+          limits of 1e-3 and 70 in the literature are for neighbouring layers of equal shapes;
+          healthy residual networks reach 70.
+        - Embeddings are left out: most of their rows have no gradient in a step.
+    Fix: Normalisation layers, residual connections, an initialisation that suits the activation (He
+        for ReLU), ReLU or GELU instead of sigmoid or tanh; `clip_grad_norm_` where gradients
+        explode.
     References: Glorot and Bengio, "Understanding the difficulty of training deep feedforward
         neural networks", 2010; Zhang et al., "AUTOTRAINER", 2021.
     """
@@ -67,16 +68,18 @@ class GradientScale(Check):
         rms = [_rms(observation, sizes) for observation in seen]
         layers = [name for name in order if all(name in step for step in rms)]
         if len(layers) < LAYERS:
-            return self.skipped(f"The model has {len(layers)} layers of weights with a gradient.")
+            return self.skipped(
+                f"Only {len(layers)} weight matrices get a gradient; {LAYERS} are needed."
+            )
         low, high = self.option(audit, "vanishing"), self.option(audit, "exploding")
         ends = [_Ends.of([step[name] for name in layers]) for step in rms]
         if not all(math.isfinite(end.typical) for end in ends):
-            return self.inconclusive("Gradients are not finite.")
+            return self.inconclusive("Gradients are NaN or infinite.")
         values = [median(step[name] for step in rms) for name in layers]
         chart = Curve(
-            title="Gradient by layer (norm over the square root of the size)",
+            title="RMS of the gradient by layer",
             x_label="layer, first to last",
-            y_label="gradient",
+            y_label="RMS of the gradient",
             series=(
                 Series(name="median", x=tuple(map(float, range(len(layers)))), y=tuple(values)),
             ),
@@ -86,31 +89,31 @@ class GradientScale(Check):
         if max(end.most for end in ends) < low:
             ratio = median(end.most for end in ends)
             return self.warned(
-                f"Gradients vanish: in the first layers they are {ratio:.1g} of what they are in "
-                f"the last ones, over {len(layers)} layers.",
+                f"Gradients vanish: in the first layers they are {ratio:.1g} times those of the "
+                f"last, over {len(layers)} layers.",
                 fix="Add normalisation layers or residual connections; use ReLU or GELU with He "
                 "initialisation instead of sigmoid or tanh.",
                 location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
                 module=layers[0].rpartition(".")[0],
-                measured=f"first layers over last: {ratio:.2g} at most",
+                measured=f"first layers / last layers: at most {ratio:.2g}",
                 **details,
             )
         if min(end.least for end in ends) > high:
             ratio = median(end.least for end in ends)
             return self.warned(
-                f"Gradients explode: in the first layers they are {ratio:.1g} times what they are "
-                f"in the last ones, over {len(layers)} layers.",
+                f"Gradients explode: in the first layers they are {ratio:.1g} times those of the "
+                f"last, over {len(layers)} layers.",
                 fix="Add normalisation layers, initialise with smaller weights, or clip: "
                 "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).",
                 location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
                 module=layers[0].rpartition(".")[0],
-                measured=f"first layers over last: {ratio:.2g} at least",
+                measured=f"first layers / last layers: at least {ratio:.2g}",
                 **details,
             )
         ratio = median(end.typical for end in ends)
         return self.passed(
             f"Gradients of the first layers are typically {ratio:.2g} times those of the last.",
-            measured=f"first layers over last: {ratio:.2g}",
+            measured=f"first layers / last layers: {ratio:.2g}",
             **details,
         )
 

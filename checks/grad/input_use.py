@@ -47,18 +47,18 @@ class _Change:
 class InputUse(Check):
     """Does the output change with the input?
 
-    Why: An output that is the same for every input can only learn the average answer. It comes
-        from units that all died, a product with zero, an input overwritten or not passed on.
-    How: Exact. The model is called in eval mode with the inputs of the first batch, then with the
-        same inputs given to other rows, then with inputs drawn at random on their scale, all from
-        the same state with the same random numbers; where nothing shows, in train mode too. A
-        change beyond 10 times what two identical calls differ by and beyond 64 roundings counts.
-        Where there is none, 5 training steps are taken, because an output layer may start at
-        zero, and it is looked at again. Null hypothesis: the output is constant, so that not a
-        bit of it changes. A change that is there but within rounding is a warning: the input is
-        nearly lost on the way. No step where the output changes at once, 5 otherwise.
-    Fix: follow the input through forward(): a ReLU on the output whose units are all off, a
-        variable that is overwritten, a factor of zero.
+    Why: An output that is the same for every input can only learn the average target. The causes
+        are units that are all dead, a product with zero, or an input that is overwritten or not
+        passed on.
+    How: Calls the model in eval mode on the first batch, then with the inputs moved to other rows,
+        then with random inputs of the same scale, always from the same state with the same random
+        numbers; where nothing changes, in train mode too. A change counts beyond 10 times what two
+        identical calls differ by and beyond 64 roundings.
+        - Fails when the output does not change at all, even after 5 training steps (an output layer
+          may start at zero).
+        - Warns when it changes within rounding only: the input is nearly lost.
+    Fix: Follow the input through `forward()`: dead ReLUs on the output, a variable that is
+        overwritten, a factor of zero.
     References: Lu et al., "Dying ReLU and Initialization", 2019.
     """
 
@@ -71,7 +71,9 @@ class InputUse(Check):
         """Change the inputs, before and after a few steps."""
         call = audit.probe(ModelCall)
         if call is None:
-            return self.skipped("The model is not called as a whole.")
+            return self.skipped(
+                "The model is not called as a whole: its parts are called one by one."
+            )
         try:
             change = _change(audit, call)
         except UserCodeError as error:
@@ -106,16 +108,15 @@ class InputUse(Check):
         }
         if change.none:
             return self.failed(
-                "The output is the same whatever the input is, at the start and after "
-                f"{taken} steps.",
+                f"The output is the same for every input, before training and after {taken} steps.",
                 fix="Follow the input through forward(): dead units, a factor of zero, or a "
                 "variable that is overwritten.",
                 **details,
             )
         return self.warned(
-            f"The output changes with the input by {change.largest:.2g} only, no more than "
-            "rounding: the input is nearly lost on the way.",
-            fix="Add normalisation layers or shortcuts; check the scale of the initial weights.",
+            f"The output changes with the input by only {change.largest:.2g}, no more than "
+            "rounding errors: the input is nearly lost inside the network.",
+            fix="Add normalisation layers or skip connections; check the scale of the weights.",
             **details,
         )
 
@@ -138,9 +139,9 @@ def _change_in(audit: Audit, call: Call, *, train: bool) -> _Change | str:
         output = replay()
         base = outputs_of(output)
         if base is None or not base.numel():
-            return "The model returns no floating point numbers."
+            return "The model returns no floating-point tensor."
         if not bool(torch.isfinite(base).all()):
-            return "The outputs are not finite."
+            return "The outputs are NaN or infinite."
         floor = noise_floor(replay, audit.loop.model, output)
         repeated = outputs_of(replay())
         differs = 0.0 if repeated is None else 10.0 * float((repeated - base).abs().max())

@@ -18,22 +18,23 @@ from nnaudit.wording import count, verb
 
 
 class OptimizerCoverage(Check):
-    """Does an optimizer hold every parameter that is to be trained?
+    """Does an optimizer hold every trainable parameter?
 
     Why: A parameter that gets a gradient and is in no optimizer keeps its random initial value for
-        ever. It happens when the optimizer is made before a layer is added or replaced, when it is
-        given one part of the model, or when parameter groups leave something out. Training goes
-        on, a little worse than it could.
-    How: Exact: the parameters of the model that require a gradient and have one that is not zero
-        in at least one of the first steps, against the parameters of all optimizers. Those that
-        change from step to step all the same are updated by the program itself, from master
-        copies in float32 or by hand, and do not count. One exception is looked for: where only
-        later layers are optimised, and another seed gives those other values and the missing ones
-        the same, or changes nothing at all, a loaded network is being used for its features. That
-        is a warning, since the gradients are computed for nothing. Missing parameters without a
-        gradient, parameters of the optimizer that the model does not have, or that do not require
-        a gradient, and parameters in two optimizers are notes.
-    Fix: make the optimizer after the model is complete, from model.parameters().
+        ever. It happens when the optimizer is made before a layer is added or replaced, when it
+        gets one part of the model, or when parameter groups leave something out. Training goes on,
+        a little worse than it could.
+    How: Compares the model's parameters that require a gradient, and have a non-zero one in at
+        least one of the first steps, with the parameters of all optimizers. Fails when one is
+        missing.
+        - Parameters that change between steps all the same are updated by the program itself
+          (float32 master weights, by hand) and do not count.
+        - Warns when only later layers are in the optimizer and the missing ones are loaded (another
+          seed leaves them unchanged): a pretrained network used for its features, with gradients
+          computed for nothing.
+        - Notes missing parameters without a gradient, parameters of the optimizer that are frozen
+          or that the model does not have, and parameters in two optimizers.
+    Fix: Create the optimizer after the model is complete, from `model.parameters()`.
     References: PyTorch documentation of torch.optim, "Constructing it".
     """
 
@@ -58,7 +59,8 @@ class OptimizerCoverage(Check):
         held = len({id(p) for p in _held(loop)})
         if notes:
             return self.noted(
-                f"The optimizers hold every parameter that gets a gradient; {'; '.join(notes)}.",
+                "The optimizers hold every parameter that gets a gradient. Note: "
+                f"{'; '.join(notes)}.",
                 location=loop.locate("optimizer"),
             )
         return self.passed(
@@ -73,8 +75,8 @@ class OptimizerCoverage(Check):
         parts = ", ".join(groups[:3]) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
         strangers = _strangers(loop)
         what = (
-            f"{count(len(missing), 'trainable tensor')} ({elements:,} numbers) "
-            f"{verb(len(missing), 'get a gradient and are', 'gets a gradient and is')} in no "
+            f"{count(len(missing), 'trainable tensor')} ({elements:,} parameters) "
+            f"{verb(len(missing), 'get a gradient but are', 'gets a gradient but is')} in no "
             f"optimizer: {parts}"
         )
         if strangers:
@@ -89,14 +91,14 @@ class OptimizerCoverage(Check):
         }
         if not strangers and self._used_for_features(audit, missing):
             return self.warned(
-                f"{what}; only later layers are trained, on features of loaded weights.",
-                fix=f"Say so: model.{groups[0]}.requires_grad_(False), and put it in eval mode; or "
-                "add its parameters to the optimizer to fine-tune them.",
+                f"{what}; only later layers are trained, on features of a pretrained part.",
+                fix=f"To freeze it: model.{groups[0]}.requires_grad_(False), and eval mode. To "
+                "fine-tune it: add its parameters to the optimizer.",
                 **details,
             )
         return self.failed(
             f"{what}.",
-            fix="Make the optimizer after the model is complete, with all of it: "
+            fix="Create the optimizer after the model is complete: "
             "torch.optim.AdamW(model.parameters(), lr=...).",
             **details,
         )
@@ -105,8 +107,8 @@ class OptimizerCoverage(Check):
         places = ", ".join(stray.place for stray in strays[:3])
         count = sum(stray.count for stray in strays)
         return self.failed(
-            f"{count} trainable tensors in {places} get a gradient and are in no optimizer: "
-            "model.parameters() does not list what is not registered with the model.",
+            f"{count} trainable tensors in {places} get a gradient but are in no optimizer: they "
+            "are not registered with the model, so model.parameters() does not list them.",
             fix=strays[0].registration,
             measured=f"{count} tensors outside the model's parameters",
             threshold="none",
@@ -164,13 +166,13 @@ def _notes(loop: Loop, first: First) -> list[str]:
     if silent:
         parts = ", ".join(_grouped(sorted(silent))[:3])
         notes.append(
-            f"{count(len(silent), 'tensor')} {verb(len(silent), 'are', 'is')} in none and "
-            f"{verb(len(silent), 'get')} no gradient ({parts})"
+            f"{count(len(silent), 'tensor')} {verb(len(silent), 'get')} no gradient and "
+            f"{verb(len(silent), 'are', 'is')} in no optimizer ({parts})"
         )
     if strangers := _strangers(loop):
-        notes.append(f"they hold {count(strangers, 'tensor')} that the model does not have")
+        notes.append(f"they also hold {count(strangers, 'tensor')} that the model does not have")
     if frozen := sum(not p.requires_grad for p in held):
-        notes.append(f"they hold {count(frozen, 'frozen tensor')}, without effect")
+        notes.append(f"they also hold {count(frozen, 'frozen tensor')}, without effect")
     if twice := len(held) - len({id(p) for p in held}):
         notes.append(f"{count(twice, 'tensor')} {verb(twice, 'are', 'is')} held twice")
     return notes
@@ -184,6 +186,6 @@ def _grouped(names: Iterable[str]) -> list[str]:
 def _table(missing: list[str], sizes: dict[str, int]) -> Table:
     return Table(
         title="Parameters in no optimizer",
-        columns=("parameter", "numbers"),
+        columns=("parameter", "elements"),
         rows=tuple((name, float(sizes.get(name, 0))) for name in missing[:20]),
     )

@@ -1,4 +1,4 @@
-"""INIT105: whether the units of each layer are ever out of the flat part of their activation."""
+"""INIT105: units that are inactive for every sample."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets import batch as batches
+from nnaudit.wording import count
 
 _BATCHES = 16
 """Batches that are looked at, at most, to reach the number of samples."""
@@ -41,22 +42,24 @@ class _Layer:
 
 
 class DeadUnits(Check):
-    """Are most units of every layer active for some sample?
+    """Is every layer's activation active for some samples?
 
     Why: A ReLU that is negative for every sample, and a sigmoid or tanh at its bound for every
-        sample, pass no gradient on: what is before them does not learn. Inputs that are not
-        centred, a large negative bias and weights that are too large make them.
-    How: Judgement. For each call of ReLU, sigmoid and tanh, as a module or a function, the units
-        (channels, features) are counted that are out of the flat part for at least one sample:
-        above zero; more than 0.001 from the bounds. It warns where more than half of a layer's
-        units are not, over at least 512 samples (or all of them, where there are fewer, from 128
-        on) at the initial weights. Half of the ReLUs being
-        negative for one sample is the rule; for none of 512 it is not, whatever the
-        initialisation. The first training step answers where all is well; only a suspicious one
-        pays for more batches. Gates inside recurrent layers of torch are not seen. Layers with
-        fewer than 8 units are left out.
-    Fix: normalise the inputs, leave the framework's default initialisation and zero biases, or
-        use nn.LeakyReLU or nn.GELU.
+        sample, pass no gradient on: the layers before them do not learn. The causes are inputs that
+        are not centred, large negative biases, and weights that are too large.
+    How: For each call of ReLU, sigmoid or tanh, as a module or a function, counts the units
+        (channels, features) that leave the flat part for at least one sample: above zero, or more
+        than 0.001 from the bounds. Warns when more than `share` of a layer's units never do, over
+        at least `samples` samples at the initial weights.
+        - Half of the ReLUs are negative for one given sample; being negative for all of 512 is not
+          normal under any initialisation.
+        - A training set of fewer samples is judged as a whole, from 128 samples on.
+        - The first training step is enough when all is well; only a suspicious one is followed by
+          more batches.
+        - Layers with fewer than `units` units, and gates inside torch's recurrent layers, are not
+          judged.
+    Fix: Normalise the inputs; keep the framework's default initialisation with zero biases, or use
+        `nn.LeakyReLU` or `nn.GELU`.
     References: Lu et al., "Dying ReLU and Initialization: Theory and Numerical Examples" (2019);
         Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
         networks" (2010), section 3, on saturation.
@@ -82,14 +85,14 @@ class DeadUnits(Check):
         if not dead:
             worst = max(layers, key=lambda layer: layer.dead)
             return self.passed(
-                f"At most {worst.dead:.0%} of the units of a layer are inactive for all of "
-                f"{samples} samples.",
+                f"At most {worst.dead:.0%} of the units of any layer are inactive on all {samples} "
+                "samples.",
                 evidence=(_table(layers),),
             )
         if samples < min(self.option(audit, "samples"), _all_there_are(audit)):
             return self.inconclusive(
                 f"{dead[0].dead:.0%} of the units after {dead[0].after or 'the input'} are "
-                f"inactive for all of {samples} samples, which are too few to say so of all.",
+                f"inactive on all {samples} samples, which are too few to judge.",
                 evidence=(_table(layers),),
             )
         return self._warned(audit, layers, dead, samples)
@@ -100,18 +103,19 @@ class DeadUnits(Check):
         first = dead[0]
         modules = dict(audit.loop.model.named_modules())
         flat = "never active" if first.kind == "relu" else "saturated"
-        more = f", and so in {len(dead) - 1} other layers" if len(dead) > 1 else ""
+        more = f" ({count(len(dead) - 1, 'other layer')} too)" if len(dead) > 1 else ""
         return self.warned(
-            f"{first.dead:.0%} of the {len(first.active)} units of the {first.kind} after "
-            f"{first.after or 'the input'} are {flat} for all of {samples} samples{more}.",
+            f"{first.dead:.0%} of the {len(first.active)} {first.kind} units after "
+            f"{first.after or 'the input'} are {flat} on all {samples} samples{more}: they pass no "
+            "gradient on.",
             measured=f"{first.dead:.0%} of the units",
-            threshold=f"{self.option(audit, 'share'):.0%}",
+            threshold=f"{self.option(audit, 'share'):.0%} of the units",
             evidence=(_table(layers),),
             module=first.after,
             location=audit.loop.locate(modules[first.after])
             or audit.loop.locate(audit.loop.model)
             or audit.loop.locate("model"),
-            fix="normalise the inputs, leave the default initialisation and zero biases, or use "
+            fix="normalise the inputs; keep the default initialisation with zero biases, or use "
             "nn.LeakyReLU",
         )
 
@@ -137,7 +141,7 @@ class DeadUnits(Check):
 
 
 def _all_there_are(audit: Audit) -> float:
-    """The size of the training set, where it is known and worth speaking of; else infinity."""
+    """The size of the training set; infinity where it is unknown or very small."""
     try:
         rows = len(audit.loop.train_loader.dataset)
     except (AttributeError, TypeError):

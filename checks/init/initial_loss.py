@@ -15,6 +15,7 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.output_layer import has_bias, output_layer
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps, MainLoss, initial_steps, main_loss_of
 from nnaudit.report import Evidence, Kind, Numbers, Result, Status, Table
@@ -25,43 +26,38 @@ from nnaudit.training.reference_loss import CLASSIFICATION, REGRESSION, Level, l
 _SEVERITY = (
     Status.FAIL, Status.WARN, Status.NOTE, Status.INCONCLUSIVE, Status.PASS,
 )  # fmt: skip
-"""Of several terms the gravest answer counts."""
+"""Of several terms the most severe answer counts."""
 
 BATCHES = 8
 """Batches that are looked at, at most, to reach the number of targets."""
 
 
 class InitialLoss(Check):
-    """Is the first loss what an untrained network should have?
+    """Is the initial loss what an untrained network should have?
 
-    Why: Before it has learned anything a network should say "I do not know", and what that costs
-        can be computed: ln C for C balanced classes, ln 2 for two, the variance of the target for
-        a squared error. A first loss far above it means outputs that are confidently wrong: the
-        first part of the training goes into shrinking them, activations saturate, the learning
-        rate that would suit the rest makes it diverge. A loss that is far below it on random
-        weights means that the answer reaches the output without being learned.
-    How: The very loss call of the first step is called again, with its class weights, label
-        smoothing, ignored index and so on, on outputs of zero (equal probabilities), and on the
-        best constant. For a classification loss the null hypothesis is that the outputs are
-        uninformative and of moderate size: then the loss is between the best constant's and the
-        zero output's plus half the variance of the logits, which an ordinary initialisation keeps
-        well under 1 nat (the second-order expansion of log-sum-exp gives ln C + var (1 - 1/C) / 2).
-        More than 1 nat above is a warning. More than 3 times is a failure, when two more runs
-        under other seeds, whose weights must really be other ones, show the same: a correctly
-        initialised network does not do that once, so the chance of three is far below 1e-4.
-        Where the whole architecture is a library's (torchvision's MNASNet with ten classes starts
-        at 16), that is a warning: the author has not chosen it.
-        Giving the outputs to other rows' targets tells apart logits that are too large (the loss
-        stays) and outputs that depend on the targets (it does not: a margin loss, which is left
-        alone, as are cosines that the author scales and targets the program makes itself). More
-        than 1 nat below the best constant is a warning where it stays so with the weights of all
-        layers drawn anew. At least 512 targets are used, or as many as put the loss 4 standard
-        errors away from every limit. For a regression loss it fails only above 3 times both
-        references with outputs 10 times as large as 1 and as the targets, which no customary
-        initialisation makes of inputs
-        of unit scale; targets far from zero, or large, are a warning that says how to scale them.
-    Fix: scale the last layer down or back to the framework's default; normalise the inputs;
-        standardise the targets, or start the output bias at their mean.
+    Why: Before it has learnt anything a network should say "I do not know", and the cost of that
+        can be computed: ln C for C balanced classes, ln 2 for two, the variance of the target for a
+        squared error. A first loss far above it means confidently wrong outputs: the first part of
+        training goes into shrinking them, activations saturate, and the learning rate that would
+        suit the rest diverges. A loss far below it on random weights means that the answer reaches
+        the output without being learnt.
+    How: Repeats the first step's loss call (with its class weights, label smoothing and so on) on
+        outputs of zero and on the best constant, and compares, over at least `targets` targets or
+        as many as put the loss 4 standard errors from every limit.
+        - Classification, too high: uninformative outputs of moderate size cost at most half the
+          variance of the logits more than zero outputs (second-order expansion of log-sum-exp),
+          well under 1 nat. More than 1 nat above warns; more than `ratio` times fails when two
+          other seeds, with really different weights, show the same. It only warns where the whole
+          architecture is a library's (torchvision's MNASNet with ten classes starts at 16).
+        - Classification, too low: more than 1 nat below the best constant warns when it stays so
+          with freshly initialised weights.
+        - Outputs that depend on the targets (margin losses, scaled cosines, targets made by the
+          program) are recognised by pairing the outputs with other rows' targets, and not judged.
+        - Regression: fails only above `ratio` times both references with outputs ten times as large
+          as 1 and as the targets, which no usual initialisation gives for inputs of unit scale.
+          Targets far from zero, or very large, warn.
+    Fix: Scale the last layer down or use the framework's default initialisation; normalise the
+        inputs; standardise the targets, or start the output bias at their mean.
     References: Karpathy, A Recipe for Training Neural Networks (2019), "verify loss @ init";
         Lin et al., Focal Loss for Dense Object Detection (ICCV 2017), section 4.1, on the output
         bias; Radford et al., Language Models are Unsupervised Multitask Learners (2019), on
@@ -75,7 +71,7 @@ class InitialLoss(Check):
     options: ClassVar[dict[str, float]] = {"targets": 512, "ratio": 3.0}
 
     def run(self, audit: Audit) -> Result:
-        """Measure the first loss against what saying nothing costs."""
+        """Compare the first loss with that of uninformative outputs."""
         first = audit.probe(FirstSteps)
         if not first.steps:
             first.require()
@@ -88,16 +84,18 @@ class InitialLoss(Check):
         kind = main.calls[0].kind
         if kind not in CLASSIFICATION and kind not in REGRESSION:
             return self.inconclusive(
-                f"No theory says what the {kind.replace('_', ' ')} loss of an untrained network "
-                f"should be; it starts at {first.steps[0].loss:.4g}."
+                f"The expected initial value of the {kind.replace('_', ' ')} loss is not known; it "
+                f"starts at {first.steps[0].loss:.4g}."
             )
         if reason := first.own_targets(main):
-            return self.inconclusive(f"{reason}, and the start of such a loss has no theory.")
+            return self.inconclusive(
+                f"{reason}; the expected initial value of such a loss is not known."
+            )
         level = level_of([main.calls[0]], [_fed(audit.loop, first.batches[0])])
         if level is None or not math.isfinite(level.loss):
             return self.inconclusive(
-                f"The first loss is {first.steps[0].loss:.4g}, which cannot be held against "
-                "anything: see the checks on finite values and on targets."
+                f"The initial loss is {first.steps[0].loss:.4g}, and no reference could be "
+                "computed: see DATA101 (finite values) and DATA102 (valid targets)."
             )
         judge = self._regression if kind in REGRESSION else self._classification
         return judge(audit, first, main, level)
@@ -112,14 +110,14 @@ class InitialLoss(Check):
             return self._too_high(audit, first, main, level, shown)
         if few:
             return self.inconclusive(
-                f"{level.rows} targets are too few to say whether a first loss of "
-                f"{level.loss:.3g} differs from the {level.zero:.3g} of uninformed outputs.",
+                f"{level.rows} targets are too few to tell whether an initial loss of "
+                f"{level.loss:.3g} differs from the {level.zero:.3g} of equal class probabilities.",
                 **shown,
             )
         if level.low:
             return self._too_low(audit, main, level, shown)
         return self.passed(
-            f"{_first(main)} is {level.loss:.3g}, where uninformed outputs have {level.zero:.3g}.",
+            f"{_first(main)} is {level.loss:.3g}; equal class probabilities give {level.zero:.3g}.",
             **shown,
         )
 
@@ -130,19 +128,24 @@ class InitialLoss(Check):
         self, audit: Audit, first: First, main: MainLoss, level: Level, shown: dict[str, Any]
     ) -> Result:
         call, seen = main.calls[0], first.completed[0]
-        what = f"{_first(main)} is {level.loss:.3g}, where uninformed outputs have {level.zero:.3g}"
+        what = (
+            f"{_first(main)} is {level.loss:.3g}; equal class probabilities give {level.zero:.3g}"
+        )
         if any("VectorNorm" in name or "CosineSimilarity" in name for name in call.lineage):
-            return self.noted(f"{what}: the logits are cosines that the author scales.", **shown)
+            return self.noted(
+                f"{what}. The logits are cosine similarities with a scale set by the author.",
+                **shown,
+            )
         if not level.explained:
             return self._target_dependent(audit, main, what, level, shown)
-        layer = _output_layer(seen, call)
+        layer = output_layer(audit.loop.model, seen, call)
         of = f" of {layer}" if layer else ""
         spread = (
-            f"have a standard deviation of {level.output_std:.3g}, too large for any targets"
+            f"have a standard deviation of {level.output_std:.3g}, which is too large"
             if level.output_std > 0.0
-            else "are all the same number, and a wrong one"
+            else "are all the same wrong constant"
         )
-        message = f"{what}; the outputs{of} {spread}"
+        message = f"{what}. The outputs{of} {spread}"
         fix = _smaller_outputs(seen, layer)
         if self._gross(audit, level):
             return self._replicated(audit, main, message, fix, {**shown, "module": layer})
@@ -152,43 +155,43 @@ class InitialLoss(Check):
         self, audit: Audit, main: MainLoss, what: str, level: Level, shown: dict[str, Any]
     ) -> Result:
         """Answer where the same outputs would cost much less beside other targets."""
-        what = f"{what}, and the same outputs beside other rows' targets {level.shuffled:.3g}"
+        what = f"{what}, and the same outputs paired with other targets {level.shuffled:.3g}"
         fresh = _reinitialised(audit, main)
         if fresh is not None and fresh.explained and not fresh.high:
             return self.warned(
-                f"{what}, while newly drawn weights have {fresh.loss:.3g}: the weights that are "
-                "loaded answer with other classes than the targets name.",
-                fix="Map the labels to the order of classes the weights were trained with, or "
+                f"{what}. Freshly initialised weights give {fresh.loss:.3g}: the loaded weights "
+                "number their classes differently from the targets.",
+                fix="Map the labels to the class order that the weights were trained with, or "
                 "replace the last layer by a new one.",
                 **shown,
             )
         return self.inconclusive(
-            f"{what}: the outputs depend on the targets, as in a margin loss, whose start has no "
-            "theory.",
+            f"{what}: the outputs depend on the targets, as in a margin loss, whose expected "
+            "initial value is not known.",
             **shown,
         )
 
     def _too_low(self, audit: Audit, main: MainLoss, level: Level, shown: dict[str, Any]) -> Result:
         what = (
-            f"{_first(main)} is {level.loss:.3g}, less than the {level.best:.3g} of the best "
-            "constant answer"
+            f"{_first(main)} is {level.loss:.3g}, below the {level.best:.3g} of the best constant "
+            "output"
         )
         if _repeats_input(audit.loop, main):
             return self.noted(f"{what}: the targets are the inputs themselves.", **shown)
         fresh = _reinitialised(audit, main)
         if fresh is None:
             return self.inconclusive(
-                f"{what}, and nothing shows whether the weights are random or trained.", **shown
+                f"{what}; it is unknown whether the weights are random or trained.", **shown
             )
         if not fresh.low:
             return self.passed(
-                f"{what}: the weights are trained already "
-                f"(newly drawn ones have {fresh.loss:.3g}).",
+                f"{what}: the weights are already trained (freshly initialised weights give "
+                f"{fresh.loss:.3g}).",
                 **shown,
             )
         return self.warned(
-            f"{what}, and {fresh.loss:.3g} with newly drawn weights: the answer reaches the output "
-            "without being learned.",
+            f"{what}, and {fresh.loss:.3g} with freshly initialised weights: the target reaches "
+            "the output without being learnt.",
             fix="Look for the target among the inputs, and give the loss what it expects: logits "
             "to cross_entropy, log-probabilities to nll_loss.",
             **shown,
@@ -202,10 +205,9 @@ class InitialLoss(Check):
             result = self._regression_at(audit, first, main, level)
         if result is not None:
             return result
-        versus = f" and the best constant {level.best:.3g}" if not math.isnan(level.best) else ""
+        versus = f", the best constant {level.best:.3g}" if not math.isnan(level.best) else ""
         return self.passed(
-            f"{_first(main)} is {level.loss:.3g}, where outputs of zero have "
-            f"{level.zero:.3g}{versus}.",
+            f"{_first(main)} is {level.loss:.3g}; outputs of zero give {level.zero:.3g}{versus}.",
             **_shown(audit, first, main, level),
         )
 
@@ -217,35 +219,37 @@ class InitialLoss(Check):
         shown = _shown(audit, first, main, level)
         reference = max(level.zero, 0.0 if math.isnan(level.best) else level.best)
         if level.loss > self.option(audit, "ratio") * reference and level.absurd:
-            layer = _output_layer(first.completed[0], main.calls[0])
+            layer = output_layer(audit.loop.model, first.completed[0], main.calls[0])
             message = (
-                f"{what}, where outputs of zero have {level.zero:.3g}; the outputs"
-                f"{f' of {layer}' if layer else ''} have a root mean square of "
-                f"{level.output_rms:.3g} for targets of {level.target_rms:.3g}"
+                f"{what}; outputs of zero give {level.zero:.3g}. The outputs"
+                f"{f' of {layer}' if layer else ''} have an RMS of {level.output_rms:.3g}, the "
+                f"targets {level.target_rms:.3g}"
             )
             fix = _smaller_outputs(first.completed[0], layer)
             return self._replicated(audit, main, message, fix, {**shown, "module": layer})
-        targets = f"the targets are {level.target_mean:.4g} +- {level.target_std:.3g}"
+        targets = (
+            f"the targets have mean {level.target_mean:.4g} and standard deviation "
+            f"{level.target_std:.3g}"
+        )
         scale = f"y = (y - {level.target_mean:.4g}) / {level.target_std or 1.0:.4g}"
         if level.target_rms > 10.0 and level.loss > 2.0 * level.best:
             return self.warned(
-                f"{what}, and of the best constant output {level.best:.3g}: {targets}, and the "
-                f"outputs have a root mean square of {level.output_rms:.3g}.",
-                fix=f"Standardise the targets, {scale}, or start the output bias at their mean: "
-                f"nn.init.constant_(last_layer.bias, {level.target_mean:.4g}).",
+                f"{what}; the best constant output gives {level.best:.3g}: {targets}, and the "
+                f"outputs have an RMS of {level.output_rms:.3g}.",
+                fix=f"Standardise the targets: {scale}"
+                f"{_or_bias(audit, first, main, level.target_mean)}.",
                 **shown,
             )
         if level.target_rms > 10.0 and level.output_rms < 0.1 * level.target_rms:
             return self.warned(
-                f"{what}: {targets}, and the outputs have a root mean square of "
-                f"{level.output_rms:.3g}.",
+                f"{what}: {targets}, and the outputs have an RMS of only {level.output_rms:.3g}.",
                 fix=f"Standardise the targets: {scale}.",
                 **shown,
             )
         if 0.0 < level.target_rms < 0.05 and level.loss > 10.0 * reference:
             return self.noted(
-                f"{what}, where outputs of zero have {level.zero:.3g}: {targets}, much smaller "
-                f"than the outputs, whose root mean square is {level.output_rms:.3g}.",
+                f"{what}; outputs of zero give {level.zero:.3g}: {targets}, much smaller than the "
+                f"outputs with an RMS of {level.output_rms:.3g}.",
                 fix=f"Standardise the targets: {scale}.",
                 **shown,
             )
@@ -256,17 +260,21 @@ class InitialLoss(Check):
     ) -> Result:
         """Fail when two other seeds agree, else warn."""
         if reason := audit.loop.lacks(Needs.FRESH_RUN):
-            return self.warned(f"{message} (not replicated: {reason}).", fix=fix, **shown)
+            return self.warned(
+                f"{message} (not repeated with other seeds: {reason}).", fix=fix, **shown
+            )
         again = _again(audit, main)
         if not again:
             return self.warned(
-                f"{message} (not replicated: no weight follows the seed).", fix=fix, **shown
+                f"{message} (not repeated: no weight depends on the seed).", fix=fix, **shown
             )
         if not all(self._gross(audit, level) for level in again):
-            return self.warned(f"{message} (not so under every seed).", fix=fix, **shown)
+            return self.warned(f"{message} (not with every seed).", fix=fix, **shown)
         if library := _library_of(audit.loop):
-            return self.warned(f"{message}, as {library} makes it.", fix=fix, **shown)
-        return self.failed(f"{message}, under three seeds.", fix=fix, **shown)
+            return self.warned(
+                f"{message}, with the initialisation of {library}.", fix=fix, **shown
+            )
+        return self.failed(f"{message}, with each of 3 seeds.", fix=fix, **shown)
 
 
 def _library_of(loop: Loop) -> str:
@@ -362,26 +370,27 @@ def _reinitialised(audit: Audit, main: MainLoss) -> Level | None:
 def _first(main: MainLoss) -> str:
     kind = main.calls[0].kind
     term = "" if main.whole else " (one term of the loss)"
-    return f"The first {({**CLASSIFICATION, **REGRESSION})[kind]}{term}"
+    return f"The initial {({**CLASSIFICATION, **REGRESSION})[kind]}{term}"
 
 
 def _why_unknown(first: First) -> str:
     start = f"it starts at {first.steps[0].loss:.4g}"
     kinds = sorted({call.kind.replace("_", " ") for call in first.completed[0].loss_calls})
     if not kinds:
-        return f"The loss is written by hand and is none that nnaudit knows; {start}."
+        return f"The loss is written by hand, and its expected initial value is not known; {start}."
     return (
-        f"The loss is not one call of a loss function (it uses {', '.join(kinds)}), and its start "
-        f"has no theory; {start}."
+        f"The loss is not a single loss function (it uses {', '.join(kinds)}), and its expected "
+        f"initial value is not known; {start}."
     )
 
 
-def _output_layer(seen: Observation, call: LossCall) -> str:
-    """Return the last module whose output is as large as the loss's input, innermost first."""
-    for activation in reversed(seen.activations):
-        if activation.is_leaf and math.prod(activation.shape) == call.input.numel():
-            return activation.module
-    return ""
+def _or_bias(audit: Audit, first: First, main: MainLoss, mean: float) -> str:
+    """The second way to reach targets far from zero; empty where the output layer has no bias."""
+    layer = output_layer(audit.loop.model, first.completed[0], main.calls[0])
+    if not has_bias(audit.loop.model, layer):
+        return ""
+    bias = f"nn.init.constant_(model.{layer}.bias, {mean:.4g})"
+    return f", or start the output bias at their mean: {bias}"
 
 
 def _smaller_outputs(seen: Observation, layer: str) -> str:
@@ -390,8 +399,8 @@ def _smaller_outputs(seen: Observation, layer: str) -> str:
     if large is None or not layer or large.module == layer:
         name = f"model.{layer}.weight" if layer else "the weight of the last layer"
         return (
-            f"Scale the last layer down: nn.init.normal_({name}, std=0.02), or leave it at the "
-            "framework's default."
+            f"Scale the last layer down: nn.init.normal_({name}, std=0.02), or keep the "
+            "framework's default initialisation."
         )
     return (
         f"The signal is too large from {large.module} ({large.type}, standard deviation "
@@ -413,24 +422,24 @@ def _shown(audit: Audit, first: First, main: MainLoss, level: Level) -> dict[str
 
 def _evidence(first: First, main: MainLoss, level: Level) -> tuple[Evidence, ...]:
     call = main.calls[0]
-    values: dict[str, float | str] = {"first loss": level.loss, "outputs of zero": level.zero}
+    values: dict[str, float | str] = {"initial loss": level.loss, "outputs of zero": level.zero}
     if not math.isnan(level.best):
         values["best constant output"] = level.best
     if call.kind in CLASSIFICATION and not math.isnan(level.shuffled):
-        values["outputs beside other rows' targets"] = level.shuffled
+        values["outputs paired with other targets"] = level.shuffled
     values["standard deviation of the outputs"] = level.output_std
     if call.kind in REGRESSION:
         values["mean of the targets"] = level.target_mean
         values["standard deviation of the targets"] = level.target_std
     if abs(main.factor - 1.0) > 1e-2:
-        values["total loss over this one"] = main.factor
+        values["total loss divided by this term"] = main.factor
     scales = Table(
         title="Scale of the last layers",
         columns=("module", "type", "mean", "standard deviation"),
         rows=tuple(_scales(first.completed[0])),
     )
-    noise = {"first loss": level.error}
-    return (Numbers(title="The first loss", values=values, noise=noise), scales)
+    noise = {"initial loss": level.error}
+    return (Numbers(title="Initial loss", values=values, noise=noise), scales)
 
 
 def _scales(seen: Observation) -> Iterator[tuple[float | str, ...]]:

@@ -13,14 +13,15 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
+from nnaudit.measure.output_layer import has_bias, output_layer
 from nnaudit.probes.first_steps import FirstSteps, MainLoss
 from nnaudit.report import Kind, Result, Table
 
 _MOST_CLASSES = 50
-"""With more, the bias that each class should have is no line to write."""
+"""With more, the bias of each class is too long a line to write."""
 
 _LEAST = 128
-"""Targets that must be seen before a prior is spoken of: its shares are then known to 5 %."""
+"""Targets needed to estimate class shares: these are then known to within 5%."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,23 @@ class _Predictions:
 
 
 class InitialPredictions(Check):
-    """Does the untrained network predict no more than it can know?
+    """Are the untrained network's predictions no more confident than they can be?
 
-    Why: Before training the best answer is how often each class occurs. A network that is sure of
-        one class at random has logits that are too large, and unlearns them first. One that
+    Why: Before training the best prediction is how often each class occurs. A network that is
+        confident at random has logits that are too large, and must unlearn them first. One that
         predicts equal shares where classes are rare spends its first steps, with large gradients,
-        on learning the shares, which the bias of the output layer can be told beforehand.
-    How: Judgement, from the logits and targets of the first step's cross-entropy, multi-class or
-        binary. It warns where the chosen class has a probability above 0.9 on average, and is
-        right in a share of cases that is more than 0.3 less: an ordinary initialisation chooses
-        classes with a probability close to 1 / C, and loaded weights are mostly right where they
-        are sure. That one class is chosen for nearly all samples means nothing by itself. A note
-        says which bias to set where predicted shares and true ones are more than 0.2 nats apart
-        (Kullback-Leibler), the targets of the first 5 steps counted, at least 128 of them:
-        0.2 nats are 1 : 4 for two classes. Balanced sampling makes it 0.
-    Fix: scale the last layer down; nn.init.constant_(head.bias, math.log(p / (1 - p))).
+        on learning the shares, which the output bias can hold from the start.
+    How: Compares the predictions of the first step's cross-entropy, multi-class or binary, with the
+        targets.
+        - Warns when the mean confidence is above `sure` and exceeds the accuracy by more than
+          `excess`: an ordinary initialisation predicts with a confidence close to 1 / C, and loaded
+          weights are mostly right where they are confident.
+        - Notes which bias to set when predicted and true class shares differ by more than `nats`
+          (Kullback-Leibler divergence; 0.2 nats are shares of 1 to 4 for two classes), over the
+          targets of the first 5 steps, at least 128.
+        - Predicting one class for nearly all samples means nothing by itself.
+    Fix: Scale the last layer down: `nn.init.normal_(head.weight, std=0.02)`. For rare classes set
+        the output bias: `nn.init.constant_(head.bias, math.log(p / (1 - p)))`.
     References: Karpathy, "A Recipe for Training Neural Networks" (2019), "init well"; Lin et al.,
         Focal Loss for Dense Object Detection (ICCV 2017), section 4.1.
     """
@@ -86,9 +89,9 @@ class InitialPredictions(Check):
         main = first.main_loss
         seen = _predictions(main.calls[0]) if main is not None else None
         if main is None or seen is None:
-            return self.skipped("The loss is not a cross-entropy of classes and logits.")
+            return self.skipped("The loss is not a cross-entropy of class logits.")
         if reason := first.own_targets(main):
-            return self.skipped(f"{reason}: they are no labels that have shares.")
+            return self.skipped(f"{reason}: they are not class labels.")
         excess = seen.confidence - seen.accuracy
         sure = seen.confidence > self.option(audit, "sure")
         if sure and excess > self.option(audit, "excess"):
@@ -97,14 +100,14 @@ class InitialPredictions(Check):
 
     def _sure(self, audit: Audit, main: MainLoss, seen: _Predictions) -> Result:
         return self.warned(
-            f"The first predictions are sure of {seen.confidence:.0%} on average and right in "
-            f"{seen.accuracy:.0%} of {len(seen.target)} cases (the commonest is predicted for "
-            f"{seen.commonest:.0%}): the logits are too large.",
-            measured=f"confidence {seen.confidence:.2f}, accuracy {seen.accuracy:.2f}",
-            threshold=f"confidence {self.option(audit, 'sure'):g}, unless it is right",
+            f"Before training, the predictions are {seen.confidence:.0%} confident on average but "
+            f"right for only {seen.accuracy:.0%} of {len(seen.target)} targets (one class is "
+            f"predicted for {seen.commonest:.0%}): the logits are too large.",
+            measured=f"confidence {seen.confidence:.0%}, accuracy {seen.accuracy:.0%}",
+            threshold=f"confidence {self.option(audit, 'sure'):.0%}, unless right",
             location=main.calls[0].location or audit.loop.locate("model"),
-            fix="Scale the last layer down, nn.init.normal_(head.weight, std=0.02), and normalise "
-            "the inputs.",
+            fix=f"Scale the last layer down, nn.init.normal_({_output(audit, main)[0]}.weight, "
+            "std=0.02), and normalise the inputs.",
         )
 
     def _shares(self, audit: Audit, main: MainLoss, seen: _Predictions) -> Result:
@@ -115,8 +118,8 @@ class InitialPredictions(Check):
         predicted = seen.probabilities.double().mean(0)
         apart = _divergence(prior, predicted)
         said = (
-            f"The first predictions are sure of {seen.confidence:.0%} on average; their shares and "
-            f"the true ones are {apart:.2g} nats apart"
+            f"Before training, the predictions are {seen.confidence:.0%} confident on average, and "
+            f"predicted and true class shares differ by {apart:.2g} nats"
         )
         details: dict[str, Any] = {
             "measured": f"{apart:.2g} nats",
@@ -130,8 +133,8 @@ class InitialPredictions(Check):
         if balanced or few or weighted or classes > _MOST_CLASSES:
             return self.passed(f"{said}.", **details)
         return self.noted(
-            f"{said}: the first steps will go into learning how often each class occurs.",
-            fix=_bias(prior, seen.binary),
+            f"{said}: the first steps will be spent on learning how often each class occurs.",
+            fix=_bias(prior, seen.binary, *_output(audit, main)),
             location=audit.loop.locate("model"),
             **details,
         )
@@ -173,21 +176,32 @@ def _divergence(prior: Tensor, predicted: Tensor) -> float:
     return float((prior[there] * ratio.log()).sum())
 
 
-def _bias(prior: Tensor, binary: bool) -> str:
+def _output(audit: Audit, main: MainLoss) -> tuple[str, bool]:
+    """The output layer as the program may call it, and whether it is known to have no bias."""
+    model = audit.loop.model
+    layer = output_layer(model, audit.probe(FirstSteps).completed[0], main.calls[0])
+    return (f"model.{layer}", not has_bias(model, layer)) if layer else ("head", False)
+
+
+def _bias(prior: Tensor, binary: bool, layer: str, lacking: bool) -> str:
+    bias = f"{layer}.bias"
+    first = f"give {layer} a bias (bias=True), then " if lacking else ""
     if binary:
         share = min(max(float(prior[1]), 1e-4), 1 - 1e-4)
         value = math.log(share / (1 - share))
-        return f"nn.init.constant_(head.bias, {value:.2f})  # log-odds of {share:.2g}"
+        return (
+            f"{first}nn.init.constant_({bias}, {value:.2f})  # log-odds of a share of {share:.2g}"
+        )
     values = prior.clamp_min(1e-4).log()
     shown = ", ".join(f"{float(v):.2f}" for v in values[:10])
     more = ", ..." if len(values) > 10 else ""
-    return f"head.bias.data = torch.tensor([{shown}{more}])  # logarithms of the shares"
+    return f"{first}{bias}.data = torch.tensor([{shown}{more}])  # logarithms of the class shares"
 
 
 def _table(prior: Tensor, predicted: Tensor) -> Table:
     return Table(
         title="Shares of the classes",
-        columns=("class", "true", "predicted at first"),
+        columns=("class", "true share", "predicted share"),
         rows=tuple(
             (str(i), float(a), float(b))
             for i, (a, b) in enumerate(zip(prior, predicted, strict=True))

@@ -15,19 +15,20 @@ from nnaudit.report import Kind, Result, Table
 
 
 class AuxiliaryBalance(Check):
-    """Does the main loss pull harder on the weights than what is added to it?
+    """Is the gradient of the main loss larger than that of the terms added to it?
 
-    Why: Regularisers, distillation, commitment and consistency terms are to help the main loss.
-        What counts is not their value but their gradient: a term of 0.01 can pull ten times as
-        hard as one of 2.3, and the network then learns to please it.
-    How: Judgement. The total loss of 3 batches is taken apart where it is a sum, and each term's
-        gradient is computed by itself, in one more backward pass, on the parameters that all
-        terms share. The main term is the one whose loss function compares with what the loader
-        gives; where several do (tasks, deep supervision) or none, there is no answer. A warning
-        where another term's gradient is more than 10 times as large on every batch, a note from
-        2 times on: some methods mean it so, and terms that are large at first may shrink, so it
-        is never a failure. Sums of more than 8 terms are not taken apart.
-    Fix: loss = main + 0.1 * auxiliary; or let the weight rise over the first epochs.
+    Why: Regularisers, distillation, commitment and consistency terms are meant to support the main
+        loss. What counts is not their value but their gradient: a term of 0.01 can have ten times
+        the gradient of one of 2.3, and the network then optimises that term.
+    How: Splits the total loss of 3 batches into the terms of its sum, and computes each term's
+        gradient on the parameters that all terms share, in one backward pass per term. The main
+        term is the one whose loss function compares with the loader's targets.
+        - Warns when another term's gradient is more than `warn` times as large as the main one's on
+          every batch; notes it from `note` times on. Some methods do so by design, and terms that
+          are large at first may shrink, so it never fails.
+        - Not judged: several or no such main terms (multi-task learning, deep supervision), and
+          sums of more than 8 terms.
+    Fix: `loss = main + 0.1 * auxiliary`, or raise the weight over the first epochs.
     References: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
         Multitask Networks" (ICML 2018).
     """
@@ -38,16 +39,16 @@ class AuxiliaryBalance(Check):
     options: ClassVar[dict[str, float]] = {"note": 2.0, "warn": 10.0}
 
     def run(self, audit: Audit) -> Result:
-        """Compare each term's pull with the main one's."""
+        """Compare each term's gradient with the main one's."""
         found = audit.probe(LossTerms)
         if not found.terms:
-            return self.skipped("The loss is one term, or the terms share no parameter.")
+            return self.skipped("The loss is a single term, or its terms share no parameter.")
         if len({len(terms) for terms in found.terms}) > 1:
-            return self.inconclusive("The loss has other terms on every batch.")
+            return self.inconclusive("The loss has different terms on different batches.")
         main = _main(found)
         if main is None:
             return self.skipped(
-                "No single term compares with what the loader gives, so none is the main one."
+                "No single term compares with the loader's targets, so none is the main one."
             )
         ratios = [
             min(_ratio(terms[i], terms[main]) for terms in found.terms)
@@ -60,8 +61,8 @@ class AuxiliaryBalance(Check):
     def _judged(self, audit: Audit, found: Terms, main: int, worst: int, ratio: float) -> Result:
         terms = found.terms[0]
         said = (
-            f"{_name(found, worst)} pulls {ratio:.3g} times as hard on the shared parameters as "
-            f"the main one, {_name(found, main)}"
+            f"On the shared parameters the gradient of {_name(found, worst)} is {ratio:.3g} times "
+            f"that of the main term, {_name(found, main)}"
         )
         table = Table(
             title="Terms of the loss on the first batch",
@@ -83,7 +84,7 @@ class AuxiliaryBalance(Check):
             location=(call.location if call is not None else None)
             or audit.loop.locate("loss")
             or audit.loop.locate("training_step"),
-            fix=f"multiply that term by {weight}, or let its weight rise from 0",
+            fix=f"loss = main + {weight} * auxiliary  # or raise the weight from 0 during training",
         )
 
 
@@ -108,4 +109,8 @@ def _ratio(term: Term, main: Term) -> float:
 def _name(found: Terms, term: int) -> str:
     call = _call(found, term)
     place = f"term {term + 1}"
-    return f"{place} ({call.kind.replace('_', ' ')})" if call is not None else f"{place} (by hand)"
+    return (
+        f"{place} ({call.kind.replace('_', ' ')})"
+        if call is not None
+        else f"{place} (hand-written)"
+    )

@@ -33,27 +33,30 @@ class Fault:
 
 
 class DoubleActivation(Check):
-    """Is every loss given what it expects: logits, log-probabilities or probabilities?
+    """Does every loss get what it expects: logits, log-probabilities or probabilities?
 
-    Why: Cross_entropy and binary_cross_entropy_with_logits apply the softmax or the sigmoid
-        themselves. Applied before as well, the loss cannot get below a floor (1.461 for ten
-        classes, when the answer is certain and right) and gradients shrink wherever the network
-        is sure. nll_loss and kl_div take log-probabilities: given logits they fall without bound,
-        given probabilities they train towards something else. No error is raised in any of these
-        cases, and the network still learns a little.
-    How: Exact, on the inputs that the loss functions are really called with in the first steps.
-        Where an autograd node made the input (views looked through), its name is proof: a softmax
-        or sigmoid before cross_entropy or binary_cross_entropy_with_logits, or one right after
-        another. Otherwise the values must prove it over at least 256 rows: rows that are nowhere
-        negative and sum to 1 (to 1e-3, the rounding of a float16 softmax) are probabilities; for
-        nll_loss and kl_div, entries above 0.001 in 1 % of the places cannot be log-probabilities
-        unless arithmetic was done on them (a focal weight, an advantage); binary_cross_entropy
-        needs [0, 1], and no softmax over one number, which is always 1. log_softmax before
-        cross_entropy changes nothing and passes. Over the wrong dimension columns sum to 1 and rows
-        do not. Logits that stay within [0, 1] and reach both ends, without proof of a sigmoid, are
-        a warning.
-    Fix: return logits from the model and leave the activation to the loss; apply softmax or
-        sigmoid for predictions only.
+    Why: `cross_entropy` and `binary_cross_entropy_with_logits` apply the softmax or the sigmoid
+        themselves. With another one before them, the loss has a lower bound (1.461 for ten classes,
+        when the prediction is certain and right) and gradients shrink wherever the network is
+        confident. `nll_loss` and `kl_div` take log-probabilities: given logits they fall without
+        bound, given probabilities they optimise something else. None of this raises an error, and
+        the network still learns a little.
+    How: Looks at the inputs of the loss calls of the first steps. It is exact: either the autograd
+        node that made the input proves it (views are looked through), or the values prove it over
+        at least `rows` rows.
+        - Fails on a softmax or sigmoid before `cross_entropy` or
+          `binary_cross_entropy_with_logits`, on one right after another, and on rows that are
+          nowhere negative and sum to 1 (to 1e-3, the rounding of a float16 softmax).
+        - `nll_loss` and `kl_div`: fails on probabilities, and when more than 1% of the entries are
+          above 0.001, which log-probabilities cannot be, unless arithmetic followed the logarithm
+          (a focal weight, an advantage).
+        - `binary_cross_entropy`: fails on values outside [0, 1], and on a softmax over one value,
+          which is always 1.
+        - A softmax over the wrong dimension is recognised by columns that sum to 1 instead of rows.
+        - Warns on logits that stay within [0, 1] and reach both ends, without proof of a sigmoid.
+          `log_softmax` before `cross_entropy` changes nothing and passes.
+    Fix: Return logits from the model and leave the activation to the loss; apply softmax or sigmoid
+        for predictions only.
     References: PyTorch documentation of CrossEntropyLoss, NLLLoss, KLDivLoss, BCEWithLogitsLoss.
     """
 
@@ -84,9 +87,9 @@ class DoubleActivation(Check):
             )
         if not series:
             first.require()
-            return self.skipped("No loss function is called that expects logits or probabilities.")
+            return self.skipped("No loss function that expects logits or probabilities is called.")
         kinds = ", ".join(sorted({calls[0].kind for calls in series}))
-        return self.passed(f"The input of {kinds} is of the kind it expects.")
+        return self.passed(f"The input of {kinds} is what the loss expects.")
 
 
 def _judged(first: First) -> list[list[LossCall]]:
@@ -119,9 +122,9 @@ def _nested(calls: list[LossCall]) -> Fault | None:
     if inner not in _SQUASHING or outer not in (*_SQUASHING, "LogSoftmax"):
         return None
     return Fault(
-        f"The input of {calls[0].kind} went through {_named(inner)} and then through "
-        f"{_named(outer)} as well.",
-        f"Remove the {_named(inner)}: {_named(outer)} is to be applied to logits.",
+        f"The input of {calls[0].kind} has gone through {_named(inner)} and then {_named(outer)}: "
+        "one activation too many.",
+        f"Remove the {_named(inner)}: {_named(outer)} must be applied to logits.",
     )
 
 
@@ -133,16 +136,15 @@ def _cross_entropy(calls: list[LossCall], enough: int) -> Iterator[Fault]:
         over = "" if _sums_to_one(calls, 1) else " (over the wrong dimension)"
         classes = _class_dim(calls[0], 1)
         yield Fault(
-            f"cross_entropy is given probabilities: the outputs of a softmax{over}, which it "
-            f"applies itself, so that with {classes} classes it cannot get below "
-            f"{floor_of(classes):.4g}.",
+            f"cross_entropy gets softmax outputs{over} instead of logits and applies softmax "
+            f"again: with {classes} classes it cannot fall below {floor_of(classes):.4g}.",
             "Remove the softmax before cross_entropy: it expects logits.",
         )
     elif producer == "Sigmoid":
         classes = _class_dim(calls[0], 1)
         yield Fault(
-            "cross_entropy is given the outputs of a sigmoid, between 0 and 1: with "
-            f"{classes} classes it cannot get below {floor_of(classes):.4g}.",
+            f"cross_entropy gets sigmoid outputs (0 to 1) instead of logits: with {classes} "
+            f"classes it cannot fall below {floor_of(classes):.4g}.",
             "Remove the sigmoid before cross_entropy: it expects logits.",
         )
     elif producer == "LogSoftmax" and _over_the_rows(calls, 1):
@@ -155,8 +157,8 @@ def _nll(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     producer = _operation(calls[0].producer)
     if producer in ("Softmax", "SafeSoftmax") or _are_probabilities(calls, 1, enough):
         yield Fault(
-            "nll_loss is given probabilities, where it expects their logarithms: it can reach no "
-            "less than -1 and trains on something that is no likelihood.",
+            "nll_loss gets probabilities instead of log-probabilities: it cannot fall below -1 and "
+            "does not maximise a likelihood.",
             "Use log_softmax in place of softmax, or cross_entropy on logits.",
         )
     elif producer == "LogSoftmax":
@@ -164,8 +166,8 @@ def _nll(calls: list[LossCall], enough: int) -> Iterator[Fault]:
             yield _wrong_dimension("nll_loss")
     elif _share_positive(calls) > 0.01 and not _has_logarithm(calls[0]):
         yield Fault(
-            f"nll_loss is given logits: {_share_positive(calls):.0%} of its inputs are positive, "
-            "which no log-probability is, so the loss falls without bound.",
+            f"nll_loss gets logits instead of log-probabilities ({_share_positive(calls):.0%} of "
+            "its inputs are positive): the loss falls without bound.",
             "Use cross_entropy, or apply log_softmax(dim=1) before nll_loss.",
         )
 
@@ -176,15 +178,14 @@ def _kl_div(calls: list[LossCall], enough: int) -> Iterator[Fault]:
         _are_probabilities(calls, dim, enough) for dim in (-1, 1)
     ):
         yield Fault(
-            "kl_div is given probabilities as its first argument, where it expects "
-            "log-probabilities.",
-            "Write F.kl_div(F.log_softmax(output, dim=-1), target).",
+            "kl_div gets probabilities as its first argument instead of log-probabilities.",
+            "loss = F.kl_div(F.log_softmax(output, dim=-1), target)",
         )
     elif producer in _LAYERS and _share_positive(calls) > 0.01 and not _has_logarithm(calls[0]):
         yield Fault(
-            f"kl_div is given logits: {_share_positive(calls):.0%} of its inputs are positive, "
-            "which no log-probability is.",
-            "Write F.kl_div(F.log_softmax(output, dim=-1), target).",
+            "kl_div gets logits as its first argument instead of log-probabilities: "
+            f"{_share_positive(calls):.0%} of them are positive.",
+            "loss = F.kl_div(F.log_softmax(output, dim=-1), target)",
         )
 
 
@@ -193,16 +194,16 @@ def _bce(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     softmax = _operation(calls[0].producer) in ("Softmax", "SafeSoftmax")
     if softmax and all(bool((call.input == 1.0).all()) for call in calls):
         yield Fault(
-            "binary_cross_entropy is given a softmax over a single number, which is always 1, "
-            "whatever the network computes.",
+            "binary_cross_entropy gets a softmax over a single value, which is always 1, whatever "
+            "the network computes.",
             "Use sigmoid in place of softmax, or binary_cross_entropy_with_logits on logits.",
         )
     outside = [call for call in calls if _outside_unit(call.input)]
     if outside:
         low, high = (float(v) for v in torch.aminmax(outside[0].input))
         yield Fault(
-            f"binary_cross_entropy is given values from {low:.3g} to {high:.3g}, where it expects "
-            "probabilities: it raises an error.",
+            f"binary_cross_entropy gets values from {low:.3g} to {high:.3g} instead of "
+            "probabilities (0 to 1), and raises an error.",
             "Use binary_cross_entropy_with_logits, or apply a sigmoid to the output.",
         )
 
@@ -211,8 +212,8 @@ def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     producer = _operation(calls[0].producer)
     if producer in _SQUASHING:
         yield Fault(
-            f"binary_cross_entropy_with_logits is given the outputs of a {_named(producer)}: it "
-            "applies a sigmoid itself, so no probability can be below 0.5 or above 0.731.",
+            f"binary_cross_entropy_with_logits gets {_named(producer)} outputs instead of logits "
+            "and applies a sigmoid again: predictions stay between 0.5 and 0.731.",
             f"Remove the {_named(producer)} before the loss, or use binary_cross_entropy.",
         )
         return
@@ -220,9 +221,9 @@ def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     low, high = (float(v) for v in torch.aminmax(values))
     if values.numel() >= enough and 0.0 <= low < 0.05 and 0.95 < high <= 1.0:
         yield Fault(
-            f"binary_cross_entropy_with_logits is given values from {low:.3g} to {high:.3g} only: "
-            "they look like probabilities, where it expects logits.",
-            "Give it the output from before the last activation.",
+            f"binary_cross_entropy_with_logits gets only values from {low:.3g} to {high:.3g}: they "
+            "look like probabilities, but it expects logits.",
+            "Pass the output from before the last activation.",
             certain=False,
         )
 
@@ -252,9 +253,9 @@ def _named(operation: str) -> str:
 
 def _wrong_dimension(function: str) -> Fault:
     return Fault(
-        f"{function} is given a log_softmax over the wrong dimension: probabilities sum to 1 over "
-        "the rows of the batch, not over the classes.",
-        "Write log_softmax(dim=1): the dimension of the classes.",
+        f"{function} gets a log_softmax over the wrong dimension: probabilities sum to 1 over the "
+        "rows of the batch, not over the classes.",
+        "Use log_softmax(dim=1), the class dimension.",
     )
 
 
@@ -326,7 +327,7 @@ def _last_activation(first: First) -> str:
 def _measured(calls: list[LossCall]) -> str:
     values = torch.cat([call.input.reshape(-1).float() for call in calls])
     low, high = float(values.min()), float(values.max())
-    made = f", made by {_operation(calls[0].producer)}" if calls[0].producer else ""
+    made = f", computed by {_operation(calls[0].producer)}" if calls[0].producer else ""
     return f"inputs of {calls[0].kind} from {low:.3g} to {high:.3g}{made}"
 
 
@@ -336,12 +337,12 @@ def _numbers(calls: list[LossCall]) -> Numbers:
         [_classes_last(call, 1 if call.input.ndim > 1 else 0).sum(1) for call in calls]
     )
     return Numbers(
-        title=f"What {calls[0].kind} is given",
+        title=f"Input of {calls[0].kind}",
         values={
             "smallest": float(values.min()),
             "largest": float(values.max()),
-            "smallest sum of a row": float(sums.min()),
-            "largest sum of a row": float(sums.max()),
-            "made by": _operation(calls[0].producer) or "unknown",
+            "smallest row sum": float(sums.min()),
+            "largest row sum": float(sums.max()),
+            "computed by": _operation(calls[0].producer) or "unknown",
         },
     )

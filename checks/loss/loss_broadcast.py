@@ -40,20 +40,21 @@ class Mismatch:
 
 
 class LossBroadcast(Check):
-    """Do output and target have the same shape in every loss that compares them element by element?
+    """Do output and target have the same shape in every elementwise loss?
 
-    Why: An output of shape (N, 1) beside a target of shape (N,) is broadcast to (N, N): every
-        prediction is compared with the targets of all other rows, and the best it can do is their
+    Why: An output of shape (N, 1) and a target of shape (N,) broadcast to (N, N): every prediction
+        is compared with the targets of all other rows, and the best it can do is predict their
         mean. The loss is a number like any other, falls a little at first, and stays there.
-    How: Exact, on the shapes that the loss functions and the differences in the user's own
-        formulas really get in the first steps. It fails where both shapes are widened, or where
-        nothing fits and torch raises. A formula of the user's counts when one operand carries
-        gradient, the other does not, they hold different numbers, and both shapes follow the batch
-        when it is cut by one row, so that an intended table of all pairs is left alone. Where
-        only one side is widened it is a warning, because it may be meant: not for a single
-        number, a divergence from one distribution, or a missing leading dimension (a note).
-        With one row nothing can go wrong.
-    Fix: loss_fn(output.squeeze(1), target), or target.unsqueeze(1).
+    How: Compares the shapes that loss functions, and subtractions in the user's own formulas, get
+        in the first steps. It is exact, without a threshold.
+        - Fails when both shapes are widened by broadcasting, or when they do not fit and torch
+          raises.
+        - A formula counts when one operand has a gradient and the other does not, their numbers
+          differ, and both shapes follow the batch when it is cut by one row: an intended table of
+          all pairs is left alone.
+        - Warns when only one side is widened, which may be intended. A single number, a divergence
+          from one distribution, or a missing leading dimension are at most noted.
+    Fix: `loss_fn(output.squeeze(1), target)`, or `target.unsqueeze(1)`.
     References: PyTorch documentation of MSELoss and of broadcasting semantics.
     """
 
@@ -75,27 +76,27 @@ class LossBroadcast(Check):
         if not calls:
             return self.passed("No loss compares output and target element by element.")
         shapes = tuple(calls[0].input.shape)
-        return self.passed(f"Output and target of {calls[0].kind} both have the shape {shapes}.")
+        return self.passed(f"Output and target of {calls[0].kind} both have shape {shapes}.")
 
     def _mismatched(self, audit: Audit, found: list[Mismatch]) -> Result:
         worst = found[0]
-        both = f"an output of shape {worst.output} beside a target of shape {worst.target}"
+        both = f"an output of shape {worst.output} and a target of shape {worst.target}"
         details: dict[str, Any] = {
             "fix": _fix(worst),
-            "measured": f"{worst.output} beside {worst.target}",
+            "measured": f"{worst.output} and {worst.target}",
             "threshold": "equal shapes",
             "evidence": (_table(found),),
             "location": worst.location or audit.loop.locate("loss"),
         }
         if worst.made is None:
-            return self.failed(f"{worst.where} is given {both}, which do not fit.", **details)
+            return self.failed(f"{worst.where} gets {both}, which cannot be broadcast.", **details)
         if worst.status is Status.FAIL:
             return self.failed(
-                f"{worst.where} is given {both}, which it widens to {worst.made}: every prediction "
-                "is compared with the targets of all rows, so only their mean can be learned.",
+                f"{worst.where} gets {both}, which broadcast to {worst.made}: every prediction is "
+                "compared with the targets of all rows, so only their mean can be learnt.",
                 **details,
             )
-        message = f"{worst.where} is given {both}, one of which it repeats to {worst.made}."
+        message = f"{worst.where} gets {both}, one of which is broadcast to {worst.made}."
         return self.answer(worst.status, message, **details)
 
 
@@ -148,7 +149,7 @@ def _in_formulas(audit: Audit, first: First) -> Iterator[Mismatch]:
             for each in seen.broadcasts:
                 if each.location in lines and _differ(each, lines[each.location]):
                     column, flat = sorted(each.shapes, key=len, reverse=True)
-                    yield Mismatch("A difference", column, flat, Status.FAIL, each.location)
+                    yield Mismatch("A subtraction", column, flat, Status.FAIL, each.location)
             return
 
 
@@ -171,11 +172,11 @@ def _fix(mismatch: Mismatch) -> str:
     if len(output) == len(target) + 1:
         at = output.index(1) if 1 in output else len(output) - 1
         at = len(output) - 1 if output[-1] == 1 else at
-        return f"Write loss_fn(output.squeeze({at}), target)."
+        return f"loss = loss_fn(output.squeeze({at}), target)"
     if len(target) == len(output) + 1:
         at = len(target) - 1 if target[-1] == 1 else 0
-        return f"Write loss_fn(output, target.squeeze({at}))."
-    return "Give both the same shape; where repeating is meant, write target.expand_as(output)."
+        return f"loss = loss_fn(output, target.squeeze({at}))"
+    return "Give both the same shape; if broadcasting is intended, write target.expand_as(output)."
 
 
 def _table(found: list[Mismatch]) -> Table:
@@ -184,6 +185,6 @@ def _table(found: list[Mismatch]) -> Table:
     )
     return Table(
         title="Shapes that differ",
-        columns=("where", "output", "target", "together"),
+        columns=("where", "output", "target", "broadcast to"),
         rows=tuple(rows),
     )

@@ -44,7 +44,7 @@ class OutputDirection:
         classes: how many there are.
         far: an output that is worse without limit, by t; None for probabilities of classes.
         dense: there are many answers for a sample, as in a mask.
-        acquits: a reading so unlikely that only a pass is believed of it.
+        pass_only: a reading so unlikely that only a pass is believed of it.
     """
 
     name: str
@@ -59,26 +59,25 @@ class OutputDirection:
 class LossDirection(Check):
     """Does the loss fall when the output moves toward the target?
 
-    Why: A missing minus in front of a log-likelihood, "dice" returned in place of "1 - dice", or
-        input and target exchanged make the optimizer work for the wrong answer. The curve falls.
-    How: Exact. Where the total loss is a torch loss function times a constant in all of the first
-        steps, the sign of the constant says it, if the function's target is the data's. An
-        asymmetric function (binary cross-entropy, KL, Poisson) whose input is the data's target,
-        made by no layer, has its arguments exchanged. Every other loss is tried out: the model's
-        output is replaced, before the loss sees it, by one that is better and one that is worse.
-        What "better" is follows from shapes and dtypes: more of the right class in logits,
-        probabilities or log-probabilities; nearer to the target for a quantity. If any reading
-        makes the loss fall, it passes. A failure needs all readings to agree that better is worse
-        and worse is better, at every distance and in each of 8 parts of the batch alone (weights of
-        either sign, as of rewards, do not do that). Beyond that, outputs that are no probabilities
-        must get cheaper without limit as they get worse: distances and energies, of which the least
-        is best, and targets that the loss standardises end at a floor. Probabilities of the right
-        classes must cost more than those of any other labelling, since a loss may renumber classes;
-        a single number between 0 and 1 per sample may be a distance, and fails only without a floor
-        either; a mask of many zeros and ones is no such thing. Embeddings, margins and targets in
-        several parts give no answer. An optimizer with maximize=True turns all this round. No steps
-        beyond the first 5; 3 to 40 forward passes.
-    Fix: loss = -log_probability, loss = 1 - dice; input first, target second.
+    Why: A missing minus sign in front of a log-likelihood, "dice" returned instead of "1 - dice",
+        or swapped input and target make the optimizer work towards the wrong answer, while the loss
+        curve falls.
+    How: Reads the sign where the total loss is a torch loss function times a constant in all of the
+        first steps, and swapped arguments where the input of an asymmetric function (binary
+        cross-entropy, KL, Poisson) is the data's target. Every other loss is tried out: the model's
+        output is replaced by a better and by a worse one before the loss sees it (more of the right
+        class in logits, probabilities or log-probabilities; nearer to the target for a quantity).
+        - Passes when the loss falls under any interpretation of the output.
+        - Fails when all interpretations agree that better outputs cost more and worse ones less, at
+          every distance and in each of 8 parts of the batch alone, so that weights of either sign,
+          such as rewards, do not count.
+        - Besides, outputs that are not probabilities must get cheaper without limit as they get
+          worse: distances, energies and standardised targets have a lower bound. Probabilities of
+          the right classes must cost more than those of any other labelling, since a loss may
+          renumber classes.
+        - Not judged: embeddings, margins, and targets in several parts. `maximize=True` in the
+          optimizer reverses the answer.
+    Fix: `loss = -log_probability.mean()`, `loss = 1 - dice`; output first, target second.
     References: PyTorch documentation of BCELoss and KLDivLoss; Karpathy, "A Recipe for Training
         Neural Networks", 2019.
     """
@@ -88,17 +87,17 @@ class LossDirection(Check):
     probes = (FirstSteps,)
 
     def run(self, audit: Audit) -> Result:
-        """Find the direction in which the loss falls, and hold the optimizer's against it."""
+        """Find the direction in which the loss falls, and compare it with the optimizer's."""
         answer = self._direction(audit)
         groups = [group for o in audit.loop.optimizers for group in o.param_groups]
         maximizes = bool(groups) and all(group.get("maximize") for group in groups)
         return self._climbing(audit, answer) if maximizes else answer
 
     def _climbing(self, audit: Audit, answer: Result) -> Result:
-        """Turn the answer round: the optimizer climbs, so better outputs must raise the loss."""
+        """Reverse the answer: the optimizer climbs, so better outputs must raise the loss."""
         if answer.status is Status.PASS:
             return self.failed(
-                f"{answer.message.rstrip('.')}, and the optimizer has maximize=True: it climbs.",
+                f"{answer.message.rstrip('.')}, but the optimizer increases it (maximize=True).",
                 fix="Remove maximize=True from the optimizer.",
                 measured="maximize=True",
                 threshold="a score to be maximised, or maximize=False",
@@ -107,7 +106,7 @@ class LossDirection(Check):
             )
         if answer.status is Status.FAIL:
             return self.passed(
-                "The loss rises when the output is made better, and maximize=True climbs it.",
+                "The loss rises when the output gets better, and maximize=True increases it.",
                 measured=answer.measured,
             )
         return answer
@@ -129,15 +128,15 @@ class LossDirection(Check):
         if answer.status is not Status.INCONCLUSIVE or factor < 0:
             return answer
         return self.passed(
-            f"The total loss is {call.kind}, with a positive sign.",
+            f"The total loss is a positive multiple of {call.kind}.",
             measured=f"{factor:.3g} times {call.kind}",
         )
 
     def _exchanged_arguments(self, call: LossCall) -> Result:
         return self.failed(
-            f"The arguments of {call.kind} are exchanged: its input is the batch's target, its "
-            "target is what the model computed.",
-            fix=f"Output first, target second: F.{_function(call)}(output, target).",
+            f"The arguments of {call.kind} are swapped: its input is the batch's target, and its "
+            "target is the model's output.",
+            fix=f"Pass the output first, the target second: F.{_function(call)}(output, target).",
             measured="input = target of the batch",
             threshold="input = output of the model",
             location=call.location,
@@ -145,7 +144,7 @@ class LossDirection(Check):
 
     def _negative(self, audit: Audit, call: LossCall, factor: float) -> Result:
         return self.failed(
-            f"The total loss is {factor:.3g} times {call.kind}: training drives the output away "
+            f"The total loss is {factor:.3g} times {call.kind}: training moves the output away "
             "from the target.",
             fix="Remove the minus sign in front of the loss.",
             measured=f"{factor:.3g} times {call.kind}",
@@ -159,21 +158,21 @@ class LossDirection(Check):
         if trial.reason:
             return self.inconclusive(trial.reason)
         if trial.output.ndim == 0:
-            return self.inconclusive("The model returns a single number, not one for each row.")
+            return self.inconclusive("The model returns a single number, not one per row.")
         ways = list(trial.ways())
         if not ways:
-            return self.inconclusive("How output and target are to be compared is not known.")
+            return self.inconclusive("How output and target should be compared is not known.")
         for way in ways:
             if trial.falls(way):
                 return self.passed(
-                    f"The loss falls when the output is made better (read as {way.name}).",
+                    f"The loss falls when the output gets better (interpreted as {way.name}).",
                     measured=f"{trial.base:.4g} to {trial.loss(way.moved(_TOWARD[-1])):.4g}",
                 )
         likely = [way for way in ways if not way.pass_only]
         wrong = [way for way in likely if trial.is_reversed(way)]
         if len(wrong) < len(likely) or not all(trial.confirmed(way) for way in wrong):
             return self.inconclusive(
-                "The loss does not simply follow the output: no direction shows."
+                "The loss does not consistently rise or fall when the output gets better."
             )
         return self._reversed(audit, trial, wrong[0])
 
@@ -181,17 +180,17 @@ class LossDirection(Check):
         places = (-0.9, -0.3, 0.0, 0.3, 0.9)
         losses = [trial.loss(way.moved(t)) if t else trial.base for t in places]
         chart = Curve(
-            title="Loss of outputs moved toward the target (right) and away from it (left)",
+            title="Loss with outputs moved toward the target (right) and away from it (left)",
             x_label="moved by",
             y_label="loss",
             series=(Series(name="loss", x=places, y=tuple(losses)),),
         )
         return self.failed(
-            f"The loss rises from {losses[2]:.4g} to {losses[4]:.4g} when the output is moved "
-            f"toward the target and falls to {losses[0]:.4g} when it is moved away.",
-            fix="Turn the sign of the loss: return -log_probability.mean(), or 1 - score.",
+            f"The loss rises from {losses[2]:.4g} to {losses[4]:.4g} when the output moves toward "
+            f"the target, and falls to {losses[0]:.4g} when it moves away: its sign is wrong.",
+            fix="Flip the sign of the loss: return -log_probability.mean(), or 1 - score.",
             measured=f"{losses[0]:.4g}, {losses[2]:.4g}, {losses[4]:.4g}",
-            threshold="falling",
+            threshold="a falling loss",
             evidence=(chart,),
             location=audit.loop.locate("loss")
             or audit.loop.locate("training_step")
@@ -281,7 +280,7 @@ class _Trial:
             return
         output = main_tensor(done.output)
         if done.loss is None or output is None:
-            self.reason = "The loss of a changed output cannot be computed here."
+            self.reason = "The loss of a modified output cannot be computed here."
             return
         self.base, self.output = done.loss, output.detach()
         target = _target_of(done.loss_calls, first.targets[0], self.output)
@@ -290,7 +289,7 @@ class _Trial:
             return
         self.target = target.detach().to(self.output.device)
         if not (math.isfinite(self.base) and bool(torch.isfinite(self.output).all())):
-            self.reason = "Loss or outputs are not finite."
+            self.reason = "The loss or the outputs are NaN or infinite."
         elif (
             self.loss(self.output + 1.0 + self.output.abs())
             == self.loss(self.output * 0.0)

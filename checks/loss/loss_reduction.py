@@ -19,18 +19,21 @@ _CLOSE = 0.1
 
 
 class LossReduction(Check):
-    """Is the loss a mean over the batch, so that the learning rate does not depend on its size?
+    """Is the loss a mean over the batch, so that its scale does not depend on the batch size?
 
     Why: A loss that is summed over the batch grows with it, and so do its gradients. With SGD the
-        learning rate then means something else for every batch size, and the last, smaller batch
-        of an epoch counts less. Both mean and sum are used on purpose; it is good to know which.
-    How: The loss of the first batch is computed in eval mode, and again for the batch with
-        every row in it twice. A mean stays, a sum doubles (within 10 %, as models that sample
-        draw other numbers for the copies). In between, or beyond, the loss compares rows with
-        each other or mixes sums with means, and there is no answer. Where rows cannot be doubled,
-        the `reduction` of the loss function that explains the total loss answers. Never a
-        failure: both are valid, and a sum is a warning. No training steps beyond the first 5.
-    Fix: reduction="mean", or divide by the batch size and multiply the learning rate by it.
+        learning rate then means something else for every batch size, and the last, smaller batch of
+        an epoch counts less. Mean and sum are both used by design; it is good to know which.
+    How: Computes the loss of the first batch in eval mode, and again with every row in it twice. A
+        mean stays the same and passes; a sum doubles (within 10%, as models that sample draw other
+        numbers for the copies) and warns, or is noted where the optimizer's step does not depend on
+        the scale of the loss (Adam). It never fails.
+        - Inconclusive otherwise: the loss compares rows with each other, or mixes sums and means.
+        - Where rows cannot be doubled, the `reduction` of the loss function that makes up the total
+          loss decides.
+    Fix: `loss = loss / len(x)`: the total, not one of several terms, whose balance would change.
+        With SGD multiply the learning rate by the batch size to keep the same steps; the step of
+        Adam does not scale.
     References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1.
     """
 
@@ -49,13 +52,13 @@ class LossReduction(Check):
         details = {"measured": f"{ratio:.4g} times the loss", "evidence": (numbers,)}
         if abs(ratio - 1.0) < _CLOSE:
             return self.passed(
-                "The loss is a mean over the batch: doubling the batch leaves it as it is.",
+                "The loss is a mean over the batch: doubling the batch does not change it.",
                 **details,
             )
         if abs(ratio - 2.0) < 2 * _CLOSE:
-            return self._sum(audit, size, f"doubling the batch makes it {ratio:.2f} times", first)
+            return self._sum(audit, size, f"doubling the batch multiplies it by {ratio:.2f}", first)
         return self.inconclusive(
-            f"Doubling the batch makes the loss {ratio:.2f} times: it compares rows with each "
+            f"Doubling the batch multiplies the loss by {ratio:.2f}: it compares rows with each "
             "other, or is partly a sum.",
             **details,
         )
@@ -63,13 +66,17 @@ class LossReduction(Check):
     def _declared(self, audit: Audit, first: First, size: int) -> Result:
         main = first.main_loss
         if main is None or main.spelled_out:
-            return self.inconclusive("The batch cannot be doubled and the loss is not a known one.")
+            return self.inconclusive(
+                "Not measured: the batch cannot be doubled, and the loss is not a known function."
+            )
         reduction = main.calls[0].reduction
         if reduction == "sum":
             return self._sum(audit, size, 'reduction="sum"', first)
         if reduction in ("mean", "batchmean"):
             return self.passed(f"The loss is a mean over the batch (reduction={reduction!r}).")
-        return self.inconclusive("The batch cannot be doubled, and the loss is reduced by hand.")
+        return self.inconclusive(
+            "Not measured: the batch cannot be doubled, and the loss is reduced by hand."
+        )
 
     def _sum(self, audit: Audit, size: int, evidence: str, first: First) -> Result:
         names = [type(optimizer).__name__ for optimizer in audit.loop.optimizers]
@@ -77,22 +84,24 @@ class LossReduction(Check):
         rate = max((g["lr"] for o in audit.loop.optimizers for g in o.param_groups), default=0.0)
         if adaptive:
             effect = (
-                f"{names[0]} divides by the size of the gradient, so its step stays; clipping and "
-                "the smaller last batch are affected"
+                f"{names[0]}'s step does not scale with the loss, but gradient clipping is "
+                "affected and a smaller last batch counts less"
             )
         else:
             effect = (
-                f"lr {float(rate):g} acts like {float(rate) * size:g} on the mean of {size} rows, "
-                "and a larger batch needs a smaller one"
+                f"lr={float(rate):g} acts like lr={float(rate) * size:g} on the mean of {size} "
+                "rows, and must be lowered for larger batches"
             )
         main = first.main_loss
         where = main.calls[0].location if main is not None else None
         answer = self.noted if adaptive else self.warned
         return answer(
             f"The loss is a sum over the batch ({evidence}): {effect}.",
-            fix='Use reduction="mean" (and multiply the learning rate by the batch size).',
+            fix="loss = loss / len(x)"
+            if adaptive
+            else "loss = loss / len(x)  # and multiply the learning rate by the batch size",
             measured=evidence,
-            threshold="a mean: 1 times",
+            threshold="a mean: unchanged",
             location=where or audit.loop.locate("loss") or audit.loop.locate("training_step"),
         )
 

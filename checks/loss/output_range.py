@@ -47,19 +47,19 @@ _BATCHES = 64
 class OutputRange(Check):
     """Can the network's last activation output every target?
 
-    Why: A ReLU on the output of a regression cannot give a negative number, a sigmoid nothing
-        above 1. No training brings down the loss of targets outside, and a unit that is pushed
+    Why: A ReLU on the output of a regression cannot give a negative number, a sigmoid nothing above
+        1. No training brings down the loss of targets outside the range, and a unit that is pushed
         against the end of its range stops learning.
-    How: Exact. What made the input of a regression loss (squared, absolute, Huber) is read from
-        autograd, with views looked through; where the loss is written by hand, from the last
-        module. Only an activation right before the loss counts: scaled and shifted afterwards it
-        has another range. Then the targets are counted that lie outside, by more than a thousandth
-        of their spread. Over 1 % of at least 512 is a failure: fewer may be errors in the data.
-        Where the data has fewer targets than 512, at least 64 and 10 % of them are asked for:
-        every one of them is out of reach for certain, and only how much it matters is uncertain. If
-        all of them have one value and the loss is averaged by hand, it may stand for "missing",
-        and there is no answer.
-    Fix: remove the activation from the last layer, or scale the targets into its range.
+    How: Finds the activation right before a regression loss (squared, absolute, Huber) from
+        autograd, looking through views, or from the last module where the loss is written by hand,
+        and counts the targets outside its range by more than a thousandth of their spread. Scaled
+        and shifted afterwards, an activation has another range and is not judged.
+        - Fails when more than `share` of at least `targets` targets are outside: fewer may be
+          errors in the data.
+        - A data set with fewer targets fails with at least 64 of them and more than 10% outside.
+        - Inconclusive when all targets outside have the same value and the loss is averaged by
+          hand: it may stand for "missing".
+    Fix: Remove the activation from the last layer, or scale the targets into its range.
     References: Goodfellow, Bengio and Courville, "Deep Learning", 2016, section 6.2.2.
     """
 
@@ -73,15 +73,15 @@ class OutputRange(Check):
         first = audit.probe(FirstSteps)
         main = first.main_loss
         if main is None or main.calls[0].kind not in _REGRESSION:
-            return self.skipped("The loss is not a squared, absolute or Huber error alone.")
+            return self.skipped("The loss is not a plain squared, absolute or Huber error.")
         activation = _activation(first, main)
         if activation not in RANGES:
-            return self.skipped("No activation of limited range stands right before the loss.")
+            return self.skipped("No activation with a limited range comes right before the loss.")
         enough = int(self.option(audit, "targets"))
         targets = _targets(audit, first, main, enough)
         values = targets[torch.isfinite(targets)]
         if not values.numel():
-            return self.inconclusive("No target is finite.")
+            return self.inconclusive("All targets are NaN or infinite.")
         return self._judged(audit, main, activation, values)
 
     def _judged(self, audit: Audit, main: MainLoss, activation: str, values: Tensor) -> Result:
@@ -97,18 +97,18 @@ class OutputRange(Check):
         }
         plenty = count >= self.option(audit, "targets")
         if share <= limit and plenty:
-            return self.passed(f"The targets lie where {name} can reach.", **details)
+            return self.passed(f"The targets lie within the range of {name}, {span}.", **details)
         if not plenty and (count < _FEW or share <= _MUCH):
-            return self.inconclusive(f"Only {count} targets to judge by.", **details)
+            return self.inconclusive(f"Only {count} targets, too few to judge.", **details)
         coded = len(torch.unique(values[outside])) == 1 and main.calls[0].reduction == "none"
         if coded:
             return self.inconclusive(
-                "All targets out of reach have the same value: it may be masked as missing.",
+                "All targets outside the range have the same value, which may mark missing ones.",
                 **details,
             )
         return self.failed(
-            f"{share:.1%} of {count} targets cannot be reached: they go from "
-            f"{float(values.min()):.3g} to {float(values.max()):.3g}, and the output of {name} is "
+            f"{share:.1%} of {count} targets cannot be reached: the targets range from "
+            f"{float(values.min()):.3g} to {float(values.max()):.3g}, the outputs of {name} are "
             f"{span}.",
             fix=f"Remove the {name} from the last layer, or scale the targets into {span}.",
             evidence=(_histogram(values),),

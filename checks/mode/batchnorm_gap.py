@@ -13,28 +13,28 @@ from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.training_run import Modes, Training, TrainingRun
 from nnaudit.report import Kind, Numbers, Result
 from nnaudit.targets import batch as batches
+from nnaudit.wording import count
 
 Norm = nn.modules.batchnorm._BatchNorm
 
 
 class BatchnormGap(Check):
-    """Does batch normalisation compute the same in eval mode as in training, on the same data?
+    """Does batch normalisation give the same loss in eval mode as in train mode?
 
-    Why: In training it uses the statistics of the batch, in eval mode averages over the past.
-        With one or two rows per batch, or with a momentum that never settles or never averages,
-        these are two different networks, and the one that is validated was never trained.
-    How: after the run of up to 300 steps at your learning rate (FIT103) the loss of up to 8
-        training batches (fewer where they have 256 rows together) is compared between train and
-        eval mode, dropout off. Early in training the averages lag behind the weights, which is
-        nothing to worry about: so they are computed anew, over up to 20 batches or 1024 rows at
-        the final weights, and only what remains then is held against the network: a loss in eval
-        mode more than 50 % above that in train mode (or above a tenth of the first loss, where
-        training has got that low already). With several optimizers (a GAN) there is
-        no such answer. Apart from that, one or two rows per
-        batch, a momentum of 0, one of 0.9 and above (PyTorch's is the weight of the new batch,
-        other libraries' of the old), and one that needs more than ten epochs to settle are
-        warnings on sight.
-    Fix: larger batches, or GroupNorm, which is the same in both modes; momentum=0.1
+    Why: In train mode it uses the statistics of the batch, in eval mode running averages. With one
+        or two rows per batch, or with a momentum that never settles or never averages, these are
+        two different networks, and the one that is validated was never trained.
+    How: Compares the loss of up to 8 training batches in train and eval mode, dropout off, after
+        the run of up to 300 steps at your learning rate (as in FIT103). Warns when the eval loss is
+        more than `gap` above the train loss (or above a tenth of the first loss, where training has
+        got that low).
+        - Early in training the running averages lag behind the weights, which is normal: they are
+          recomputed over up to 20 batches or 1,024 rows first, and only what remains counts.
+        - Warns without a run about 1 or 2 rows per batch, and about a momentum of 0, of 0.9 and
+          above (PyTorch's momentum is the weight of the new batch, other libraries' of the old
+          average), or one that needs more than ten epochs to settle.
+        - With several optimizers (a GAN) it is inconclusive.
+    Fix: Larger batches, or `nn.GroupNorm`, which is the same in both modes; `momentum=0.1`.
     References: Ioffe, "Batch Renormalization" (2017); Wu and Johnson, "Rethinking 'Batch' in
         BatchNorm" (2021); PyTorch documentation of BatchNorm2d.
     """
@@ -56,7 +56,7 @@ class BatchnormGap(Check):
             return odd
         training = audit.probe(TrainingRun)
         if training.modes is None:
-            return self.inconclusive("The loss could not be computed, or was not finite.")
+            return self.inconclusive("The loss could not be computed, or is NaN or infinite.")
         return self._judged(audit, norms, training, training.modes)
 
     def _judged(
@@ -70,30 +70,31 @@ class BatchnormGap(Check):
             values={
                 "train mode": modes.train,
                 "eval mode": modes.eval,
-                "eval mode, statistics computed anew": modes.settled,
+                "eval mode, statistics recomputed": modes.settled,
             },
         )
         said = (
-            f"After {len(training.losses)} steps the loss of the same batches is "
+            f"After {len(training.losses)} steps the loss on the same batches is "
             f"{modes.train:.4g} in train mode and {modes.settled:.4g} in eval mode"
         )
         if excess > limit and len(audit.loop.optimizers) > 1:
             return self.inconclusive(
-                f"{said}; where several optimizers work against each other, one loss says little.",
+                f"{said}, but with several competing optimizers one loss says little.",
                 evidence=(numbers,),
             )
         if excess > limit:
             return self.warned(
-                f"{said}, with statistics computed anew: batch normalisation does not carry over.",
-                measured=f"{100 * excess:.0f} % higher in eval mode",
-                threshold=f"{100 * limit:.0f} %",
+                f"{said}, even with recomputed statistics: batch normalisation does not carry over "
+                "to eval mode.",
+                measured=f"loss {excess:.0%} higher in eval mode",
+                threshold=f"{limit:.0%}",
                 evidence=(numbers,),
                 module=next(iter(norms)),
                 location=audit.loop.locate("model"),
                 fix="use larger batches, or replace BatchNorm by nn.GroupNorm",
             )
         lags = _excess(modes.eval, modes.train, first) > limit
-        lag = "; the running averages lag behind as yet" if lags else ""
+        lag = "; the running averages still lag behind" if lags else ""
         return self.passed(f"{said}{lag}.", evidence=(numbers,))
 
     def _odd_settings(self, audit: Audit, norms: dict[str, Norm]) -> Result | None:
@@ -103,11 +104,11 @@ class BatchnormGap(Check):
         name = next(iter(norms))
         if 1 <= rows <= 2:
             return self.warned(
-                f"Batch normalisation takes its statistics from {rows} rows per batch.",
-                measured=f"{rows} rows",
-                threshold="more than 2",
+                f"Batch normalisation computes its statistics from {count(rows, 'row')} per batch.",
+                measured=count(rows, "row"),
+                threshold="more than 2 rows",
                 module=name,
-                fix="larger batches, or nn.GroupNorm in place of BatchNorm",
+                fix="use larger batches, or nn.GroupNorm instead of BatchNorm",
                 **details,
             )
         epoch = _length(audit.loop)
@@ -117,19 +118,21 @@ class BatchnormGap(Check):
                 continue
             problem = ""
             if momentum <= 0.0:
-                problem = "never takes in a batch: eval mode uses mean 0 and variance 1"
+                problem = "are never updated: eval mode uses mean 0 and variance 1"
             elif momentum >= 0.9:
-                problem = "keeps little more than the last batch"
+                problem = "hold little more than the last batch"
             elif epoch and 1.0 / momentum > 10 * epoch:
-                problem = f"needs {1 / momentum:.0f} batches to settle, and an epoch has {epoch}"
+                problem = (
+                    f"need {1 / momentum:.0f} batches to settle, and an epoch has only {epoch}"
+                )
             if problem:
                 return self.warned(
-                    f"The running statistics of {name or 'the model'}, with momentum "
-                    f"{momentum:g}, are of little use: it {problem}.",
+                    f"With momentum {momentum:g}, the running statistics of {name or 'the model'} "
+                    f"{problem}.",
                     measured=f"momentum={momentum:g}",
                     threshold="0 < momentum < 0.9, settled within ten epochs",
                     module=name,
-                    fix="momentum=0.1, the weight of the new batch",
+                    fix="nn.BatchNorm2d(..., momentum=0.1)  # the weight of the new batch",
                     **details,
                 )
         return None

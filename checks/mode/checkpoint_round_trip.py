@@ -1,4 +1,4 @@
-"""MODE105: whether a checkpoint brings back the network and its training."""
+"""MODE105: whether a checkpoint restores the network and its training."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs, has_forward
 from nnaudit.training.checkpoint import Anatomy, anatomy, differing, is_tensorial, transplant
 from nnaudit.training.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
+from nnaudit.wording import verb
 
 _STEPS = 3
 _CLOSE = 1e-3
@@ -61,24 +62,27 @@ class Original:
 
 
 class CheckpointRoundTrip(Check):
-    """Does a checkpoint, loaded into a fresh run, give the same outputs and the same next step?
+    """Does a checkpoint restore the network and its training?
 
-    Why: What is not in the state_dict is lost, and nobody is told: random constants kept as plain
-        tensors, buffers registered as not persistent, layers in a Python list, a flag that says
-        whether something was initialised, an optimizer's own bookkeeping. The restored network is
-        another one, sometimes slightly, sometimes entirely.
-    How: Exact. After three steps the state_dicts of model and optimizer are written with
-        torch.save and loaded into the same program started anew under another seed. Then one
-        batch's output in eval mode, and the weights after one further step on it with the same
-        random numbers, are compared with the original's. Tolerance: ten times the difference of
-        two identical computations, 64 units of rounding, and for the step a thousandth of the
-        update. Hidden states and caches, which a forward pass in eval mode changes, are carried
-        over by hand first, since a run that is resumed starts without them. A difference fails
-        when carrying over what else differs removes it: the cause is then proved and named. A
-        counter or another plain number that only the next step depends on is a warning, and a
-        difference without a proven cause is not judged.
-    Fix: self.register_buffer(name, tensor) for constants and statistics; nn.ModuleList for layers;
-        get_extra_state and set_extra_state for the rest
+    Why: What is not in the state_dict is lost without a message: random constants kept as plain
+        tensors, non-persistent buffers, layers in a Python list, a flag that says whether something
+        was initialised, an optimizer's own bookkeeping. The restored network differs, sometimes
+        slightly, sometimes entirely.
+    How: Writes the state_dicts of model and optimizer with `torch.save` after three steps, and
+        loads them into the same program started anew with another seed. Then compares one batch's
+        output in eval mode, and the weights after one further step with the same random numbers.
+        The tolerance is ten times the difference of two identical computations, 64 roundings, and
+        for the step a thousandth of the update.
+        - Fails when copying over a tensor that differs removes the difference: the cause is then
+          proven and named.
+        - Fails when the state_dict cannot be saved or loaded, or when the optimizer's next step
+          differs with equal gradients.
+        - Warns when a counter or another plain number changes the next step only.
+        - A difference without a proven cause is inconclusive.
+        - Hidden states and caches, which a forward pass in eval mode changes, are copied over
+          first: a resumed run starts without them.
+    Fix: `self.register_buffer(name, tensor)` for constants and statistics; `nn.ModuleList` for
+        layers; `get_extra_state` and `set_extra_state` for the rest.
     References: PyTorch documentation, "Saving and Loading Models", nn.Module.register_buffer and
         get_extra_state.
     """
@@ -87,14 +91,14 @@ class CheckpointRoundTrip(Check):
     needs = (Needs.TRAIN_LOADER, Needs.STEPS, Needs.FRESH_RUN)
 
     def run(self, audit: Audit) -> Result:
-        """Save, start anew, load, compare."""
+        """Save, start a fresh run, load, compare."""
         if not has_forward(audit.loop.model):
             return self.skipped(IN_PARTS)
         try:
             original = _original(audit)
         except _UnsavableError as error:
             return self.failed(
-                f"The state_dicts cannot be written: torch.save raised {error}.",
+                f"The state_dicts cannot be saved: torch.save raises {error}.",
                 measured="no checkpoint",
                 threshold="a checkpoint",
                 location=audit.loop.locate("model"),
@@ -102,7 +106,7 @@ class CheckpointRoundTrip(Check):
             )
         except _NotCallableError as error:
             return self.inconclusive(
-                f"The model could not be run by itself: {error} (see MODE102)."
+                f"Not measured: the model cannot be run on its own: {error} (see MODE102)."
             )
         audit.clock.check()
         with audit.loop.relaunched(audit.seed + 1) as fresh:
@@ -130,7 +134,7 @@ class CheckpointRoundTrip(Check):
         text = " ".join(str(error).split())
         if "size mismatch" in text:
             return self.inconclusive(
-                "The model's shapes depend on the seed, so that a checkpoint fits its own run only."
+                "The model's shapes depend on the seed, so a checkpoint fits only its own run."
             )
         return self.failed(
             "The state_dict of the trained model does not load into a fresh one: "
@@ -138,7 +142,7 @@ class CheckpointRoundTrip(Check):
             measured="load_state_dict raises",
             threshold="it loads",
             location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
-            fix="build in __init__ whatever has parameters, not in forward or during training",
+            fix="create all layers and parameters in __init__, not in forward or during training",
         )
 
     def _outputs_differ(
@@ -153,15 +157,14 @@ class CheckpointRoundTrip(Check):
         transplant(lost, original.parts, fresh.model)
         if not lost or _gap(original, fresh, audit.seed) > tolerance:
             return self.inconclusive(
-                f"The restored model's output differs by {100 * gap:.2g} % of its size, and by "
-                "what was not found: something outside the model's own attributes."
+                f"The restored model's outputs differ by {_percent(gap)} of their size, but the "
+                "cause was not found: it is outside the model's own attributes."
             )
         return self.failed(
-            f"A checkpoint loaded into a fresh model gives outputs {100 * gap:.2g} % of their size "
-            f"apart, because {_listed(lost)} {'is' if len(lost) == 1 else 'are'} not in the "
-            "state_dict.",
-            measured=f"outputs {100 * gap:.2g} % apart",
-            threshold=f"{100 * tolerance:.2g} %",
+            f"The outputs of a restored checkpoint differ by {_percent(gap)} of their size, "
+            f"because {_listed(lost)} {verb(len(lost), 'are', 'is')} not in the state_dict.",
+            measured=f"outputs differ by {_percent(gap)}",
+            threshold=_percent(tolerance),
             evidence=(_table(lost, original),),
             **_at(audit, lost[0]),
             fix=_fix(lost[0], original),
@@ -172,11 +175,11 @@ class CheckpointRoundTrip(Check):
     ) -> Result:
         if problem:
             return self.warned(
-                f"The optimizer's state does not load into a fresh optimizer: {problem}.",
+                f"The optimizer's state_dict does not load into a fresh optimizer: {problem}.",
                 measured="load_state_dict raises",
                 threshold="it loads",
                 location=audit.loop.locate("optimizer"),
-                fix="make the same parameter groups, in the same order, before loading",
+                fix="create the same parameter groups, in the same order, before loading",
             )
         different = _different_states(original, fresh)
         with preserved(fresh.subjects):
@@ -184,12 +187,12 @@ class CheckpointRoundTrip(Check):
         worst = _worst(original, after)
         if worst is None:
             return self.passed(
-                "A checkpoint loaded into a fresh run gives the same output and the same next step."
+                "A restored checkpoint gives the same outputs and the same next step."
             )
         if rates != original.rates and not different:
             return self.inconclusive(
-                "The next step of the restored run is taken at another learning rate, which the "
-                "program computes by itself from a count of its own."
+                "The restored run takes its next step at another learning rate, which the program "
+                "computes from a counter of its own."
             )
         if _alike(original.gradients, gradients):
             return self._optimizer_differs(audit, worst, different)
@@ -198,14 +201,14 @@ class CheckpointRoundTrip(Check):
             again, _, _ = _step(fresh, original.batch, audit.seed)
         if not lost or _worst(original, again) is not None:
             return self.inconclusive(
-                f"The next step of the restored run differs ({worst}), and by what was not found: "
-                "something outside model and optimizer, which the program may save by itself."
+                f"The next step of the restored run differs ({worst}), but the cause was not "
+                "found: it is outside model and optimizer, and the program may save it itself."
             )
         tensors = [name for name in lost if is_tensorial(original.parts.get(name))]
         answer = self.failed if tensors else self.warned
         return answer(
-            f"A run resumed from a checkpoint goes on differently ({worst}), because "
-            f"{_listed(tensors or lost)} {'is' if len(tensors or lost) == 1 else 'are'} not in the "
+            f"A run resumed from a checkpoint continues differently ({worst}), because "
+            f"{_listed(tensors or lost)} {verb(len(tensors or lost), 'are', 'is')} not in the "
             "state_dict.",
             measured="the next step differs",
             threshold=f"{_CLOSE:g} of the update",
@@ -216,12 +219,13 @@ class CheckpointRoundTrip(Check):
 
     def _optimizer_differs(self, audit: Audit, worst: str, different: list[str]) -> Result:
         why = (
-            f"these entries come back changed: {', '.join(different[:3])}"
+            f"loading changes these entries: {', '.join(different[:3])}"
             if different
-            else "it keeps something outside its state_dict"
+            else "it keeps state outside its state_dict"
         )
         return self.failed(
-            f"With equal gradients, the restored optimizer's next step differs ({worst}): {why}.",
+            f"With equal gradients, the restored optimizer takes a different step ({worst}): "
+            f"{why}.",
             measured="the next step differs",
             threshold=f"{_CLOSE:g} of the update",
             location=audit.loop.locate("optimizer"),
@@ -367,8 +371,12 @@ def _worst(original: Original, after: dict[str, Tensor]) -> str | None:
         excess = _largest(expected - after[name].to(expected.device)) / tolerance
         if excess > worst or math.isnan(excess):
             share = _largest(expected - after[name].to(expected.device)) / max(update, 1e-30)
-            worst, said = excess, f"{name} by {100 * share:.2g} % of its update"
+            worst, said = excess, f"{name} by {_percent(share)} of its update"
     return said
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%"
 
 
 def _largest(tensor: Tensor) -> float:
@@ -427,4 +435,4 @@ def _table(lost: list[str], original: Original) -> Table:
         value = original.parts.get(name)
         what = f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         rows.append((name, what))
-    return Table(title="Not restored by the checkpoint", columns=("name", "what"), rows=tuple(rows))
+    return Table(title="Not restored by the checkpoint", columns=("name", "type"), rows=tuple(rows))

@@ -43,25 +43,26 @@ class Repeats:
 class EvalDeterminism(Check):
     """Does the network in eval mode give the same output for the same input?
 
-    Why: F.dropout drops by default, in eval mode too, and so does the dropout_p of
-        scaled_dot_product_attention: where the model's mode is not handed on, validation is
+    Why: `F.dropout` is active by default, in eval mode too, and so is the `dropout_p` of
+        `scaled_dot_product_attention`: where the model's mode is not passed on, validation is
         measured with half of the network missing, and predictions change from call to call.
-    How: Exact. One batch is run three times from the same state in eval mode: twice with the same
-        random numbers, which measures what the device's arithmetic alone does, and once with
-        others. The output must not differ by more than ten times the first difference, or 64
-        units of rounding. Where it does, every use of random numbers in the forward pass is
-        listed. A dropout called from the user's own code and switched on fails, unless the line
-        itself says training=True, and so does a dropout module that is no part of the model, so
-        that no eval() reaches it, and a layer with weights that every call makes anew, the second
-        as well as the first. A declared dropout, or a module of the model kept in train mode,
-        may be meant (Monte Carlo dropout) and is a warning. Random numbers that the model draws
-        in so many words are how it samples (a variational autoencoder, a diffusion model), and
-        are a note. Then it is run three times in a row with nothing put back: outputs that differ
-        both times come of what the model keeps from batch to batch, a hidden state that is never
-        reset. Where a random sampler draws the batches, so that rows do not continue each other,
-        that is a warning. A model that raises in eval mode and in train mode takes the same
-        inputs, no targets among them, fails, unless it refuses them by an assertion.
-    Fix: F.dropout(x, p, training=self.training)
+    How: Runs one batch three times from the same state in eval mode: twice with the same random
+        numbers, which measures the noise of the device, and once with others. Outputs must not
+        differ by more than ten times that noise, or 64 roundings. Where they do, every use of
+        random numbers in the forward pass is listed.
+        - Fails on an active dropout called from the user's own code (unless the line says
+          `training=True`), on a dropout module outside the model, which `eval()` does not reach,
+          and on a layer with weights that every call creates again.
+        - Warns on a declared dropout or a module kept in train mode, which may be by design (Monte
+          Carlo dropout).
+        - Notes random numbers that the model draws explicitly (a variational autoencoder, a
+          diffusion model).
+        - Then runs it three times in a row without restoring anything. Outputs that change come
+          from a state that the model keeps from batch to batch and never resets: a warning where a
+          random sampler draws the batches.
+        - Fails when the model raises in eval mode on inputs that train mode accepts, no targets
+          among them, unless an assertion refuses them.
+    Fix: `F.dropout(x, p, training=self.training)`
     References: PyTorch documentation of torch.nn.functional.dropout and
         scaled_dot_product_attention; Gal and Ghahramani, "Dropout as a Bayesian Approximation"
         (2016), for dropout that is meant to stay on.
@@ -80,13 +81,15 @@ class EvalDeterminism(Check):
             with preserved(loop.subjects):
                 fed = fed_to(loop, batch)
         except UserCodeError as error:
-            return self.inconclusive(f"The model could not be run on a batch by itself: {error}.")
+            return self.inconclusive(
+                f"Not measured: the model cannot be run on a batch on its own: {error}."
+            )
         try:
             repeats = _repeat(loop, fed, audit.seed)
         except UserCodeError as error:
             return self._raised(loop, fed, error)
         numbers = Numbers(
-            title="Differences of the output, against its size",
+            title="Differences of the output, relative to its size",
             values={
                 "same random numbers": repeats.noise,
                 "other random numbers": repeats.spread,
@@ -98,18 +101,20 @@ class EvalDeterminism(Check):
         carried = _carried(loop, fed, audit.seed)
         if carried > repeats.tolerance and _is_shuffled(loop):
             return self._remembers(audit, carried, numbers)
-        return self.passed("Outputs in eval mode do not depend on chance.", evidence=(numbers,))
+        return self.passed(
+            "Outputs in eval mode do not depend on random numbers.", evidence=(numbers,)
+        )
 
     def _remembers(self, audit: Audit, carried: float, numbers: Numbers) -> Result:
         return self.warned(
-            f"The same batch three times in a row gives outputs that differ by {100 * carried:.2g} "
-            "% of their size: the network carries something over from the batches before, and the "
-            "loader shuffles, so those are others' rows.",
-            measured=f"{100 * carried:.2g} % apart",
+            "Running the same batch three times in a row gives outputs that differ by "
+            f"{_percent(carried)} of their size: the network carries a state over from previous "
+            "batches, which are unrelated rows because the loader shuffles.",
+            measured=f"outputs differ by {_percent(carried)}",
             threshold="the same output",
             evidence=(numbers,),
             location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
-            fix="begin every batch anew: state = None in forward(), not self.state",
+            fix="state = None  # in forward(), so that every batch starts from an empty state",
         )
 
     def _raised(self, loop: Loop, fed: ModelInputs, error: UserCodeError) -> Result:
@@ -121,38 +126,38 @@ class EvalDeterminism(Check):
         }
         if not _runs_in_training(loop, fed):
             return self.inconclusive(
-                f"{said}; called by itself in train mode it raises too.", **details
+                f"{said}; called on its own it also raises in train mode.", **details
             )
         if isinstance(error.original, (AssertionError, NotImplementedError)):
-            return self.inconclusive(f"{said}, on purpose; it may want other inputs.", **details)
+            return self.inconclusive(f"{said}, by design; it may expect other inputs.", **details)
         if any(value is fed.target for value in fed.inputs):
             return self.inconclusive(
-                f"{said}; it was given the targets too, as in training, and may not want them.",
+                f"{said}; it got the targets too, as in training, and may not expect them here.",
                 **details,
             )
         return self.failed(
-            f"{said}; in train mode it takes the same batch.",
+            f"{said}, but accepts the same batch in train mode.",
             measured="an error in eval mode",
             threshold="an output",
-            fix="run model.eval() and model(inputs) on one batch, and mend the line that raises",
+            fix="run model.eval() and model(inputs) on one batch, and fix the line that raises",
             **details,
         )
 
     def _differ(self, audit: Audit, repeats: Repeats, numbers: Numbers) -> Result:
         said = (
-            f"Two outputs of one input in eval mode differ by {100 * repeats.spread:.2g} % of "
-            f"their size (by {100 * repeats.noise:.2g} % with the same random numbers)"
+            f"Two outputs for the same input in eval mode differ by {_percent(repeats.spread)} of "
+            f"their size (by {_percent(repeats.noise)} with the same random numbers)"
         )
         details: dict[str, Any] = {
-            "measured": f"{100 * repeats.spread:.2g} % apart",
-            "threshold": f"{100 * repeats.tolerance:.2g} %",
+            "measured": f"outputs differ by {_percent(repeats.spread)}",
+            "threshold": _percent(repeats.tolerance),
             "evidence": (numbers, _table(repeats.draws)),
         }
         if repeats.made:
             layer = repeats.made[0]
             return self.failed(
-                f"{said}: every call makes a new {layer.type}, whose weights are random and which "
-                "no optimizer holds.",
+                f"{said}: every call creates a new {layer.type} with random weights, which no "
+                "optimizer holds.",
                 location=layer.location,
                 fix=f"self.layer = nn.{layer.type}(...)  # in __init__, not in forward",
                 **details,
@@ -162,33 +167,35 @@ class EvalDeterminism(Check):
         ]
         if forgotten and forgotten[0].outside:
             return self.failed(
-                f"{said}: a dropout module that is no part of the model, so that model.eval() does "
-                "not reach it, is switched on.",
+                f"{said}: a dropout module outside the model is active, because model.eval() does "
+                "not reach it.",
                 location=forgotten[0].location,
-                fix="self.dropout = nn.Dropout(p)  # in __init__, and in no plain list",
+                fix="self.dropout = nn.Dropout(p)  # in __init__, not in a plain list",
                 **details,
             )
         if forgotten:
             what = forgotten[0].function
             off = "dropout_p=self.p if self.training else 0.0"
             return self.failed(
-                f"{said}: {what} is switched on, whatever the model's mode.",
+                f"{said}: {what} is active whatever the model's mode.",
                 location=forgotten[0].location,
                 fix=f"{what}(..., {off if 'attention' in what else 'training=self.training'})",
                 **details,
             )
         where = next((draw.location for draw in repeats.draws if draw.location), None)
         names = ", ".join(dict.fromkeys(draw.function for draw in repeats.draws))
-        why = f"it draws random numbers ({names})" if names else "where from was not seen"
+        why = f"it draws random numbers ({names})" if names else "the source was not found"
         details["location"] = where or audit.loop.locate("model")
         if repeats.draws and not any(draw.dropout for draw in repeats.draws):
             return self.noted(
-                f"{said}: {why}. Metrics of such a model need several samples, or its mean.",
+                f"{said}: {why}. Compute metrics of such a model over several samples, or from its "
+                "mean.",
                 **details,
             )
         return self.warned(
             f"{said}: {why}.",
-            fix="where it is not meant: draw only if self.training, and return the mean otherwise",
+            fix="unless this is by design, draw only if self.training, and return the mean "
+            "otherwise",
             **details,
         )
 
@@ -250,6 +257,10 @@ def _is_shuffled(loop: Loop) -> bool:
     return access is not None and access.shuffles
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%"
+
+
 def _table(draws: tuple[Draw, ...]) -> Table:
     lines = dict.fromkeys(
         (d.function, f"{d.location.file}:{d.location.line}" if d.location else "", d.by_module)
@@ -257,6 +268,6 @@ def _table(draws: tuple[Draw, ...]) -> Table:
     )
     return Table(
         title="Random numbers drawn in eval mode",
-        columns=("function", "line", "by a module of torch"),
+        columns=("function", "line", "in a torch module"),
         rows=tuple((f, where, "yes" if module else "no") for f, where, module in lines)[:20],
     )

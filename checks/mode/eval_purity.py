@@ -1,4 +1,4 @@
-"""MODE103: whether validation leaves the network as it was."""
+"""MODE103: whether validation leaves the network unchanged."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from nnaudit.wording import count
 BATCHES = 3
 _ROUNDINGS = 64
 _STRAIGHT = 1e-2
-"""By how much of a move may miss the straight way: rounding of many small steps."""
+"""The part of a change that may miss the straight line: rounding of many small steps."""
 
 _STATISTICS = ("running_mean", "running_var", "running_std", "running_avg", "moving_average")
 
 
 class EvalPurity(Check):
-    """Does a pass over validation data leave parameters and buffers as they were?
+    """Does validation leave parameters and buffers unchanged?
 
-    Why: What a validation pass changes, it trains on validation data: running statistics that take
-        in the validation set, a codebook or an average that goes on moving. The score is then
-        measured on data that were used, and a run with more frequent validation ends elsewhere.
-    How: Exact. In eval mode and without gradients the model is run on three batches of the
-        validation loader (of the training loader where there is none); parameters and buffers are
-        compared bit for bit before and after. Where something has changed, the same batches are
-        given once more: what stays then, to 64 units of rounding, has only been brought to where
-        a constraint wants it (a largest norm, a first initialisation), and no data go on changing
-        it. Else a changed parameter fails, and so does a changed statistic of a normalisation: a
-        buffer of torch's normalisation layers, or one called running_mean, running_var and the
-        like. In a program without validation, parameters that are frozen, or move straight
-        towards other parameters of the network, as those of a momentum encoder do in its own
-        forward, are a warning: eval mode is then nnaudit's doing. Other buffers (counters, caches
-        of positions, hidden states, memories) may be meant to change and are a warning only where
-        they keep shape and number type; a buffer that takes a new shape is a cache.
-    Fix: if self.training: ... around every update of a buffer in forward
+    Why: What a validation pass changes, it trains on validation data: running statistics that
+        include the validation set, a codebook or an average that is still updated. The score is
+        then measured on data that were used, and a run with more frequent validation ends
+        elsewhere.
+    How: Runs the model in eval mode and without gradients on three batches of the validation loader
+        (of the training loader where there is none), and compares parameters and buffers bit for
+        bit. What stays the same when the same batches run again, to 64 roundings, was only brought
+        to where a constraint wants it (a maximum norm, a lazy initialisation) and does not count.
+        - Fails when a parameter changes, or a statistic of a normalisation: a buffer of torch's
+          normalisation layers, or one called `running_mean` and the like.
+        - Warns, in a program without validation, when such parameters are frozen or move straight
+          towards other parameters (a momentum encoder updated in its own forward): eval mode is
+          nnaudit's choice there.
+        - Warns about other buffers (counters, hidden states, memories) that keep their shape and
+          dtype; a buffer that takes a new shape is a cache.
+    Fix: `if self.training: ...` around every update of a buffer in `forward`.
     References: PyTorch documentation of nn.Module.register_buffer and nn.BatchNorm2d.
     """
 
@@ -75,14 +75,15 @@ class EvalPurity(Check):
             changed = [n for n in moved if not _settled(after.get(n), again.get(n))]
         except UserCodeError as error:
             return self.inconclusive(
-                f"The model could not be run on a batch by itself: {error} (see MODE102)."
+                f"Not measured: the model cannot be run on a batch on its own: {error} (see "
+                "MODE102)."
             )
         whose = "validation" if validated else "training"
         if not changed:
-            but = f", but for {len(moved)} that settle in the first ({moved[0]})" if moved else ""
+            but = f" ({len(moved)} settle in the first pass, such as {moved[0]})" if moved else ""
             return self.passed(
                 f"{len(some)} {whose} batches in eval mode leave all {len(before)} parameters and "
-                f"buffers as they were{but}."
+                f"buffers unchanged{but}."
             )
         return self._changed(audit, changed, before, after, validated=validated)
 
@@ -98,7 +99,7 @@ class EvalPurity(Check):
         model = audit.loop.model
         parameters = {name for name, _ in model.named_parameters()}
         details: dict[str, Any] = {
-            "threshold": "nothing changes",
+            "threshold": "no change",
             "evidence": (_table(changed, before, after),),
         }
         weights = [name for name in changed if name in parameters]
@@ -113,7 +114,7 @@ class EvalPurity(Check):
                 f"A forward pass in eval mode changes {count(len(weights), 'parameter')} "
                 f"({weights[0]}).",
                 measured=f"{count(len(weights), 'parameter')} changed",
-                fix="change parameters in training only: if self.training: ...",
+                fix="change parameters only in training: if self.training: ...",
                 **_at(audit, weights[0]),
                 **details,
             )
@@ -121,23 +122,25 @@ class EvalPurity(Check):
         statistics = [name for name in changed if _is_statistic(name, modules)]
         if statistics:
             return self.failed(
-                f"A forward pass in eval mode changes running statistics ({statistics[0]} first): "
+                "A forward pass in eval mode changes "
+                f"{count(len(statistics), 'running statistic')} ({statistics[0]} first): "
                 "validation data become part of the model.",
-                measured=f"{len(statistics)} running statistics changed",
-                fix="update them only if self.training, and let model.eval() reach the module",
+                measured=f"{count(len(statistics), 'running statistic')} changed",
+                fix="update them only if self.training, and register the module so that eval() "
+                "reaches it",
                 **_at(audit, statistics[0]),
                 **details,
             )
         others = [n for n in changed if n in after and _keeps_form(before[n], after[n])]
         if not others:
             return self.passed(
-                f"Eval mode changes {count(len(changed), 'cache')} only ({changed[0]}), in "
-                "shape too."
+                f"A forward pass in eval mode changes only {count(len(changed), 'cache')} "
+                f"({changed[0]}), which also changes its shape."
             )
         return self.warned(
             f"A forward pass in eval mode changes {count(len(others), 'buffer')} ({others[0]}).",
             measured=f"{count(len(others), 'buffer')} changed",
-            fix="if it is not a cache or a state that is meant to go on: if self.training: ...",
+            fix="unless it is a cache or a state kept by design: if self.training: ...",
             **_at(audit, others[0]),
             **details,
         )

@@ -1,4 +1,4 @@
-"""MODE106: whether what is frozen stays frozen."""
+"""MODE106: whether frozen parameters stay frozen."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ _STEPS = 3
 
 
 class FrozenSet(Check):
-    """Does what is frozen stay frozen, and what is trained stay trained?
+    """Do frozen parameters stay frozen, and trained ones trained?
 
-    Why: A train() that sets requires_grad, or an eval() that clears it, changes what is trained
-        at the first validation. A backbone whose weights are frozen still changes when its batch
-        normalisation is in train mode: the running statistics follow the new data, and the
+    Why: A `train()` that sets `requires_grad`, or an `eval()` that clears it, changes what is
+        trained at the first validation. A backbone whose weights are frozen still changes when its
+        batch normalisation is in train mode: the running statistics follow the new data, and the
         features are no longer those that were loaded.
-    How: Exact. requires_grad of every parameter is read, model.eval() and model.train() are
-        called as around a validation, and it is read again: any difference fails. Then three
-        steps are taken. A parameter that does not require a gradient, that an optimizer holds and
-        changes all the same (by weight decay, momentum or a gradient left from before), fails;
-        one that no optimizer holds may be an average of others, and is not judged. Running
-        statistics that move under a normalisation whose own parameters are frozen, and do not
-        move, are a warning: it may be meant, to adapt to new data.
-    Fix: keep frozen normalisation in eval mode: def train(self, mode=True): super().train(mode);
-        self.backbone.eval(); return self
+    How: Reads `requires_grad` of every parameter, calls `model.eval()` and `model.train()` as
+        around a validation, and reads it again; then takes three steps.
+        - Fails when `requires_grad` of any parameter differs.
+        - Fails when an optimizer changes a parameter that does not require a gradient (by weight
+          decay, momentum or an old gradient). A parameter that no optimizer holds may be an average
+          of others, and is not judged.
+        - Warns when running statistics change under a normalisation whose own parameters are frozen
+          and stay: it may be by design, to adapt to new data.
+    Fix: Keep frozen normalisation in eval mode: `def train(self, mode=True): super().train(mode);
+        self.backbone.eval(); return self`.
     References: PyTorch documentation, Autograd mechanics, "Locally disabling gradient
         computation"; torchvision.ops.FrozenBatchNorm2d.
     """
@@ -55,11 +56,11 @@ class FrozenSet(Check):
         number = thawed or len(flipped)
         was, now = ("frozen", "trained") if thawed else ("trained", "frozen")
         return self.failed(
-            f"After model.eval() and model.train(), as around a validation, "
-            f"{count(number, f'{was} parameter')} {verb(number, 'are', 'is')} {now} "
+            f"After model.eval() and model.train(), as around validation, "
+            f"{count(number, f'{was} parameter')} {verb(number, 'become', 'becomes')} {now} "
             f"({name} first).",
             measured=f"requires_grad of {count(len(flipped), 'parameter')} changes",
-            threshold="none changes",
+            threshold="no change",
             evidence=(
                 Table(
                     title="Parameters whose requires_grad changes",
@@ -70,7 +71,7 @@ class FrozenSet(Check):
             module=name.rpartition(".")[0],
             modules=_owners(flipped),
             location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
-            fix="set requires_grad once, before the optimizer is made, not in train() or eval()",
+            fix="set requires_grad once, before creating the optimizer, not in train() or eval()",
         )
 
     def _steps(self, audit: Audit) -> Result:
@@ -78,7 +79,7 @@ class FrozenSet(Check):
         frozen = {n: p for n, p in loop.model.named_parameters() if not p.requires_grad}
         norms = _frozen_norms(loop.model)
         if not frozen and not norms:
-            return self.passed("Nothing is frozen, and validation changes nothing about that.")
+            return self.passed("No parameter is frozen, and switching modes freezes none.")
         weights = {name: p.detach().clone() for name, p in frozen.items()}
         buffers = {name: _statistics(norm) for name, norm in norms.items()}
         for batch in consecutive_batches(loop, _STEPS):
@@ -98,14 +99,15 @@ class FrozenSet(Check):
         if drifted:
             return self._drifted(audit, drifted, len(frozen))
         return self.passed(
-            f"The frozen parameters, {len(frozen)} in all, and their statistics stay put."
+            f"{count(len(frozen), 'frozen parameter')} and the statistics of frozen layers do not "
+            "change."
         )
 
     def _moved(self, audit: Audit, stepped: list[str], frozen: int) -> Result:
         return self.failed(
             f"{len(stepped)} of {count(frozen, 'frozen parameter')} "
-            f"{verb(len(stepped), 'change')} in {_STEPS} steps, because the "
-            f"optimizer holds them ({stepped[0]} first).",
+            f"{verb(len(stepped), 'change')} in {_STEPS} steps, because the optimizer still "
+            f"updates them ({stepped[0]} first).",
             measured=f"{count(len(stepped), 'frozen parameter')} {verb(len(stepped), 'change')}",
             threshold="none",
             module=stepped[0].rpartition(".")[0],
@@ -121,13 +123,15 @@ class FrozenSet(Check):
         )
         details: dict[str, Any] = {
             "evidence": (
-                Table(title="Statistics that move", columns=("module", "type"), rows=rows),
+                Table(
+                    title="Running statistics that change", columns=("module", "type"), rows=rows
+                ),
             )
         }
         return self.warned(
-            f"The running statistics of {count(len(drifted), 'frozen normalisation')} move in "
-            f"{_STEPS} steps ({drifted[0]} first): train mode is on for them.",
-            measured=f"{count(len(drifted), 'normalisation')} of a net with "
+            f"The running statistics of {count(len(drifted), 'frozen normalisation layer')} change "
+            f"in {_STEPS} steps ({drifted[0]} first), because train mode is on for them.",
+            measured=f"{count(len(drifted), 'normalisation layer')} of a network with "
             f"{count(frozen, 'frozen parameter')}",
             threshold="none",
             module=drifted[0],

@@ -43,23 +43,24 @@ class Mode:
 
 
 class TrainEvalMode(Check):
-    """Is the network in train mode during training steps?
+    """Is the network in train mode during training and in eval mode during validation?
 
-    Why: After a validation pass that called model.eval() and nothing that called model.train(),
-        dropout does nothing and batch normalisation neither uses nor updates the statistics of
-        the batch: the regularisation is off, and the statistics stay what they were at the start.
-    How: Exact. The mode of every module is read while it runs in the first steps, in calls that
-        gradients flow through. Those count whose forward reads the mode and whose settings make
-        it matter (a dropout of rate 0 does not), and that are not within a frozen part, where
-        eval mode is right. All in eval mode fails. Batch normalisation in eval mode while the
-        rest trains is a customary way to fine-tune, so it is a warning, as is any other mixture.
-        A network in which the mode does not matter passes. Of a script, the epoch is ended, so
-        that its validation runs, and the first step of the next epoch is looked at too. Where
-        nnaudit writes the loop, a
-        model built in eval mode fails if its weights are random, as nothing but an oversight
-        explains it, and is a note if they are loaded: libraries hand such networks over in eval
-        mode.
-    Fix: call model.train() at the beginning of every epoch, after validation.
+    Why: After a validation pass that called `model.eval()`, with nothing that calls
+        `model.train()`, dropout is off and batch normalisation neither uses nor updates the
+        statistics of the batch: regularisation is lost, and the running statistics stay at their
+        initial values.
+    How: Reads the mode of every module while it runs in the first steps, in calls that gradients
+        flow through. Only modules whose mode matters count: their forward reads it, their settings
+        make a difference (a dropout of rate 0 does not), and they are not in a frozen part.
+        - Fails when all of them are in eval mode.
+        - Warns when only some are; batch normalisation in eval mode while the rest trains is a
+          usual way to fine-tune.
+        - Scripts are also run to the end of the epoch: the modes during validation, and in the
+          first step of the next epoch, are judged in the same way.
+        - Where nnaudit writes the loop, a model built in eval mode fails if its weights are random,
+          and is a note if they are loaded: libraries return pretrained networks in eval mode.
+    Fix: Call `model.train()` at the start of every epoch, after validation, and `model.eval()`
+        before validation.
     References: PyTorch documentation, nn.Module.train, and Autograd mechanics, "Evaluation mode".
     """
 
@@ -82,8 +83,8 @@ class TrainEvalMode(Check):
         later = _modes(second.training_flags, audit.loop.model) if second is not None else []
         left = [mode for mode in later if not mode.frozen]
         if second is not None and not all(mode.training for mode in left):
-            when = "in training steps after the first epoch: validation, or whatever runs between"
-            return self._asleep(audit, (second,), left, f"{when} epochs, leaves them so")
+            when = "in training steps after the first epoch: validation, or other code between"
+            return self._asleep(audit, (second,), left, f"{when} epochs, leaves them in that mode")
         awake = _awake_in_validation(second, audit.loop.model) if second is not None else []
         if awake:
             return self._validated_in_train_mode(audit, awake)
@@ -93,9 +94,9 @@ class TrainEvalMode(Check):
         kinds = ", ".join(sorted({mode.type for mode in awake}))
         verbs = verb(len(awake), "are", "is")
         return self.failed(
-            f"{_all(len(awake))} for which it matters ({kinds}) {verbs} in train mode while the "
-            "script validates: the score is of a network with dropout, or of one that is "
-            "normalised by, and learns, the statistics of validation's batches.",
+            f"{_all(len(awake))} for which the mode matters ({kinds}) {verbs} in train mode while "
+            "the script validates: dropout is active, or batch normalisation uses and learns the "
+            "statistics of validation batches.",
             fix="model.eval()  # before validation, and model.train() after it",
             measured=f"{len(awake)} of {count(len(awake), 'module')} in train mode",
             threshold="none",
@@ -107,30 +108,30 @@ class TrainEvalMode(Check):
     def _woken(self, audit: Audit, trained: list[Mode]) -> Result:
         """Answer for a model that was built in eval mode and that nnaudit put into train mode."""
         message = (
-            f"The model is handed over in eval mode, which matters to {len(trained)} of its "
-            "modules; nnaudit trains it in train mode"
+            "The model is returned in eval mode, which matters for "
+            f"{count(len(trained), 'module')}; nnaudit trains it in train mode"
         )
-        fix = "Call model.train() at the beginning of every epoch."
+        fix = "Call model.train() at the start of every epoch."
         location = audit.loop.locate("model")
         # Libraries hand over loaded networks so; whoever builds one anew has no reason to.
         if audit.loop.lacks(Needs.FRESH_RUN) or not _all_random(audit):
             return self.noted(f"{message}, as your own loop should.", fix=fix, location=location)
         return self.failed(
-            f"{message}, but a loop that does not call model.train() trains it as it is, and its "
-            "random weights give no reason for eval mode.",
-            fix="Leave model.eval() out of build_model, and call model.train() at the beginning of "
+            f"{message}. A loop that does not call model.train() would train it in eval mode, for "
+            "which random weights are no reason.",
+            fix="Remove model.eval() from build_model, and call model.train() at the start of "
             "every epoch.",
             location=location,
         )
 
     def _awake(self, modes: list[Mode], trained: list[Mode]) -> Result:
         if not modes:
-            return self.passed("No module that runs behaves differently in eval mode.")
+            return self.passed("No module behaves differently in train and eval mode.")
         frozen = len(modes) - len(trained)
-        rest = f"; {frozen} more belong to frozen parts" if frozen else ""
+        rest = f"; {frozen} more {verb(frozen, 'belong')} to frozen parts" if frozen else ""
         return self.passed(
-            f"{_all(len(trained))} for which it matters {verb(len(trained), 'are', 'is')} in train "
-            f"mode{rest}."
+            f"{_all(len(trained))} for which the mode matters {verb(len(trained), 'are', 'is')} in "
+            f"train mode{rest}."
         )
 
     def _asleep(
@@ -153,25 +154,25 @@ class TrainEvalMode(Check):
         only_norms = all(mode.normalises for mode in asleep)
         if len(asleep) == len(trained) and not (root and only_norms):
             return self.failed(
-                f"{_all(len(asleep))} for which it matters ({kinds}) "
+                f"{_all(len(asleep))} for which the mode matters ({kinds}) "
                 f"{verb(len(asleep), 'are', 'is')} in eval mode {when}.",
-                fix="Call model.train() at the beginning of every epoch, and model.eval() only "
-                "around validation.",
+                fix="Call model.train() at the start of every epoch, and model.eval() only around "
+                "validation.",
                 **details,
             )
         if only_norms:
             return self.warned(
-                f"{count(len(asleep), 'batch normalisation')} ({names}) "
+                f"{count(len(asleep), 'batch normalisation layer')} ({names}) "
                 f"{verb(len(asleep), 'are', 'is')} in eval mode {when}: running statistics are "
-                "used and not updated.",
-                fix="Call model.train(); if they are meant to be frozen, freeze their parameters "
-                "too: for p in norm.parameters(): p.requires_grad_(False).",
+                "used but not updated.",
+                fix="Call model.train(). To freeze them by design, freeze their parameters too: "
+                "for p in norm.parameters(): p.requires_grad_(False).",
                 **details,
             )
         return self.warned(
-            f"{len(asleep)} of the {len(trained)} modules for which it matters ({names}) "
+            f"{len(asleep)} of the {len(trained)} modules for which the mode matters ({names}) "
             f"{verb(len(asleep), 'are', 'is')} in eval mode {when}.",
-            fix="Call model.train() at the beginning of every epoch.",
+            fix="Call model.train() at the start of every epoch.",
             **details,
         )
 
@@ -260,4 +261,4 @@ def _table(modes: list[Mode], when: str = "training steps") -> Table:
 
 
 def _all(number: int) -> str:
-    return "The one module" if number == 1 else f"All {number} modules"
+    return "The only module" if number == 1 else f"All {number} modules"

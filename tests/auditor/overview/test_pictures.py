@@ -32,7 +32,7 @@ def test_a_table_shows_rows_and_targets() -> None:
     data, weights = sections()
     assert kinds(data) == ["table", "table", "images"]
     statistics, rows, _ = data.evidence
-    assert [row[0] for row in statistics.rows] == ["input[0]", "target"]
+    assert [row[0] for row in statistics.rows] == ["input", "target"]
     assert rows.columns[-1] == "target"
     assert kinds(weights) == ["histogram"] * 4
 

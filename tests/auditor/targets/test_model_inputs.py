@@ -66,6 +66,7 @@ def test_a_second_input_that_forward_takes_is_an_input() -> None:
         got = fed(model, (X, M, Y))
         assert len(got.args) == 2
         assert got.target is Y
+        assert [name for name, _ in got.named_inputs()] == ["input[0]", "input[1]"]
 
 
 def test_what_forward_does_not_take_belongs_to_the_target() -> None:
@@ -92,6 +93,7 @@ def test_nested_inputs_become_arguments() -> None:
     assert got.args == (X, M)
     got = fed(Keywords(), ({"input_ids": X, "attention_mask": M}, Y))
     assert set(got.kwargs) == {"input_ids", "attention_mask"}
+    assert [name for name, _ in got.named_inputs()] == ["input_ids", "attention_mask"]
     assert got.target is Y
 
 

@@ -151,7 +151,7 @@ def with_pos_weight(weight: float) -> Any:
 def test_weights_that_make_it_worse_warn(counts: tuple[int, ...], loss: Any) -> None:
     result = ask(labels(*counts), loss=loss, outputs=len(counts))
     assert result.status is Status.WARN
-    assert "with the weights of the loss" in result.message
+    assert "With the class weights of the loss" in result.message
 
 
 @pytest.mark.parametrize(

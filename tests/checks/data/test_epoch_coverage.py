@@ -326,7 +326,7 @@ class HalfLost(Stream):
 def test_a_stream_that_every_worker_reads_fails(data: Any) -> None:
     result = ask(DataLoader(data, 16, num_workers=2))
     assert result.status is Status.FAIL
-    assert "not divided" in result.message
+    assert "not split between workers" in result.message
     assert "islice" in result.fix
 
 

@@ -142,7 +142,7 @@ def test_a_mask_that_is_not_applied_fails(model: Any) -> None:
     for collate in (masked, fixed_mask):
         result = ask(collate, model)
         assert result.status is Status.FAIL
-        assert "batch['mask'] tells of and which is given to the model" in result.message
+        assert "although batch['mask'], which marks it, is passed to the model" in result.message
 
 
 def test_the_last_step_of_a_padded_sequence_fails() -> None:

@@ -161,7 +161,7 @@ def test_a_carried_state_has_its_samples_along_another_dimension(
 def test_a_place_in_the_batch_that_matters() -> None:
     result = audited(Places)
     assert result.status is Status.FAIL
-    assert "place in the batch" in result.message
+    assert "position in the batch" in result.message
 
 
 @pytest.mark.parametrize("tokens", [False, True], ids=["floats", "ids"])

@@ -82,7 +82,7 @@ class TestFaults:
         x[3, 2] = math.nan
         result = audited(x=x)
         assert result.status is Status.FAIL
-        assert "enter the model" in result.message
+        assert "NaN or infinite values enter the model" in result.message
 
     def test_nan_that_comes_late(self) -> None:
         x = torch.randn(320, 6)
@@ -90,7 +90,7 @@ class TestFaults:
         result = audited(x=x)
         assert result.status is Status.FAIL
         assert "Step 13" in result.message
-        assert "enter the model" in result.message
+        assert "NaN or infinite values enter the model" in result.message
 
     def test_a_diverging_run_is_told_to_slow_down(self) -> None:
         result = audited(

@@ -47,7 +47,7 @@ class Net(nn.Module):
 def test_units_that_are_never_active_are_a_warning(bend: Callable[[Tensor], Tensor]) -> None:
     result = audited(lambda: Net(bend, bias=-8.0))
     assert result.status is Status.WARN
-    assert "100% of the 32 units" in result.message
+    assert "100% of the 32 relu units" in result.message
     assert result.module == "first"
 
 

@@ -61,7 +61,7 @@ class TestClassification:
     def test_a_last_layer_far_too_large_fails_and_is_named(self) -> None:
         result = audited(lambda: mlp(std=10.0))
         assert result.status is Status.FAIL
-        assert "under three seeds" in result.message
+        assert "with each of 3 seeds" in result.message
         assert result.module == "2"
         assert "model.2.weight" in result.fix
         assert result.location is not None
@@ -124,7 +124,7 @@ class TestReplication:
     def test_without_a_fresh_run_it_only_warns(self) -> None:
         result = audited(mlp(std=10.0))
         assert result.status is Status.WARN
-        assert "not replicated" in result.message
+        assert "not repeated with other seeds" in result.message
 
     def test_weights_that_do_not_follow_the_seed_only_warn(self) -> None:
         state = mlp(std=10.0).state_dict()
@@ -136,7 +136,7 @@ class TestReplication:
 
         result = audited(loaded)
         assert result.status is Status.WARN
-        assert "no weight follows the seed" in result.message
+        assert "no weight depends on the seed" in result.message
 
     def test_what_happens_under_one_seed_only_warns(self) -> None:
         def lucky() -> nn.Module:
@@ -144,7 +144,7 @@ class TestReplication:
 
         result = audited(lucky)
         assert result.status is Status.WARN
-        assert "not so under every seed" in result.message
+        assert "not with every seed" in result.message
 
 
 def test_an_architecture_of_a_library_is_a_warning() -> None:
@@ -155,7 +155,7 @@ def test_an_architecture_of_a_library_is_a_warning() -> None:
 
     result = audited(model)
     assert result.status is Status.WARN
-    assert "as torchvision makes it" in result.message
+    assert "with the initialisation of torchvision" in result.message
 
 
 class TestWhatHasNoTheory:
@@ -251,7 +251,7 @@ class TestTooLow:
         x[torch.arange(1024), y] = 1.0
         result = audited(self.Leak, train=DataLoader(TensorDataset(x, y), batch_size=64))
         assert result.status is Status.WARN
-        assert "without being learned" in result.message
+        assert "without being learnt" in result.message
 
     def test_trained_weights_pass_whatever_the_seed_did_to_them(self) -> None:
         def pretrained() -> nn.Module:
@@ -262,7 +262,7 @@ class TestTooLow:
 
         result = audited(pretrained)
         assert result.status is Status.PASS
-        assert "trained already" in result.message
+        assert "already trained" in result.message
 
     def test_loaded_weights_with_other_class_numbers_are_a_warning(self) -> None:
         def shifted() -> nn.Module:

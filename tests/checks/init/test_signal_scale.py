@@ -53,7 +53,9 @@ class Residual(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize(("std", "word"), [(0.05, "dies out"), (2.0, "grows")])
+@pytest.mark.parametrize(
+    ("std", "word"), [(0.05, "the signal vanishes"), (2.0, "the signal explodes")]
+)
 def test_a_signal_that_is_lost_on_its_way_is_a_warning(std: float, word: str) -> None:
     result = audited(lambda: plain(std=std))
     assert result.status is Status.WARN

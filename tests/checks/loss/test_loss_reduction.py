@@ -55,7 +55,8 @@ def test_adam_does_not_mind_so_it_is_a_note() -> None:
 
     result = audited(loss, optimizer=lambda m: torch.optim.Adam(m.parameters()))
     assert result.status is Status.NOTE
-    assert "Adam divides" in result.message
+    assert "Adam's step does not scale with the loss" in result.message
+    assert result.fix == "loss = loss / len(x)"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_an_input_that_differs_between_modes_warns(ask) -> None:
     """Shifted in training only, so that the averages are of something else."""
     result = ask(BatchnormGap, Whitened)
     assert result.status is Status.WARN
-    assert "does not carry over" in result.message
+    assert "does not carry over to eval mode" in result.message
 
 
 def test_networks_that_work_against_each_other_get_no_answer(ask) -> None:

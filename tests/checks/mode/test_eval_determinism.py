@@ -69,9 +69,9 @@ def dropout_in_a_list(net: nn.Module, h: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("between", "said"),
     [
-        (made_anew, "every call makes a new Linear"),
-        (dropout_made_anew, "no part of the model"),
-        (dropout_in_a_list, "no part of the model"),
+        (made_anew, "every call creates a new Linear"),
+        (dropout_made_anew, "a dropout module outside the model is active"),
+        (dropout_in_a_list, "a dropout module outside the model is active"),
     ],
 )
 def test_layers_that_are_no_part_of_the_model_fail(

@@ -50,7 +50,7 @@ class Freezing(Net):
 def test_a_mode_that_changes_what_is_trained_fails(build: Callable[[], nn.Module], ask) -> None:
     result = ask(FrozenSet, build)
     assert result.status is Status.FAIL
-    assert "as around a validation" in result.message
+    assert "as around validation" in result.message
 
 
 def test_statistics_of_a_frozen_backbone_that_drift_warn(ask) -> None:

@@ -243,7 +243,7 @@ class TestScripts:
         assert "(Dropout) is in eval mode in training steps after the first epoch" in (
             result.message
         )
-        assert "at the beginning of every epoch" in result.fix
+        assert "at the start of every epoch" in result.fix
         assert result.location.file.endswith("train.py")
 
     @pytest.mark.parametrize(("epochs", "every_epoch"), [(5, "model.train()"), (1, "pass")])
