@@ -40,7 +40,7 @@ class Change(StrEnum):
 
     ``NEW`` is a finding where the baseline had none, or had it elsewhere. ``WORSE`` and ``MILDER``
     are findings whose severity changed. ``FIXED`` was a finding and is judged sound now;
-    ``UNJUDGED`` was one and has no answer now. Results that were and are no finding have none.
+    ``UNJUDGED`` was one and is not judged now. Results that were and are no finding have none.
     """
 
     NEW = "new"
@@ -243,7 +243,7 @@ class Result(Model):
 
     @property
     def is_new(self) -> bool:
-        """Whether it may fail a build: it is new or graver, or was compared with no baseline."""
+        """Whether it may fail a build: it is new or more severe, or there was no baseline."""
         return self.change in (None, Change.NEW, Change.WORSE)
 
 
@@ -342,7 +342,7 @@ class Moved(Model):
 class Comparison(Model):
     """What the comparison with a baseline says beside the changes of single results.
 
-    ``unasked`` names findings of the baseline whose checks were not asked this time. ``moved`` are
+    ``unasked`` names findings of the baseline whose checks were not run this time. ``moved`` are
     numbers whose noise is known and that changed by more. ``remark`` says what limits the
     comparison, such as times taken on another machine.
     """

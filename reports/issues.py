@@ -75,7 +75,7 @@ def facts(result: Result) -> tuple[tuple[str, str], ...]:
         ("module", result.module),
         ("crash", outline.CRASHES[result.crash]),
         ("fix", result.fix),
-        ("because of", result.cause),
+        ("caused by", result.cause),
         ("baseline", outline.CHANGES[result.change] if result.change else ""),
         ("suppressed", result.suppressed),
     )

@@ -123,7 +123,7 @@ def _why_skipped(result: Result) -> str:
 
 
 def _lead(result: Result) -> str:
-    """Return the message; of a consequence, with the cause first, which is to be mended first."""
+    """Return the message; of a consequence, with the cause first, which is to be fixed first."""
     cause = f"Follows from {one_line(result.cause)}. " if result.cause else ""
     return cause + one_line(result.message)
 

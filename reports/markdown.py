@@ -86,7 +86,7 @@ def _assemble(blocks: Sequence[_Block]) -> str:
     lines = [block.text for index, block in enumerate(blocks) if index in kept]
     if missing := len(blocks) - len(kept):
         lines.append(
-            f"\n{count(missing, 'part')} left out to keep this short: the HTML report has all."
+            f"\n{count(missing, 'part')} left out to keep this short: see the HTML report."
         )
     return "\n".join(lines) + "\n"
 
@@ -177,7 +177,7 @@ def _drawn(evidence: Evidence) -> str:
 def _table(table: Table) -> str:
     rows = [tuple(_cell(value) for value in row) for row in (table.columns, *table.rows[:_ROWS])]
     more = len(table.rows) - _ROWS
-    return _columns(rows) + (f"\n... {count(more, 'row')} more" if more > 0 else "")
+    return _columns(rows) + (f"\n... {count(more, 'more row')}" if more > 0 else "")
 
 
 def _cell(value: float | str) -> str:
@@ -228,7 +228,7 @@ def _named(result: Result) -> str:
 
 def _environment(report: Report) -> str:
     cost = f"{count(report.totals.steps, 'step')} in {format_seconds(report.totals.seconds)}"
-    values = [("nnaudit", report.tool.version), ("cost", cost), ("made", report.tool.created)]
+    values = [("nnaudit", report.tool.version), ("cost", cost), ("created", report.tool.created)]
     values += [(name, str(v)) for name, v in report.environment.model_dump().items() if v]
     lines = [
         f"- {name.replace('_', ' ')}: {prose(value, _CELL)}" for name, value in values if value

@@ -28,7 +28,7 @@ SEVERITY = (
 #: Statuses that ask something of the reader; the others are only accounted for.
 FINDINGS = (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE)
 
-#: More consequences of one kind are told by their codes.
+#: More consequences of one kind are listed by their codes only.
 _NAMED = 4
 
 _BROKEN = (Status.FAIL, Status.ERROR)
@@ -47,10 +47,10 @@ LABELS = {
 #: What is said of a result that differs from the baseline, worst first.
 CHANGES = {
     Change.NEW: "new",
-    Change.WORSE: "graver than in the baseline",
-    Change.UNCHANGED: "as in the baseline",
-    Change.MILDER: "milder than in the baseline",
-    Change.UNJUDGED: "found in the baseline, without an answer now",
+    Change.WORSE: "more severe than in the baseline",
+    Change.UNCHANGED: "unchanged since the baseline",
+    Change.MILDER: "less severe than in the baseline",
+    Change.UNJUDGED: "found in the baseline, not judged now",
     Change.FIXED: "fixed since the baseline",
 }
 
@@ -60,7 +60,7 @@ CRASHES = {"": "", "user": "in your code", "nnaudit": "in nnaudit itself: please
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A result that asks for action, with the findings that go away when it is mended."""
+    """A result that asks for action, with the findings that go away when it is fixed."""
 
     result: Result
     consequences: tuple[Result, ...] = ()
@@ -72,7 +72,7 @@ class Finding:
 
     @property
     def alike(self) -> str:
-        """The names of the consequences that would only say the same again, of many the codes."""
+        """The names of the consequences with the same message; of many, the codes."""
         told = self.told
         alike = [c for c in self.consequences if c not in told]
         return compact(alike) if len(alike) > _NAMED else ", ".join(map(title, alike))
@@ -258,14 +258,14 @@ def since(report: Report) -> tuple[Since, ...]:
     }
     lines = [Since(label, ", ".join(names)) for label, names in groups.items() if names]
     if not lines:
-        lines.append(Since("findings", "none, as in the baseline"))
+        lines.append(Since("findings", "none, now or in the baseline"))
     if baseline.unasked:
-        lines.append(Since("not asked now", ", ".join(baseline.unasked)))
+        lines.append(Since("not run now", ", ".join(baseline.unasked)))
     if baseline.slower:
         lines.append(Since("slower", ", ".join(_slower(item) for item in baseline.slower)))
     if baseline.moved:
         lines.append(Since("changed", "; ".join(_moved(item) for item in baseline.moved)))
-    made = f", made {baseline.created}" if baseline.created else ""
+    made = f", created {baseline.created}" if baseline.created else ""
     by = f" by nnaudit {baseline.version}" if baseline.version else ""
     remark = f". {baseline.remark}" if baseline.remark else ""
     return (*lines, Since("baseline", f"{baseline.file}{made}{by}{remark}"))
@@ -273,10 +273,10 @@ def since(report: Report) -> tuple[Since, ...]:
 
 _GROUPS = {
     Change.NEW: "new",
-    Change.WORSE: "graver",
-    Change.MILDER: "milder",
+    Change.WORSE: "more severe",
+    Change.MILDER: "less severe",
     Change.FIXED: "fixed",
-    Change.UNJUDGED: "no answer now",
+    Change.UNJUDGED: "not judged now",
     Change.UNCHANGED: "unchanged",
 }
 

@@ -86,7 +86,7 @@ def _rules(reports: Sequence[Report]) -> list[_Json]:
 
 def _rule(code: str, result: Result) -> _Json:
     question = shorten(one_line(result.question) or one_line(title(result)), _DESCRIPTION)
-    more = f"`nnaudit rule {code}` tells why it is asked, how it decides, and what to do."
+    more = f"`nnaudit rule {code}` explains why it matters, how it decides, and how to fix it."
     return {
         "id": code,
         "name": _pascal(result.name),

@@ -197,7 +197,7 @@ class _Page:
             line = f"{title(consequence)}: {one_line(consequence.message)}"
             self.field("leads to" if position == 0 else "", line)
         if finding.alike:
-            self.field("so did", one_line(finding.alike))
+            self.field("same for", one_line(finding.alike))
         if self.options.verbosity is Verbosity.VERBOSE:
             for consequence in finding.told:
                 self.blank()
@@ -223,7 +223,7 @@ class _Page:
         self.field("crash", outline.CRASHES[result.crash])
         self.field("fix", Line(self.safe(result.fix), style="green"))
         if result.cause:
-            self.field("because of", result.cause)
+            self.field("caused by", result.cause)
         if verbose:
             self.field("kind", f"{result.kind.value}, {_cost(result.steps, result.seconds)}")
         for evidence in result.evidence:
@@ -270,8 +270,8 @@ class _Page:
     def images(self, images: Images) -> None:
         self.subtitle(images.title)
         captions = ", ".join(one_line(image.caption) for image in images.images[:_ROWS])
-        number = count(len(images.images), "picture")
-        self.hang("", f"{number}, to be seen in the HTML report: {captions}", 4, 4)
+        number = count(len(images.images), "image")
+        self.hang("", f"{number}, shown in the HTML report: {captions}", 4, 4)
 
     def subtitle(self, text: str, remark: str = "") -> None:
         self.hang("", Line(self.safe(one_line(text)) + remark, style="dim"), 2, 2)
@@ -288,7 +288,9 @@ class _Page:
             style = "bold" if row is head else ""
             self.hang("", Line("  ".join(padded).rstrip(), style=style), 4, 4)
         if len(table.rows) > _ROWS:
-            self.hang("", f"... {count(len(table.rows) - _ROWS, 'row')} more in the JSON", 4, 4)
+            self.hang(
+                "", f"... {count(len(table.rows) - _ROWS, 'more row')} in the JSON report", 4, 4
+            )
 
     def cell(self, value: float | str) -> str:
         return self.safe(one_line(format_cell(value), limit=60))
@@ -331,7 +333,7 @@ class _Page:
         self.heading("Environment")
         for name, value in report.environment.model_dump().items():
             self.field(name.replace("_", " "), str(value) if value else "", _WIDE_LABEL)
-        self.field("made", report.tool.created, _WIDE_LABEL)
+        self.field("created", report.tool.created, _WIDE_LABEL)
         self.field("command", report.tool.command, _WIDE_LABEL)
 
     def accounted(self, report: Report) -> None:
@@ -356,7 +358,7 @@ class _Page:
         lines = [_reason(reason) for reason in reasons if len(reason.results) > 1]
         if alone:
             codes = outline.compact([reason.results[0] for reason in alone])
-            lines.append(f"{codes}: do not apply (-v says why)")
+            lines.append(f"{codes}: do not apply (-v shows why)")
         return lines
 
     def group(self, status: Status, number: int, word: str, lines: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ def _compare(report: Report, old: Report | None, file: str) -> Report:
     results = tuple(_changed(result, before.get(_key(result))) for result in report.results)
     if old is None:
         comparison = Comparison(
-            file=file, remark="It holds no report of this target, so every finding counts as new."
+            file=file, remark="It has no report of this target, so every finding counts as new."
         )
     else:
         comparison = Comparison(
@@ -153,7 +153,7 @@ def _machine(report: Report) -> tuple[str, ...]:
 
 def _remark(report: Report, old: Report) -> str:
     if _machine(report) != _machine(old):
-        return "It was made on another machine, so times are not compared."
+        return "It was created on another machine, so times are not compared."
     return ""
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nnaudit.settings import Settings
 
 OK, FINDINGS, USAGE, OWN_FAULT, USER_CRASH = range(5)
-"""Exit codes: clean; findings; usage or unusable target; nnaudit's fault; user's code crashed."""
+"""Exit codes: clean; findings; usage or unusable target; bug in nnaudit; user's code crashed."""
 
 
 ARGUMENTS = "nnaudit.arguments"
@@ -79,37 +79,38 @@ def main() -> None:
     """Audit a neural network's training program before the long run.
 
     nnaudit TARGET takes real training steps on the real device and answers precise questions: is
-    the data shuffled, does a seed reproduce the run, is the first loss what it must be, can a tiny
-    subset be overfitted, ... TARGET is a Python file that defines build_model(), train_loader()
-    and, where it has them, loss_fn, build_optimizer, val_loader; `nnaudit init` writes one to
-    fill in.
+    the data shuffled, does a seed reproduce the run, is the first loss as expected, can a tiny
+    subset be overfitted, ... TARGET is a training script, unmodified, or a Python file that defines
+    build_model(), train_loader() and, if it has them, loss_fn, build_optimizer, val_loader;
+    `nnaudit init` writes one to fill in.
 
     \b
     Exit codes: 0 clean; 1 findings; 2 usage, or a target that cannot be loaded;
-    3 nnaudit's own fault; 4 the user's code crashed or ran out of budget before a verdict.
+    3 a bug in nnaudit; 4 the user's code crashed or ran out of budget before a verdict.
     """
 
 
 @main.command()
 @click.argument("targets", nargs=-1, shell_complete=_files)
 @click.option(
-    "--select", multiple=True, metavar="CODES", help="Ask only these: codes, families or names."
+    "--select",
+    multiple=True,
+    metavar="CODES",
+    help="Run only these checks: codes, families or names.",
 )
-@click.option("--ignore", multiple=True, metavar="CODES", help="Do not ask these.")
-@click.option("--extend-select", multiple=True, metavar="CODES", help="Ask these too.")
+@click.option("--ignore", multiple=True, metavar="CODES", help="Skip these checks.")
+@click.option("--extend-select", multiple=True, metavar="CODES", help="Run these checks, too.")
 @click.option(
     "--preset",
     type=click.Choice(["quick", "full"]),
-    help="quick: no training beyond a handful of steps.",
+    help="quick: only checks that train for no more than a few steps.",
 )
 @click.option(
     "--budget",
     metavar="TIME",
-    help="Time for one target: 60s, 2m. What does not fit is inconclusive.",
+    help="Time limit per target: 60s, 2m. Checks that do not fit are inconclusive.",
 )
-@click.option(
-    "--check-timeout", metavar="TIME", help="A check silent for so long hangs and is ended (300s)."
-)
+@click.option("--check-timeout", metavar="TIME", help="End a check that hangs for so long (300s).")
 @click.option("--seed", type=int, help="Seed of the audit (0).")
 @click.option(
     "--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (auto: the GPU if there is one)."
@@ -118,7 +119,7 @@ def main() -> None:
     "--as",
     "form",
     type=click.Choice(["module", "script"]),
-    help="How to take a file; told from its text if not given.",
+    help="Audit a file as module or script; its source decides by default.",
 )
 @click.option(
     "--loop",
@@ -134,12 +135,12 @@ def main() -> None:
 @click.option(
     "--baseline",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="An earlier JSON report: say what changed; only what is new fails.",
+    help="An earlier JSON report to compare with: only new findings fail.",
 )
 @click.option(
     "--fail-on",
     type=click.Choice(["fail", "warn"]),
-    help="The mildest finding that gives exit code 1 (fail).",
+    help="The least severe finding that gives exit code 1 (fail).",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 even with findings.")
 @click.option("--view", is_flag=True, help="Open the HTML report in a browser.")
@@ -150,7 +151,7 @@ def main() -> None:
     help="Colour on the terminal.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Only the verdict and what failed.")
-@click.option("-v", "--verbose", is_flag=True, help="Everything, with the program's own output.")
+@click.option("-v", "--verbose", is_flag=True, help="All details, and the program's own output.")
 @click.pass_context
 def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> None:
     """Audit TARGETS (the default command)."""
@@ -192,7 +193,7 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
     reports, code = _audit_all(targets, settings, options)
     output.write(reports)
     if reports and (page := output.page(reports)) is not None:
-        click.echo(f"The report with its pictures: {page}", err=True)
+        click.echo(f"HTML report with figures: {page}", err=True)
         if options["view"]:
             webbrowser.open(page.resolve().as_uri())
     sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
@@ -313,7 +314,7 @@ def _crash_sentence(record: Record) -> str:
 
 
 def _nothing_answered(report: Report) -> bool:
-    """Whether no check came to an answer, as when the budget was too small for any."""
+    """Whether no check gave a verdict, as when the budget was too small for any."""
     from nnaudit.report import Status
 
     answered = report.with_status(Status.PASS, Status.NOTE, Status.WARN, Status.FAIL)
@@ -327,11 +328,11 @@ def _nothing_answered(report: Report) -> bool:
 @click.option(
     "--baseline",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="An earlier JSON report: say what changed.",
+    help="An earlier JSON report to compare with.",
 )
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto")
 @click.option("-q", "--quiet", is_flag=True, help="Only the verdict and what failed.")
-@click.option("-v", "--verbose", is_flag=True, help="Everything.")
+@click.option("-v", "--verbose", is_flag=True, help="All details.")
 def report_command(
     file: Path,
     formats: tuple[str, ...],
@@ -341,7 +342,7 @@ def report_command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Show the saved JSON report FILE again, in any format."""
+    """Render the saved JSON report FILE again, in any format."""
     with _sentences():
         from nnaudit.app.output import Output
         from nnaudit.reports.load import load
@@ -353,9 +354,9 @@ def report_command(
 
 @main.command()
 @click.argument("selector", required=False, metavar="CODE|NAME")
-@click.option("--all", "everything", is_flag=True, help="List all checks, a line each.")
+@click.option("--all", "everything", is_flag=True, help="List all checks, one per line.")
 def rule(selector: str | None, everything: bool) -> None:
-    """Explain a check: why it is asked, how it decides, what to do."""
+    """Explain a check: why it matters, how it decides, how to fix what it finds."""
     with _sentences():
         from nnaudit.checks.registry import Registry
 
@@ -385,13 +386,18 @@ def _indented(text: str) -> str:
 
 @main.command("target")
 @click.argument("file", shell_complete=_files)
-@click.option("--device", default="cpu", metavar="NAME", help="Where to build it (cpu).")
-@click.option("--as", "form", type=click.Choice(["module", "script"]), help="How to take the file.")
+@click.option("--device", default="cpu", metavar="NAME", help="Device to build the model on (cpu).")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["module", "script"]),
+    help="Load the file as module or script.",
+)
 @click.option(
     "--loop",
     type=click.IntRange(1),
     metavar="N",
-    help="Take a script's N-th training loop; those before it run to their end.",
+    help="Use a script's N-th training loop; those before it run to their end.",
 )
 @click.pass_context
 def target_command(
@@ -402,7 +408,7 @@ def target_command(
     form: Literal["module", "script"] | None,
     loop: int | None,
 ) -> None:
-    """Show what was found in FILE, how, and what each gap disables."""
+    """Show which model, data, loss, ... were found in FILE, and what is skipped without each."""
     with _sentences():
         from nnaudit import config
         from nnaudit.app import supervisor

@@ -241,7 +241,7 @@ class Target(pytest.File):
         job = self.collection.job(self.path, None if everything else asked)
         outcome = self.collection.store.audit(job)
         if outcome.report is not None and everything and _undecided(outcome.report):
-            return Outcome(refusal=f"{job.path}: no check came to an answer in the time given")
+            return Outcome(refusal=f"{job.path}: no check gave a verdict within the budget")
         return outcome
 
 
@@ -282,7 +282,7 @@ class Asked(pytest.Item):
         if outcome.report is None:
             if self.collection.store.claim(f"refused-{target}"):
                 pytest.fail("\n".join(filter(None, (outcome.refusal, outcome.detail))), False)
-            pytest.skip(f"not asked, see the first error of {self.path.name}: {outcome.refusal}")
+            pytest.skip(f"not run, see the first error of {self.path.name}: {outcome.refusal}")
         if outcome.remarks and self.collection.store.claim(f"remarks-{target}"):
             for remark in outcome.remarks:
                 self.warn(NnauditWarning(remark))
@@ -326,7 +326,7 @@ def described(result: Result, root: Path) -> str:
         measured,
         where,
         f"fix: {one_line(result.fix)}" if result.fix else "",
-        f"because of: {result.cause}" if result.cause else "",
+        f"caused by: {result.cause}" if result.cause else "",
         f"more: nnaudit rule {result.code}",
     )
     return "\n".join(filter(None, lines))
@@ -377,7 +377,7 @@ class Auditor:
         if bad:
             pytest.fail("\n\n".join(described(result, root) for result in bad), pytrace=False)
         if _undecided(report):
-            pytest.fail("no check came to an answer in the time given", pytrace=False)
+            pytest.fail("no check gave a verdict within the budget", pytrace=False)
         return report
 
     def _settings(self) -> Settings:

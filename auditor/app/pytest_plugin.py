@@ -27,13 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--nnaudit-fail-on",
         choices=("fail", "warn"),
-        help="the mildest finding that fails its test (default: [tool.nnaudit] fail-on, else fail)",
+        help="least severe finding that fails a test (default: [tool.nnaudit] fail-on, else fail)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and the collection of audits where it is asked for."""
-    config.addinivalue_line("markers", "nnaudit: a question that nnaudit asks about a target")
+    config.addinivalue_line("markers", "nnaudit: a check that nnaudit runs on a target")
     # A project that turns warnings into errors means those of its code; a check that only warns
     # fails through --nnaudit-fail-on, or a filter that names the category.
     if not any(NnauditWarning.__name__ in line for line in config.getini("filterwarnings")):

@@ -236,5 +236,5 @@ def _give_up(record: Record) -> None:
     questions = record.started.questions if record.started else ()
     for question in questions:
         if question.code not in record.results:
-            reason = f"Not asked: the process died {CHILDREN} times"
+            reason = f"Not run: the process died {CHILDREN} times"
             record.results[question.code] = _crash(question, reason, "")

@@ -79,10 +79,10 @@ def _answer(check: type[Check], audit: Audit) -> Result:
 
 
 def _user_crash(check: Check, error: UserCodeError, loop: Loop) -> Result:
-    """Tell of the user's line or, where a layer of a library's raised, of what made the model."""
+    """Point to the user's line or, where a library's layer raised, to what made the model."""
     if isinstance(error, UnfitError):
         return check.inconclusive(
-            f"The script does not take a batch of another shape than it draws: {error}."
+            f"Not judged: the script cannot run on a batch of another shape than its own: {error}."
         )
     within = error.module
     name = next((name for name, module in loop.model.named_modules() if module is within), None)
@@ -100,7 +100,7 @@ def _user_crash(check: Check, error: UserCodeError, loop: Loop) -> Result:
 def _own_crash(check: Check, error: Exception) -> Result:
     answer = check.answer(
         Status.ERROR,
-        f"nnaudit's own fault: {check.code} raised {describe(error)}.",
+        f"Bug in nnaudit: {check.code} raised {describe(error)}.",
         evidence=(Text(title="Traceback", text="".join(traceback.format_exception(error))),),
     )
     return answer.model_copy(update={"crash": "nnaudit"})

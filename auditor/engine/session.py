@@ -121,7 +121,7 @@ def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
     quick = settings.preset == "quick"
     battery = registry.select(settings.select, settings.ignore, settings.extend_select, quick=quick)
     if not battery:
-        raise UsageError("no check is left to ask: --ignore takes away all that --select names")
+        raise UsageError("no check is left to run: --ignore removes everything that --select names")
     return battery
 
 
@@ -184,9 +184,9 @@ def _pictures(loop: Loop, *, train: bool) -> Overview:
     try:
         return overview_of(loop, train=train)
     except Exception as error:
-        text = f"They ended in {describe(error)}. No answer depends on them."
+        text = f"Creating them raised {describe(error)}. No check depends on them."
         trace = Text(title="Traceback", text=traceback.format_exc())
-        section = Section(title="No pictures could be taken", text=text, evidence=(trace,))
+        section = Section(title="The figures could not be created", text=text, evidence=(trace,))
         return Overview(sections=(section,))
 
 

@@ -227,7 +227,7 @@ def _before_and_after(
         Curve(
             title=title,
             x_label="log10 of the size" if log else "value",
-            y_label="share",
+            y_label="share of the values",
             series=tuple(series),
         ),
     )
@@ -250,7 +250,7 @@ def predictions(followed: Followed) -> Curve | None:
     if not target.is_floating_point() and first.ndim == 2 and target.shape == first.shape[:1]:
         lines = [_of_truth(output, target) for _, output in seen]
         return _lines(
-            "Probability of the right class for some rows of one batch",
+            "Probability of the correct class for some rows of one batch",
             "probability", seen, lines, [f"class {int(t)}" for t in target[:ROWS]],
             {"chance": 1.0 / first.shape[1]},
         )  # fmt: skip
@@ -259,7 +259,7 @@ def predictions(followed: Followed) -> Curve | None:
         if bool(((truth == 0) | (truth == 1)).all()):
             lines = [_of_yes_or_no(output.flatten(), truth) for _, output in seen]
             return _lines(
-                "Probability of the right answer for some rows of one batch",
+                "Probability of the correct answer for some rows of one batch",
                 "probability", seen, lines, ["yes" if t else "no" for t in truth[:ROWS]],
                 {"chance": 0.5},
             )  # fmt: skip
@@ -267,7 +267,7 @@ def predictions(followed: Followed) -> Curve | None:
         return _lines(
             "Prediction minus target for some rows of one batch",
             "difference", seen, lines, [f"target {float(t):.3g}" for t in truth[:ROWS]],
-            {"right": 0.0},
+            {"correct": 0.0},
         )  # fmt: skip
     return None
 

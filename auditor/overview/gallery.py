@@ -1,4 +1,4 @@
-"""Examples on their way into the network: as they are stored, as augmented, at the first layer."""
+"""Examples on their way into the network: as stored, as augmented, at the first layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TEXT = 96
 
 
 def stages(loop: Loop) -> dict[str, Tensor]:
-    """Return the same few pictures (N, C, H, W), or one by one where sizes differ, by stage.
+    """Return the same few images (N, C, H, W), or one by one where sizes differ, by stage.
 
     Only the stages that differ from the one before; empty where there is nothing to compare.
     """
@@ -46,7 +46,7 @@ def stages(loop: Loop) -> dict[str, Tensor]:
         chosen = access.spread(EXAMPLES)
         one, two = (access.fetch(chosen) for _ in range(2))
         pictures = [_first_pictures(loop.split_batch(batch).inputs) for batch in (one, two)]
-        fed, at_the_door = _at_the_first_layer(loop, one)
+        fed, at_first_layer = _at_the_first_layer(loop, one)
     except (UserCodeError, TypeError, IndexError, KeyError):
         return {}
     first, second = pictures
@@ -55,15 +55,15 @@ def stages(loop: Loop) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     stored = _stored(access.loader.dataset, chosen)
     if stored is not None and not _same(stored, first):
-        found["as they are stored"] = stored
+        found["as stored"] = stored
     if not _same(first, second):
-        found["as the loader makes them"] = first
-        found["once more: what differs is random"] = second
+        found["as loaded"] = first
+        found["loaded again: what differs is random augmentation"] = second
     elif found:
-        found["as the loader makes them"] = first
-    if at_the_door is not None and not _same(at_the_door, fed):
-        found.setdefault("as the loader makes them", first)
-        found["at the first layer"] = at_the_door
+        found["as loaded"] = first
+    if at_first_layer is not None and not _same(at_first_layer, fed):
+        found.setdefault("as loaded", first)
+        found["at the first layer"] = at_first_layer
     return found
 
 
@@ -99,7 +99,7 @@ def _stored(dataset: Any, chosen: Sequence[Any]) -> Tensor | None:
 
 @contextmanager
 def _without_transforms(dataset: Any) -> Iterator[bool]:
-    """Take the transforms off ``dataset`` and what it wraps; yields whether there were some."""
+    """Remove the transforms of ``dataset`` and of what it wraps; yields whether there were some."""
     with ExitStack() as stack:
         some = False
         while dataset is not None:

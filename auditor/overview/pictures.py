@@ -1,4 +1,4 @@
-"""The pictures: what the network is fed, and what it is made of. They answer no question."""
+"""The figures "Look at your data": the network's inputs, weights and predictions, unjudged."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def overview_of(loop: Loop, *, train: bool = True) -> Overview:
             Section(
                 title=f"Layers before and after {followed.steps} steps",
                 text=weights.text.partition(".")[0]
-                + ". The share of the numbers that lie at each value; at most "
-                f"{len(followed.before.weights)} layers, from the first to the last.",
+                + f". Distributions of {len(followed.before.weights)} layers, from the first to "
+                "the last.",
                 evidence=charts(followed),
             ),
         )
@@ -82,7 +82,7 @@ def _stages_section(loop: Loop) -> tuple[Section, ...]:
         return ()
     return (
         Section(
-            title="The same examples on their way into the network",
+            title="The same examples at each stage of preprocessing",
             evidence=tuple(
                 _as_images(pictures, [], f"{name[0].upper()}{name[1:]}")
                 for name, pictures in found.items()
@@ -123,7 +123,7 @@ def _filters_section(before: Tensor | None, after: Tensor | None, steps: int) ->
     return [
         Section(
             title="The first layer's filters",
-            text="Noise is what they begin as; edges, blobs and strokes are what they become.",
+            text="They start as noise; training turns them into edges, blobs and strokes.",
             evidence=tuple(
                 _as_images(_enlarged(tiles), [], name) for name, tiles in pictures.items()
             ),
@@ -132,7 +132,7 @@ def _filters_section(before: Tensor | None, after: Tensor | None, steps: int) ->
 
 
 def _enlarged(tiles: Tensor) -> Tensor:
-    """Return ``tiles`` with every number as a square, large enough to be seen."""
+    """Return ``tiles`` with every value enlarged to a square."""
     return _squared(tiles.float(), max(1, 40 // max(tiles.shape[2:])))
 
 
@@ -165,7 +165,7 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _statistics(fed: ModelInputs) -> Table:
-    """Minimum, maximum, mean and sd of every tensor: the numbers to look at before any picture."""
+    """Minimum, maximum, mean and standard deviation of every tensor."""
     rows = []
     for role, part in (*fed.named_inputs(), ("target", fed.target)):
         for path, tensor in batches.tensors(part):
@@ -182,8 +182,8 @@ def _statistics(fed: ModelInputs) -> Table:
                     )
                 )
     return Table(
-        title="What is in it",
-        columns=("tensor", "shape", "min", "max", "mean", "sd"),
+        title="Tensors of the batch",
+        columns=("tensor", "shape", "min", "max", "mean", "std"),
         rows=tuple(rows),
     )
 
@@ -204,7 +204,7 @@ def _inputs_pictured(loop: Loop, fed: ModelInputs) -> Iterator[Evidence]:
         # A bag of rows with one label is no row with a label.
         captions = labels if tensor.ndim and len(labels) == len(tensor) else []
         if is_picture(tensor):
-            yield _as_images(tensor, captions, f"{name} as pictures")
+            yield _as_images(tensor, captions, f"{name} as images")
         elif tensor.ndim == 2 and tensor.is_floating_point():
             yield _as_table(tensor, captions, f"{name} as a table")
             if min(tensor.shape) > 3:
@@ -212,8 +212,8 @@ def _inputs_pictured(loop: Loop, fed: ModelInputs) -> Iterator[Evidence]:
         elif tensor.ndim == 2:
             yield _as_ids(tensor, captions, f"{name} as ids", decoder(loop, tensor))
         elif tensor.ndim == 3 and tensor.is_floating_point():
-            yield _as_series(tensor, captions, f"{name} as series")
-            yield _as_images(tensor.unsqueeze(1), captions, f"{name} as pictures, a row a step")
+            yield _as_series(tensor, captions, f"{name} as time series")
+            yield _as_images(tensor.unsqueeze(1), captions, f"{name} as images, one row per step")
 
 
 def _captions(target: Any) -> list[str]:
@@ -271,7 +271,7 @@ def _as_table(tensor: Tensor, captions: list[str], title: str) -> Table:
 
 
 def _as_heat_map(tensor: Tensor, title: str) -> Images:
-    """Rows down, columns across, each column standardised: what sticks out is an outlier."""
+    """Rows down, columns across, each column standardised, so that outliers show."""
     values = _real(tensor[:HEAT_ROWS, :HEAT_COLUMNS])
     values = (values - values.mean(0)) / values.std(0, correction=0).clamp_min(1e-12)
     cells = values.nan_to_num(0.0).clamp(-3, 3)[None, None]
@@ -310,7 +310,7 @@ def _as_ids(
     decode: Callable[[Sequence[int]], str] | None,
 ) -> Text:
     if decode is not None:
-        title = title.replace("as ids", "as text, by the program's own vocabulary")
+        title = title.replace("as ids", "as text, decoded by the program's own vocabulary")
     lines = [
         (as_text(decode, row) if decode is not None else _id_line(row))
         + (f"  -> {captions[i]}" if i < len(captions) else "")

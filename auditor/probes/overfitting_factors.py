@@ -1,4 +1,4 @@
-"""What holds a network back from learning its training set by heart: five levers as they stand."""
+"""Which of five methods against overfitting a program uses."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class OverfittingFactor:
     """One way to regularise.
 
     Attributes:
-        name: of the five, in the order in which to pull them.
+        name: of the five, in the order in which to try them.
         on: whether it is in use; None where that cannot be told.
         setting: what was found, for people.
-        line: the line to write to pull it, or to pull it further; empty where it has no use.
+        line: the line to write to use it, or to use more of it; empty where it has no use.
     """
 
     name: str
@@ -46,8 +46,8 @@ class OverfittingFactor:
     line: str
 
 
-class Levers(Probe[tuple[OverfittingFactor, ...]]):
-    """The five levers, read from the real objects; some items are looked up."""
+class OverfittingFactors(Probe[tuple[OverfittingFactor, ...]]):
+    """The five methods, read from the real objects; some items are looked up."""
 
     probes = (FirstSteps,)
 
@@ -70,8 +70,8 @@ class Levers(Probe[tuple[OverfittingFactor, ...]]):
         )
 
 
-def next_lever(factors: tuple[OverfittingFactor, ...]) -> OverfittingFactor:
-    """Return the first that is off and of use; the last, less capacity, when all are on.
+def next_factor(factors: tuple[OverfittingFactor, ...]) -> OverfittingFactor:
+    """Return the first that is not used and of use; the last, less capacity, when all are used.
 
     More data comes first of all, but is not to be had by writing a line.
     """
@@ -93,7 +93,7 @@ def _data(loop: Loop) -> OverfittingFactor:
     except (AttributeError, TypeError):
         return OverfittingFactor("more data", None, "a stream of unknown length", "")
     size = _size(loop.model)
-    ratio = f", {size / rows:.3g} parameters to each" if rows else ""
+    ratio = f", {size / rows:.3g} parameters per row" if rows else ""
     return OverfittingFactor("more data", None, f"{rows:,} rows{ratio}", "")
 
 
@@ -101,17 +101,23 @@ def _augmentation(loop: Loop, shape: tuple[int, ...]) -> OverfittingFactor:
     line = ""
     if len(shape) == 3 and min(shape[1:]) > 4:
         size = f"({shape[1]}, {shape[2]})" if shape[1] != shape[2] else f"{shape[1]}"
-        line = f"transforms.RandomCrop({size}, padding={max(1, min(shape[1:]) // 8)}), and flips "
-        line += "where a mirrored picture keeps its label"
+        line = f"transforms.RandomCrop({size}, padding={max(1, min(shape[1:]) // 8)}), and "
+        line += "transforms.RandomHorizontalFlip() where a mirrored image keeps its label"
     elif len(shape) == 2:
         line = "x = x + 0.05 * x.std() * torch.randn_like(x) on training rows, or a random shift"
     names = ", ".join(_transforms(loop))
     varies = _items_vary(loop)
     if varies is None:
         return OverfittingFactor(
-            "augmentation", None, names or "cannot be told from this loader", line
+            "augmentation", None, names or "unknown: items cannot be looked up twice", line
         )
-    found = names if varies and names else "items change" if varies else "items stay the same"
+    found = (
+        names
+        if varies and names
+        else "items change when read again"
+        if varies
+        else "items do not change when read again"
+    )
     return OverfittingFactor("augmentation", varies, found, line)
 
 
@@ -165,7 +171,7 @@ def _decay_and_dropout(loop: Loop, *, called: bool) -> OverfittingFactor:
     rates = sorted(_dropouts(loop.model), reverse=True)
     told = [f"weight_decay={decay:g}" if decay else "no weight decay"]
     told += [f"{len(rates)} dropouts up to p={rates[0]:g}"] if rates else []
-    told += ["dropout called as a function"] if called else []
+    told += ["F.dropout called in forward"] if called else []
     told += [] if rates or called else ["no dropout"]
     name = "weight decay and dropout"
     if not decay and loop.optimizers:

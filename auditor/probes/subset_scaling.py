@@ -124,7 +124,7 @@ class SubsetScaling(Probe[Ladder]):
         seconds = min(_SECONDS, audit.clock.remaining / 3)
         plan = plan_for(tiny, seconds)
         if not plan.sizes:
-            return Ladder(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for a ladder")
+            return Ladder(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for it")
         parts = _captured_parts(audit.loop, plan, tiny)
         subset_fits = _climbed(tiny)
         for size in plan.sizes[len(subset_fits) :]:
@@ -220,7 +220,7 @@ def _climb(
         why = evaluation.unknown or "it is made in another way"
         return f"how low the loss of {rows} examples can go is not known, because {why}"
     if not evaluation.bounds.informative:
-        return f"the first {rows} examples have one target, or one input, and no more can be learnt"
+        return f"the first {rows} examples all have the same target or the same input"
     with fixed_rows(audit.loop), constant_lr(audit.loop, factor):
         run = fit(
             audit.loop,
@@ -242,5 +242,5 @@ def _cut(plan: Plan, subset_fits: list[SubsetFit]) -> str:
     if subset_fits[-1].rows < 0.9 * plan.sizes[-1]:
         return "there were too few examples for a larger subset"
     if len(plan.sizes) < len(SIZES):
-        return f"larger subsets than {plan.sizes[-1]} were left out to save time"
+        return f"subsets larger than {plan.sizes[-1]} were left out to save time"
     return ""

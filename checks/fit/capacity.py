@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.runs import capital, series_of, trainable_layers
+from nnaudit.checks.fit.runs import GAP, percent, series_of, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
@@ -48,7 +48,7 @@ class Candidate:
     Attributes:
         name: for people.
         run: its better run of two learning rates.
-        closed: the share of the way from the best constant to the floor on the training rows.
+        closed: the share of the loss gap that it closed on the training rows.
         held_out: the same for each batch of rows it was not trained on, at its best moment.
         wider: it is the program's own network, but for its width.
         size: how many parameters are trained.
@@ -69,7 +69,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the entrants are trained on and what is held out."""
+    """What the candidates are trained on and what is held out."""
 
     train: RowEvaluation
     bounds: Bounds
@@ -80,29 +80,30 @@ class Capacity(Check):
     """Is the network large enough for its data?
 
     Why: A network that is too small underfits however long it trains, and the run looks like a
-    hard task. Widening it is the cheapest cure there is, and the first lever to pull when the
-    training loss stays high; where a wider network underfits too, the cause is in the data, the
-    labels or the loss, and no size will help.
-    How: The largest rung of the ladder (FIT105) decides for most programs: nine tenths of the way
-    closed from the best constant to the floor, or most of it with the loss still falling, and
-    capacity is no worry. Else the network as it is, a wider one and, where that does not help, a
-    reference network are trained on up to 256 of the same fixed rows by the same plain loop: Adam
-    at 1e-3 and at 1e-2, 400 steps and up to as many again while the loss falls, your loss, no
-    dropout. Wider means by your own width argument where build_model has one, else the hidden
-    layers of a copy are widened automatically with fresh weights: 4 times, or 16 where some have
-    8 outputs or fewer. The answer says which way it was. Rows that no network was trained on are
-    held out, because a wider network can always learn noise by heart. The hypothesis that
-    capacity is not the limit is given up only when the network stays under half of the way with
-    its loss flat (under 10 % of the rest in the last quarter), the wider one closes 90 %, it also
-    closes at least 0.2 more on held-out rows with a paired t above 6 over six or more batches
-    (one-sided p below 1e-3), all this repeats with other weights and with the two sets of rows
-    exchanged (1e-6 together), and default initial weights are no help. Where only the reference
-    fits, width is not what is missing: a warning. So it is where the network closes under three
-    quarters and is still falling after 800 steps, while another fits in half of them and is as far
-    ahead on held-out rows. A model without hidden layers, with frozen
-    parts or with random losses is meant as it is, and gets a warning at most. Where an exact check
-    has failed that explains why the ladder is not climbed, no networks are compared.
-    Fix: widen the hidden layers, the one named first.
+    hard task. Making it wider is the cheapest fix, and the first to try when the training loss
+    stays high. Where a wider network underfits too, the cause is in the data, the labels or the
+    loss, and no size will help.
+    How: Most programs are judged by the largest subset of FIT105. The network is large enough when
+    it closes 90% of the gap between the best constant prediction and the lowest possible loss, or
+    most of that gap with the loss still falling. Otherwise the network as it is, a wider one and,
+    where width does not help, a reference network are trained on up to 256 of the same fixed rows:
+    Adam at 1e-3 and 1e-2, 400 steps (up to 800 while the loss falls), your loss, no dropout. Other
+    rows are held out, because a wider network always fits noise better. It fails when all of these
+    hold: your network closes less than 50% with its loss flat (less than 10% of the rest gained in
+    the last quarter), the wider one closes 90%, it closes at least 0.2 more on held-out rows
+    (paired t above 6 over six or more batches, one-sided p below 1e-3), the result repeats with
+    other weights and the two sets of rows exchanged (1e-6 together), and default initial weights do
+    not help.
+    - "Wider" uses your own width argument where build_model has one. Otherwise the hidden layers of
+      a copy are widened with fresh weights: 4 times, or 16 times where a layer has 8 outputs or
+      fewer. The message says which.
+    - It warns where only the reference network fits: width is not what is missing.
+    - It warns where your network closes less than 75% and still falls after 800 steps, while
+      another fits in half of them and is as far ahead on held-out rows.
+    - A model without hidden layers, with mostly frozen parameters or with a random loss may be
+      small by design: a warning at most.
+    - Where an exact check that explains the result has failed, no networks are compared.
+    Fix: make the hidden layers wider, starting with the one that is named.
     References: Goodfellow, Bengio and Courville, "Deep Learning" (2016), sections 5.2 and 11.3;
     Andrej Karpathy, "A Recipe for Training Neural Networks" (2019): first a model large enough to
     overfit; Zhang et al., "Understanding deep learning requires rethinking generalization" (ICLR
@@ -119,81 +120,84 @@ class Capacity(Check):
     )  # fmt: skip
 
     def run(self, audit: Audit) -> Result:
-        """Believe a ladder that is climbed; compare networks where it is not."""
+        """Believe subsets that are fitted; compare networks where they are not."""
         ladder = audit.probe(SubsetScaling)
         if not ladder.subset_fits:
-            return self.inconclusive(f"The ladder gave no answer: {ladder.reason}.")
+            return self.inconclusive(f"The subset-size test was inconclusive: {ladder.reason}.")
         top = ladder.subset_fits[-1]
-        said = f"{top.rows} examples: {_percent(top.closed)} of the way from the best constant"
-        # A run on its way is believed; sooner where it is dear to look closer.
+        said = f"it closed {percent(top.closed)} of the loss gap on {top.rows} examples ({GAP})"
+        # A loss that still falls is believed; sooner where a closer look is expensive.
         cheap = top.run.seconds / max(top.run.steps, 1) < _CHEAP_STEP
         if top.fitted or (top.closed >= (0.8 if cheap else 0.5) and top.falling()):
-            going = "" if top.fitted else ", and still falling"
-            return self.passed(f"The network has room for {said} was closed{going}.")
+            going = "" if top.fitted else ", and the loss is still falling"
+            return self.passed(f"The network is large enough: {said}{going}.")
         return self._suspicious(audit, ladder, top, said)
 
     def _suspicious(self, audit: Audit, ladder: Ladder, top: SubsetFit, said: str) -> Result:
         if cause := self.cause(audit):
             return self.inconclusive(
-                f"{capital(said)} was closed; {cause} has failed, which may be why: mend that "
-                "first, and ask again."
+                f"Not judged, because {cause} has failed, which may be why {said}. Fix {cause} "
+                "first, then rerun."
             )
         if top.bounds.reconstruction:
             return self.inconclusive(
-                f"A reconstruction through a bottleneck is meant to be inexact ({said})."
+                f"Not judged: a bottleneck makes reconstructions inexact by design; {said}."
             )
         seconds = _STEPS * top.run.seconds / max(top.run.steps, 1)
         if seconds > _RUN_SECONDS:
             return self.inconclusive(
-                f"To compare networks would take over {_STEPS} steps or {seconds:.0f} s for each "
-                f"({said} was closed in {top.run.steps} steps): ask again on a faster device."
+                f"Not judged: in {top.run.steps} steps {said}, and comparing networks would take "
+                f"more than {seconds:.0f} s for each. Rerun on a faster device."
             )
         rows = _rows_of(audit, ladder)
         head = head_of(rows.train.output, rows.train.calls[0]) if rows else None
         if rows is None or head is None:
             return self.inconclusive(
-                f"The loss is not of the output itself, so no other network can be tried ({said})."
+                f"Not judged: {said}, and no other network can be tried, because the loss is not "
+                "computed from the model's output alone."
             )
         return self._compare(audit, rows, head, top)
 
     def _compare(self, audit: Audit, rows: Rows, head: Head, top: SubsetFit) -> Result:
-        compare_candidates = _contest(audit, rows, head)
+        compare_candidates = _compared(audit, rows, head)
         if compare_candidates is None:
             return self.inconclusive(
-                "The network cannot be trained outside your own loop, so nothing can be compared."
+                "Not judged: the network cannot be trained outside your own loop, so it cannot be "
+                "compared with others."
             )
         own, others = compare_candidates
         best = max(others, key=lambda candidate: candidate.closed, default=None)
         evidence = _evidence(own, others, rows)
         said = (
-            f"on {rows.train.rows} fixed examples the network closed {_percent(own.closed)} of the "
-            f"way from the best constant to the floor with Adam in {own.run.steps} steps"
+            f"On {rows.train.rows} fixed examples, in {own.run.steps} steps of Adam, your network "
+            f"closed {percent(own.closed)} of the loss gap ({GAP})"
         )
         if best is None:
             return self._alone(own, rows, said, evidence)
-        versus = f"{said}, {best.name} {_percent(best.closed)}"
+        versus = f"{said}; {best.name} closed {percent(best.closed)}"
         unfair = own.closed < top.closed - 0.1
         if unfair or best.closed < 0.9:
             why = (
-                f"{_percent(top.closed)} on {top.rows} with your optimizer: a comparison by Adam "
-                "would not be fair"
+                f"Not judged by that, for your own optimizer closed {percent(top.closed)} on "
+                f"{top.rows} examples"
                 if unfair
-                else "it is not the size but data, labels or the number of steps"
+                else "The size is not the cause: look at the data, the labels and the number of "
+                "steps"
             )
-            return self.inconclusive(f"{capital(versus)}; {why}.", evidence=evidence)
+            return self.inconclusive(f"{versus}. {why}.", evidence=evidence)
         unseen = (
-            f"on unseen ones {_percent(own.unseen)} and {_percent(best.unseen)}"
+            f"on held-out examples {percent(own.unseen)} and {percent(best.unseen)}"
             if own.held_out
-            else "no examples are left to try them on"
+            else "no examples were left to hold out"
         )
         falling = own.run.falling(rows.bounds.floor, 0.1)
-        if falling and not _outruns(own, best):
+        if falling and not _much_faster(own, best):
             return self._alone(own, rows, said, evidence)
         gain, t = _gain(own, best)
         if not gain >= 0.1 or t < 3:
             return self.passed(
-                f"{capital(versus)}; {unseen}: more capacity would fit these examples better, "
-                "not the task.",
+                f"{versus}; {unseen}. A larger network fits these examples better, but predicts "
+                "unseen ones no better.",
                 evidence=evidence,
             )
         return self._too_small(audit, rows, head, (own, best), f"{versus}; {unseen}", evidence)
@@ -210,25 +214,25 @@ class Capacity(Check):
         """Another network does better on unseen rows too: fail where that is clear and repeats."""
         own, best = pair
         if own.run.falling(rows.bounds.floor, 0.1):
-            said = f"{said}; it is still falling, and far too slowly"
+            said = f"{said}. The loss is still falling, but far too slowly"
         details: dict[str, Any] = {
             "evidence": evidence,
-            "measured": f"{_percent(own.closed)} against {_percent(best.closed)}",
-            "threshold": "at least half of the way, or no other network far above it",
+            "measured": f"{percent(own.closed)} against {percent(best.closed)}",
+            "threshold": "at least 50% of the loss gap, or no other network far ahead",
             "location": audit.loop.locate("model"),
             "fix": _fix(audit, best),
         }
-        said = capital(said)
-        if not (best.wider and _clear(own, best, rows)) or _meant(audit):
+        said = f"The network underfits. {said}"
+        if not (best.wider and _clear(own, best, rows)) or _small_by_design(audit):
             return self.warned(f"{said}.", **details)
         if not self._again(audit, rows, head, best):
-            return self.warned(f"{said}; other weights and examples differ.", **details)
+            return self.warned(f"{said}. With other weights and examples it was not so.", **details)
         if self._reset_fits(audit, rows, head):
-            details["fix"] = "leave the initial weights as the layers draw them: see INIT101"
+            details["fix"] = "use the layers' default initial weights: see INIT101"
             return self.warned(
-                f"{said}; with default initial weights the network as it is fits too.", **details
+                f"{said}. With default initial weights the same network fits, too.", **details
             )
-        return self.failed(f"{said}; other weights and examples gave the same.", **details)
+        return self.failed(f"{said}. Other weights and examples gave the same.", **details)
 
     def _alone(
         self, own: Candidate, rows: Rows, said: str, evidence: tuple[Evidence, ...]
@@ -236,17 +240,17 @@ class Capacity(Check):
         """Answer where nothing was compared: no need, no time, or no way."""
         if own.closed >= 0.9:
             return self.passed(
-                f"{capital(said)}: it is large enough, and where it does not fit, the optimizer "
-                "is why.",
+                f"{said}. It is large enough: where your own training does worse, the optimizer's "
+                "settings are the cause.",
                 evidence=evidence,
             )
         if own.run.cut:
-            return self.inconclusive(f"Time was up when {said}.", evidence=evidence)
+            return self.inconclusive(f"There was not enough time. {said}.", evidence=evidence)
         if own.run.falling(rows.bounds.floor, 0.1):
             answer = self.passed if own.closed >= 0.5 else self.inconclusive
-            return answer(f"{capital(said)}, and the loss is still falling.", evidence=evidence)
+            return answer(f"{said}, and the loss is still falling.", evidence=evidence)
         return self.inconclusive(
-            f"{capital(said)}, and no wider network could be made to compare it with.",
+            f"{said}, and no wider network could be built to compare it with.",
             evidence=evidence,
         )
 
@@ -256,7 +260,9 @@ class Capacity(Check):
         A widened copy has such weights, so without this control they could be what helped.
         """
         seed = audit.seed + 2
-        control = _enter(audit, rows, "reset", lambda: _widened(audit, rows, head, 1, seed), seed)
+        control = _train_candidate(
+            audit, rows, "reset", lambda: _widened(audit, rows, head, 1, seed), seed
+        )
         return control is not None and control.closed >= 0.5
 
     def _again(self, audit: Audit, rows: Rows, head: Head, best: Candidate) -> bool:
@@ -266,7 +272,7 @@ class Capacity(Check):
             return False
         swapped = Rows(held_out, held_out.bounds, rows.train)
         with replicated(audit) as other:
-            compare_candidates = _contest(other, swapped, head)
+            compare_candidates = _compared(other, swapped, head)
         if compare_candidates is None:
             return False
         own, others = compare_candidates
@@ -275,7 +281,7 @@ class Capacity(Check):
 
 
 def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
-    """Up to 256 rows of the ladder and as many others; a third is held out where data are few."""
+    """Up to 256 rows of FIT105's and as many others; a third is held out where data are few."""
     parts = (*ladder.subset_fits[-1].evaluation.parts, *ladder.held_out)
     size = max(batches.size(parts[0]), 1)
     count = max(1, min(_ROWS // size, 2 * len(parts) // 3))
@@ -293,21 +299,21 @@ def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
     return Rows(train, train.bounds, held_out if usable else None)
 
 
-def _contest(audit: Audit, rows: Rows, head: Head) -> tuple[Candidate, list[Candidate]] | None:
+def _compared(audit: Audit, rows: Rows, head: Head) -> tuple[Candidate, list[Candidate]] | None:
     """Train the network as it is; where it underfits a wider one, and then the reference.
 
     None where a plain loop cannot train the network as it is.
     """
     seed = audit.seed
-    own = _enter(audit, rows, "the network as it is", lambda: _copied(audit, head), seed)
+    own = _train_candidate(audit, rows, "your network", lambda: _copied(audit, head), seed)
     if own is None:
         return None
     falling = own.run.falling(rows.bounds.floor, 0.1)
     if own.closed >= 0.9 or own.run.cut or (falling and own.closed >= _NEARLY):
         return own, []
     others: list[Candidate] = []
-    for name, make, wider in _rivals(audit, rows, head, seed):
-        other = _enter(audit, rows, name, make, seed, wider=wider)
+    for name, make, wider in _larger_networks(audit, rows, head, seed):
+        other = _train_candidate(audit, rows, name, make, seed, wider=wider)
         if other is not None:
             others.append(other)
             if other.closed >= 0.9:
@@ -318,7 +324,9 @@ def _contest(audit: Audit, rows: Rows, head: Head) -> tuple[Candidate, list[Cand
 Maker = Callable[[], tuple[nn.Module, Predict] | None]
 
 
-def _rivals(audit: Audit, rows: Rows, head: Head, seed: int) -> Iterator[tuple[str, Maker, bool]]:
+def _larger_networks(
+    audit: Audit, rows: Rows, head: Head, seed: int
+) -> Iterator[tuple[str, Maker, bool]]:
     """Yield names, makers and whether it is the network itself, wider."""
     model = audit.loop.model
     narrowest = _narrowest(model)
@@ -326,7 +334,11 @@ def _rivals(audit: Audit, rows: Rows, head: Head, seed: int) -> Iterator[tuple[s
     factor = WIDEST if narrowest and narrowest[1] <= 8 else WIDER
     large = sum(p.numel() for p in model.parameters()) > _LARGE
     if not large and not audit.loop.lacks(Needs.WIDTH):
-        yield f"built {factor} times as wide", lambda: _relaunched(audit, head, factor, seed), True
+        yield (
+            f"your network built {factor} times as wide",
+            lambda: _relaunched(audit, head, factor, seed),
+            True,
+        )
     elif not large:
         name = f"a copy with hidden layers widened {factor} times"
         yield name, lambda: _widened(audit, rows, head, factor, seed), True
@@ -340,7 +352,7 @@ def _referenced(rows: Rows, seed: int) -> tuple[nn.Module, Predict] | None:
     return None if made is None else (made, lambda s, part: made(inputs_of(s, part)))
 
 
-def _enter(
+def _train_candidate(
     audit: Audit, rows: Rows, name: str, make: Maker, seed: int, *, wider: bool = False
 ) -> Candidate | None:
     """Train one network at each learning rate and keep the better run."""
@@ -466,7 +478,7 @@ def _clear(own: Candidate, other: Candidate, rows: Rows) -> bool:
     return fits and flat and gain >= 0.2 and t > 6 and len(own.held_out) >= _FEWEST_PARTS
 
 
-def _outruns(own: Candidate, other: Candidate) -> bool:
+def _much_faster(own: Candidate, other: Candidate) -> bool:
     """Whether another network fits in half the steps, and far better on unseen rows.
 
     Then it matters little that this one is on its way still.
@@ -475,7 +487,7 @@ def _outruns(own: Candidate, other: Candidate) -> bool:
     return 2 * other.run.steps <= own.run.steps and gain >= 0.2 and t > 6
 
 
-def _meant(audit: Audit) -> bool:
+def _small_by_design(audit: Audit) -> bool:
     """Whether the network may be small on purpose, or the loss random."""
     parameters = list(audit.loop.model.parameters())
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
@@ -489,7 +501,7 @@ def _evidence(own: Candidate, others: Sequence[Candidate], rows: Rows) -> tuple[
     candidates = [own, *others]
     table = Table(
         title="Networks trained on the same fixed examples",
-        columns=("network", "steps", "closed on these", "closed on unseen ones", "last loss"),
+        columns=("network", "steps", "loss gap closed", "on held-out examples", "last loss"),
         rows=tuple((e.name, e.run.steps, e.closed, e.unseen, e.run.losses[-1]) for e in candidates),
     )
     runs = Curve(
@@ -497,7 +509,7 @@ def _evidence(own: Candidate, others: Sequence[Candidate], rows: Rows) -> tuple[
         x_label="passes over the examples",
         y_label="loss",
         series=tuple(series_of(e.run) for e in candidates),
-        thresholds={"best constant": rows.bounds.constant, "floor": rows.bounds.floor},
+        thresholds={"best constant": rows.bounds.constant, "lowest possible": rows.bounds.floor},
     )
     wide = [e for e in others if e.wider]
     if not wide:
@@ -508,7 +520,7 @@ def _evidence(own: Candidate, others: Sequence[Candidate], rows: Rows) -> tuple[
         x_label="trained parameters",
         y_label="loss",
         series=(Series(name="after training", x=(own.size, wide[0].size), y=losses),),
-        thresholds={"best constant": rows.bounds.constant, "floor": rows.bounds.floor},
+        thresholds={"best constant": rows.bounds.constant, "lowest possible": rows.bounds.floor},
         log_x=True,
     )
     return table, factor, runs
@@ -528,7 +540,3 @@ def _narrowest(model: nn.Module) -> tuple[str, int] | None:
     layers = [(name, int(m.weight.shape[0])) for name, m in model.named_modules()
               if isinstance(m, kinds)]  # fmt: skip
     return min(layers[:-1], key=lambda layer: layer[1], default=None)
-
-
-def _percent(closed: float) -> str:
-    return f"{100 * min(max(closed, 0.0), 1.0):.0f} %" if not math.isnan(closed) else "unknown"

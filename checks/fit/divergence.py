@@ -1,4 +1,4 @@
-"""FIT104: the loss must not run away."""
+"""FIT104: the loss must not diverge."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Course:
     """Where the losses of a run went.
 
     Attributes:
-        broke: the step from which on they were no numbers; None when they never were.
+        broke: the step from which on they were NaN or infinite; None when they never were.
         start: the median of the first five.
         end: the median of the middle or the last third of them, of the one that lies higher.
         p: the chance that every loss of that third is above every one of the first five, when all
@@ -46,7 +46,7 @@ class Course:
 
     @property
     def diverged(self) -> bool:
-        """Whether the losses ended in no numbers, or far above where they began, beyond chance."""
+        """Whether the losses ended NaN or infinite, or far above the first, beyond chance."""
         return self.broke is not None or (self.p < ALPHA and self.times > _TIMES - 1)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Course:
 
 
 def course_of(training: Training) -> Course:
-    """Read off a run whether it ran away."""
+    """Read off a run whether it diverged."""
     finite = [loss for loss in training.losses if math.isfinite(loss)]
     first, third = finite[:_FIRST], len(finite) // 3
     thirds = [finite[-2 * third : -third], finite[-third:]] if third else [finite]
@@ -72,21 +72,20 @@ def course_of(training: Training) -> Course:
 
 
 class Divergence(Check):
-    """Does the training stay finite, or does the loss run away?
+    """Does the loss stay finite, or does it diverge?
 
-    Why: With too high a learning rate, without a needed clip, or with an operation that overflows,
-    the loss grows without bound or becomes NaN; what is trained after that is worth nothing, and a
-    run that ends so after a night could have been known for what it is in a minute.
-    How: Your own loop takes 300 steps on real batches at your learning rate, a planned warm-up
-    squeezed into them. The hypothesis that the losses have no upward course is given up when they
-    become NaN or infinite for good (five in a row: mixed precision may skip one), or when every
-    loss of the middle or the last third is above every one of the first five, which has a chance
-    of 1 in 10,000 at the most when all orders are equally likely, and their median is ten times
-    the first. It
-    fails when a second run with other weights and other batches does the same. Ten times is not
-    what noise, a hard batch or a changing target does. Growth is a warning only with
-    several optimizers (GANs, actors and critics) and with losses that are more than a comparison
-    with targets; NaN and growth are where a warm-up is planned, which may be longer than the run.
+    Why: With too high a learning rate, without the gradient clipping that it needs, or with an
+    operation that overflows, the loss grows without bound or becomes NaN. Everything trained after
+    that is lost, and one minute shows what would otherwise be found after a night.
+    How: Your own loop takes 300 steps on real batches at your learning rate, with a planned warm-up
+    squeezed into them. The loss has diverged when it is NaN or infinite for good (five in a row:
+    mixed precision may skip one), or when every loss of the middle or the last third of the run is
+    above all of the first five (at most 1 in 10,000 when all orders are equally likely) and the
+    median there is ten times the first. Noise, one hard batch or a changing target do not do that.
+    It fails when a second run with other weights and other batches does the same.
+    - Growth is only a warning with several optimizers (GANs, actor and critic) and where the loss
+      is more than one comparison with targets.
+    - NaN and growth are only a warning where the planned warm-up may be longer than this run.
     Fix: lower the learning rate tenfold, or clip the gradients before the step:
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).
     References: Goodfellow, Bengio and Courville, "Deep Learning" (2016), section 8.2.4 on cliffs;
@@ -104,48 +103,59 @@ class Divergence(Check):
     )  # fmt: skip
 
     def run(self, audit: Audit) -> Result:
-        """Believe a run that stays where it is; repeat one that runs away."""
+        """Believe a run that stays where it is; repeat one that diverges."""
         training = audit.probe(TrainingRun)
         course = course_of(training)
         details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
         if training.broke == 0:
-            return self.inconclusive("The loss is no number from the first step on: see GRAD106.")
+            return self.inconclusive(
+                "The loss is NaN or infinite from the first step on: see GRAD106."
+            )
         if not course.diverged:
             return self._stays(training, course, details)
         details |= {
             "measured": capital(str(course)),
-            "threshold": f"finite, and not {_TIMES:g} times the first loss",
+            "threshold": f"finite, and below {_TIMES:g} times the first loss",
             "location": audit.loop.locate("optimizer"),
             "fix": f"lower the learning rate, now {max(training.rates):.2g}, tenfold, or clip: "
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)",
         }
-        said = f"At your learning rate {course}"
+        said = f"Training diverges at your learning rate: {course}"
         weak = _why_weak(audit, training, course)
         if weak:
-            return self.warned(f"{said}; {weak}.", **details)
+            return self.warned(f"{said}. {weak}.", **details)
         with replicated(audit) as other:
             again = course_of(training_run(other, val=False))
         if again.diverged:
-            return self.failed(f"{said}; so it was with other weights and batches.", **details)
-        return self.warned(f"{said}; with other weights and batches it was not so.", **details)
+            return self.failed(
+                f"{said}. A second run with other weights and batches did the same.", **details
+            )
+        return self.warned(
+            f"{said}. A second run with other weights and batches did not.", **details
+        )
 
     def _stays(self, training: Training, course: Course, details: dict[str, Any]) -> Result:
         n = len(training.losses)
         if training.error:
             return self.inconclusive(
-                f"The run ended at step {n - 1}, for your code raised {training.error}.", **details
+                f"The run ended at step {n - 1}, because your code raised {training.error}.",
+                **details,
             )
         if n < 20:
-            return self.inconclusive(f"There was time for {count(n, 'step')} only.", **details)
-        return self.passed(f"In {n} steps {course}.", **details)
+            return self.inconclusive(
+                f"There was time for {count(n, 'step')} only, and 20 are needed.", **details
+            )
+        return self.passed(f"No divergence in {n} steps: {course}.", **details)
 
 
 def _why_weak(audit: Audit, training: Training, course: Course) -> str:
     """Say why a loss that grows is no proof; empty where it is."""
     if training.warmed:
-        return "the planned warm-up may be longer than this run's"
+        return "Only a warning, because the planned warm-up may be longer than this run"
     if course.broke is not None:
         return ""
     if len(audit.loop.optimizers) > 1:
-        return "with several optimizers a loss may grow while all is well"
-    return "" if training.calls else "the loss is composite, and may be meant to grow"
+        return "Only a warning, because with several optimizers one loss may grow as it should"
+    if training.calls:
+        return ""
+    return "Only a warning, because a composite or hand-written loss may grow by design"

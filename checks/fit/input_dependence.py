@@ -1,4 +1,4 @@
-"""FIT102: what is learnt must come from the inputs."""
+"""FIT102: what is learnt must hold for examples that were not trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from nnaudit.checks.fit.predictions import (
     told_of,
     with_predictions,
 )
-from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import Standing, curve_of_run, standard_error
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
@@ -41,56 +40,55 @@ _COLUMNS = 64
 
 @dataclass(frozen=True)
 class Evidence:
-    """One training, and what the network then tells of rows it learnt and of others.
+    """One training: how well the network then predicts the rows it was trained on, and others.
 
-    ``by_heart`` says whether it learnt enough of them for the others to mean anything.
+    ``memorised`` says whether it learnt enough of the former for the latter to mean anything.
     """
 
     where: str
     learnt: Told
     unseen: Told
-    by_heart: bool
+    memorised: bool
 
     @property
     def suspicious(self) -> bool:
-        """Whether rows were learnt by heart, and nothing that holds for others.
+        """Whether rows were memorised, and nothing was learnt that holds for others.
 
-        Nothing means within two deviations of chance, and too few right answers for 15 % of the
+        Nothing means within two deviations of chance, and too few correct answers for 15% of the
         way to all of them with a confidence of 1 - 1e-4.
         """
-        return self.by_heart and self.unseen.z < _NOTHING and self.unseen.upper < _WORTH
+        return self.memorised and self.unseen.z < _NOTHING and self.unseen.upper < _WORTH
 
 
 class InputDependence(Check):
-    """Does the training learn from its inputs what holds for unseen examples?
+    """Does the network learn anything from its inputs that holds for unseen examples?
 
-    Why: Where labels do not belong to their inputs (one of the two lists was shuffled or sorted
-    alone), where all inputs are alike or overwritten, a network still lowers its loss: it learns
-    how frequent the classes are, then each example by heart. The curve looks like overfitting;
+    Why: Where labels do not belong to their inputs (one of two lists was shuffled or sorted alone),
+    or where all inputs are equal or overwritten, a network still lowers its loss: it learns how
+    frequent the classes are, then memorises each example. The curve looks like overfitting, but
     nothing can be learnt from such data.
-    How: Predictions for rows that were not trained on are held against their targets. If the
-    network told no more of them than it does when inputs are exchanged between rows, the right
-    answers would number as those of independent predictions with the same shares of classes; for
-    quantities and probabilities the correlation with the targets would be 0. Validation rows are
-    looked at after 300 steps on the real stream, or the losses of the first epoch, taken before
-    each row was trained on, against the best constant. More than four deviations from chance, and
-    the inputs matter: a healthy program pays nothing more. Only where training rows are being
-    learnt and of others nothing, it is tried again: a tenth of the way is gone on two batches, or
-    the losses of the last third of the run, of rows met before, lie four standard errors and a
-    hundredth below the best constant's, which by chance they do once in 30,000 runs. Then 600 steps
-    are taken on 768 rows of the stream with up to 512 held out, with other weights, and twice where
-    there is no validation loader. It fails when every time less than 15 % of the way is told, by
-    the exact binomial bound at 1e-4, while a quarter was gone on the trained rows, a plain
-    reference network trained on the same rows tells nothing either, and there are three classes or
-    more with ten training rows each and inputs that are quantities: for two classes, for quantities
-    and for symbols there are honest tasks of which 768 rows tell nothing, and it is a warning. So
-    it is where 64 columns of the inputs are no more correlated with each other than independent
-    ones (z below 4), which no measurements are: then somebody tries a program on random numbers. A
-    network that has not learnt its training rows yet proves nothing.
-    Fix: shuffle, sort and filter inputs and targets by one and the same order, and look at a few
-    pairs; x[i] and y[i] must belong together after every step of the preparation.
+    How: Predictions for rows that were not trained on are compared with their targets. If the
+    inputs told nothing, the correct answers would number as those of independent predictions with
+    the same shares of classes (for quantities: the correlation would be 0). The inputs matter when
+    validation rows after 300 steps, or the losses of the first epoch (each taken before its row was
+    trained on), are four standard deviations better: most programs end here. Only where training
+    rows are being memorised and nothing is predicted for others is it tried again: 600 steps on 768
+    rows of the stream with up to 512 held out, with other weights, and twice without a validation
+    loader. It fails when, every time, the held-out rows are predicted within two deviations of
+    chance and below 15% of the way to all correct (exact binomial bound at 1e-4), while the trained
+    rows reach 25%, and a plain reference network trained on the same rows does no better.
+    - Memorised means: 10% of the way to all correct on two training batches, or a loss in the last
+      third of the run four standard errors and 1% below the best constant's (by chance once in
+      30,000 runs). A network that has not learnt its training rows yet proves nothing.
+    - It is only a warning with fewer than three classes, fewer than ten training rows per class,
+      quantities as targets or token inputs: honest tasks of that kind may show nothing on 768 rows.
+    - It is only a warning where 64 columns of the inputs are no more correlated with each other
+      than independent ones (z below 4): real data are, random numbers in a smoke test are not.
+    Fix: shuffle, sort and filter inputs and targets by one and the same index
+    (order = rng.permutation(len(x)); x, y = x[order], y[order]) and look at a few pairs: x[i] and
+    y[i] must belong together after every step of the preparation.
     References: Zhang et al., "Understanding deep learning requires rethinking generalization"
-    (ICLR 2017): random labels are learnt by heart; Andrej Karpathy, "A Recipe for Training Neural
+    (ICLR 2017): random labels are memorised; Andrej Karpathy, "A Recipe for Training Neural
     Networks" (2019), "input-independent baseline"; Ojala and Garriga, "Permutation Tests for
     Studying Classifier Performance" (2010).
     """
@@ -105,30 +103,34 @@ class InputDependence(Check):
     )  # fmt: skip
 
     def run(self, audit: Audit) -> Result:
-        """Believe what unseen rows tell; look closely where they tell nothing."""
+        """Believe unseen rows that are predicted; look closely where they are not."""
         training = audit.probe(TrainingRun)
         details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
         if training.broke is not None:
-            return self.inconclusive("The run ended in no numbers: see FIT104.")
+            return self.inconclusive("The loss of the run became NaN or infinite: see FIT104.")
         last = training.moments[-1]
         told = told_of(last.val.calls)
         if told is not None and told.z > _SURE:
-            return self.passed(f"Of unseen validation examples the network tells: {told}.",
-                               **details)  # fmt: skip
+            return self.passed(
+                f"After {len(training.losses)} steps, unseen validation examples are predicted "
+                f"better than by chance: {told}.",
+                **details,
+            )
         early = _first_epoch(training)
         if early:
             return self.passed(early, **details)
         learnt = told_of(last.fixed.calls)
         if learnt is None:
             return self.inconclusive(
-                "The loss is not a comparison of predictions with targets that can be counted.",
+                "The loss is composite or hand-written: predictions and targets cannot be read "
+                "off it and compared.",
                 **details,
             )
         begun = learnt.share >= _BEGUN and learnt.z > _SURE
-        if not (begun or learns_by_heart(training)):
+        if not (begun or memorises(training)):
             return self.inconclusive(
                 f"After {len(training.losses)} steps too little was learnt of the training "
-                f"examples themselves ({learnt}).",
+                f"examples themselves to judge by others: {learnt}.",
                 **details,
             )
         first = None if told is None else Evidence("validation examples", learnt, told, True)
@@ -145,8 +147,8 @@ class InputDependence(Check):
             found = None if run is None else _evidence_of(run)
             if run is None or found is None:
                 return self.inconclusive(
-                    "Training examples were learnt, and there are too few others, or others of "
-                    "other classes, to say whether more than those.",
+                    "The training examples were learnt, but there are too few held-out examples "
+                    "of the same classes to say whether that helps to predict others.",
                     **details,
                 )
             if not found.suspicious:
@@ -156,10 +158,12 @@ class InputDependence(Check):
         return self._nothing_told(audit, tries, run, details)
 
     def _unclear(self, found: Evidence, details: dict[str, Any]) -> Result:
-        said = f"After training, {found.where}: {found.unseen}"
+        said = f"After training, {found.where} are predicted with {found.unseen}"
         if found.unseen.z > _SURE:
             return self.passed(f"{said}.", **details)
-        return self.inconclusive(f"{said}; trained ones: {found.learnt}.", **details)
+        return self.inconclusive(
+            f"{said}, training examples with {found.learnt}: too little to decide.", **details
+        )
 
     def _nothing_told(
         self, audit: Audit, tries: list[Evidence], run: HeldOut, details: dict[str, Any]
@@ -167,30 +171,29 @@ class InputDependence(Check):
         last = tries[-1]
         kind, plain = _reference(audit, run)
         said = (
-            f"the network learnt its training examples ({last.learnt}) and tells nothing of "
-            f"{tries[0].where} ({tries[0].unseen}) nor, in another run, of {last.where} "
-            f"({last.unseen})"
+            f"The network learnt its training examples ({last.learnt}), but predicts "
+            f"{tries[0].where} no better than chance: {tries[0].unseen}; in another run "
+            f"{last.where}: {last.unseen}"
         )
         details = {
             "evidence": (_table(tries, kind, plain), *details["evidence"]),
             "measured": str(last.unseen),
-            "threshold": f"{100 * _WORTH:.0f} % of the way from chance",
+            "threshold": f"{100 * _WORTH:.0f}% of the way from chance to all correct",
             "location": audit.loop.locate("train_loader"),
             "fix": "pair every input with its own target: shuffle, sort and filter both by one "
-            "order, and look at a few pairs",
+            "order (x, y = x[order], y[order]), and look at a few pairs",
         }
         if plain is not None and plain.z >= _NOTHING:
             return self.inconclusive(
-                f"{capital(said)}; but {kind} tells of them: {plain}.",
+                f"{said}. But {kind} trained on the same examples predicts them: {plain}.",
                 evidence=details["evidence"],
             )
         if plain is not None:
-            said = f"{said}; {kind} tells nothing of them either ({plain})"
+            said = f"{said}; {kind} does no better ({plain})"
         weak = _why_weak(audit, run, last, plain)
         if weak:
-            return self.warned(f"{capital(said)}; {weak}.", **details)
-        return self.failed(f"{capital(said)}: the inputs do not belong to these targets.",
-                           **details)  # fmt: skip
+            return self.warned(f"{said}. Only a warning, because {weak}.", **details)
+        return self.failed(f"{said}. The inputs do not belong to these targets.", **details)
 
 
 def _first_epoch(training: Training) -> str:
@@ -203,12 +206,12 @@ def _first_epoch(training: Training) -> str:
     if not constant - mean > max(_SURE * error, 0.02 * abs(constant)):
         return ""
     return (
-        f"The loss of examples met for the first time is {mean:.4g}, below the {constant:.4g} of "
-        "the best constant: it is the inputs that tell."
+        f"Examples seen for the first time have a loss of {mean:.4g}, below the {constant:.4g} of "
+        "the best constant prediction: the network uses its inputs."
     )
 
 
-def learns_by_heart(training: Training) -> bool:
+def memorises(training: Training) -> bool:
     """Whether the last third of the run, of rows met before, is below the best constant.
 
     That is some fifty times as many rows as the fixed batches hold, and so shows what they cannot
@@ -233,8 +236,8 @@ def _evidence_of(run: HeldOut) -> Evidence | None:
     learnt, unseen = told_of(run.on_trained.calls), told_of(run.on_unseen.calls)
     if learnt is None or unseen is None or _shifted(run):
         return None
-    by_heart = learnt.share >= _LEARNT and learnt.z > _SURE
-    return Evidence("held-out examples", learnt, unseen, by_heart)
+    memorised = learnt.share >= _LEARNT and learnt.z > _SURE
+    return Evidence("held-out examples", learnt, unseen, memorised)
 
 
 def _shifted(run: HeldOut) -> bool:
@@ -251,7 +254,7 @@ def _shifted(run: HeldOut) -> bool:
 
 
 def _reference(audit: Audit, run: HeldOut) -> tuple[str, Told | None]:
-    """Train a plain network on the same rows; return its kind and what it tells of the others."""
+    """Train a plain network on the same rows; return its kind and how it predicts the others."""
     trained, unseen = evaluate_rows(audit.loop, run.trained), evaluate_rows(audit.loop, run.unseen)
     network = reference_for(trained, seed=audit.seed)
     if network is None or len(unseen.calls) != len(run.unseen) or not unseen.feds:
@@ -280,17 +283,17 @@ def _reference(audit: Audit, run: HeldOut) -> tuple[str, Told | None]:
 
 
 def _why_weak(audit: Audit, run: HeldOut, found: Evidence, plain: Told | None) -> str:
-    """Say why so little told is no proof of a fault; empty where it is one."""
+    """Say why predictions no better than chance prove no fault; empty where they do."""
     if plain is None:
-        return "no plain network could be tried on them"
+        return "no reference network could be tried on these examples"
     classes = found.unseen.classes
     inputs = input_tensors(audit.loop.split_batch(run.trained[0]), batches.size(run.trained[0]))
     if classes < 3 or not any(t.is_floating_point() for t in inputs):
-        return "there are honest tasks with so little to learn from so few examples"
+        return "some honest tasks cannot be learnt from so few examples"
     if _made_up(audit, run):
         return (
-            "the columns of the inputs have nothing to do with each other, as in a smoke test on "
-            "random numbers, of which nothing can be learnt"
+            "the columns of the inputs are uncorrelated, as in a smoke test on random numbers, "
+            "from which nothing can be learnt"
         )
     rows = sum(batches.size(part) for part in run.trained)
     if rows < _ROWS_PER_CLASS * classes:
@@ -316,4 +319,5 @@ def _table(tries: list[Evidence], kind: str, plain: Told | None) -> Table:
     rows += [(f"run {i + 1}, {t.where}", str(t.unseen)) for i, t in enumerate(tries)]
     if plain is not None:
         rows.append((f"{kind}, held-out examples", str(plain)))
-    return Table(title="What the predictions tell", columns=("examples", "told"), rows=tuple(rows))
+    title = "How well the examples are predicted"
+    return Table(title=title, columns=("examples", "predicted"), rows=tuple(rows))

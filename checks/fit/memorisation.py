@@ -1,4 +1,4 @@
-"""FIT107: what the second epoch knows of the first."""
+"""FIT107: how far the loss drops when examples are seen for the second time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import curve_of_run
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
@@ -72,20 +71,20 @@ def boundary_of(training: Training, rng: np.random.Generator) -> Boundary | None
 
 
 class Memorisation(Check):
-    """Does the network know the examples by heart when it meets them for the second time?
+    """Has the network memorised its examples by the second epoch?
 
     Why: In the first epoch every example is new, so its loss is that of unseen data. Where the
-    loss drops from the last batch of epoch 1 to the first of epoch 2, it is because the examples
-    are met again: the network has begun to learn them by heart, and the training loss tells less
-    about unseen data from here on.
-    How: The losses of the last third of epoch 1 (7 to 50 batches) against as many at the start of
-    epoch 2, each taken before its update. The hypothesis is that they differ by no more than the
-    trend within epoch 1, which is taken off: then either side could be the other, and a permutation
-    test of the means (10,000 permutations) gives the chance of such a drop. Below 1 in 1,000 and
-    5 % of the loss it is a note, from 30 % on a warning; what a healthy network keeps of one visit
-    is less. Nothing is said where an epoch has fewer than 21 batches or does not end within the
-    run, where the learning rate changes at the boundary, and where the order is fixed, so that the
-    end of an epoch is other data than its start.
+    loss drops from the last batches of epoch 1 to the first of epoch 2, it does so because the
+    examples are seen again: the network has begun to memorise them, and from here on the training
+    loss says less about unseen data.
+    How: The mean loss of the last third of epoch 1 (7 to 50 batches) is compared with that of as
+    many batches at the start of epoch 2; each loss is taken before its update. The trend within
+    epoch 1 is subtracted, and a permutation test of the means (10,000 permutations) gives the
+    chance of such a drop. With p below 1 in 1,000, a drop of 5% of the loss or more is a note, of
+    30% or more a warning; a healthy network retains less of one pass.
+    - Not judged where an epoch has fewer than 21 batches or does not end within the run.
+    - Not judged where the learning rate changes at the boundary, or where the order is fixed, so
+      that the end of an epoch holds other data than its start.
     Fix: more data, augmentation, weight decay or dropout, or fewer epochs.
     References: Arpit et al., "A Closer Look at Memorization in Deep Networks" (ICML 2017); Phipson
     and Smyth, "Permutation P-values should never be zero" (2010).
@@ -106,27 +105,27 @@ class Memorisation(Check):
         found = boundary_of(training, np.random.default_rng(audit.seed))
         if found is None:
             return self.inconclusive(
-                "Too few batches lie on both sides of the end of an epoch for a comparison."
+                f"Fewer than {_FEWEST} batches lie on each side of the end of the first epoch, too "
+                "few to compare."
             )
         said = (
-            f"the mean loss of the last {found.batches} batches of epoch 1 is {found.before:.4g}, "
-            f"of the first {found.batches} of epoch 2 {found.after:.4g}"
+            f"Mean loss of the last {found.batches} batches of epoch 1: {found.before:.4g}; of the "
+            f"first {found.batches} of epoch 2: {found.after:.4g}"
         )
         details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
         if found.p > _ALPHA or found.share < _LITTLE:
-            return self.passed(f"{capital(said)}: no more than the trend of epoch 1.", **details)
+            return self.passed(f"{said}. That is within the trend of epoch 1.", **details)
         details |= {
-            "measured": f"a drop of {100 * found.share:.0f} % beyond the trend, p = {found.p:.1g}",
-            "threshold": f"{100 * _MUCH:.0f} %",
+            "measured": f"a drop of {100 * found.share:.0f}% beyond the trend, p = {found.p:.1g}",
+            "threshold": f"{100 * _MUCH:.0f}%",
         }
         if found.share < _MUCH:
-            return self.noted(
-                f"{capital(said)}: some of what is met again is known by heart.", **details
-            )
+            return self.noted(f"{said}. The network has begun to memorise its examples.", **details)
         return self.warned(
-            f"{capital(said)}: what is met for the second time is known by heart.",
+            f"{said}. The network has memorised its examples in one pass.",
             location=audit.loop.locate("train_loader"),
-            fix="more data or augmentation, weight decay or dropout, or stop after one epoch",
+            fix="use more data or augmentation, add weight decay or dropout, or stop after one "
+            "epoch",
             **details,
         )
 
@@ -134,7 +133,7 @@ class Memorisation(Check):
 def _why_not(loop: Loop, training: Training) -> str:
     """Return why the boundary cannot be judged; empty where it can."""
     if not all(math.isfinite(loss) for loss in training.losses):
-        return "Some losses of the run are no numbers: see FIT104."
+        return "Some losses of the run are NaN or infinite: see FIT104."
     if len(training.epoch_starts) < 2:
         return f"The first epoch did not end within {count(len(training.losses), 'step')}."
     end = training.epoch_starts[1]
@@ -144,7 +143,7 @@ def _why_not(loop: Loop, training: Training) -> str:
     if loop.epoch_per_step or end < 3 * _FEWEST:
         return f"An epoch has {end} batches, and at least {3 * _FEWEST} are needed."
     if _first_digest(loop) == batches.digest(training.fixed[0]) == _first_digest(loop):
-        return "Every epoch begins with the same batch: its end may differ by nature."
+        return "Every epoch begins with the same batch, so its end may be harder than its start."
     return ""
 
 

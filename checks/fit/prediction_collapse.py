@@ -93,21 +93,22 @@ def _variation(outputs: Sequence[Tensor]) -> float:
 
 
 class PredictionCollapse(Check):
-    """Does the network say different things about different examples after some training?
+    """Do the predictions differ between examples after some training?
 
-    Why: A network whose units have died, whose representation has collapsed to a point or whose
-    loss rewards the most frequent class answers every question in the same way. Its loss looks
-    like that of a hard task, and its accuracy like the share of one class.
+    Why: A network with dead units, with a representation that has collapsed to a point, or with a
+    loss that rewards the most frequent class predicts the same for every example. Its loss looks
+    like that of a hard task, and its accuracy equals the share of one class.
     How: After 300 steps of your own loop on real batches the network predicts, in eval mode, the
-    validation batches (up to 512 rows), or two training batches where there are none. Three things
-    are looked for: outputs that do not change with the example (a deviation across rows under
-    1e-4 of their size), one class predicted for over 99 % while no class has 90 % of the targets,
-    and for a quantity predictions that vary under 1 % as much as the targets. Outputs that do not
-    change are a warning; one class is one too where the loss has stopped falling above that of the
-    best constant, else a note, for a slow start predicts the most frequent class for a while. At
-    least 64 targets are needed.
-    Fix: lower the learning rate tenfold and build the network anew, for dead units stay dead;
-    print(output.std(0)) layer by layer shows where examples become alike.
+    validation batches (up to 512 rows), or two training batches where there are none. At least 64
+    targets are needed.
+    - It warns when the outputs do not change with the example (standard deviation across rows under
+      1e-4 of their size) and did before training.
+    - It warns when one class is predicted for over 99% while no class has 90% of the targets, if
+      the loss has stopped falling above that of the best constant prediction. Otherwise that is a
+      note: a slow start predicts the most frequent class for a while.
+    - It notes when predictions of a quantity vary under 1% as much as the targets.
+    Fix: lower the learning rate tenfold and train from new initial weights, because dead units stay
+    dead; print(output.std(0)) after each layer shows where examples become equal.
     References: Lu, Shin, Su and Karniadakis, "Dying ReLU and Initialization" (2019); Andrej
     Karpathy, "A Recipe for Training Neural Networks" (2019), "visualize prediction dynamics".
     """
@@ -126,11 +127,13 @@ class PredictionCollapse(Check):
         """Look at the predictions at the end of the run."""
         training = audit.probe(TrainingRun)
         if training.broke is not None:
-            return self.inconclusive("The run ended in no numbers: see FIT104.")
+            return self.inconclusive("The loss of the run became NaN or infinite: see FIT104.")
         look, where = _looked_at(training)
         found = spread_of(look.calls) if look.calls else _of_outputs(look)
         if found is None or (math.isnan(found.variation) and not found.predicted):
-            return self.inconclusive("Too few predictions could be compared with each other.")
+            return self.inconclusive(
+                "Too few predictions were found to compare them with each other."
+            )
         details: dict[str, Any] = {"evidence": _evidence(training, found)}
         if found.variation < _SAME:
             return self._blind(audit, training, found, where, details)
@@ -138,13 +141,13 @@ class PredictionCollapse(Check):
             return self._one_class(audit, training, found, where, details)
         if found.relative < 0.01:
             return self.noted(
-                f"Predictions for {where} vary {100 * found.relative:.2g} % as much as the "
-                "targets: hardly more than a constant was learnt.",
+                f"Predictions for {where} vary only {100 * found.relative:.2g}% as much as the "
+                "targets: the network predicts little more than a constant.",
                 **details,
             )
         said = f"Predictions for {where} differ"
         if found.predicted:
-            said = f"{said}: the most frequent class is predicted for {100 * found.most:.0f} %"
+            said = f"{said}: the most frequent class is predicted for {100 * found.most:.0f}%"
         return self.passed(f"{said}.", **details)
 
     def _blind(
@@ -157,18 +160,19 @@ class PredictionCollapse(Check):
     ) -> Result:
         begun = _looked_at(training, first=True)[0]
         before = spread_of(begun.calls) if begun.calls else _of_outputs(begun)
-        said = f"The outputs for {where} are all the same after {len(training.losses)} steps"
+        said = f"All {where} get the same output after {len(training.losses)} steps"
         if before is None or before.variation < _SAME:
             return self.inconclusive(
-                f"{said}, as they were before: see GRAD108 and FIT101.", **details
+                f"{said}, as they did before training: see GRAD108 and FIT101.", **details
             )
         return self.warned(
-            f"{said}, and differed before: the network no longer sees its input.",
-            measured=f"a deviation of {found.variation:.1g} of their size",
-            threshold=f"{_SAME:g}",
+            f"{said}, but different ones before training: the output no longer depends on the "
+            "input.",
+            measured=f"a standard deviation of {found.variation:.1g} of the outputs' size",
+            threshold=f"at least {_SAME:g}",
             location=audit.loop.locate("optimizer"),
-            fix=f"lower the learning rate, now {max(training.rates):.2g}, tenfold; look for dead "
-            "units",
+            fix=f"lower the learning rate tenfold, to {max(training.rates) / 10:.2g}, and train "
+            "from new weights: dead units stay dead",
             **details,
         )
 
@@ -181,22 +185,25 @@ class PredictionCollapse(Check):
         details: dict[str, Any],
     ) -> Result:
         said = (
-            f"One class is predicted for {100 * found.most:.0f} % of the {where}, and no class "
-            f"has more than {100 * max(found.prior):.0f} % of the targets"
+            f"One class is predicted for {100 * found.most:.0f}% of the {where}, and no class "
+            f"has more than {100 * max(found.prior):.0f}% of the targets"
         )
         if len(training.losses) < FEWEST or on_its_way(training):
-            return self.inconclusive(f"{said}; but the loss is still falling.", **details)
+            return self.inconclusive(f"{said}. The loss is still falling.", **details)
         last = training.last()
         mean = sum(last) / len(last)
         if not mean > training.constant + 0.05 * abs(training.constant):
-            return self.noted(f"{said}: little more than a constant was learnt.", **details)
+            return self.noted(
+                f"{said}: the network predicts little more than a constant.", **details
+            )
         return self.warned(
-            f"{said}, while the loss of {mean:.4g} has stopped falling above the "
-            f"{training.constant:.4g} that a constant costs.",
-            measured=f"{100 * found.most:.0f} % one class",
-            threshold=f"{100 * _COLLAPSED:.0f} %",
+            f"{said}. The loss has stopped falling at {mean:.4g}, above the "
+            f"{training.constant:.4g} of the best constant prediction.",
+            measured=f"{100 * found.most:.0f}% one class",
+            threshold=f"{100 * _COLLAPSED:.0f}%",
             location=audit.loop.locate("optimizer"),
-            fix=f"lower the learning rate, now {max(training.rates):.2g}, tenfold",
+            fix=f"lower the learning rate tenfold, to {max(training.rates) / 10:.2g}, and train "
+            "from new weights",
             **details,
         )
 

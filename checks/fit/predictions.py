@@ -1,4 +1,4 @@
-"""How well predictions go with targets, whatever the scale of the outputs."""
+"""How much better than chance predictions agree with targets, whatever the outputs' scale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Z = 3.72
 
 @dataclass(frozen=True)
 class Told:
-    """How much of the targets the predictions tell: 0 by chance, 1 all of it.
+    """How well the predictions agree with the targets: 0 by chance, 1 perfectly.
 
     For classes the share of right answers, chance taken off (Cohen's kappa); for quantities and
     probabilities the correlation, of ranks where there is one per row.
@@ -43,8 +43,8 @@ class Told:
 
     def __str__(self) -> str:
         if self.classes:
-            return f"{100 * self.right:.0f} % right, {100 * self.chance:.0f} % by chance"
-        return f"a correlation of {self.share:.2f} with the targets"
+            return f"{100 * self.right:.0f}% correct (chance: {100 * self.chance:.0f}%)"
+        return f"correlation {self.share:.2f} with the targets"
 
 
 def told_of(calls: Sequence[LossCall]) -> Told | None:

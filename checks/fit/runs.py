@@ -1,4 +1,4 @@
-"""What the checks of this family say and show about runs on fixed rows."""
+"""The words and curves in which the checks of this family report runs on fixed rows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from nnaudit.training.fitting import RowEvaluation, Run
 
 _POINTS = 120
 
+GAP = "0% = best constant prediction, 100% = lowest possible loss"
+"""What a share of the loss gap means, for a message that gives one."""
+
 
 def curve_of(title: str, runs: Iterable[Run], evaluation: RowEvaluation) -> Curve:
-    """Draw the runs' losses by pass over the rows, with what the rows allow."""
+    """Draw the runs' losses by pass over the rows, with the bounds of the loss on these rows."""
     bounds = evaluation.bounds
     thresholds = {}
     if bounds is not None:
         thresholds = {
             "best constant": bounds.constant,
             "fitted": bounds.level(evaluation.loss),
-            "floor": bounds.floor,
+            "lowest possible": bounds.floor,
         }
     return Curve(
         title=title,
@@ -40,16 +43,21 @@ def series_of(run: Run, name: str = "") -> Series:
 
 
 def loss_words(run: Run, evaluation: RowEvaluation) -> str:
-    """Say from where to where the loss went, and how much of the way that is."""
-    final = f"{run.final:.4g}" if math.isfinite(run.final) else "NaN or infinity"
-    said = f"the loss went from {evaluation.loss:.4g} to {final}"
-    bounds = evaluation.bounds
-    if bounds is None:
+    """Say where the loss began and ended, and the loss at which the rows count as fitted."""
+    said = f"loss {evaluation.loss:.4g} to {loss_value(run.final)} in {run.steps} steps"
+    if evaluation.bounds is None:
         return said
-    way = max(evaluation.loss, bounds.constant) - bounds.floor
-    closed = (max(evaluation.loss, bounds.constant) - run.final) / max(way, 1e-30)
-    closed = min(max(closed, 0.0), 1.0) if math.isfinite(run.final) else 0.0
-    return f"{said}, {100 * closed:.0f} % of the way to the floor of {bounds.floor:.3g}"
+    return f"{said} (target: below {evaluation.bounds.level(evaluation.loss):.4g})"
+
+
+def loss_value(loss: float) -> str:
+    """Write a loss that may be NaN or infinite."""
+    return f"{loss:.4g}" if math.isfinite(loss) else "NaN or infinite"
+
+
+def percent(share: float) -> str:
+    """Write a share that may lie outside 0 to 1 or be unknown as a per cent."""
+    return f"{100 * min(max(share, 0.0), 1.0):.0f}%" if not math.isnan(share) else "unknown"
 
 
 def trainable_layers(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""FIT109: a network should do no worse than a simple one on the same batches."""
+"""FIT109: a network should do at least as well as a simple one on the same batches."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _RATE = 3e-3
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A simple network after as many steps, and what it tells of the validation rows."""
+class Baseline:
+    """A simple network after as many steps, and how well it predicts the validation rows."""
 
     kind: str
     told: Told
@@ -46,23 +46,24 @@ class Rival:
 class SimpleBaseline(Check):
     """Does the network do at least as well as a simple one on the same batches?
 
-    Why: A linear model and a small standard network are what a method is worth against. Where a
+    Why: A method is worth what it gains over a linear model and a small standard network. Where a
     large network does worse than either after as many steps, something keeps it from learning:
-    the learning rate, the initial weights, an input that does not get through, or it is the wrong
-    network for such data.
+    the learning rate, the initial weights, an input that does not reach it, or an architecture that
+    does not suit the data.
     How: A linear model (where there is one target per example) and a small reference network
-    (convolutional for images, recurrent for tokens, else a perceptron) see the same stream of
-    batches as your network for as many steps, trained by Adam at 3e-3 on your own loss. All then
-    predict the validation rows. They are compared by the share of the way from chance to all right
-    (for quantities by the correlation with the targets). A network that closed 85 % of the way
-    needs no comparison, one whose loss is still falling only that with the linear model. It warns
-    when a simple network is ahead by 15 points of a hundred and by four standard errors, about
-    3e-5 by chance, while your loss has stopped falling, or falls and validation rows do not profit:
-    a quarter of the way is gone, and at the pace of the last two thirds of the run it would be 15
-    points behind after nine times as many steps. A network that is still on its way, or has hardly
-    moved yet, is a note, for 300 steps are a short run, and large networks with small learning
-    rates start slowly. Fewer than 60 steps, all that there is time for where they are slow, are not
-    compared.
+    (convolutional for images, recurrent for tokens, else a perceptron) are trained by Adam at 3e-3
+    on the same batches as your network, for as many steps of your own loop. All then predict the
+    validation rows and are compared by how far they get from chance to all correct (for quantities
+    by the correlation with the targets). It warns when a simple network is ahead by 15 points of
+    100 and by four standard errors (about 3e-5 by chance) while your loss has stopped falling.
+    - A network that got 85% of the way is not compared. One whose loss is still falling is compared
+      with the linear model only.
+    - It also warns where the loss falls but validation does not profit: your network got a quarter
+      of the way, and at the pace of the last two thirds of the run it would still be 15 points
+      behind after nine times as many steps.
+    - A loss that is otherwise still falling or has hardly moved is a note: 300 steps are a short
+      run, and large networks with small learning rates start slowly.
+    - Fewer than 60 steps, where steps are slow, are not compared.
     Fix: use the simple network until you know why yours does worse: look at the learning rate
     (STEP109), the initial weights (INIT101), normalisation (NORM101).
     References: Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning,
@@ -85,48 +86,55 @@ class SimpleBaseline(Check):
         training = audit.probe(TrainingRun)
         own = told_of(training.moments[-1].val.calls)
         if training.broke is not None or own is None:
-            return self.inconclusive("What the network tells of validation rows is not known.")
+            return self.inconclusive(
+                "Not judged: the predictions on the validation set cannot be compared with its "
+                "targets, or the loss became NaN."
+            )
         details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
         steps = len(training.losses)
         if own.share >= 1 - _MARGIN:
             return self.passed(
-                f"After {steps} steps no simple network could do much better: {own}.", **details
+                f"After {steps} steps the validation set is predicted so well that no simple "
+                f"network could do much better: {own}.",
+                **details,
             )
-        # A shorter run, which is one of slow steps, never warns: it need not pay for the rivals.
-        candidates = _rivals(audit, training) if steps >= FEWEST else []
+        # A shorter run, which is one of slow steps, never warns: it need not pay for the others.
+        candidates = _baselines(audit, training) if steps >= FEWEST else []
         if not candidates:
-            few = f"{steps} steps are too few to hold a network against a simple one: {own}."
-            made = "No simple network could be made for these inputs."
+            few = f"{steps} steps are too few to compare your network with a simple one: {own}."
+            made = "No simple network could be built for these inputs."
             return self.inconclusive(few if steps < FEWEST else made, **details)
-        best = max(candidates, key=lambda rival: rival.told.share)
+        best = max(candidates, key=lambda baseline: baseline.told.share)
         details["evidence"] = (_table(own, steps, candidates), *details["evidence"])
-        said = f"On validation rows the network tells after {steps} steps: {own}; {best.kind}"
-        said = f"{said}, on the same batches: {best.told}"
+        said = (
+            f"After {steps} steps your network predicts the validation set with {own}; {best.kind} "
+            f"trained on the same batches reaches {best.told}"
+        )
         if not _ahead(own, best.told):
             return self.passed(f"{said}.", **details)
-        if _slow(training) and not _stands(training, own, best.told):
-            return self.noted(f"{said}; but it is still on its way.", **details)
+        if _unsettled(training) and not _falls_short(training, own, best.told):
+            return self.noted(f"{said}. Your loss is still falling or has hardly moved.", **details)
         return self.warned(
             f"{said}.",
-            measured=f"{best.told.share - own.share:.2f} behind",
-            threshold=f"{_MARGIN:g}",
+            measured=f"{100 * (best.told.share - own.share):.0f} points of 100 behind",
+            threshold=f"{100 * _MARGIN:.0f} points",
             location=audit.loop.locate("model"),
-            fix=f"begin with {best.kind}, and find out what keeps yours from learning: see "
-            "STEP109, INIT101, NORM101",
+            fix=f"begin with {best.kind}, and find out what keeps yours from learning: check the "
+            "learning rate (STEP109), the initial weights (INIT101), normalisation (NORM101)",
             **details,
         )
 
 
-def _slow(training: Training) -> bool:
+def _unsettled(training: Training) -> bool:
     """Whether the loss is falling still, or has hardly moved: a small learning rate."""
     return on_its_way(training) or not Standing.of(training).moved
 
 
-def _stands(training: Training, own: Told, other: Told) -> bool:
-    """Whether it has begun to learn, and what it tells of unseen rows does not grow towards them.
+def _falls_short(training: Training, own: Told, other: Told) -> bool:
+    """Whether it has begun to learn, but its validation score will not reach the other's in time.
 
-    It may go on as between the last two looks, the second after three times as many steps, for two
-    more such whiles: until nine times as many steps are taken.
+    The score is extrapolated from the last two evaluations, the second of which came after three
+    times as many steps, to nine times as many steps.
     """
     before = told_of(training.moments[-2].val.calls) if len(training.moments) > 1 else None
     if before is None or own.share < _BEGUN:
@@ -135,7 +143,7 @@ def _stands(training: Training, own: Told, other: Told) -> bool:
 
 
 def _ahead(own: Told, other: Told) -> bool:
-    """Whether the other tells more, by the margin and four standard errors of the difference."""
+    """Whether the other is better by the margin and by four standard errors of the difference."""
     gain = other.share - own.share
     if own.classes:
         spread = sum(told.right * (1 - told.right) for told in (own, other))
@@ -145,7 +153,7 @@ def _ahead(own: Told, other: Told) -> bool:
     return gain > max(_MARGIN, 4 * error)
 
 
-def _rivals(audit: Audit, training: Training) -> list[Rival]:
+def _baselines(audit: Audit, training: Training) -> list[Baseline]:
     """Train a linear model on the stream, and where yours has stopped falling the reference too.
 
     Empty where none can be made.
@@ -159,8 +167,8 @@ def _rivals(audit: Audit, training: Training) -> list[Rival]:
         return []
     # Where rows have several targets a linear model would see those of later positions.
     kinds = [True] if first.calls[0].target.numel() == first.sizes[0] else []
-    # A network on its way is not warned of, so the dearer comparison is left out.
-    kinds += [] if kinds and _slow(training) else [False]
+    # A loss that still falls is no warning, so the more expensive comparison is left out.
+    kinds += [] if kinds and _unsettled(training) else [False]
     made = [reference_for(first, linear=linear, seed=audit.seed) for linear in kinds]
     networks = [network for network in made if network is not None]
     unseen = _unseen(audit, training)
@@ -169,9 +177,9 @@ def _rivals(audit: Audit, training: Training) -> list[Rival]:
     try:
         steps = _train(audit, networks, len(training.losses))
         return [
-            Rival(network.kind, told, steps)
+            Baseline(network.kind, told, steps)
             for network in networks
-            if (told := _told_by(network, unseen)) is not None
+            if (told := _predicted_by(network, unseen)) is not None
         ]
     except (RuntimeError, ValueError):  # inputs that differ from batch to batch
         return []
@@ -222,7 +230,7 @@ def _train(audit: Audit, networks: list[Reference], steps: int) -> int:
     return done
 
 
-def _told_by(network: Reference, unseen: list[_Pair]) -> Told | None:
+def _predicted_by(network: Reference, unseen: list[_Pair]) -> Told | None:
     calls = []
     with torch.no_grad():
         for inputs, call in unseen:
@@ -233,11 +241,11 @@ def _told_by(network: Reference, unseen: list[_Pair]) -> Told | None:
     return told_of(calls)
 
 
-def _table(own: Told, steps: int, candidates: list[Rival]) -> Table:
+def _table(own: Told, steps: int, candidates: list[Baseline]) -> Table:
     rows = [("your network", steps, str(own), own.share)]
-    rows += [(rival.kind, rival.steps, str(rival.told), rival.told.share) for rival in candidates]
+    rows += [(each.kind, each.steps, str(each.told), each.told.share) for each in candidates]
     return Table(
-        title="What is told of the validation rows",
-        columns=("network", "steps", "told", "share of the way from chance"),
+        title="How well the validation set is predicted",
+        columns=("network", "steps", "predicted", "share of the way from chance to all correct"),
         rows=tuple(rows),
     )

@@ -1,4 +1,4 @@
-"""What the checks of this family read off the run on the real stream, and how they draw it."""
+"""What the checks of this family read off the run on real batches, and how they draw it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POINTS = 150
 
 @dataclass(frozen=True)
 class Standing:
-    """The last third of the run against the best constant.
+    """The last third of the run compared with the best constant.
 
     Attributes:
         start: the median of the first five losses.
@@ -50,23 +50,25 @@ class Standing:
     def numbers(self) -> Numbers:
         """What a later report is compared with: where the run ended."""
         name = "mean loss of the last third"
-        return Numbers(title="The run", values={name: self.mean}, noise={name: self.error})
+        return Numbers(
+            title="The end of the run", values={name: self.mean}, noise={name: self.error}
+        )
 
     @property
     def below(self) -> bool:
-        """Whether the loss is lower than the constant's, beyond chance and by a hundredth."""
+        """Whether the loss is lower than the constant's, beyond chance and by 1%."""
         gain = self.constant - self.mean
         return gain > max(4 * self.error, 0.01 * abs(self.constant))
 
     @property
     def above(self) -> bool:
-        """Whether it is higher, beyond chance and by a twentieth."""
+        """Whether it is higher, beyond chance and by 5%."""
         excess = self.mean - self.constant
         return excess > max(4 * self.error, 0.05 * abs(self.constant))
 
     @property
     def moved(self) -> bool:
-        """Whether it is another than at the start, beyond chance and by a fiftieth.
+        """Whether it differs from the start, beyond chance and by 2%.
 
         Or clearly higher than before the first step: it may have risen within the first five.
         """
@@ -77,12 +79,12 @@ class Standing:
 
     @property
     def fell(self) -> bool:
-        """Whether it is lower than at the start, beyond chance and by a hundredth."""
+        """Whether it is lower than at the start, beyond chance and by 1%."""
         return self.start - self.mean > max(4 * self.error, 0.01 * abs(self.start))
 
 
 def standard_error(losses: Sequence[float]) -> float:
-    """Of the mean of ``losses``: batches are drawn anew, so their losses are held independent."""
+    """Of the mean of ``losses``, which are taken as independent: each is of another batch."""
     return statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
 
 
@@ -113,7 +115,7 @@ def on_its_way(training: Training) -> bool:
     """Whether the loss is :func:`still_falling`, or falls on the same fixed batches all the time.
 
     These scatter less than the losses of the stream: a slow fall shows there first. It must be
-    half a per cent over the last three moments.
+    0.5% over the last three evaluations.
     """
     if still_falling(training.losses):
         return True
@@ -122,7 +124,7 @@ def on_its_way(training: Training) -> bool:
     return falls and fixed[0] - fixed[2] > 0.005 * abs(fixed[0])
 
 
-def curve_of_run(training: Training, title: str = "Loss on the real stream") -> Curve:
+def curve_of_run(training: Training, title: str = "Loss during training") -> Curve:
     """Draw the losses of the run, smoothed, and those of unseen batches where there are any."""
     losses = training.losses
     shown = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.runs import series_of, trainable_layers
+from nnaudit.checks.fit.runs import GAP, percent, series_of, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.subset_scaling import Ladder, SubsetFit, SubsetScaling
@@ -20,21 +20,22 @@ _ENOUGH = 100
 class SubsetLadderFit(Check):
     """How many examples can the network fit in equal steps?
 
-    Why: A network that fits 16 examples and not 256 has found the limit of its capacity or of its
-    optimizer; one that fits 1024 has capacity to spare, and the next worry is overfitting. The
-    ladder tells the two apart before a long run does: first overfit, then overfit less.
+    Why: A network that fits 16 examples but not 256 has reached the limit of its capacity or of its
+    optimizer; one that fits 1024 has capacity to spare, and the next concern is overfitting. The
+    test tells the two apart before a long run does: first overfit, then overfit less.
     How: 16, 64, 256 and 1024 fixed examples, as they enter the network, are trained from the same
-    initial weights for about 200 steps of 32 examples each, dropout off, at your learning rate
-    (or the factor on it at which FIT101 fitted). Each is judged by the share of the way closed
-    from the best constant prediction to the lowest loss that its targets allow: 0.9 is fitted.
-    Fewer and smaller rungs are climbed where steps are slow or the data set is small. It warns
-    when a network with hidden layers does not fit 64 examples and its loss has stopped falling
-    (by less than 2 % of the rest in the last quarter): sound networks fit that many. That is a
-    judgement: how far one gets in 200 steps depends on the task. Where there was time for fewer
-    than 100 steps, subsets that were not fitted give no answer.
-    Fix: widen or deepen the network, or raise the learning rate, whichever FIT106 and FIT101 name.
+    initial weights for about 200 steps of 32 examples each, dropout off, at your learning rate (or
+    the factor on it at which FIT101 fitted). Each subset is judged by the share of the loss gap
+    that training closes: 0% is the best constant prediction, 100% the lowest loss that the targets
+    allow. From 90% on it is fitted. It warns when a network with hidden layers closes less than 70%
+    on 64 examples or fewer and its loss has stopped falling (less than 2% of the rest gained in the
+    last quarter): healthy networks fit that many. How far 200 steps get depends on the task, so it
+    is a judgement.
+    - Fewer and smaller subsets are trained where steps are slow or the data set is small.
+    - Where there was time for fewer than 100 steps, a subset that is not fitted proves nothing.
+    Fix: make the network wider or deeper, or raise the learning rate, as FIT106 and FIT101 say.
     References: Zhang, Bengio, Hardt, Recht and Vinyals, "Understanding deep learning requires
-    rethinking generalization" (ICLR 2017): networks fit training sets by heart; Josh Tobin,
+    rethinking generalization" (ICLR 2017): networks memorise training sets; Josh Tobin,
     "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning, 2019).
     """
 
@@ -51,58 +52,55 @@ class SubsetLadderFit(Check):
         """Say where fitting stops."""
         ladder = audit.probe(SubsetScaling)
         if not ladder.subset_fits:
-            return self.inconclusive(f"There is no ladder: {ladder.reason}.")
+            return self.inconclusive(f"The subset-size test was inconclusive: {ladder.reason}.")
         evidence = ladder_evidence(ladder)
-        cut = f" ({ladder.cut})" if ladder.cut else ""
+        cut = f". Note: {ladder.cut}" if ladder.cut else ""
         limit = next(
             (subset_fit for subset_fit in ladder.subset_fits if not subset_fit.fitted), None
         )
-        climbed = ", ".join(
-            f"{subset_fit.rows}: {_closed(subset_fit)}" for subset_fit in ladder.subset_fits
+        closed = ", ".join(
+            f"{_closed(subset_fit)} on {subset_fit.rows}" for subset_fit in ladder.subset_fits
         )
-        said = (
-            f"of the way from the best constant to the floor, subsets closed in {ladder.steps} "
-            f"steps {climbed}"
-        )
+        said = f"share of the loss gap closed in {ladder.steps} steps: {closed} ({GAP})"
         if limit is None:
             top = ladder.subset_fits[-1].rows
-            return self.passed(f"All subsets up to {top} examples were fitted: {said}{cut}.",
-                               evidence=evidence)  # fmt: skip
+            return self.passed(
+                f"All subsets up to {top} examples were fitted; {said}{cut}.", evidence=evidence
+            )
         if limit.falling() or limit.run.cut:
             return self.passed(
-                f"In {ladder.steps} steps the loss on {limit.rows} examples is still falling: "
-                f"{said}{cut}.",
+                f"The loss on {limit.rows} examples is still falling; {said}{cut}.",
                 evidence=evidence,
             )
         return self._stopped(audit, ladder, limit, f"{said}{cut}")
 
     def _stopped(self, audit: Audit, ladder: Ladder, limit: SubsetFit, said: str) -> Result:
         evidence = ladder_evidence(ladder)
-        where = f"Fitting stops at {limit.rows} examples"
+        where = f"The network cannot fit {limit.rows} examples"
         tiny = audit.probe(TinyFitting)
         if not tiny.fits(tiny.best):
-            return self.noted(f"{where}, as FIT101 found: {said}.", evidence=evidence)
+            return self.noted(f"{where}, see FIT101; {said}.", evidence=evidence)
         if ladder.steps < _ENOUGH:
             return self.inconclusive(
-                f"{where}, but steps are slow, and {ladder.steps} too few to say that it stays so: "
-                f"{said}.",
+                f"{where} in {ladder.steps} steps, too few for a verdict (steps are slow); {said}.",
                 evidence=evidence,
             )
         small = limit.rows <= FEW and trainable_layers(audit.loop.model) > 1
         if small and not limit.bounds.reconstruction and limit.closed < 0.7:
             return self.warned(
-                f"{where}, and the loss has stopped falling: {said}.",
-                measured=f"{_closed(limit)} at {limit.rows} examples",
-                threshold="0.9 at 64 examples",
+                f"{where}, and the loss has stopped falling; {said}.",
+                measured=f"{_closed(limit)} on {limit.rows} examples",
+                threshold="90% on 64 examples",
                 evidence=evidence,
                 location=audit.loop.locate("model"),
-                fix="make the hidden layers wider, or see FIT101 for the learning rate",
+                fix="make the hidden layers wider (see FIT106), or change the learning rate (see "
+                "FIT101)",
             )
-        return self.noted(f"{where}: {said}.", evidence=evidence)
+        return self.noted(f"{where}; {said}.", evidence=evidence)
 
 
 def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
-    """Draw what each rung came to, how, and list it."""
+    """Draw and list how far each subset was fitted."""
     subset_fits = ladder.subset_fits
     rows = tuple(float(subset_fit.rows) for subset_fit in subset_fits)
     closed = tuple(min(max(subset_fit.closed, -1.0), 1.0) for subset_fit in subset_fits)
@@ -110,7 +108,7 @@ def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
         Curve(
             title="Share fitted by size of the subset",
             x_label="examples",
-            y_label="share of the way from the best constant to the floor",
+            y_label="share of the loss gap closed",
             series=(Series(name="after training", x=rows, y=closed),),
             thresholds={"fitted": 0.9},
             log_x=True,
@@ -122,8 +120,15 @@ def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
             series=tuple(series_of(subset_fit.run) for subset_fit in subset_fits),
         ),
         Table(
-            title="The ladder",
-            columns=("examples", "steps", "first loss", "last loss", "best constant", "floor"),
+            title="The subsets",
+            columns=(
+                "examples",
+                "steps",
+                "first loss",
+                "last loss",
+                "best constant",
+                "lowest possible",
+            ),
             rows=tuple(
                 (
                     subset_fit.rows,
@@ -142,4 +147,4 @@ def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
 def _closed(subset_fit: SubsetFit) -> str:
     if not math.isfinite(subset_fit.closed):
         return "diverged"
-    return f"{100 * min(max(subset_fit.closed, 0.0), 1.0):.0f} %"
+    return percent(subset_fit.closed)

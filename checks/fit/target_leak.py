@@ -34,34 +34,37 @@ _GOOD = 0.5
 
 @dataclass(frozen=True)
 class Column:
-    """An input column that holds the target: which of the model's tensors, which element."""
+    """An input column that holds the target: which of the model's tensors, which element.
+
+    ``quantity`` says that the target is one, such as the next value of a series, and no class.
+    """
 
     tensor: int
     element: int
     columns: int
     words: str
+    quantity: bool
 
 
 class TargetLeak(Check):
     """Is the label, or something made from it, among the inputs?
 
     Why: A network that is given the answer learns to read it off. Training and validation look
-    perfect, and in use, where the answer is not known yet, nothing works: a target column left in
-    the table, a window that reaches one step too far, a label passed to the model beside the
-    input.
-    How: Two questions, for programs with one target per example. First, up to 512 rows as they
-    enter the network: is an element of the input the same for all examples of a class and, alone
-    or with other such elements, different for every two classes (eight examples of each class and
-    64 in all), or for quantities the target itself, but for scale and shift (a correlation of
-    1 - 1e-9)? If labels were exchangeable between rows, one column of two values would agree with
-    them in fewer than 1 of 10^9 cases, so both halves of the rows must show it. Second, where
-    unseen examples are predicted well (half of the way or more): the labels of every batch are
-    permuted anew, and 80 steps are taken on such batches by your own loop. What cannot see the
-    labels cannot do better than the best constant, for they are drawn anew each time; a mean loss
-    of the last half more than four standard errors and 10 % below it shows that the labels reach
-    the network. It fails when this repeats with other weights and permutations.
-    Fix: drop the column from the inputs, end the window one step before the target, and do not
-    pass the target to the model.
+    perfect, and in production, where the answer is not known yet, nothing works. Usual causes: a
+    target column left in the table, a window that reaches one step too far, a label passed to the
+    model beside the input.
+    How: Two tests, for programs with one target per example. First, up to 512 rows as they enter
+    the network (at least 64, and eight of each class): is an element of the input a function of the
+    target? For classes: the same for all examples of a class and, alone or with other such
+    elements, different for every two classes. For quantities: correlated with the target by 1 -
+    1e-9. Both halves of the rows must show it, which by chance has a probability below 1e-9.
+    Second, only where unseen examples are predicted well (half of the way from chance or more): the
+    labels of every batch are permuted anew and your own loop takes 80 steps. A network that cannot
+    see the labels cannot beat the best constant prediction then. It fails when the mean loss of the
+    last half is four standard errors and 10% below that, and again with other weights and
+    permutations.
+    Fix: drop the column from the inputs; with windows of a series take the target one step later
+    (y = series[start + window]); do not pass the target to the model.
     References: Kaufman, Rosset, Perlich and Stitelman, "Leakage in Data Mining" (2012); Kapoor and
     Narayanan, "Leakage and the reproducibility crisis in machine-learning-based science" (2023);
     Ojala and Garriga, "Permutation Tests for Studying Classifier Performance" (2010).
@@ -78,56 +81,67 @@ class TargetLeak(Check):
         training = audit.probe(TrainingRun)
         call = next(iter(training.moments[0].fixed.calls), None)
         if call is None or training.broke is not None:
-            return self.inconclusive("The loss is not one comparison with the targets.")
+            return self.inconclusive(
+                "Not judged: the loss is composite or hand-written, or it became NaN, so the "
+                "targets cannot be read off it."
+            )
         if not _one_each(call, batches.size(training.fixed[0])):
-            return self.skipped("There is more than one target per example.")
+            return self.skipped("Examples have more than one target each.")
         column = column_of(*training_columns(audit))
         if column is not None:
             return self._found(audit, column)
         told = told_of(training.moments[-1].val.calls or training.moments[-1].fixed.calls)
         if told is None or told.share < _GOOD:
-            said = "unknown" if told is None else str(told)
+            said = "not comparable with the targets" if told is None else str(told)
             return self.passed(
-                f"No input holds the target, and it is not predicted so well ({said}) that it "
-                "must reach the network in another way."
+                "No input element holds the target, and the predictions are not good enough to "
+                f"suspect a leak: {said}."
             )
         path = path_of(training.fixed[0], call.target)
         if not path:
             return self.inconclusive(
-                "No input holds the target; the targets are made from the batch within the step, "
-                "so they cannot be permuted."
+                "No input element holds the target. Training on permuted labels was not possible, "
+                "because the targets are made within the step."
             )
         return self._permuted(audit, training, path)
 
     def _found(self, audit: Audit, column: Column) -> Result:
         where = f"element {column.element} of {column.columns}" if column.columns > 1 else "it"
+        drop = f"leave element {column.element} out of the inputs"
         return self.failed(
-            f"Input {column.tensor} of the network holds the target: {where} {column.words}.",
+            f"The target is among the inputs: in input {column.tensor} of the network, {where} "
+            f"{column.words}.",
             measured=column.words,
             threshold="no input that is a function of the target alone",
             location=audit.loop.locate("train_loader"),
-            fix=f"leave element {column.element} out of the inputs",
+            fix="if the input is a window of a series, take the target one step later: "
+            f"y = series[start + window]; else {drop}"
+            if column.quantity
+            else drop,
         )
 
     def _permuted(self, audit: Audit, training: Training, path: str) -> Result:
         first = permuted_run(audit, path)
         if not first.usable:
-            return self.inconclusive("Too few steps could be taken on permuted labels.")
+            return self.inconclusive("Not judged: too few steps could be taken on permuted labels.")
         details: dict[str, Any] = {"evidence": (_curve(first),)}
         said = (
-            f"Trained for {len(first.losses)} steps on labels that are permuted in every batch, "
-            f"the network costs {first.mean:.4g}, the best constant {first.constant:.4g}"
+            f"After {len(first.losses)} steps on labels permuted anew in every batch the loss is "
+            f"{first.mean:.4g} (best constant prediction: {first.constant:.4g})"
         )
         if not first.leaks:
-            return self.passed(f"{said}: it does not see the labels.", **details)
+            return self.passed(f"{said}: the network does not see the labels.", **details)
         with replicated(audit) as other:
             again = permuted_run(other, path)
         if not again.leaks:
-            return self.inconclusive(f"{said}; in another run {again.mean:.4g}.", **details)
+            return self.inconclusive(
+                f"{said}, but {again.mean:.4g} in a second run: no clear leak.", **details
+            )
         return self.failed(
-            f"{said}, and in another run {again.mean:.4g}: the labels reach the network.",
-            measured=f"{first.mean:.4g}",
-            threshold=f"not below {first.constant:.4g}",
+            f"{said}, and {again.mean:.4g} in a second run. Permuted labels cannot be predicted, "
+            "so the network sees them.",
+            measured=f"a loss of {first.mean:.4g}",
+            threshold=f"at least {first.constant:.4g}",
             location=audit.loop.locate("training_step") or audit.loop.locate("model"),
             fix="do not pass the target, or anything made from it, to the model",
             **details,
@@ -157,11 +171,12 @@ def column_of(inputs: Sequence[Tensor], target: Tensor) -> Column | None:
         if values.is_complex() or values.shape[1] > _MOST_COLUMNS:
             continue
         columns = values.double()
-        search = _of_quantity if target.is_floating_point() and _many(target) else _of_classes
+        quantity = target.is_floating_point() and _many(target)
+        search = _of_quantity if quantity else _of_classes
         halves = [search(columns[part], target[part]) for part in (slice(half), slice(half, None))]
         if all(found is not None for found in halves):
             element, words = halves[0] or (0, "")
-            return Column(which, element, values.shape[1], words)
+            return Column(which, element, values.shape[1], words, quantity)
     return None
 
 
@@ -185,12 +200,12 @@ def _of_classes(columns: Tensor, target: Tensor) -> tuple[int, str] | None:
     alone = len(torch.unique(signature[:, element])) == len(counts)
     others = "" if alone else f", with {int(telling.sum()) - 1} others,"
     return element, (
-        f"is the same for all examples of a class and{others} tells all {len(counts)} classes apart"
+        f"is equal within each class and{others} differs between all {len(counts)} classes"
     )
 
 
 def _of_quantity(columns: Tensor, target: Tensor) -> tuple[int, str] | None:
-    """A column that is the target, but for scale and shift."""
+    """A column that is the target, up to scale and shift."""
     wanted = target.double() - target.double().mean()
     centred = torch.nan_to_num(columns - columns.mean(0))
     scale = centred.square().sum(0).sqrt() * wanted.square().sum().sqrt()
@@ -198,7 +213,7 @@ def _of_quantity(columns: Tensor, target: Tensor) -> tuple[int, str] | None:
     same = correlation > 1 - 1e-9
     if not bool(same.any()):
         return None
-    return int(same.nonzero()[0]), "is the target, but for scale and shift"
+    return int(same.nonzero()[0]), "is the target, up to scale and shift"
 
 
 def _curve(run: Permuted) -> Curve:

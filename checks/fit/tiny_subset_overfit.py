@@ -1,4 +1,4 @@
-"""FIT101: a few fixed rows must be fitted."""
+"""FIT101: the training must be able to overfit a few fixed rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.runs import capital, curve_of, loss_words, trainable_layers
+from nnaudit.checks.fit.runs import (
+    GAP,
+    capital,
+    curve_of,
+    loss_value,
+    loss_words,
+    percent,
+    trainable_layers,
+)
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import is_scheduled
@@ -39,8 +47,8 @@ class Diagnosis:
     """Why the rows were not fitted.
 
     ``verdict`` is ``slow`` (Adam fits), ``useless`` (Adam fits, and with the author's settings
-    nothing moves the right way), ``cut`` (no time to say), ``unclear``, ``weak`` (it underfits,
-    and that may be meant) or ``broken``.
+    the loss does not fall), ``cut`` (no time to say), ``unclear``, ``weak`` (it underfits, perhaps
+    by design) or ``broken``.
     """
 
     verdict: str
@@ -50,33 +58,36 @@ class Diagnosis:
 
 
 class TinySubsetOverfit(Check):
-    """Can the training fit a handful of fixed examples?
+    """Can the training overfit a handful of fixed examples?
 
-    Why: A network that has thousands of parameters and cannot learn sixteen examples by heart
-    will not learn the data either. This one test sees most bugs of a training program: a detached
-    or frozen part, a wrong loss, an activation that cuts the targets off, a learning rate that
-    explodes. It takes seconds, and a long run would show the same only after hours.
-    How: 16 rows of the first batch (8 where each has many targets), classes taking turns, are
-    trained on as the network received them, dropout off, by your own loop at your learning rate
-    held constant, then x 10, then x 0.1. Fitted means: 90 % of the way from the first loss (or
-    the best constant prediction, where that is higher) to the lowest loss that the rows allow.
-    That floor follows from the targets: equal inputs with different targets, soft targets, label
-    smoothing and equal beginnings of texts keep it above zero. Quantities must close 90 % of the
-    way from the best constant (R2 of 0.9), reconstructions half. Where the loss is composite or
-    hand-written no floor is known, and a fall by 20 % beyond the loss's own noise is enough. The
-    hypothesis that the program is sound is given up only when every learning rate fails, Adam at
-    1e-3 and 1e-2 with your gradients fails, no run is still falling (2 % of the remaining loss
-    per quarter of the run), a reference network of the right kind fits the same rows in the same
-    way, and all this repeats on other rows. Where Adam fits, the optimizer is at fault: a
-    warning, but a failure if at none of the three rates the loss came 10 % of the way down or was
-    still falling, on other rows too. A model that nothing fits fails if less than 10 % of the way
-    from the best constant is closed, or less than half by a model with hidden layers, nothing
-    frozen and ten parameters per target; healthy programs with room to spare close 90 %. Anything
-    between is a warning. Where an exact check has failed that explains it, and a step takes 20 ms
-    or more, nothing is repeated and no answer given: mending the cause comes first.
-    Fix: train on these rows until the loss is near zero, simplifying until it works: no
-    regularisation, plain Adam at 1e-3, the reference's architecture; then put the parts back one
-    by one.
+    Why: A network with thousands of parameters that cannot memorise sixteen examples will not learn
+    the data either. This one test finds most bugs of a training program: a detached or frozen part,
+    a wrong loss, an output activation that cannot reach the targets, a learning rate that makes the
+    loss diverge. It takes seconds; a long run would show the same after hours.
+    How: 16 rows of the first batch (8 where each has many targets), of all classes in turn, are
+    trained on exactly as the network received them, dropout off, by your own loop at your learning
+    rate held constant, then at 10 times and 0.1 times that. They are fitted when the loss closes
+    90% of the gap between the first loss (or that of the best constant prediction, where higher)
+    and the lowest loss that the rows allow. It fails only when all of these hold: every learning
+    rate fails; Adam at 1e-3 and 1e-2 on your gradients fails; no run is still falling (2% of the
+    remaining loss per quarter of the run); a reference network of the right kind fits the same
+    rows; less than 10% of the gap from the best constant is closed (less than 50% for a model with
+    hidden layers, nothing frozen and ten parameters per target); and all this repeats on other
+    rows.
+    - The lowest loss follows from the targets: equal inputs with different targets, soft targets
+      and label smoothing keep it above zero.
+    - Quantities must close 90% of the gap from the best constant (R2 of 0.9), reconstructions 50%.
+    - Where the loss is composite or hand-written the lowest loss is unknown, and a fall by 20%
+      beyond the loss's own noise is enough.
+    - Where only Adam fits, the optimizer's settings are at fault: a warning; a failure if at none
+      of the three rates the loss came 10% of the way down or was still falling, on other rows too.
+    - A model that closes more than that, but does not fit, is a warning. Healthy programs close 90%
+      with room to spare.
+    - Where an exact check that explains the result has failed and a step takes 20 ms or more,
+      nothing is repeated and no verdict given.
+    Fix: train on these rows and simplify until the loss goes to its lowest value: no
+    regularisation, torch.optim.Adam(model.parameters(), lr=1e-3), a standard architecture. Then put
+    the parts back one by one.
     References: Andrej Karpathy, "A Recipe for Training Neural Networks" (2019), "overfit one
     batch"; Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning, 2019);
     Goodfellow, Bengio and Courville, "Deep Learning" (2016), section 11.5.
@@ -102,9 +113,9 @@ class TinySubsetOverfit(Check):
 
     def _explained(self, tiny: TinyFit, cause: str) -> Result:
         return self.inconclusive(
-            f"{capital(_rows(tiny))} were not fitted: at {tiny.best.label}, in {tiny.best.steps} "
-            f"steps, {loss_words(tiny.best, tiny.evaluation)}. {cause} has failed, which may be "
-            "why: fix that first, then rerun.",
+            f"{_rows(tiny)} were not fitted at {tiny.best.label}: "
+            f"{loss_words(tiny.best, tiny.evaluation)}. {cause} has failed, which may be why: fix "
+            "that first, then rerun.",
             evidence=(curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.evaluation),),
             threshold=_threshold(tiny),
         )
@@ -112,30 +123,30 @@ class TinySubsetOverfit(Check):
     def _fitted(self, audit: Audit, tiny: TinyFit) -> Result:
         run, author = tiny.best, tiny.runs[1.0]
         evidence = (curve_of("Loss on the fixed examples", tiny.runs.values(), tiny.evaluation),)
-        said = f"{_rows(tiny)} were fitted in {run.steps} steps: {loss_words(run, tiny.evaluation)}"
+        remark = "" if run is author else f" at {run.label}"
+        said = f"{_rows(tiny)} were fitted{remark}: {loss_words(run, tiny.evaluation)}"
         if not tiny.known:
             said = (
-                f"the loss on {_rows(tiny)} fell in {run.steps} steps "
-                f"from {tiny.evaluation.loss:.4g} to {run.final:.4g}; how low it could go is not "
-                f"known: {tiny.evaluation.unknown or 'all targets are alike'}"
+                f"The loss on {_rows(tiny)} fell clearly{remark}: "
+                f"{loss_words(run, tiny.evaluation)}. How low it can go is unknown, because "
+                f"{tiny.evaluation.unknown or 'all targets are equal'}"
             )
         if run is author:
-            return self.passed(f"{capital(said)}.", evidence=evidence)
-        remark = f" at {run.label}"
+            return self.passed(f"{said}.", evidence=evidence)
         if author.diverged and not is_scheduled(audit.loop):
             again = tiny_fit(audit, second=True)
             if again.runs[1.0].diverged:
                 return self.warned(
-                    f"{capital(said)}, but only{remark}: at your own the loss went from "
-                    f"{author.initial:.4g} to {_plain(author.final)}, and on other examples too.",
-                    threshold="the loss at your learning rate does not grow",
+                    f"{said}. At your own learning rate it diverged, on other examples too: loss "
+                    f"{author.initial:.4g} to {loss_value(author.final)}.",
+                    threshold="no divergence at your learning rate",
                     evidence=evidence,
                     location=audit.loop.locate("optimizer"),
                     fix=f"lower the learning rate to {_rates(audit.loop, tiny.best_factor)}",
                 )
         return self.passed(
-            f"{capital(said)},{remark}; at your own it reached {_plain(author.final)} "
-            f"in {author.steps} steps.",
+            f"{said}. At your own learning rate: {loss_value(author.final)} after {author.steps} "
+            "steps.",
             evidence=evidence,
         )
 
@@ -147,27 +158,29 @@ class TinySubsetOverfit(Check):
         )
         best = min(runs, key=lambda run: run.final)
         said = (
-            f"{_rows(tiny)} were not fitted at your learning rate, x 0.1, x 10, or with Adam: at "
-            f"best, in {best.steps} steps, {loss_words(best, tiny.evaluation)}"
+            f"The training could not overfit {_rows(tiny)}. Best of {len(runs)} settings "
+            f"({best.label}): {loss_words(best, tiny.evaluation)}"
         )
         details: dict[str, Any] = {"evidence": evidence, "threshold": _threshold(tiny)}
         if first.verdict in ("cut", "unclear"):
-            return self.inconclusive(f"{capital(said)}; {first.reason}.", **details)
+            return self.inconclusive(f"{said}. {capital(first.reason)}.", **details)
         if first.verdict in ("slow", "useless"):
             return self._optimizer(audit, first, details)
         details |= {"location": audit.loop.locate("model"), "fix": first.fix}
         if first.verdict == "weak":
-            return self.warned(f"{capital(said)}; {first.reason}.", **details)
+            return self.warned(f"{said}. {capital(first.reason)}.", **details)
         verdict, fresh = _again(audit)
         if verdict == "broken":
             details["evidence"] = (*evidence, _gradients(audit.loop, tiny))
             return self.failed(
-                f"{capital(said)}; {first.reason}; so it was with {fresh}.", **details
+                f"{said}. {capital(first.reason)}. The same happened with {fresh}.", **details
             )
         if verdict == "weak":
-            return self.warned(f"{capital(said)}; {first.reason}; less so with {fresh}.", **details)
+            return self.warned(
+                f"{said}. {capital(first.reason)}. With {fresh} it was less clear.", **details
+            )
         return self.inconclusive(
-            f"{capital(said)}; with {fresh} it was otherwise.",
+            f"{said}. With {fresh} it was not so.",
             evidence=evidence,
             threshold=_threshold(tiny),
         )
@@ -178,21 +191,24 @@ class TinySubsetOverfit(Check):
         if first.verdict == "useless":
             verdict, fresh = _again(audit)
             if verdict == "useless":
-                return self.failed(f"{capital(first.reason)}; so it was with {fresh}.", **details)
+                return self.failed(
+                    f"{capital(first.reason)}. The same happened with {fresh}.", **details
+                )
         return self.warned(f"{capital(first.reason)}.", **details)
 
     def _blind(self, audit: Audit, tiny: TinyFit) -> Result:
         again = tiny_fit(audit, second=True)
         if not _all_inputs_equal(again):
             return self.inconclusive(
-                f"{capital(_rows(tiny))} enter the network all alike, others do not."
+                f"{_rows(tiny)} are all equal when they enter the network; others are not."
             )
         return self.failed(
-            f"{capital(_rows(tiny))} enter the network all alike, with different targets, and so "
-            "do others: there is nothing to learn from.",
-            threshold="inputs differ where targets do",
+            f"{_rows(tiny)} with different targets are all equal when they enter the network, and "
+            "so are others: there is nothing to learn from.",
+            threshold="inputs that differ where targets do",
             location=audit.loop.locate("train_loader"),
-            fix="look at what the dataset and its transforms return for different indices",
+            fix="compare what the dataset returns for two indices, before and after its "
+            "transforms: print(dataset[0], dataset[1])",
         )
 
 
@@ -207,7 +223,7 @@ def _all_inputs_equal(tiny: TinyFit) -> bool:
 def _again(audit: Audit) -> tuple[str, str]:
     """Diagnose once more on fresh randomness; return the verdict and what was fresh.
 
-    Some initialisations are dead at birth: that is bad luck, not a broken program.
+    Some draws of initial weights have only dead units: bad luck, not a broken program.
     """
     same = audit.loop.lacks(Needs.FRESH_RUN)
     with replicated(audit) as other:
@@ -236,19 +252,20 @@ def _diagnose(audit: Audit, tiny: TinyFit) -> Diagnosis:
 def _slow(audit: Audit, tiny: TinyFit, run: Run, rate: float, runs: tuple[Run, ...]) -> Diagnosis:
     if tiny.best.cut:
         reason = (
-            f"Adam at {rate:g} fits them in {run.steps} steps, and your optimizer was cut short"
+            f"Adam at {rate:g} fits them in {run.steps} steps, but there was no time to take as "
+            "many with your optimizer"
         )
         return Diagnosis("cut", reason, runs=runs)
     if audit.loop.rates_rise:
         reason = (
-            f"Adam at {rate:g} fits them in {run.steps} steps, and the script raises its learning "
-            "rate by itself, to a height that is not known"
+            f"Adam at {rate:g} fits them in {run.steps} steps, but the script raises its learning "
+            "rate by itself, to an unknown peak"
         )
         return Diagnosis("unclear", reason, runs=runs)
     reason = (
-        f"the model fits {_rows(tiny)} in {run.steps} steps with Adam at learning rate {rate:g}, "
-        "but not with your optimizer at your learning rate, x 0.1 or x 10: at best the loss went "
-        f"from {tiny.evaluation.loss:.4g} to {_plain(tiny.best.final)} in {tiny.best.steps} steps"
+        f"your optimizer cannot overfit {_rows(tiny)} at your learning rate or at 0.1 or 10 times "
+        f"that: {loss_words(tiny.best, tiny.evaluation)} at best. Adam at learning rate {rate:g} "
+        f"fits them in {run.steps} steps, so the optimizer's settings are the cause"
     )
     fix = f"optimizer = torch.optim.AdamW(model.parameters(), lr={rate:g})"
     return Diagnosis("useless" if _unmoved(tiny) else "slow", reason, fix, runs)
@@ -268,28 +285,33 @@ def _unmoved(tiny: TinyFit) -> bool:
 
 
 def _unknown(audit: Audit, tiny: TinyFit, runs: tuple[Run, ...]) -> Diagnosis:
-    """Without a floor only one thing is certain: a loss that does not fall at all."""
-    why = tiny.evaluation.unknown or "all targets are alike"
+    """Where the lowest loss is unknown, only a loss that does not fall at all is certain."""
+    why = tiny.evaluation.unknown or "all targets are equal"
     # Fitting one order of shuffled targets for a moment lowers the loss a little.
     little = 0.05 if tiny.shuffled_targets else 0.01
     unmoved = not any(tiny.fell(run, little) for run in runs)
     if not unmoved:
-        return Diagnosis("unclear", f"how low the loss could go is not known, because {why}")
+        return Diagnosis("unclear", f"how low the loss can go is unknown, because {why}")
     short = any(len(run.losses) < _FEWEST_PASSES and not run.diverged for run in runs)
     if short or len(audit.loop.optimizers) > 1 or _is_low_already(tiny):
-        return Diagnosis("unclear", "that alone shows nothing in a program of this kind")
-    fix = "make sure the loss is computed from the model's output, without detach() or no_grad()"
+        return Diagnosis("unclear", "in a program of this kind that alone proves nothing")
+    fix = "compute the loss from the model's output, without detach(), .item() or torch.no_grad()"
     if tiny.fresh_targets and not tiny.shuffled_targets:
-        return Diagnosis("weak", f"the loss fell with no learning rate, but {why}", fix)
+        return Diagnosis("weak", f"the loss fell at no learning rate, but {why}", fix)
     if tiny.noise > 0.1 * abs(tiny.evaluation.loss):
-        return Diagnosis("weak", "the loss fell with no learning rate, nor with Adam", fix)
+        return Diagnosis("weak", "the loss fell neither at any learning rate nor with Adam", fix)
     if tiny.shuffled_targets:
         reason = (
-            "the targets are shuffled in every step, and the best constant is not beaten by 5 %"
+            "the targets are shuffled apart from the inputs in every step, and the loss does not "
+            "get 5% below that of the best constant prediction"
         )
-        return Diagnosis("broken", reason, "shuffle inputs and targets by one permutation, or not")
+        return Diagnosis(
+            "broken",
+            reason,
+            "shuffle inputs and targets by one permutation: x, y = x[order], y[order]",
+        )
     return Diagnosis(
-        "broken", "with no learning rate, nor with Adam, did the loss fall by 1 %", fix
+        "broken", "the loss did not fall by 1% at any learning rate, nor with Adam", fix
     )
 
 
@@ -306,31 +328,34 @@ def _known(audit: Audit, tiny: TinyFit, best: Run, limits: Limits) -> Diagnosis:
     # A quantity may be far away; a class is not, and a long run that creeps has no way to go.
     crept = len(best.losses) >= limits.most and bounds.kind not in REGRESSION
     if best.falling(bounds.floor, 0.1 if crept else 0.02):
-        return Diagnosis("unclear", "it was still falling")
+        return Diagnosis("unclear", "the loss was still falling")
     layers = trainable_layers(audit.loop.model)
     reference = fit_reference(
         tiny.evaluation, limits=limits, clock=audit.clock, linear=layers < 2, seed=audit.seed
     )
     if reference is not None and not reference[1].fitted:
-        reason = f"{reference[0]} could not fit them either, so data or loss are the cause"
+        reason = f"{reference[0]} cannot fit them either, so the data or the loss are the cause"
         return Diagnosis("unclear", reason)
-    could = f", while {reference[0]} fitted them" if reference is not None else ""
     closed = bounds.closed(best.final)
-    reason = f"{_share(closed)} of the way from the best constant{could}"
+    reason = f"that closes {percent(closed)} of the loss gap ({GAP})"
+    if reference is not None:
+        reason += f", while {reference[0]} fits them"
     doubt = _doubt(audit, tiny, best, layers=layers)
     equal = _equal_predictions(audit, tiny)
     if equal >= 0.25 and closed < 0.9:
-        reason += f"; {100 * equal:.0f} % of the predictions are exactly equal after training"
+        reason += f"; {100 * equal:.0f}% of the predictions are exactly equal after training"
     hopeless = closed < 0.1
     underfit = not doubt and (closed < 0.5 or (equal >= 0.25 and closed < 0.9))
     fix = _fix(audit.loop, equal)
     if reference is not None and (underfit or hopeless):
         return Diagnosis("broken", reason, fix)
-    return Diagnosis("weak", f"{reason}{f' ({doubt})' if doubt else ''}", fix)
+    return Diagnosis(
+        "weak", f"{reason}{f'. Only a warning, because {doubt}' if doubt else ''}", fix
+    )
 
 
 def _doubt(audit: Audit, tiny: TinyFit, best: Run, *, layers: int) -> str:
-    """Return a reason why underfitting these rows may be meant; empty when there is none."""
+    """Return a reason why underfitting may be by design; empty when there is none."""
     bounds, call = tiny.evaluation.bounds, tiny.evaluation.calls[0]
     assert bounds is not None
     parameters = list(audit.loop.model.parameters())
@@ -340,11 +365,15 @@ def _doubt(audit: Audit, tiny: TinyFit, best: Run, *, layers: int) -> str:
         "a reconstruction through a bottleneck need not be exact": bounds.reconstruction,
         "a model without hidden layers cannot fit everything": layers < 2,
         f"only {trained:,} parameters are trained": trained < 10 * targets,
-        "half of the parameters are frozen": trained < 0.5 * sum(p.numel() for p in parameters),
-        "two losses of the same weights differ": tiny.noise
+        "more than half of the parameters are frozen": trained
+        < 0.5 * sum(p.numel() for p in parameters),
+        "the loss differs between two evaluations of the same weights": tiny.noise
         > 0.02 * (bounds.constant - bounds.floor),
-        "the loss is not of the output itself": head_of(tiny.evaluation.output, call) is None,
-        "the targets follow the weights": _targets_move(audit, tiny, best),
+        "the loss is not computed from the model's output alone": head_of(
+            tiny.evaluation.output, call
+        )
+        is None,
+        "the targets change with the weights": _targets_move(audit, tiny, best),
     }
     return next((reason for reason, holds in doubts.items() if holds), "")
 
@@ -378,15 +407,17 @@ def _equal_predictions(audit: Audit, tiny: TinyFit) -> float:
 def _fix(loop: Loop, equal: float) -> str:
     frozen = [name for name, p in loop.model.named_parameters() if not p.requires_grad]
     if frozen and len(frozen) > 0.5 * len(list(loop.model.parameters())):
-        return f"unfreeze what has to learn: {frozen[-1]} and {len(frozen) - 1} more are frozen"
+        return (
+            f"unfreeze {frozen[-1]} ({len(frozen)} parameters are frozen): p.requires_grad_(True)"
+        )
     if equal >= 0.25:
         last = [m for m in loop.model.modules() if next(m.children(), None) is None]
         ending = type(last[-1]).__name__ if last else ""
         if last and isinstance(last[-1], (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.ReLU6)):
-            return f"remove the {ending} after the last layer: it cuts the predictions off"
+            return f"remove the {ending} after the last layer: it limits the predictions"
     return (
-        "train on these rows with plain Adam at 1e-3 and take parts away until the loss goes to "
-        "its floor: look for detach(), no_grad() and activations after the last layer"
+        "train on these rows with plain Adam at 1e-3 and remove parts until the loss reaches the "
+        "target: look for detach(), no_grad() and activations after the last layer"
     )
 
 
@@ -415,18 +446,11 @@ def _rates(loop: Loop, factor: float) -> str:
 def _threshold(tiny: TinyFit) -> str:
     bounds = tiny.evaluation.bounds
     if bounds is None or not tiny.known:
-        return "the loss falls by 20 %"
-    return f"a loss of {bounds.level(tiny.evaluation.loss):.4g} (floor {bounds.floor:.4g})"
+        return "a loss that falls by 20%"
+    level = bounds.level(tiny.evaluation.loss)
+    return f"a loss below {level:.4g} (lowest possible: {bounds.floor:.4g})"
 
 
 def _rows(tiny: TinyFit) -> str:
     whole = " (whole batches)" if tiny.whole else ""
     return f"{tiny.evaluation.rows} fixed examples{whole}"
-
-
-def _share(closed: float) -> str:
-    return f"it closed {100 * min(max(closed, 0.0), 1.0):.0f} %"
-
-
-def _plain(loss: float) -> str:
-    return f"{loss:.4g}" if math.isfinite(loss) else "NaN or infinity"

@@ -1,4 +1,4 @@
-"""GEN105: whether the metric measures what it is named for."""
+"""GEN105: whether the metric ranks perfect predictions first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPEATS = 20
 """Permutations: that a metric falls on the wrong side in all of them has a chance of 2 ** -20."""
 
 FEWEST = 32
-"""Rows below which a tenth of them is nothing to measure with."""
+"""Rows below which 10% of them are too few to exchange."""
 
 _BEST_IS_ONE = re.compile(
     r"(?<!in)accuracy|f1|(?<![a-z])(acc|m?iou|dice|auc)(?![a-z])|jaccard|precision|recall|(^|_)r2",
@@ -88,27 +88,29 @@ def _extremes(output: Tensor) -> tuple[float, float]:
 
 
 class MetricMeaning(Check):
-    """Does the metric call perfect predictions perfect, and random ones worse?
+    """Does the metric rate perfect predictions as perfect, and random ones worse?
 
     Why: The metric decides which model is kept. One that compares the wrong axis, broadcasts, or
-        takes its arguments in the other order gives plausible numbers for years. And on
-        imbalanced data accuracy praises a network that always says the same.
-    How: The user's metric (metric(output, target) by name, an object with update and compute, a
-        function of scikit-learn) is given outputs that state the validation targets with
-        certainty, the same with a tenth of the rows exchanged at random, and with all. Null
-        hypothesis: it is best on perfect predictions. It fails where all 20 permutations are given
-        the very value of perfect predictions; where all 20 exchanges of a tenth are judged better
-        than perfect, and 20 others again (by chance 2 ** -40); where a metric that is named for
-        accuracy, F1, IoU, recall and the like, and not for their loss, is neither 1 nor 100, nor
-        counts the rows, on perfect predictions. Of several values those that no permutation
-        changes and that have no such name, a number of rows or a mean prediction, are taken for
-        descriptions, as long as another value is changed. A note where the mean over the loader's
-        batches differs by more than 0.02 from the value on all predictions at once. A warning where
-        90 % or more are of one class (an imbalance of 9) and accuracy is all that is measured.
-        Without a metric of the user's the plain ones of a short run are shown, and a note says
-        where they disagree.
-    Fix: compute from all predictions at once: f1_score(all_targets, all_predictions); on
-        imbalanced data report balanced accuracy or F1 beside accuracy, for pixels IoU.
+        swaps its arguments gives plausible numbers for years. And on imbalanced data accuracy is
+        high for a network that always predicts the same class.
+    How: Your metric (metric(output, target) by name, an object with update and compute, a function
+        of scikit-learn) is given outputs that state the validation targets with certainty, the same
+        with 10% of the rows exchanged at random, and with all rows exchanged. It fails in three
+        cases. All 20 random exchanges of all rows get exactly the value of perfect predictions. All
+        40 exchanges of 10% are judged better than perfect (by chance 2 ** -40). Or a metric named
+        accuracy, F1, IoU, recall and the like (and not for their loss) is neither 1 nor 100 nor the
+        number of rows on perfect predictions.
+        - Of several values, those that no exchange changes and that have no such name, such as a
+          number of rows or a mean prediction, are not judged as long as another value changes.
+        - It warns where the share of one class is at least the option `majority` and accuracy is
+          all that is measured.
+        - It notes where the mean over the loader's batches differs from the value on all
+          predictions by more than the option `batches`.
+        - Without a metric of your own the usual ones of a short run are shown; a note says where
+          accuracy is 0.1 or more above balanced accuracy.
+    Fix: compute the metric from all predictions at once, f1_score(all_targets, all_predictions).
+        On imbalanced data report balanced accuracy or F1 beside accuracy, for pixels IoU, for
+        next-token prediction perplexity.
     References: Opitz and Burst, Macro F1 and Macro F1 (2019); Brodersen et al., The balanced
         accuracy and its posterior distribution (ICPR 2010).
     """
@@ -124,7 +126,8 @@ class MetricMeaning(Check):
         sample = sample_of(audit.probe(TrainingRun))
         if sample is None or len(sample.target) < FEWEST:
             return self.skipped(
-                "The predictions and targets of a short run could not be read off the loss."
+                f"Not judged: {FEWEST} predictions with targets of a known kind could not be read "
+                "off the loss of a short run."
             )
         metrics = audit.loop.metrics
         if not metrics:
@@ -136,13 +139,13 @@ class MetricMeaning(Check):
             return self._right(audit, metrics, sample)
         except UserCodeError as error:
             return self.inconclusive(
-                "The metric could not be called with the output and target that the loss is given "
-                f"({error.original}).",
+                "Not judged: the metric raised an error when called with the output and target "
+                f"that the loss is given ({error.original}).",
                 location=error.location,
             )
 
     def _wrong(self, audit: Audit, metric: Metric, sample: Sample) -> Result | None:
-        """Return what is wrong with ``metric`` on predictions whose worth is known."""
+        """Return what is wrong with ``metric`` on predictions of known quality."""
         target = sample.target
         perfect = metric.value(sample.ideal(target), target)
         random = [_exchanged(metric, sample, 1.0, i) for i in range(REPEATS)]
@@ -162,25 +165,27 @@ class MetricMeaning(Check):
             }
             if varied and all(value == best for value in chance):
                 return self.failed(
-                    f"{name} is {best:.4g} for perfect predictions and the same for random ones.",
-                    threshold="a difference",
-                    fix="Compare output.argmax(1) with the target, of one shape, row by row.",
+                    f"{name} is {best:.4g} for perfect predictions and exactly the same for "
+                    "random ones: it does not measure the predictions.",
+                    threshold="a better value for perfect predictions",
+                    fix="compare row by row, with equal shapes: (output.argmax(1) == target)",
                     **details,
                 )
             up = mean > best
             if varied and all((values[name] > best) is not up and values[name] != best
                               for values in tenths):  # fmt: skip
                 return self.failed(
-                    f"{name} finds predictions that are wrong in a tenth better than perfect ones.",
-                    threshold="perfect predictions are the best",
-                    fix="Check the order of the arguments and the axis: metric(output, target).",
+                    f"{name} rates predictions of which 10% are wrong better than perfect ones "
+                    f"({best:.4g}), in all of {len(tenths)} trials.",
+                    threshold="the best value for perfect predictions",
+                    fix="check the order of the arguments and the axis: metric(output, target)",
                     **details,
                 )
             if _should_be_one(name) and not _is_perfect(best, target):
                 return self.failed(
                     f"{name} is {best:.4g} for perfect predictions, and should be 1.",
-                    threshold="1, or 100 %, or the number of rows",
-                    fix="Check axis and shapes: (output.argmax(1) == target).float().mean()",
+                    threshold="1, or 100%, or the number of rows",
+                    fix="check axis and shapes: (output.argmax(1) == target).float().mean()",
                     **details,
                 )
         return None
@@ -194,23 +199,24 @@ class MetricMeaning(Check):
         )
         if only_accuracy and sample.majority >= self.option(audit, "majority"):
             return self.warned(
-                f"{100 * sample.majority:.0f} % of the targets are of one class, and the metric is "
-                f"accuracy: always to answer that class would score {sample.majority:.2f}.",
+                f"{100 * sample.majority:.0f}% of the targets are of one class, and accuracy is "
+                "the only metric: a network that always predicts that class would score "
+                f"{sample.majority:.2f}.",
                 measured=f"balanced accuracy {usual['balanced accuracy']:.2f}, macro F1 "
                 f"{usual['macro F1']:.2f}",
-                threshold=f"{100 * self.option(audit, 'majority'):.0f} % of one class",
+                threshold=f"{100 * self.option(audit, 'majority'):.0f}% of one class",
                 evidence=evidence,
                 location=audit.loop.locate("metric"),
-                fix="sklearn.metrics.balanced_accuracy_score(targets, predictions), f1_score(..., "
-                'average="macro")',
+                fix="add sklearn.metrics.balanced_accuracy_score(targets, predictions), or "
+                'f1_score(..., average="macro")',
             )
         for metric in metrics:
             if (note := self._by_batch(audit, metric, sample, evidence)) is not None:
                 return note
         told = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
         return self.passed(
-            f"The metric is best on perfect predictions and worse on random ones ({told} after "
-            f"{sample.steps} steps).",
+            f"The metric is best on perfect predictions and worse on random ones. After "
+            f"{sample.steps} steps: {told}.",
             evidence=evidence,
         )
 
@@ -225,11 +231,13 @@ class MetricMeaning(Check):
             mean = sum(values[name] for values in each) / len(each)
             if abs(value) <= 1 and abs(mean - value) > self.option(audit, "batches"):
                 return self.noted(
-                    f"{name} is {value:.3f} on all {len(sample.target)} rows, and {mean:.3f} as "
-                    f"the mean over {len(each)} batches: it depends on the batch size.",
+                    f"{name} is {value:.3f} on all {len(sample.target)} rows at once, but "
+                    f"{mean:.3f} as the mean over {len(each)} batches: averaged over batches, it "
+                    "depends on the batch size.",
                     evidence=evidence,
                     location=audit.loop.locate("metric"),
-                    fix="Gather the predictions of all batches and compute it once.",
+                    fix="collect all predictions and compute it once: "
+                    "metric(torch.cat(outputs), torch.cat(targets))",
                 )
         return None
 
@@ -241,10 +249,11 @@ class MetricMeaning(Check):
         shown = f"on {data} data after {sample.steps} steps: {told}"
         if sample.task != "numbers" and usual["accuracy"] - usual["balanced accuracy"] > 0.1:
             return self.noted(
-                f"Accuracy flatters a network on data of which {100 * sample.majority:.0f} % are "
-                f"of one class; {shown}.",
+                "Accuracy alone hides that frequent classes are predicted better than rare ones "
+                f"(most frequent: {100 * sample.majority:.0f}% of the targets); {shown}.",
                 evidence=evidence,
-                fix="Report balanced accuracy or macro F1 beside accuracy, for pixels mean IoU.",
+                fix="report balanced accuracy or macro F1 beside accuracy, for pixels mean IoU, "
+                "for next-token prediction perplexity: loss.exp()",
             )
         return self.skipped(f"No metric of your own was found; {shown}.", evidence=evidence)
 
@@ -305,12 +314,12 @@ def _is_perfect(value: float, target: Tensor) -> bool:
 
 def _trial(name: str, perfect: float, tenths: list[float], random: float) -> Table:
     return Table(
-        title=f"{name} of predictions whose worth is known",
+        title=f"{name} of predictions of known quality",
         columns=("predictions", name),
         rows=(
             ("perfect", perfect),
-            ("a tenth exchanged, mean", sum(tenths) / len(tenths)),
-            ("all exchanged, mean", random),
+            ("10% of the rows exchanged, mean", sum(tenths) / len(tenths)),
+            ("all rows exchanged, mean", random),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""GEN104: whether a pretrained network is given pictures as it was in its own training."""
+"""GEN104: whether a pretrained network gets images preprocessed as in its pretraining."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from nnaudit.report import Kind, Result, Table
 
 MEAN = (0.485, 0.456, 0.406)
 SD = (0.229, 0.224, 0.225)
-"""Of ImageNet's channels, in [0, 1]: what most published networks expect taken off."""
+"""Of ImageNet's channels, in [0, 1]: what most published networks expect to be normalised by."""
 
 _SLACK = 1e-3
-"""Pictures are in [0, 1] up to this: resizing with a cubic filter, and half precision."""
+"""Images are in [0, 1] up to this: resizing with a cubic filter, and half precision."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A way to prepare pictures that the ones at hand may have missed.
+    """A preprocessing step that the images at hand may lack.
 
     Attributes:
         words: what it does, for people.
         line: the line to write.
-        apply: does it to the pictures at hand (N, 3, H, W).
+        apply: does it to the images at hand (N, 3, H, W).
     """
 
     words: str
@@ -40,22 +40,23 @@ class Preprocessing:
 
 
 class PretrainedPreprocessing(Check):
-    """Is a pretrained network given pictures as it was given them in its own training?
+    """Does a pretrained network get images preprocessed as in its pretraining?
 
-    Why: Pretrained filters are made for one range of numbers. At another range they are noise to
-        the layers behind them: fine-tuning still learns, but what was paid for is lost. Nothing
-        crashes.
-    How: Judgement, and only where weights were loaded. The range at the first convolution says
-        what may have been left out: numbers in [0, 255] were not divided, numbers in [0, 1] not
-        standardised, numbers in [-1, 1] or in [-2.1, 2.6] prepared for another family of networks.
-        The network says whether it matters: its first batch normalisation recorded what its first
-        filters gave in pretraining. A warning where the variance they give now is off by a factor
-        of more than e (median over channels; crops of two photographs alone differ by up to e^0.8
-        from the recorded values when prepared as the network wants), where the missing
-        preparation brings it back to less than half of that in logarithm, and divides the
-        divergence from the recorded moments by 4 or more. Without such a record torchvision's
-        description of the weights is asked what they expect. The order of the channels cannot be
-        seen in this way: swapped, they leave the same statistics.
+    Why: Pretrained filters expect one range of values. At another range their output is noise to
+        the layers behind them. Nothing crashes and fine-tuning still learns, but most of what
+        pretraining gave is lost.
+    How: Only where weights were loaded. The range of values at the first convolution says what may
+        be missing: values in [0, 255] were not divided, values in [0, 1] not normalised, values in
+        [-1, 1] or [-2.1, 2.6] prepared for another family of networks. The network says whether it
+        matters, because its first batch normalisation holds the statistics of the first filters'
+        output in pretraining. It warns where the log ratio of the variance now to the recorded one
+        exceeds the option `contrast` (median over channels, 1 is a factor of e; crops of two
+        photographs prepared correctly differ by up to e^0.8), where the missing preparation halves
+        that log ratio, and where it divides the divergence from the recorded statistics by the
+        option `gain`.
+        - Without a batch normalisation the input range is compared with what torchvision documents
+          for the weights.
+        - Swapped colour channels leave the same statistics and are not detected.
     Fix: transforms = ResNet18_Weights.DEFAULT.transforms(), or
         Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)) after ToTensor().
     References: torchvision.models, "Using the pre-trained models"; Li et al., Adaptive Batch
@@ -69,13 +70,13 @@ class PretrainedPreprocessing(Check):
     options: ClassVar[dict[str, float]] = {"contrast": 1.0, "gain": 4.0}
 
     def run(self, audit: Audit) -> Result:
-        """Compare the pictures with what the network recorded, prepared in each plausible way."""
+        """Compare the images, preprocessed in each plausible way, with the network's record."""
         loaded = audit.probe(LoadedWeights)
         if not loaded.pretrained:
-            return self.skipped("The network under audit is not pretrained.")
+            return self.skipped("The network is not pretrained.")
         door = audit.probe(ImageDoor)
         if door is None:
-            return self.skipped("The network does not begin with a convolution of colour pictures.")
+            return self.skipped("The network does not begin with a convolution of colour images.")
         missing = _plausible(door.pictures)
         details: dict[str, Any] = {"location": audit.loop.locate("train_loader")}
         if door.fit is not None:
@@ -96,17 +97,18 @@ class PretrainedPreprocessing(Check):
         best = min(tried, key=lambda pair: pair[1].divergence, default=None)
         if best is not None and self._better(audit, now, best[1]):
             return self.warned(
-                f"The first filters give {_times(now)} the variance that the network recorded in "
-                f"pretraining; {best[0].words}, the same pictures give {_times(best[1])}.",
-                measured=f"{_times(now)}, pictures in {_range(door.pictures)}",
+                f"The output of the first filters has {_times(now)} the variance recorded in "
+                f"pretraining (images in {_range(door.pictures)}); with the images {best[0].words} "
+                f"it has {_times(best[1])}.",
+                measured=f"{_times(now)} the variance, images in {_range(door.pictures)}",
                 threshold=f"within a factor of {2.718 ** self.option(audit, 'contrast'):.1f}",
                 fix=best[0].line,
                 module=door.module,
                 **details,
             )
         return self.passed(
-            f"Pictures in {_range(door.pictures)} give {_times(now)} the variance that the network "
-            "recorded in pretraining after its first filters.",
+            f"Images in {_range(door.pictures)} suit the network: the output of its first filters "
+            f"has {_times(now)} the variance recorded in pretraining.",
             evidence=details["evidence"],
         )
 
@@ -127,28 +129,28 @@ class PretrainedPreprocessing(Check):
         expected = _described(published)
         if expected is None:
             return self.inconclusive(
-                "Nothing says which preparation the pretrained weights expect: no batch "
+                "Which preprocessing the pretrained weights expect is unknown: no batch "
                 "normalisation follows the first convolution, and they are not torchvision's."
             )
         name, mean, sd = expected
         low, high = float(door.pictures.min()), float(door.pictures.max())
-        # Standardised by anything but (0, 1), numbers reach below 0.
+        # Normalised by anything but (0, 1), values reach below 0.
         if min(mean) > 0 and low >= -_SLACK:
-            wanted = missing[0].words if missing else "standardised"
+            wanted = missing[0].words if missing else "normalised"
             return self.warned(
-                f"{name} expects pictures with mean {mean} and sd {sd} taken off; the first "
-                f"convolution is given numbers in {_range(door.pictures)}.",
-                measured=f"numbers in [{low:.3g}, {high:.3g}]",
-                threshold=f"{wanted}",
+                f"{name} expects images normalised by mean {mean} and std {sd}, but the first "
+                f"convolution gets values in {_range(door.pictures)}.",
+                measured=f"values in [{low:.3g}, {high:.3g}]",
+                threshold=f"images {wanted}",
                 fix=f"transforms = {name}.transforms()",
                 module=door.module,
                 **details,
             )
-        return self.passed(f"Pictures in {_range(door.pictures)} suit what {name} expects.")
+        return self.passed(f"Images in {_range(door.pictures)} match what {name} expects.")
 
 
 def _plausible(pictures: Tensor) -> tuple[Preprocessing, ...]:
-    """Return the preparations that pictures of this range may lack."""
+    """Return the preprocessing steps that images of this range may lack."""
     low, high = float(pictures.min()), float(pictures.max())
     mean, sd = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, SD))
     imagenet = f"Normalize(mean={MEAN}, std={SD})"
@@ -157,13 +159,13 @@ def _plausible(pictures: Tensor) -> tuple[Preprocessing, ...]:
         unit = bool(
             ((pictures * sd + mean) > -0.02).all() and ((pictures * sd + mean) < 1.02).all()
         )
-        halved = Preprocessing("put into [-1, 1]", halves, lambda x: (x * sd + mean) * 2 - 1)
+        halved = Preprocessing("scaled to [-1, 1]", halves, lambda x: (x * sd + mean) * 2 - 1)
         return (halved,) if unit else ()
     if low < -_SLACK:
         if high > 1 + _SLACK:
             return ()
         standard = Preprocessing(
-            "standardised by ImageNet's mean and sd", imagenet, lambda x: ((x + 1) / 2 - mean) / sd
+            "normalised by ImageNet's mean and std", imagenet, lambda x: ((x + 1) / 2 - mean) / sd
         )
         return (standard,)
     if high > 255 + _SLACK:
@@ -173,11 +175,11 @@ def _plausible(pictures: Tensor) -> tuple[Preprocessing, ...]:
     first = "x / 255, then " if scale > 1 else ""
     return (
         Preprocessing(
-            f"{words}standardised by ImageNet's mean and sd",
+            f"{words}normalised by ImageNet's mean and std",
             f"{first}{imagenet}",
             lambda x: (x / scale - mean) / sd,
         ),
-        Preprocessing(f"{words}put into [-1, 1]", f"{first}{halves}", lambda x: x / scale * 2 - 1),
+        Preprocessing(f"{words}scaled to [-1, 1]", f"{first}{halves}", lambda x: x / scale * 2 - 1),
         *((Preprocessing("divided by 255", "x / 255", lambda x: x / 255),) if scale > 1 else ()),
     )
 
@@ -207,7 +209,7 @@ def _range(pictures: Tensor) -> str:
 def _table(now: Fit, tried: list[tuple[Preprocessing, Fit]]) -> Table:
     rows = [("as they are", now), *((each.words, fit) for each, fit in tried)]
     return Table(
-        title="First filters' output against what the network recorded in pretraining",
-        columns=("pictures", "log variance ratio", "divergence, nats"),
+        title="Output of the first filters compared with the statistics recorded in pretraining",
+        columns=("images", "log variance ratio", "divergence, nats"),
         rows=tuple((words, fit.contrast, fit.divergence) for words, fit in rows),
     )

@@ -1,4 +1,4 @@
-"""GEN103: whether weights that are loaded are in the network when training begins."""
+"""GEN103: whether loaded weights are in the network when training begins."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from nnaudit.probes.loaded_weights import LoadedWeights, Loading, Provenance, Re
 from nnaudit.report import Kind, Result, Table
 
 FEW = 0.5
-"""A checkpoint of which less than this arrives, while places of its tensors' shapes stay empty, has
-not been loaded. More than this and still some is a warning: a few blocks may be left out on
-purpose, a tensor of the same shape left empty beside each of them hardly."""
+"""A checkpoint of which less than this is loaded, while tensors of the same shapes stay empty, has
+not been loaded. Where more is loaded, but not all, it is a warning: a few blocks may be left out on
+purpose, but hardly with a tensor of the same shape left empty for each of them."""
 
 LOST = 0.9
-"""Share of the loaded weights that must have been overwritten for a failure: to draw the upper
-layers anew is a method of fine-tuning, to draw all of them is none."""
+"""Share of the loaded weights that must have been overwritten for a failure: initialising the upper
+layers anew is a way to fine-tune, initialising all of them is not."""
 
 
 class PretrainedWeights(Check):
     """Are the weights that the program loads in the network when training begins?
 
-    Why: Load_state_dict(strict=False) says nothing when not one name fits, and an initialisation
-        that runs after it undoes it. The network then trains from scratch, and learns, only worse.
-    How: The program is built once more, under another seed, with an eye on torch.load, safetensors
-        and load_state_dict. Null hypothesis: what was read is in the network. An exact comparison
-        of the weight tensors (two dimensions or more). It fails where a state dict that holds
-        weights gives none to its module; where less than half of it arrives and the rest finds
-        tensors of its shapes left empty; where 90 % or more of what was loaded is another value
-        when training begins, without relation to the loaded one (correlation below 0.2: shrunk,
-        averaged or merged weights are related); where a file of weights is read of which no
-        network holds any, while all of the network's weights change with the seed. A download
-        that failed and was passed over warns, and so does a call with pretrained=True that stands
-        under no condition, where nothing is read and all weights change with the seed: it may be
-        a function that is not used. New heads, adapters, teachers and truncated
-        networks have missing or unexpected names too, but no pairs of both of one shape.
-    Fix: print(model.load_state_dict(state, strict=False)), and make the names agree.
+    Why: load_state_dict(strict=False) raises no error when not one name fits, and an initialisation
+        that runs after it undoes it. The network then trains from scratch: it learns, but worse.
+    How: The program is built once more, under another seed, while calls of torch.load, safetensors
+        and load_state_dict are recorded. The weight tensors read (two dimensions or more) are
+        compared exactly with those in the network when training begins. It fails in four cases: a
+        state dict that holds weights gives none to its module; less than half of it is loaded, and
+        the rest fits the shapes of tensors that stayed empty; 90% or more of what was loaded has
+        another value, unrelated to the loaded one (correlation below 0.2); no network holds any of
+        the weights of a file that was read, while all of the network's weights change with the
+        seed.
+        - Shrunk, averaged or merged weights are still related to the loaded ones.
+        - It warns where a download failed and the program went on.
+        - It warns where a call with pretrained=True, under no condition, reads no file and all
+          weights change with the seed: the argument may be ignored.
+        - New heads, adapters, teachers and truncated networks have missing or unexpected names too,
+          but not both with the same shapes.
+    Fix: print(model.load_state_dict(state, strict=False)) shows missing and unexpected keys: rename
+        the keys of the state dict until both lists hold only what you expect.
     References: torch.nn.Module.load_state_dict; Yosinski et al., How transferable are features in
         deep neural networks? (NeurIPS 2014).
     """
@@ -62,10 +65,11 @@ class PretrainedWeights(Check):
                 return finding
         if seen.pretrained:
             return self.passed(
-                f"{len(seen.fate.held)} weight tensors are in the network as they were loaded."
+                f"{len(seen.fate.held)} loaded weight tensors are in the network when training "
+                "begins."
             )
         if seen.loadings:
-            return self.skipped("What is loaded goes to other networks than the one under audit.")
+            return self.skipped("Weights are loaded into other networks only.")
         return self.skipped("No weights are loaded while the program is built.")
 
     def _not_loaded(self, loading: Loading) -> Result | None:
@@ -83,8 +87,8 @@ class PretrainedWeights(Check):
         arrived = f"{len(loading.taken)} of {loading.offered}"
         if not loading.taken:
             return self.failed(
-                f"Of the {loading.offered} weight tensors in the state dict none has a name that "
-                f"{name} knows: with strict=False nothing was loaded and nothing was said.",
+                f"None of the {loading.offered} weight tensors in the state dict has a name that "
+                f"{name} knows: with strict=False nothing was loaded, without an error.",
                 measured=f"{arrived} weight tensors loaded",
                 threshold="all but a new head",
                 **details,
@@ -94,13 +98,13 @@ class PretrainedWeights(Check):
         lost = _numel(misnamed)
         share = lost / (lost + sum(t.numel() for _, t in loading.taken.values()))
         message = (
-            f"{arrived} weight tensors of the state dict were loaded into {name}; {len(misnamed)} "
-            f"({100 * share:.0f} % of the numbers) fit the shape of parameters that stayed as they "
-            "were initialised, under other names."
+            f"Only {arrived} weight tensors of the state dict were loaded into {name}. "
+            f"{len(misnamed)} others ({100 * share:.0f}% of the parameters) have the shapes, but "
+            "not the names, of parameters that kept their initial values."
         )
         details |= {
-            "measured": f"{100 * share:.0f} % not loaded",
-            "threshold": f"{100 * FEW:.0f} %",
+            "measured": f"{100 * share:.0f}% not loaded",
+            "threshold": f"{100 * FEW:.0f}%",
         }
         return self.failed(message, **details) if share > FEW else self.warned(message, **details)
 
@@ -110,13 +114,12 @@ class PretrainedWeights(Check):
             return None
         last = next(load for load in reversed(seen.loadings) if set(lost) & load.taken.keys())
         return self.failed(
-            f"{len(lost)} of the {len(lost) + len(held)} weight tensors that were loaded are "
-            "others when training begins, and unlike them: something initialises the network "
-            "after the load.",
+            f"{len(lost)} of {len(lost) + len(held)} loaded weight tensors have other, unrelated "
+            "values when training begins: the network is initialised again after loading.",
             measured=f"{len(lost)} of {len(lost) + len(held)} overwritten",
-            threshold=f"less than {100 * LOST:.0f} %",
+            threshold=f"less than {100 * LOST:.0f}%",
             location=last.location,
-            fix="Initialise first, load_state_dict(...) last.",
+            fix="initialise first and call model.load_state_dict(state) last",
             evidence=(
                 Table(
                     title="Loaded, then overwritten",
@@ -127,20 +130,21 @@ class PretrainedWeights(Check):
         )
 
     def _never_loaded(self, seen: Provenance) -> Result | None:
-        """A file of weights was read, and everything is random all the same."""
+        """A file of weights was read, yet all weights are random."""
         if not seen.unused or not seen.random or not all(seen.random.values()):
             return None
         if len(seen.unused) < len(seen.reads) or any(load.changed for load in seen.loadings):
             return None
         read: Read = seen.unused[0]
         return self.failed(
-            f"{read.file} holds {len(read.weights)} weight tensors, and none of them is in a "
-            f"network: all {len(seen.random)} weight tensors of the model change with the seed.",
+            f"{read.file} was read, but none of its {len(read.weights)} weight tensors is in a "
+            f"network: all {len(seen.random)} weight tensors of the model are random (they change "
+            "with the seed).",
             measured=f"0 of {len(read.weights)} weight tensors in use",
             threshold="all but a new head",
             location=read.location,
-            fix="model.load_state_dict(state); where a filter on names or shapes goes before it, "
-            "print what it leaves.",
+            fix="call model.load_state_dict(state); if the state dict is filtered by names or "
+            "shapes first, print what is left of it",
             evidence=(
                 Table(
                     title="In the file and in the network",
@@ -155,32 +159,33 @@ class PretrainedWeights(Check):
             return None
         error, where = seen.failed_downloads[0]
         return self.warned(
-            f"The download of pretrained weights failed ({error}), and the program goes on "
-            "with random ones.",
+            f"The download of pretrained weights failed ({error}), and the program trains from "
+            "random weights instead.",
             location=where,
-            fix="Let the error stop the program, or fetch the file beforehand.",
+            fix="let the error stop the program, or download the file beforehand",
         )
 
     def _not_kept(self, seen: Provenance) -> Result | None:
-        """The source asks for pretrained weights, and whoever is asked ignores it."""
+        """The source asks for pretrained weights, and the function called ignores it."""
         if not seen.promised or not seen.random or not all(seen.random.values()):
             return None
         if seen.reads or seen.loadings or seen.published:
             return None
         where = seen.promised[0]
         return self.warned(
-            f"Line {where.line} asks for pretrained weights; no file of weights is read, and all "
-            f"{len(seen.random)} weight tensors of the model change with the seed.",
+            f"Line {where.line} asks for pretrained weights, but no file of weights is read, and "
+            f"all {len(seen.random)} weight tensors of the model are random (they change with the "
+            "seed).",
             measured="no weights read",
             threshold="the weights that were asked for",
             location=where,
-            fix="model.load_state_dict(torch.load(path)) where the argument is taken, or "
-            "pretrained=False where random weights are meant",
+            fix="call model.load_state_dict(torch.load(path)) in the function that takes the "
+            "argument, or pass pretrained=False if random weights are intended",
         )
 
 
 def _final(loadings: tuple[Loading, ...]) -> list[Loading]:
-    """Leave out attempts: after which something else was loaded into the same module."""
+    """Leave out attempts that were followed by another load into the same module."""
     return [
         loading
         for i, loading in enumerate(loadings)
@@ -198,21 +203,21 @@ def _names(loading: Loading) -> Table:
     offered += [""] * (longest - len(offered))
     own += [""] * (longest - len(own))
     return Table(
-        title="Names that do not agree",
+        title="Names that do not match",
         columns=("in the state dict", "in the network"),
         rows=tuple(zip(offered, own, strict=True)),
     )
 
 
 def _renaming(loading: Loading) -> str:
-    """Return the line that makes the names agree, where a prefix is all that they differ in."""
+    """Return the line that makes the names match, where they differ in a prefix only."""
     prefix = _common_prefix(loading.unexpected, loading.missing)
     if prefix:
         return f'state = {{k.removeprefix("{prefix}"): v for k, v in state.items()}}'
     prefix = _common_prefix(loading.missing, loading.unexpected)
     if prefix:
         return f'state = {{f"{prefix}{{k}}": v for k, v in state.items()}}'
-    return "Rename the keys of the state dict to the network's names before load_state_dict(state)."
+    return "rename the keys of the state dict to the network's names before load_state_dict(state)"
 
 
 def _common_prefix(longer: dict[str, Any], shorter: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""GEN101: how far training and validation part, and what holds them together."""
+"""GEN101: the gap between training and validation loss, and how to reduce it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.overfitting_factors import Levers, OverfittingFactor, next_lever
+from nnaudit.probes.overfitting_factors import OverfittingFactor, OverfittingFactors, next_factor
 from nnaudit.probes.training_run import EvalPoint, Training, TrainingRun
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Table
 from nnaudit.targets import batch as batches
@@ -21,7 +21,7 @@ ENOUGH = 100
 
 @dataclass(frozen=True)
 class Gap:
-    """How training and validation parted in a run.
+    """How far validation loss lies above training loss at the end of a run.
 
     Attributes:
         share: of what was learnt on training batches, the part that validation batches lack.
@@ -56,98 +56,116 @@ class Gap:
 
 
 class Regularization(Check):
-    """Does what is learnt on training data hold on validation data?
+    """Does what is learnt on training data carry over to validation data?
 
-    Why: A network that can fit its data next learns it by heart. Which brake to pull first is known
-        from practice, and the order matters: more data always helps, augmentation makes some,
-        normalisation is nearly free, weight decay and dropout cost a little fit, and less capacity
-        comes last, because it takes away what the others need.
-    How: Judgement, on one run of a few hundred steps on the real stream. The loss in eval mode on
-        training batches that were trained on, against that on validation batches, at five moments.
-        The gap is given as a share of what was learnt on the training batches, from the first
-        validation loss down: below 0.2 it passes, above it is a note. A warning where, besides,
-        validation has risen from its best by more than 10 % of what it had gained and by three
-        standard errors. No verdict where the two differ before training: they then measure
-        different things. The ledger is read from the real objects: rows, items looked up twice,
-        modules, optimizer groups. The next lever is the first that is off.
-    Fix: the ledger's next line; torch.optim.AdamW(model.parameters(), lr=..., weight_decay=0.01)
-        where nothing is on.
+    Why: A network that can fit its data will next memorise it. The order in which to try remedies
+        is known from practice: more data always helps, augmentation makes some, normalisation costs
+        almost nothing, weight decay and dropout cost a little fit, and less capacity comes last,
+        because the others need it.
+    How: The loss in eval mode on training batches that were trained on is compared with that on
+        validation batches, at five points of one run of a few hundred steps. The gap between them
+        is given as a share of what was learnt on the training batches, counted from the first
+        validation loss. Below the option `gap` it passes, above it is a note. It warns where
+        validation has also risen from its best by more than the option `rise` (a share of what it
+        had gained) and by three standard errors.
+        - No verdict where the two losses differ before training: they measure different things.
+        - The fix names the first method of the table that is not in use: augmentation,
+          normalisation, weight decay and dropout, less capacity. The table is read from the real
+          objects: rows, items looked up twice, modules, optimizer groups.
+        - Where the training loss itself is hardly below that of the best constant prediction, the
+          fix is to fit the training data first.
+    Fix: the line that the table marks as next, for example
+        torch.optim.AdamW(model.parameters(), lr=..., weight_decay=0.01).
     References: Goodfellow et al., Deep Learning, chapter 7; Loshchilov and Hutter, "Decoupled
         Weight Decay Regularization" (2019); Srivastava et al., Dropout (JMLR 15, 2014).
     """
 
     code, name, kind = "GEN101", "regularization", Kind.JUDGEMENT
     needs = (Needs.STEPS, Needs.VAL_LOADER)
-    probes = (TrainingRun, Levers)
+    probes = (TrainingRun, OverfittingFactors)
     trains = True
     options: ClassVar[dict[str, float]] = {"gap": 0.2, "rise": 0.1}
 
     def run(self, audit: Audit) -> Result:
-        """Measure the gap and read the ledger."""
+        """Measure the gap and read what is in use against it."""
         training = audit.probe(TrainingRun)
-        factors = audit.probe(Levers)
+        factors = audit.probe(OverfittingFactors)
         moments = tuple(m for m in training.moments if m.val.losses and m.fixed.losses)
-        pulled = next_lever(factors)
-        evidence = (*_curves(moments), *_numbers(moments), _ledger(factors, pulled))
+        advised = next_factor(factors)
+        evidence = (*_curves(moments), *_numbers(moments), _table(factors, advised))
         if len(moments) < 2 or training.broke is not None:
             return self.inconclusive(
-                "The losses on training and validation batches could not be followed.",
+                "The losses on training and validation batches could not be compared: the run was "
+                "too short or its loss became NaN.",
                 evidence=evidence,
             )
         first, last = moments[0], moments[-1]
         if not _comparable(first):
             return self.inconclusive(
                 f"Before training the loss is {first.fixed.loss:.3g} on training batches and "
-                f"{first.val.loss:.3g} on validation batches: they cannot be compared.",
+                f"{first.val.loss:.3g} on validation batches: they measure different things, so "
+                "their gap means nothing.",
                 evidence=evidence,
             )
         gap = Gap.of(moments, sum(batches.size(batch) for batch in training.val))
         if gap is None:
             return self.inconclusive(
-                f"In {last.step} steps the loss on training batches did not fall below that of an "
-                "untrained network.",
+                f"In {last.step} steps the training loss did not fall below that of the untrained "
+                "network, so there is no overfitting to judge.",
                 evidence=evidence,
             )
-        return self._verdict(audit, gap, training, pulled, evidence)
+        return self._verdict(audit, gap, training, advised, evidence)
 
     def _verdict(
         self,
         audit: Audit,
         gap: Gap,
         training: Training,
-        pulled: OverfittingFactor,
+        advised: OverfittingFactor,
         evidence: tuple[Any, ...],
     ) -> Result:
         last = training.moments[-1]
         told = (
-            f"After {last.step} steps the loss is {last.fixed.loss:.3g} on training and "
-            f"{last.val.loss:.3g} on validation batches"
+            f"After {last.step} steps, in eval mode: loss {last.fixed.loss:.3g} on training "
+            f"batches, {last.val.loss:.3g} on validation batches"
         )
         details: dict[str, Any] = {
-            "measured": f"a gap of {100 * max(gap.share, 0.0):.0f} % of what was learnt",
-            "threshold": f"{100 * self.option(audit, 'gap'):.0f} %",
+            "measured": f"a gap of {100 * max(gap.share, 0.0):.0f}% of what was learnt",
+            "threshold": f"{100 * self.option(audit, 'gap'):.0f}%",
             "evidence": evidence,
         }
         if gap.share < self.option(audit, "gap"):
             return self.passed(f"{told}.", **details)
-        advice = f"Next, unless more data can be had: {pulled.name}. {pulled.line}"
+        advice = f"get more data or, if you cannot, try {advised.name} next: {advised.line}"
+        if _hardly_learnt(training):
+            advice = (
+                "make the network fit its training data first (see FIT101 and FIT103): the "
+                "training loss has hardly fallen yet, and regularising would slow it further"
+            )
         if gap.rise > self.option(audit, "rise") and gap.certain:
             return self.warned(
-                f"{told}, where it has risen from its best: the training set is being learnt by "
-                "heart.",
+                f"{told}. The validation loss has risen from its best value: the network overfits.",
                 fix=advice,
                 location=audit.loop.locate("optimizer"),
                 **details,
             )
         return self.noted(
-            f"{told}: {100 * gap.share:.0f} % of what was learnt does not carry over.",
+            f"{told}. {100 * gap.share:.0f}% of what was learnt on training data does not carry "
+            "over to validation data.",
             fix=advice,
             **details,
         )
 
 
+def _hardly_learnt(training: Training) -> bool:
+    """Whether the training loss is less than 5% below its start and the best constant's loss."""
+    known = [training.moments[0].fixed.loss, training.constant]
+    least = min(loss for loss in known if math.isfinite(loss))
+    return least - training.moments[-1].fixed.loss < 0.05 * abs(least)
+
+
 def _comparable(first: EvalPoint) -> bool:
-    """Whether both losses are alike before anything was learnt.
+    """Whether both losses are similar before anything was learnt.
 
     Within a quarter, or within what their batches differ among themselves.
     """
@@ -166,7 +184,7 @@ def _curves(moments: tuple[EvalPoint, ...]) -> tuple[Curve, ...]:
     }
     return (
         Curve(
-            title="Loss in eval mode while training",
+            title="Loss in eval mode during training",
             x_label="step",
             y_label="loss",
             series=tuple(Series(name=name, x=steps, y=y) for name, y in lines.items()),
@@ -184,17 +202,17 @@ def _numbers(moments: tuple[EvalPoint, ...]) -> tuple[Numbers, ...]:
     return (Numbers(title="At the end of the run", values=values, noise={name: noise}),)
 
 
-def _ledger(factors: tuple[OverfittingFactor, ...], pulled: OverfittingFactor) -> Table:
-    words = {True: "on", False: "off", None: ""}
+def _table(factors: tuple[OverfittingFactor, ...], advised: OverfittingFactor) -> Table:
+    words = {True: "yes", False: "no", None: ""}
     return Table(
-        title="What holds training and validation together, in the order to pull it",
-        columns=("lever", "", "setting", "the line to write"),
+        title="Ways to reduce overfitting, in the order to try them",
+        columns=("method", "in use", "setting", "line to write"),
         rows=tuple(
             (
                 each.name,
                 words[each.on],
                 each.setting,
-                f"{'next: ' if each is pulled else ''}{each.line}",
+                f"{'next: ' if each is advised else ''}{each.line}",
             )
             for each in factors
         ),

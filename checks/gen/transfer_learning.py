@@ -1,4 +1,4 @@
-"""GEN102: whether photographs are learnt from nothing where pretrained weights would help."""
+"""GEN102: whether photographs are learnt from scratch where pretrained weights would help."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ PERMUTATIONS = 200
 
 
 class TransferLearning(Check):
-    """Would weights from a network that was trained on photographs help?
+    """Would weights pretrained on photographs help?
 
     Why: The first layers of a network for photographs become edge and colour filters whatever it is
-        trained for, and need a million pictures to become good ones. On a few thousand pictures
-        the same network started from published weights learns faster and ends better.
-    How: A note, where three things hold. The inputs are photographs by their statistics: three
-        channels of 64 pixels or more per side, neighbours correlated above 0.7 in both directions,
-        channels correlated above 0.4 but not copies of each other. The data set has no more than
-        100 000 of them. And the first filters look random: weights that are neighbours in place, or
-        of one place in different colours, are no more alike than after each filter's positions
-        are permuted (the null distribution of the sum of their products; 32 published filters of
-        3 x 3 exceed it by 12 standard deviations, the line is drawn at 4). Digits, spectrograms
-        and tiny pictures are none of this.
-    Fix: torchvision.models.resnet18(weights="DEFAULT"), with a new last layer.
+        trained for, and need a million images to become good ones. On a few thousand images the
+        same network learns faster and ends better when it starts from published weights.
+    How: It notes where three things hold. The inputs are photographs by their statistics: three
+        channels of at least the option `side` pixels per side, neighbouring pixels correlated above
+        0.7 in both directions, channels correlated above 0.4 but no copies of each other. The data
+        set has at most the option `rows` of them. And the first filters look random: weights at
+        neighbouring positions, or at the same position in different colours, are no more alike than
+        after each filter's positions are permuted. The sum of their products is compared with its
+        permutation distribution; the limit is the option `z` in standard deviations (32 published
+        filters of 3 x 3 reach 12).
+        - Digits, spectrograms and tiny images are not photographs in this sense.
+    Fix: model = torchvision.models.resnet18(weights="DEFAULT"); model.fc = nn.Linear(512, classes)
     References: Yosinski et al., How transferable are features in deep neural networks? (NeurIPS
         2014); Moran, Notes on continuous stochastic phenomena (Biometrika 37, 1950).
     """
@@ -41,10 +42,10 @@ class TransferLearning(Check):
     options: ClassVar[dict[str, float]] = {"side": 64, "rows": 100_000, "z": 4.0}
 
     def run(self, audit: Audit) -> Result:
-        """Look at the pictures, then at the filters."""
+        """Look at the images, then at the filters."""
         door = audit.probe(ImageDoor)
         if door is None:
-            return self.skipped("The network does not begin with a convolution of colour pictures.")
+            return self.skipped("The network does not begin with a convolution of colour images.")
         if reason := self._no_matter(audit, door.pictures):
             return self.skipped(reason)
         rows = _rows(audit.loop)
@@ -52,32 +53,35 @@ class TransferLearning(Check):
         if alike is None:
             return self.skipped("The first filters are too small to tell random from trained ones.")
         if rows is not None and rows > self.option(audit, "rows"):
-            return self.passed(f"{rows} pictures are enough to learn from without help.")
+            return self.passed(
+                f"{rows:,} images are enough to learn from without pretrained weights."
+            )
         if alike > self.option(audit, "z"):
             return self.passed(
-                f"The first filters are smooth ({alike:.0f} sd from random ones): they are trained."
+                f"The first filters are smooth ({alike:.0f} standard deviations from random ones): "
+                "they are pretrained."
             )
-        many = "an unknown number of" if rows is None else f"{rows}"
+        many = "an unknown number of" if rows is None else f"{rows:,}"
         return self.noted(
-            f"The network learns from {many} photographs, from random weights: its first filters "
-            f"are {alike:.1f} sd from random ones.",
-            measured=f"{alike:.1f} sd",
-            threshold=f"{self.option(audit, 'z'):g} sd",
+            f"The network learns from {many} photographs starting from random weights: its first "
+            f"filters are {alike:.1f} standard deviations from random ones.",
+            measured=f"{alike:.1f} standard deviations",
+            threshold=f"{self.option(audit, 'z'):g} standard deviations",
             module=door.module,
             location=audit.loop.locate("model"),
-            fix='torchvision.models.resnet18(weights="DEFAULT"), its last layer replaced by '
-            "nn.Linear(512, classes)",
+            fix='model = torchvision.models.resnet18(weights="DEFAULT"); '
+            "model.fc = nn.Linear(512, classes)",
         )
 
     def _no_matter(self, audit: Audit, pictures: Tensor) -> str:
         """Say why published weights would be of no help; empty where they would be."""
         if min(pictures.shape[2:]) < self.option(audit, "side"):
             return (
-                f"Pictures of {pictures.shape[3]} x {pictures.shape[2]} pixels are too small for "
-                "published networks to be of much help."
+                f"Images of {pictures.shape[3]} x {pictures.shape[2]} pixels are too small for "
+                "published weights to help much."
             )
         if not looks_photographic(pictures):
-            return "By their statistics the inputs are no colour photographs."
+            return "The inputs do not have the statistics of colour photographs."
         return ""
 
 

@@ -1,4 +1,4 @@
-"""NORM103: whether dropout stands where it does no harm."""
+"""NORM103: whether dropout comes last, or before a batch normalisation."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ from nnaudit.targets import batch as batches
 
 
 class DropoutPlacement(Check):
-    """Does dropout stand neither on the output nor where batch normalisation feels it?
+    """Is dropout kept off the output and from in front of batch normalisation?
 
-    Why: Dropout on the output sets logits to zero at random, which are then answers as good as
-        any other: the loss can no longer be made small. Before a batch normalisation it raises
-        the variance that this one measures and remembers, and in eval mode, without dropout, it
-        divides by a variance that is not there.
-    How: Judgement. Whether what a dropout returns is the loss's input is followed by identity in
-        the first training step. Where dropout and batch normalisation are both in use, the first
-        step is repeated at the same weights without dropout, and for each normalisation the
-        variances of its input by channel are compared. A median ratio above 1.5 anywhere, which
-        dropout of a third right before it makes, is a note: many networks are built so and do
-        well. Whether predictions suffer is MODE104's question. Dropout on the output is a
-        warning.
-    Fix: take dropout off the output; move it behind the last batch normalisation, or use
+    Why: Dropout on the output sets predictions to zero at random, so the loss cannot become small.
+        In front of a batch normalisation it raises the variance that goes into the running
+        statistics; in eval mode there is no dropout, and the running variance is too large.
+    How: In the first training step it is followed whether a dropout's output is the loss's input.
+        If so, it warns. Where dropout and batch normalisation are both in use, the first step is
+        repeated from the same weights without dropout, and the variances of each normalisation's
+        input are compared by channel. A median ratio above the option `ratio` is a note (dropout of
+        a third right before a normalisation makes 1.5): many networks are built so and do well.
+        Whether predictions suffer is MODE104's question.
+    Fix: remove dropout from the output; move it behind the last batch normalisation, or use
         nn.LayerNorm or nn.GroupNorm.
     References: Li et al., "Understanding the Disharmony between Dropout and Batch Normalization
         by Variance Shift" (CVPR 2019).
@@ -57,49 +55,51 @@ class DropoutPlacement(Check):
         if last := _on_the_output(seen, dropouts):
             return self._on_output(audit, last, seen.loss_calls)
         if not seen.batch_statistics:
-            return self.passed("Dropout is not on the output, and nothing is batch-normalised.")
+            return self.passed("Dropout is not on the output, and there is no batch normalisation.")
         return self._before_statistics(audit, first, seen)
 
     def _on_output(self, audit: Audit, last: str, calls: list[LossCall]) -> Result:
         modules = dict(audit.loop.model.named_modules())
         where = audit.loop.locate(modules[last]) if last in modules else None
         return self.warned(
-            f"What the loss is given comes straight out of a dropout ({last}): outputs are set to "
-            "zero at random.",
+            f"The loss gets the output of a dropout ({last}): predictions are set to zero at "
+            "random.",
             measured="dropout on the output",
-            threshold="none",
+            threshold="no dropout on the output",
             module=last if last in modules else "",
             location=where or next((c.location for c in calls if c.location is not None), None),
-            fix="take the last dropout away, or put it before the output layer",
+            fix="remove the last dropout, or move it before the output layer",
         )
 
     def _before_statistics(self, audit: Audit, first: First, seen: Observation) -> Result:
         with without_dropout(audit.loop.model):
             step = next(initial_steps(audit, [first.batches[0]]))
-        quiet = step.observation.batch_statistics if step.observation is not None else []
-        ratios = _ratios(seen.batch_statistics, quiet)
+        without = step.observation.batch_statistics if step.observation is not None else []
+        ratios = _ratios(seen.batch_statistics, without)
         if not ratios:
-            return self.inconclusive("The variances could not be compared without dropout.")
+            return self.inconclusive(
+                "Not judged: the variances without dropout could not be measured."
+            )
         limit = self.option(audit, "ratio")
         worst = max(ratios, key=lambda name: ratios[name])
         details: dict[str, Any] = {
-            "measured": f"variance {ratios[worst]:.2f} times as large with dropout",
-            "threshold": f"{limit:g} times",
+            "measured": f"{ratios[worst]:.2f} times the variance with dropout",
+            "threshold": f"at most {limit:g} times",
             "evidence": (_table(ratios),),
             "module": worst,
         }
         if ratios[worst] <= limit:
             return self.passed(
-                f"With dropout the input of {worst} has {ratios[worst]:.2f} times the variance "
-                "that it has without, the most of all batch normalisations.",
+                f"Dropout hardly changes what batch normalisation sees: {ratios[worst]:.2f} times "
+                f"the variance at most (input of {worst}).",
                 **details,
             )
         modules = dict(audit.loop.model.named_modules())
         return self.noted(
             f"Dropout makes the variance of the input of {worst} {ratios[worst]:.2f} times as "
-            "large, and batch normalisation remembers it for eval mode, where it is not so "
-            "(MODE104 says whether predictions suffer).",
-            fix="put dropout behind the last batch normalisation, or use nn.GroupNorm or "
+            "large; its running variance is too large for eval mode, where there is no dropout. "
+            "MODE104 says whether predictions suffer.",
+            fix="move dropout behind the last batch normalisation, or use nn.GroupNorm or "
             "nn.LayerNorm",
             location=audit.loop.locate(modules[worst]) or audit.loop.locate(audit.loop.model),
             **details,
@@ -133,10 +133,10 @@ def _on_the_output(seen: Observation, dropouts: set[str]) -> str:
     return ""
 
 
-def _ratios(loud: list[BatchStatistics], quiet: list[BatchStatistics]) -> dict[str, float]:
+def _ratios(dropped: list[BatchStatistics], kept: list[BatchStatistics]) -> dict[str, float]:
     """Return, by module, the median over channels of the variances' ratio."""
     found: dict[str, float] = {}
-    for a, b in zip(loud, quiet, strict=False):
+    for a, b in zip(dropped, kept, strict=False):
         alive = b.variance > 1e-12
         if a.module == b.module and bool(alive.any()):
             ratio = float(torch.median((a.variance / b.variance)[alive]))
@@ -147,7 +147,7 @@ def _ratios(loud: list[BatchStatistics], quiet: list[BatchStatistics]) -> dict[s
 
 def _table(ratios: dict[str, float]) -> Table:
     return Table(
-        title="Variance of the input with dropout over that without",
+        title="Variance of the input with dropout, relative to without",
         columns=("batch normalisation", "ratio"),
         rows=tuple(sorted(ratios.items(), key=lambda row: -row[1])[:20]),
     )

@@ -1,4 +1,4 @@
-"""NORM101: whether the network is normalised, and in a way that suits its batches."""
+"""NORM101: whether the network is normalised, in a way that suits the size of its batches."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets import batch as batches
+from nnaudit.wording import count
 
 BATCHES = 8
 """Batches over which the noise of the statistics is measured."""
@@ -59,26 +60,28 @@ class Noise:
 class NormalizationChoice(Check):
     """Is the network normalised, and in a way that suits the size of its batches?
 
-    Why: Without normalisation or shortcuts the gradient of a deep network depends on every
-        layer's scale at once, and the learning rate that moves one layer blows up another. Batch
-        normalisation cures that with the statistics of a batch, which with few samples are mostly
-        noise: at 2 images per batch a ResNet-50 loses 11 points of accuracy, at 8 about one,
-        while group normalisation loses none.
-    How: Judgement, in two parts. Depth is the number of weight layers on the shortest path from
-        the data to the output in the autograd graph, so that shortcuts and skip connections make
-        it small; 10 or more without any normalisation (of activations or weights, by a module or
-        written out) and without SELU is a warning, unless the weights are loaded. For batch
-        normalisation in train mode the noise is measured: the channel means of up to 8 batches at
-        the same weights, in units of the channel's standard deviation (median over channels; for
-        n independent samples it is 1 / sqrt(n)). A batch of 4 or fewer, or noise like that of
-        fewer than 6 independent samples, is a warning; so is a last batch of one row. 6 lies
-        between the sizes 4 and 8 at which Wu and He measured losses of 3.7 and 1.2 points. An eps
-        of 0.1 or more is a warning, too: it is added to a variance that is near 1 where signals
-        are of their usual size, and a hundred times the largest default of a library. It comes of
-        BatchNorm2d(channels, 0.8), where momentum was meant and eps stands second.
+    Why: Without normalisation or shortcuts the gradient of a deep network depends on the scale of
+        every layer at once, and a learning rate that moves one layer makes another diverge. Batch
+        normalisation solves that with the statistics of a batch, which with few samples are mostly
+        noise: at 2 images per batch a ResNet-50 loses 11 points of accuracy, at 8 about one, while
+        group normalisation loses none.
+    How: Depth is the number of weight layers on the shortest path from the data to the output in
+        the autograd graph, so shortcuts and skip connections make it small. It warns from the
+        option `depth` on without any normalisation (of activations or weights, by a module or
+        written out) and without SELU, unless the weights are loaded. For batch normalisation in
+        train mode the noise of the statistics is measured: the standard deviation of the channel
+        means over up to 8 batches at the same weights, in standard deviations of the channel
+        (median over channels; 1 / sqrt(n) for n independent samples). It warns in these cases:
+        - Batches have no more rows than the option `batch`, or the noise is that of fewer
+          independent samples than the option `samples` (6 lies between the batch sizes 4 and 8 at
+          which Wu and He measured losses of 3.7 and 1.2 points of accuracy).
+        - The last batch of an epoch has one row.
+        - The option `eps` or more is added to the variance, which is near 1 for well-scaled
+          signals. This comes of BatchNorm2d(channels, 0.8): the second argument is eps, momentum is
+          the third.
     Fix: nn.GroupNorm(32, channels) or nn.InstanceNorm2d(channels) for images, nn.LayerNorm(size)
-        for vectors and sequences; drop_last=True against a last batch of one row; momentum by
-        its name.
+        for vectors and sequences; DataLoader(..., drop_last=True) against a last batch of one row;
+        BatchNorm2d(channels, momentum=0.8) where momentum was meant.
     References: Ioffe and Szegedy, Batch Normalization (ICML 2015); Wu and He, Group Normalization
         (ECCV 2018), table 2; Ba et al., Layer Normalization (2016); Klambauer et al.,
         Self-Normalizing Neural Networks (NeurIPS 2017).
@@ -111,28 +114,28 @@ class NormalizationChoice(Check):
         error = first.error
         assert error is not None
         return self.warned(
-            "A training batch gives a batch normalisation one value per channel, for which torch "
-            "raises an error: one value has no variance.",
+            "A training batch gives batch normalisation only one value per channel. One value has "
+            "no variance, so torch raises an error.",
             measured="1 value per channel",
             threshold="more than 1",
-            fix="Use drop_last=True in the DataLoader if only the last batch is so small, else "
-            "nn.LayerNorm(size) or nn.GroupNorm(groups, channels) in place of batch normalisation.",
+            fix="use DataLoader(..., drop_last=True) if only the last batch is so small, else "
+            "replace batch normalisation by nn.LayerNorm(size) or nn.GroupNorm(groups, channels)",
             location=error.location or audit.loop.locate("train_loader"),
         )
 
     def _batch_statistics(self, audit: Audit, first: First) -> Result:
         noises = _noises(_distinct(zip(first.batches, first.completed, strict=False)))
-        if noises and self._objection(audit, noises):
+        if noises and self._unsuited(audit, noises):
             # The weights moved between those steps, which adds to the noise: once more without.
             noises = _noises(_at_the_same_weights(audit))
         noises = noises or [_unmeasured(each) for each in first.completed[0].batch_statistics]
         evidence = (_table(noises),)
-        if noise := self._objection(audit, noises):
+        if noise := self._unsuited(audit, noises):
             return self.warned(
-                f"{noise.module or 'The model'} ({noise.type}) normalises by batches of "
-                f"{noise.batch} rows, {_samples(noise)}{_noisy(noise)}.",
-                fix=f"Use a normalisation that does not depend on the batch: {_instead(noise)}; or "
-                "larger batches.",
+                f"{noise.module or 'The model'} ({noise.type}) computes its statistics over "
+                f"batches of {noise.batch} rows, {_samples(noise)}{_noisy(noise)}.",
+                fix="use a normalisation that does not depend on the batch, "
+                f"{_instead(noise)}, or larger batches",
                 measured=f"batches of {noise.batch}{_noisy(noise)}",
                 threshold=f"more than {self.option(audit, 'batch'):g} rows, and the noise of at "
                 f"least {self.option(audit, 'samples'):g} samples",
@@ -141,18 +144,18 @@ class NormalizationChoice(Check):
                 location=audit.loop.locate("train_loader") or audit.loop.locate("model"),
             )
         if _last_batch_size(audit.loop) == 1:
-            return self._lonely_row(audit, noises[0], evidence)
-        if (diluted := self._diluted(audit, evidence)) is not None:
-            return diluted
+            return self._single_row(audit, noises[0], evidence)
+        if (large_eps := self._large_eps(audit, evidence)) is not None:
+            return large_eps
         worst = _noisiest(noises)
         return self.passed(
-            f"{len(noises)} batch normalisations over batches of at least "
+            f"{count(len(noises), 'batch normalisation')} over batches of at least "
             f"{min(noise.batch for noise in noises)} rows; {worst.module or 'the model'} has the "
             f"noisiest statistics{_noisy(worst)}.",
             evidence=evidence,
         )
 
-    def _objection(self, audit: Audit, noises: list[Noise]) -> Noise | None:
+    def _unsuited(self, audit: Audit, noises: list[Noise]) -> Noise | None:
         """Return the normalisation with too few rows or too much noise, the noisiest first."""
         few = [noise for noise in noises if noise.batch <= self.option(audit, "batch")]
         if few:
@@ -160,7 +163,7 @@ class NormalizationChoice(Check):
         worst = _noisiest(noises)
         return worst if worst.worth < self.option(audit, "samples") else None
 
-    def _diluted(self, audit: Audit, evidence: tuple[Table, ...]) -> Result | None:
+    def _large_eps(self, audit: Audit, evidence: tuple[Table, ...]) -> Result | None:
         """Warn of a batch normalisation whose eps outweighs the variance that it is added to."""
         limit = self.option(audit, "eps")
         for name, module in audit.loop.model.named_modules():
@@ -168,10 +171,11 @@ class NormalizationChoice(Check):
             if eps >= limit:
                 kind = type(module).__name__
                 return self.warned(
-                    f"{name or 'The model'} ({kind}) adds an eps of {eps:g} to the variance: what "
-                    f"varies by 1 comes out as {1 / math.sqrt(1 + eps):.2f}. {kind}'s second "
-                    "argument is eps, its third is momentum.",
-                    fix=f"nn.{kind}({module.num_features}); where momentum was meant, by its name.",
+                    f"{name or 'The model'} ({kind}) adds an eps of {eps:g} to the variance: a "
+                    f"standard deviation of 1 comes out as {1 / math.sqrt(1 + eps):.2f}. {kind}'s "
+                    "second argument is eps, its third is momentum.",
+                    fix=f"nn.{kind}({module.num_features}), or nn.{kind}({module.num_features}, "
+                    f"momentum={eps:g}) if momentum was meant",
                     measured=f"eps {eps:g}",
                     threshold=f"below {limit:g}",
                     evidence=evidence,
@@ -180,16 +184,16 @@ class NormalizationChoice(Check):
                 )
         return None
 
-    def _lonely_row(self, audit: Audit, noise: Noise, evidence: tuple[Table, ...]) -> Result:
+    def _single_row(self, audit: Audit, noise: Noise, evidence: tuple[Table, ...]) -> Result:
         crash = noise.positions == 1
         then = (
             "for which batch normalisation raises an error"
             if crash
-            else "whose own statistics batch normalisation then uses"
+            else "so batch normalisation uses the statistics of a single example"
         )
         return self.warned(
             f"The last batch of an epoch has one row, {then}.",
-            fix="Use drop_last=True in the training DataLoader.",
+            fix="use DataLoader(..., drop_last=True) for training",
             measured="a last batch of 1 row",
             threshold="more than 1",
             evidence=evidence,
@@ -201,14 +205,17 @@ class NormalizationChoice(Check):
         model = audit.loop.model
         kinds = sorted({type(m).__name__ for m in model.modules() if _is_normalisation(m)})
         if kinds:
-            return self.passed(f"It is normalised by {', '.join(kinds)}.")
+            return self.passed(f"The network is normalised by {', '.join(kinds)}.")
         graph = seen.graph
         if graph is None:
-            return self.inconclusive("The model's computation could not be followed.")
+            return self.inconclusive(
+                "Not judged: the autograd graph of the model's output could not be read."
+            )
         if reason := self._needs_none(audit, graph):
             return self.passed(reason)
         return self.warned(
-            f"{graph.depth} weight layers follow each other without any normalisation or shortcut.",
+            f"The network has {graph.depth} weight layers in a row without any normalisation or "
+            "shortcut, which makes it hard to train.",
             measured=f"{graph.depth} layers",
             threshold=f"fewer than {self.option(audit, 'depth'):g}",
             fix=_to_add(model),
@@ -216,18 +223,18 @@ class NormalizationChoice(Check):
         )
 
     def _needs_none(self, audit: Audit, graph: Graph) -> str:
-        """Say why a network without normalising modules is well; empty when it is not."""
+        """Say why a network needs no normalising modules; empty when it does."""
         if any(name in operation for operation in graph.operations for name in _NORMALISING):
-            return "It normalises its activations or weights itself."
+            return "The network normalises its activations or weights in its own code."
         if graph.depth < self.option(audit, "depth"):
             return (
-                f"It has no normalisation, and {graph.depth} weight layers on the shortest path "
-                "from the data to the output need none."
+                f"The network has no normalisation and, with {graph.depth} weight layers on the "
+                "shortest path from the data to the output, needs none."
             )
         if "EluBackward" in graph.operations:
-            return f"Its {graph.depth} layers use SELU, which normalises by itself."
+            return f"The {graph.depth} layers of the network use SELU, which normalises itself."
         if _is_loaded(audit):
-            return "It has no normalisation, and its weights are loaded."
+            return "The network has no normalisation, but its weights are loaded."
         return ""
 
 
@@ -290,8 +297,8 @@ def _median(values: Tensor) -> float:
 
 
 def _samples(noise: Noise) -> str:
-    count = noise.batch * noise.positions
-    return f"{count} samples a channel" if noise.positions > 1 else "one sample each"
+    total = noise.batch * noise.positions
+    return f"{total} values per channel" if noise.positions > 1 else "one value each"
 
 
 def _noisy(noise: Noise) -> str:
@@ -299,8 +306,8 @@ def _noisy(noise: Noise) -> str:
         return ""
     worth = f"{noise.worth:.3g}" if noise.worth < 1000 else "1000 or more"
     return (
-        f", whose channel means vary by {noise.mean:.0%} of a standard deviation (like those of "
-        f"{worth} independent samples)"
+        f"; its channel means vary by {noise.mean:.0%} of a standard deviation from batch to "
+        f"batch, like those of {worth} independent samples"
     )
 
 
@@ -340,10 +347,8 @@ def _to_add(model: nn.Module) -> str:
     layers: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     images = any(isinstance(layer, nn.Conv2d) for layer in layers)
     if images:
-        return (
-            "Add nn.BatchNorm2d(channels), or nn.GroupNorm(32, channels), after each convolution."
-        )
-    return "Add nn.LayerNorm(size) after each layer, or shortcuts: x = x + block(x)."
+        return "add nn.BatchNorm2d(channels) or nn.GroupNorm(32, channels) after each convolution"
+    return "add nn.LayerNorm(size) after each layer, or shortcuts: x = x + block(x)"
 
 
 def _table(noises: list[Noise]) -> Table:

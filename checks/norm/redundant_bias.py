@@ -1,4 +1,4 @@
-"""NORM102: biases that the normalisation right behind them takes off again."""
+"""NORM102: biases that the following normalisation cancels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 
 class RedundantBias(Check):
-    """Does every bias reach the output, rather than being taken off by a normalisation?
+    """Does every bias have an effect, rather than being cancelled by a normalisation?
 
     Why: Batch and instance normalisation subtract the mean of each channel, and with it the bias
-        of the layer before them. Such a bias is memory and time for nothing, and weight decay is
-        all that acts on it.
-    How: Judgement, never more than a note. In the first training step it is followed which
-        module's output is given, as it is, to a batch or instance normalisation that computes its
-        statistics from the batch; those of linear and convolutional layers that train a bias are
-        listed. Layer and group normalisation mix channels, and do not take a bias off.
+        of the layer before them. Such a bias costs memory and time and has no effect.
+    How: In the first training step it is followed which modules' outputs go, unchanged, into a
+        batch or instance normalisation that computes its statistics from the batch. Those of linear
+        and convolutional layers with a trained bias are listed, as a note. Layer and group
+        normalisation mix channels and do not cancel a bias.
     Fix: nn.Conv2d(..., bias=False) before nn.BatchNorm2d.
     References: Ioffe and Szegedy, Batch Normalization (ICML 2015), section 3.2, "the bias b can
         be ignored".
@@ -52,14 +51,16 @@ class RedundantBias(Check):
             and _trains_bias(modules.get(layer))
         ]
         if not found:
-            return self.passed("No bias stands right before a batch or instance normalisation.")
+            return self.passed(
+                "No layer has a bias that a following batch or instance normalisation cancels."
+            )
         layer, norm = found[0]
         lost = sum(modules[name].bias.numel() for name, _ in found)
         return self.noted(
-            f"{count(len(found), 'layer')} {verb(len(found), 'have', 'has')} a bias right before a "
-            f"normalisation that takes it off again ({layer} before {norm} first): "
-            f"{count(lost, 'parameter')} without effect.",
-            fix=f"bias=False in {layer}",
+            f"{count(len(found), 'layer')} {verb(len(found), 'have', 'has')} a bias that the "
+            f"following normalisation cancels ({count(lost, 'unused parameter')}; first: {layer} "
+            f"before {norm}).",
+            fix=f"pass bias=False to {layer}",
             module=layer,
             location=loop.locate(modules[layer]) or loop.locate(loop.model),
             evidence=(

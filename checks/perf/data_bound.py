@@ -16,15 +16,15 @@ from nnaudit.report import Kind, Numbers, Result
 
 
 class DataBound(Check):
-    """Does the training compute, and not wait for its data?
+    """Does the training compute rather than wait for data?
 
-    Why: A device that waits is paid for in full. Loading and transforming in the training
-        process adds up with every step; in workers it happens meanwhile.
-    How: Some batches are read and stepped on as in training, with a clock on both; medians of an
-        epoch's, after the first two batches and what workers have in store. A warning where
-        waiting takes more than half of the time and more than 10 seconds of an epoch: shorter
-        waits are not worth a change, whatever their share. The number of workers is the wait over
-        the step, rounded up, within the machine's cores.
+    Why: A device that waits costs as much as one that computes. Loading and transforming in the
+        training process add to the time of every step; in workers they happen meanwhile.
+    How: Some batches are read and trained on as in training, and both are timed. The medians are
+        taken after the first two batches and after those that workers had prefetched. It warns
+        where waiting takes more than the option `share` of the time and more than the option
+        `seconds` in an epoch: shorter waits are not worth a change. The number of workers advised
+        is the wait divided by the step, rounded up, at most the machine's cores.
     Fix: DataLoader(..., num_workers=4, pin_memory=True, persistent_workers=True)
     References: PyTorch documentation, "Performance Tuning Guide", asynchronous data loading.
     """
@@ -39,11 +39,11 @@ class DataBound(Check):
         seen = audit.probe(DataWait)
         if seen.batches < 3:
             return self.inconclusive(
-                f"Three batches must be timed, and there were {seen.batches} for that."
+                f"Only {seen.batches} batches could be timed, and three are needed."
             )
         told = (
-            f"A batch takes {_time(seen.wait)} to come and {_time(seen.step)} to train on: "
-            f"{100 * seen.share:.0f} % of the time is spent waiting"
+            f"A batch takes {_time(seen.wait)} to load and {_time(seen.step)} to train on: "
+            f"{100 * seen.share:.0f}% of the time is spent waiting for data"
         )
         epoch = seen.wait * (seen.length or 0)
         evidence = (
@@ -56,9 +56,9 @@ class DataBound(Check):
         if seen.share <= self.option(audit, "share") or epoch <= self.option(audit, "seconds"):
             return self.passed(f"{told}.", evidence=evidence)
         return self.warned(
-            f"{told}, {_time(epoch)} in an epoch.",
-            measured=f"{100 * seen.share:.0f} % waiting",
-            threshold=f"{100 * self.option(audit, 'share'):.0f} %",
+            f"{told}, {_time(epoch)} per epoch.",
+            measured=f"{100 * seen.share:.0f}% waiting",
+            threshold=f"{100 * self.option(audit, 'share'):.0f}%",
             evidence=evidence,
             location=audit.loop.locate("train_loader"),
             fix=_advice(audit.loop, seen),
@@ -70,15 +70,15 @@ def _advice(loop: Loop, seen: Waiting) -> str:
     present = int(getattr(loader, "num_workers", 0) or 0)
     if isinstance(getattr(loader, "dataset", None), TensorDataset):
         return (
-            "The data lie in memory: index whole batches, x[indices], instead of collating them "
-            "row by row."
+            "index whole batches, x[indices], instead of collating them row by row: the data are "
+            "in memory"
         )
     cores = os.cpu_count() or 1
     wanted = min(cores, max(present, 1) * math.ceil(seen.wait / max(seen.step, 1e-6)))
     if wanted <= present or cores == 1:
         return (
-            "Do the costly part of __getitem__ once, beforehand: smaller files, resized pictures, "
-            "a cache in memory."
+            "do the costly part of __getitem__ once, beforehand: smaller files, resized images, "
+            "a cache in memory"
         )
     pinned = "" if loop.device.type == "cpu" else ", pin_memory=True"
     return f"DataLoader(..., num_workers={wanted}{pinned}, persistent_workers=True)"

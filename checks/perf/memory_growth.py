@@ -1,4 +1,4 @@
-"""PERF102: whether something keeps the graphs of steps that are over."""
+"""PERF102: whether the autograd graphs of past steps are kept alive."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from nnaudit.wording import count, verb
 
 
 class MemoryGrowth(Check):
-    """Is the graph of a step let go of when the step is over?
+    """Is the autograd graph of each step freed when the step is over?
 
-    Why: A loss that is added to a total, or put into a list, brings its history along: the graph of
-        every step since the beginning. Memory grows until an epoch, or a night, later it is used
-        up, and steps get slower on the way.
-    How: Eight steps on one and the same batch, after three to settle in; after each, the live
-        tensors with a history are found and the autograd nodes behind them counted, each once. A
-        warning where their number grows in every single step: a loop that lets go holds the same
-        graph every time, one that keeps a window of steps reaches its full size; the first step
-        without growth is the last. Nodes are counted and not bytes, which allocators and caches
-        move about for reasons of their own.
+    Why: A loss that is added to a total or appended to a list keeps its autograd graph alive, of
+        every step since the beginning. Memory grows until it runs out, an epoch or a night later,
+        and steps get slower on the way.
+    How: After three steps to settle, eight steps are taken on the same batch. After each, the live
+        tensors with an autograd history are found and the nodes behind them counted, each once. It
+        warns where the number grows in every single step. A loop that frees its graphs holds the
+        same number each time, one that keeps a window of steps reaches its full size. Nodes are
+        counted rather than bytes, which allocators and caches change for reasons of their own.
     Fix: total += loss.item(), losses.append(loss.detach()), hidden = hidden.detach()
     References: PyTorch documentation, "Frequently Asked Questions: my model reports out of memory".
     """
@@ -50,23 +49,23 @@ class MemoryGrowth(Check):
         )
         if min(growth) <= 0:
             return self.passed(
-                f"After each step {kept.nodes[-1]} autograd nodes are alive: the number does not "
-                "grow."
+                f"{kept.nodes[-1]:,} autograd nodes are alive after a step, and the number does "
+                "not grow: graphs are freed."
             )
         more = kept.tensors[-1] - kept.tensors[0]
         what = (
-            f"{count(more, 'more tensor')} with a history {verb(more, 'are', 'is')} kept "
+            f"{count(more, 'more tensor')} with an autograd graph {verb(more, 'are', 'is')} kept "
             f"({kept.kinds[0][0]})"
             if more >= len(growth) and kept.kinds
-            else "the history of one tensor gets longer and longer"
+            else "the graph of one tensor has become longer and longer"
         )
         return self.warned(
-            f"Every step leaves {min(growth)} or more autograd nodes behind: after "
+            f"Memory leak: every step leaves {min(growth)} or more autograd nodes behind. After "
             f"{len(growth)} steps {what}.",
-            measured=f"{kept.nodes[0]} nodes, then {kept.nodes[-1]}",
+            measured=f"{kept.nodes[0]:,} nodes grow to {kept.nodes[-1]:,}",
             threshold="no growth",
             evidence=(curve,),
             location=audit.loop.locate("training_step"),
-            fix="total += loss.item(), or losses.append(loss.detach()): numbers, not graphs; for a "
-            "hidden state that is carried on, hidden = hidden.detach()",
+            fix="keep numbers, not graphs: total += loss.item() or losses.append(loss.detach()); "
+            "for a hidden state that is carried over, hidden = hidden.detach()",
         )

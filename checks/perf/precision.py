@@ -1,4 +1,4 @@
-"""PERF103: whether the GPU's fast arithmetic is used where it would do."""
+"""PERF103: whether the GPU's fast arithmetic is used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WIDE = 64
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the GPU can do, and what torch lets it: read once, so that rules can be tried out."""
+    """What the GPU offers and what torch uses of it: read once, so that rules can be tested."""
 
     capability: tuple[int, int]
     exact_float32: bool
@@ -36,13 +36,14 @@ class PrecisionChoice(Check):
     """Does the training use the fast arithmetic of its GPU?
 
     Why: Tensor cores multiply 16-bit and TensorFloat-32 matrices several times faster than 32-bit
-        ones. Unless told otherwise, torch multiplies 32-bit matrices exactly, which training
-        rarely needs; and 16-bit matrices of awkward sizes fall back to slower kernels.
-    How: A note, on CUDA only. One step is watched for autocast regions and for the precision of the
-        layers. From compute capability 8.0 on: 32-bit layers with
-        torch.get_float32_matmul_precision() at "highest" and no autocast; in 16 bits, layers 64 or
-        more wide whose sizes are no multiples of 8. Small networks (under a million parameters)
-        are bound by other things and left alone.
+        ones. By default torch multiplies 32-bit matrices in full precision, which training rarely
+        needs; and 16-bit matrices whose sizes are not multiples of 8 fall back to slower kernels.
+    How: On CUDA only, and only as a note. One step is watched for autocast regions and for the
+        precision of the layers. Networks under a million parameters are not judged: arithmetic is
+        not what takes their time.
+        - From compute capability 8.0 on: 32-bit layers with torch.get_float32_matmul_precision() at
+          "highest" and no autocast.
+        - In 16 bits: layers of width 64 or more whose sizes are not multiples of 8.
     Fix: torch.set_float32_matmul_precision("high"), or with torch.autocast("cuda", torch.bfloat16):
     References: PyTorch documentation, "CUDA semantics", TensorFloat-32; NVIDIA, Deep Learning
         Performance documentation, tensor core requirements.
@@ -67,34 +68,34 @@ class PrecisionChoice(Check):
         size = sum(p.numel() for p in model.parameters())
         low = bool(used.autocasts & set(LOW)) or any(p.dtype in LOW for p in model.parameters())
         if size < 1_000_000:
-            return self.passed(f"At {size:,} parameters arithmetic is not what takes the time.")
+            return self.passed(f"With {size:,} parameters arithmetic is not what takes the time.")
         if not low:
             if hardware.capability >= AMPERE and hardware.exact_float32:
                 return self.noted(
-                    "All matrices are multiplied in exact 32 bits, on a GPU that multiplies "
-                    "TensorFloat-32 and bfloat16 several times faster.",
-                    fix='torch.set_float32_matmul_precision("high"), or the forward pass within '
-                    'torch.autocast("cuda", dtype=torch.bfloat16)',
+                    "All matrices are multiplied in full 32-bit precision, on a GPU that "
+                    "multiplies TensorFloat-32 and bfloat16 several times faster.",
+                    fix='call torch.set_float32_matmul_precision("high"), or run the forward pass '
+                    'within torch.autocast("cuda", dtype=torch.bfloat16)',
                 )
             return self.passed("32-bit matrices are multiplied as fast as this GPU can.")
         awkward = _awkward(model)
         if awkward:
             name, sizes = awkward[0]
             return self.noted(
-                f"In 16 bits {count(len(awkward), 'layer')} {verb(len(awkward), 'have', 'has')} "
-                "sizes that tensor cores take only padded: "
-                f"{name} is {sizes[0]} to {sizes[1]}.",
-                fix=f"Round sizes up to multiples of {_MULTIPLE}, a vocabulary to one of 64.",
+                f"{count(len(awkward), '16-bit layer')} {verb(len(awkward), 'have', 'has')} sizes "
+                f"that are not multiples of {_MULTIPLE}, which tensor cores only take padded: "
+                f"{name} has {sizes[0]} inputs and {sizes[1]} outputs.",
+                fix=f"round sizes up to multiples of {_MULTIPLE}, a vocabulary to a multiple of 64",
                 module=name,
                 evidence=(
                     Table(
-                        title=f"Layers with sizes that are no multiples of {_MULTIPLE}",
+                        title=f"Layers with sizes that are not multiples of {_MULTIPLE}",
                         columns=("layer", "inputs", "outputs"),
                         rows=tuple((each, *sizes) for each, sizes in awkward[:12]),
                     ),
                 ),
             )
-        return self.passed("Layers are computed in 16 bits, in sizes that suit tensor cores.")
+        return self.passed("Layers compute in 16 bits, with sizes that suit tensor cores.")
 
 
 def _awkward(model: nn.Module) -> list[tuple[str, tuple[int, int]]]:

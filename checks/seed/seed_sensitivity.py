@@ -1,4 +1,4 @@
-"""SEED102: whether another seed makes another run."""
+"""SEED102: whether another seed gives another run."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from nnaudit.report import Kind, Result, Table
 
 
 class SeedSensitivity(Check):
-    """Does another seed make another run?
+    """Does another seed give another run?
 
-    Why: Five runs under five seeds show how much of a result is luck. If the seed is reset inside,
-        in `build_model()` or in `__getitem__`, all five are the same run, their spread is zero, and
-        every batch may be augmented with the same numbers.
-    How: Starts the training under a second seed and compares the weights that hold more than one
-        number throughout, and the first batches. It warns when all such weights are the same and a
-        function of the user's seeded a global generator while the model was built, and when a
-        global generator is seeded again and again while batches are read or steps are taken, or
-        between any two of three epochs with the same number, where that code can be run. A
-        program that seeds itself at the top, as scripts do, weights that are the same although
-        nobody seeds (loaded ones, or a start that is not random), and a loader with a generator of
-        its own are noted: they may be meant. There is no threshold: equality is exact. What is run
-        as a script is started anew as if its author had written another seed at the top, so that
-        there the question is whether everything else follows it.
-    Fix: Seed once, at the very start, with a number that can be chosen:
-        `torch.manual_seed(args.seed)`; for numbers that must not change, a generator of their own:
+    Why: Five runs under five seeds show how much of a result is luck. If the program resets the
+        seed, in `build_model()` or `__getitem__` for example, all five are the same run, their
+        spread is zero, and every batch may be augmented with the same random numbers.
+    How: The training is started under a second seed, and the weights that hold more than one value,
+        as well as the first batches, are compared. Equality is exact; there is no threshold. It
+        warns in two cases: all such weights are equal and a function of yours seeded a global
+        generator while the model was built; or a global generator is seeded again and again with
+        the same number, while batches are read, while steps are taken, or between any two of three
+        epochs (where that code can be run).
+        - Noted only, because it may be by design: a program that seeds itself at the top, as
+          scripts do; weights that are equal although nothing seeds (loaded, or not random); a
+          loader with its own generator.
+        - A script is restarted as if its author had written another seed at the top, so the
+          question is whether everything else follows it.
+    Fix: seed once, at the very start, with a number that can be chosen:
+        `torch.manual_seed(args.seed)`. For numbers that must not change use a separate generator:
         `generator=torch.Generator().manual_seed(0)`.
     References: Bouthillier et al., Accounting for Variance in Machine Learning Benchmarks (2021).
         PyTorch, "Reproducibility" (notes/randomness).
@@ -47,20 +48,20 @@ class SeedSensitivity(Check):
         runs = audit.probe(SeededRuns)
         other = runs.other
         if other is None:
-            return self.skipped("Runs cannot be started anew.")
-        repeated = _seeded_again_and_again(runs.first)
+            return self.skipped("Not judged: the training cannot be restarted under another seed.")
+        repeated = _repeatedly_seeded(runs.first)
         if repeated is not None:
             return self._warned(
                 repeated,
-                f"{repeated.function}() is called while {_doing(repeated)}, {_where(repeated)}, so "
-                "whatever is drawn afterwards (order, dropout, noise) follows it and not the seed.",
+                f"{repeated.function}() is called while {_doing(repeated)}, {_where(repeated)}: "
+                "everything drawn afterwards (order, dropout, noise) repeats, whatever the seed.",
             )
         between = audit.probe(SecondEpoch).reseeded
         if between is not None:
             return self._warned(
                 between,
                 f"{between.function}() is called between any two epochs with the same number, "
-                f"{_where(between)}, so that every epoch has the same order, dropout and noise.",
+                f"{_where(between)}: every epoch has the same order, dropout and noise.",
             )
         drawn = runs.first.initial.varying
         changed = set(runs.first.initial.differing(other.initial)) & drawn
@@ -68,16 +69,16 @@ class SeedSensitivity(Check):
             return self._same_weights(runs, other)
         if runs.first.batches == other.batches and len(set(other.batches)) > 1:
             return self.noted(
-                f"Seeds {runs.seed} and {runs.seed + 1} give different weights and the same "
-                "batches: the data set's order is fixed or has a seed of its own."
+                f"Seeds {runs.seed} and {runs.seed + 1} give different weights but the same "
+                "batches: the order of the data is fixed or has a seed of its own."
             )
         weights = f"{len(changed)} of {len(drawn)} weight tensors" if drawn else "the weights"
         return self.passed(
             f"Seeds {runs.seed} and {runs.seed + 1} give different runs: {weights} and the "
             "batches differ."
             if changed
-            else f"Seeds {runs.seed} and {runs.seed + 1} give different batches; no weight starts "
-            "from random numbers."
+            else f"Seeds {runs.seed} and {runs.seed + 1} give different batches; no weight is "
+            "initialised at random."
         )
 
     def _same_weights(self, runs: Runs, other: Run) -> Result:
@@ -91,12 +92,12 @@ class SeedSensitivity(Check):
         if while_building:
             own = while_building[-1]
             return self.noted(
-                f"{start}: the program seeds itself ({own.function}() {_where(own)}); give the "
-                "seed as an argument to be able to vary it.",
+                f"{start}, because the program seeds itself ({own.function}() {_where(own)}). Make "
+                "the seed an argument to be able to vary it.",
                 location=own.location,
             )
         return self.noted(
-            f"{start} although nothing seeds a generator: they are loaded, or not random."
+            f"{start}, although nothing seeds a generator: they are loaded or not random."
         )
 
     def _warned(self, seeding: Seeding, message: str) -> Result:
@@ -109,13 +110,15 @@ class SeedSensitivity(Check):
         )
         return self.warned(
             message,
-            evidence=(Table(title="Seeding", columns=("call", "line", "within"), rows=rows),),
+            evidence=(
+                Table(title="Calls that seed", columns=("call", "line", "within"), rows=rows),
+            ),
             location=seeding.location,
-            fix="rng = torch.Generator().manual_seed(seed)  # not the global one",
+            fix="remove it, or use a separate generator: rng = torch.Generator().manual_seed(seed)",
         )
 
 
-def _seeded_again_and_again(run: Run) -> Seeding | None:
+def _repeatedly_seeded(run: Run) -> Seeding | None:
     """Return the call that seeded most often during the training; None for a single one."""
     during = [each for each in run.seedings if each.during != "building"]
     often = Counter((each.function, each.location.file, each.location.line) for each in during)

@@ -19,18 +19,18 @@ from nnaudit.state.snapshot import preserved
 from nnaudit.wording import count, verb
 
 _FIX = {
-    "initialisation": "torch.manual_seed(seed)  # and draw weights with torch only",
+    "initialisation": "torch.manual_seed(seed)  # and draw weights with torch's generator only",
     "order": "DataLoader(..., generator=torch.Generator().manual_seed(seed))",
     "augmentation": "rng = np.random.default_rng(torch.initial_seed() % 2**32)",
     "data set": "np.random.default_rng(seed)  # a split or noise must come from the seed",
     "data": "random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)",
-    "step": "torch.randn_like(x)  # noise from torch's generator, not from another",
+    "step": "torch.randn_like(x)  # draw noise from torch's generator, which the seed sets",
 }
-"""The line to write, by where the runs part."""
+"""The line to write, by where the runs differ."""
 
 
 @dataclass(frozen=True)
-class Parting:
+class Difference:
     """Where two runs under one seed first differ."""
 
     where: str
@@ -39,23 +39,24 @@ class Parting:
 
 
 class SeededRun(Check):
-    """Do two runs under the same seed do the same?
+    """Are two runs under the same seed identical?
 
     Why: A run that cannot be repeated cannot be debugged, and a comparison of two variants measures
-        their luck. The usual reasons are a generator without a seed, `default_rng()`, a seed from
+        their luck. The usual causes are a generator without a seed, `default_rng()`, a seed from
         the clock, and worker processes that seed themselves.
-    How: Starts the training twice under one seed, in one process, from building the model to its
-        first four steps, and compares bit by bit: weights and buffers, the batches, the losses, the
-        weights at the end. Where they differ first is named: the initialisation, the data set, the
-        order, the augmentation, the step. There is no threshold but one: if weights and batches
-        agree and the losses part by less than 1e-4 of their size (1e-2 on a GPU), that is the
-        rounding of parallel sums, and a note; on a GPU it names the operators that PyTorch knows to
-        be nondeterministic. The order of a set of strings follows PYTHONHASHSEED and is another in
-        every process: where the source makes sets and the two runs agree, the training is started
-        once more with a `set` that goes through strings backwards. Then it must do the same, or it
-        fails. The order of a folder's files, which follows the file system, is not looked at.
-    Fix: `random.seed(s); np.random.seed(s); torch.manual_seed(s)` first of all, and pass a seed to
-        every generator: `np.random.default_rng(seed)`. In workers, derive it from
+    How: The training is started twice under one seed in one process, from building the model to its
+        first four steps. Weights and buffers, batches, losses and the weights at the end are
+        compared bit by bit, and the first difference is named: the initialisation, the data set,
+        the order, the augmentation or the step. Any difference fails.
+        - If weights and batches agree and the losses differ by less than 1e-4 of their size (1e-2
+          on a GPU), it is the rounding of parallel sums, and a note. On a GPU it names the
+          operators that PyTorch knows to be nondeterministic.
+        - The order of a set of strings follows PYTHONHASHSEED and differs in every process. Where
+          the source makes sets and the two runs agree, the training is started once more with sets
+          iterated in reverse; a difference then fails.
+        - The order of a folder's files, which follows the file system, is not tested.
+    Fix: call `random.seed(s); np.random.seed(s); torch.manual_seed(s)` first of all, and pass a
+        seed to every generator: `np.random.default_rng(seed)`. In workers derive it from
         `torch.initial_seed()`. Against rounding: `torch.use_deterministic_algorithms(True)`.
     References: PyTorch, "Reproducibility" (notes/randomness). Pham et al., Problems and
         Opportunities in Training Deep Learning Software Systems: An Analysis of Variance (2020).
@@ -72,41 +73,45 @@ class SeededRun(Check):
         """Compare the two runs from the start and name the first difference."""
         runs = audit.probe(SeededRuns)
         table = _table(runs)
-        parting = parting_of(runs, on_gpu=audit.loop.device.type != "cpu")
-        what = "Replayed twice" if runs.replayed else f"Started twice under seed {runs.seed}"
-        if parting is None:
-            return self._turned(runs) or self._same(runs, what, table)
+        difference = difference_of(runs, on_gpu=audit.loop.device.type != "cpu")
+        what = (
+            "In two replays of the training"
+            if runs.replayed
+            else f"In two runs under seed {runs.seed}"
+        )
+        if difference is None:
+            return self._set_order(runs) or self._same(runs, what, table)
         evidence: tuple[Evidence, ...] = (table,)
-        if parting.where == "arithmetic":
+        if difference.where == "arithmetic":
             named = _nondeterministic_operators(audit)
             if named:
                 evidence += (Text(title="Nondeterministic operators", text="\n".join(named)),)
-            return self.noted(f"{what}, {parting.message}.", evidence=evidence)
-        suspect = _suspect(runs, parting)
+            return self.noted(f"{what}, {difference.message}.", evidence=evidence)
+        suspect = _suspect(runs, difference)
         if runs.unseeded:
             evidence += (_suspects(runs.unseeded),)
-        part = "model" if parting.where in ("initialisation", "step") else "train_loader"
+        part = "model" if difference.where in ("initialisation", "step") else "train_loader"
         return self.failed(
-            f"{what}, {parting.message}.",
-            measured=parting.measured,
-            threshold="bit for bit the same",
+            f"{what}, {difference.message}.",
+            measured=difference.measured,
+            threshold="identical bit by bit",
             evidence=evidence,
             location=suspect.location if suspect is not None else audit.loop.locate(part),
-            fix=_FIX[parting.where],
+            fix=_FIX[difference.where],
         )
 
-    def _turned(self, runs: Runs) -> Result | None:
+    def _set_order(self, runs: Runs) -> Result | None:
         """Answer for a run that depends on the order of a set of strings; None for any other."""
         if runs.turned is None:
             return None
-        parting = parting_of(replace(runs, again=runs.turned))
-        if parting is None or parting.where == "arithmetic":
+        difference = difference_of(replace(runs, again=runs.turned))
+        if difference is None or difference.where == "arithmetic":
             return None
         return self.failed(
-            "A new process has sets of strings in another order, and then under the same seed "
-            f"{parting.message}: line {runs.by_sets[0].line} goes through such a set.",
-            measured=parting.measured,
-            threshold="bit for bit the same",
+            f"Line {runs.by_sets[0].line} depends on the order of a set of strings, which differs "
+            f"in every process: with it reversed, under the same seed, {difference.message}.",
+            measured=difference.measured,
+            threshold="identical bit by bit",
             location=runs.by_sets[0],
             fix="sorted(set(names))  # wherever the order of a set is used",
         )
@@ -115,74 +120,73 @@ class SeededRun(Check):
         first = runs.first
         said = "batches" if len(first.batches) > 1 else "batch"
         if first.losses:
-            said += " and losses, and the same weights after them"
+            said += ", losses and final weights"
         if runs.replayed:
             return self.passed(
-                f"{what} from the same random state, the training has the same {said}; building "
-                "the model anew was not possible.",
+                f"{what} from the same random state: same {said}. Building the model again was not "
+                "possible.",
                 evidence=(table,),
             )
-        return self.passed(
-            f"{what}, the training has the same initial weights, {said}.", evidence=(table,)
-        )
+        return self.passed(f"{what}: same initial weights, {said}.", evidence=(table,))
 
 
-def parting_of(runs: Runs, *, on_gpu: bool = False) -> Parting | None:
+def difference_of(runs: Runs, *, on_gpu: bool = False) -> Difference | None:
     """Return where the two runs under one seed first differ; None when they are the same."""
     first, again = runs.first, runs.again
     differing = first.initial.differing(again.initial)
     if differing:
         named = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
-        return Parting(
+        return Difference(
             "initialisation",
             f"the initial weights differ in {len(differing)} of {len(first.initial.digests)} "
             f"tensors ({named})",
             f"{count(len(differing), 'tensor')} {verb(len(differing), 'differ')}",
         )
     if first.batches != again.batches:
-        return _parting_of_data(first, again)
-    return _parting_of_steps(first, again, on_gpu=on_gpu)
+        return _difference_of_data(first, again)
+    return _difference_of_steps(first, again, on_gpu=on_gpu)
 
 
-def _parting_of_data(first: Run, again: Run) -> Parting:
+def _difference_of_data(first: Run, again: Run) -> Difference:
     pairs = zip(first.batches, again.batches, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
     measured = f"batch {place + 1} is the first to differ"
     nth = f"batch {place + 1} differs"
     a, b = first.items, again.items
     if a is not None and b is not None and a[0] == a[1] and b[0] == b[1] and a[0] != b[0]:
-        return Parting("data set", f"the data set holds other values: {nth}", measured)
+        return Difference("data set", f"the data set holds other values ({nth})", measured)
     same_indices = first.indices is not None and first.indices == again.indices
     if first.rows == again.rows or (first.indices is not None and not same_indices):
-        return Parting("order", f"the samples come in another order: {nth}", measured)
+        return Difference("order", f"the samples come in another order ({nth})", measured)
     same_targets = first.targets == again.targets and len(set(first.targets)) > 1
     if same_indices or same_targets:
-        return Parting(
+        return Difference(
             "augmentation",
-            f"the same samples come in the same order with other values: {nth}",
+            f"the same samples in the same order have other values ({nth})",
             measured,
         )
-    return Parting("data", f"other batches are drawn: {nth}", measured)
+    return Difference("data", f"other batches are drawn ({nth})", measured)
 
 
-def _parting_of_steps(first: Run, again: Run, *, on_gpu: bool) -> Parting | None:
+def _difference_of_steps(first: Run, again: Run, *, on_gpu: bool) -> Difference | None:
     tolerance = 1e-2 if on_gpu else 1e-4
     for place, (a, b) in enumerate(zip(first.losses, again.losses, strict=False)):
         if a == b or (math.isnan(a) and math.isnan(b)):
             continue
         apart = _relative(a, b, first.losses)
-        # What rounding parts at one step, the next one may enlarge.
+        # A difference by rounding at one step may grow in the next.
         if not apart < (tolerance if place == 0 else 10 * tolerance):
-            return Parting(
+            return Difference(
                 "step",
-                f"weights and batches are the same, yet the loss of step {place + 1} is {a:.6g} in "
-                f"one run and {b:.6g} in the other: the step draws numbers that no seed reaches",
+                f"the loss of step {place + 1} is {a:.6g} in one and {b:.6g} in the other, "
+                "although weights and batches are the same: the step draws random numbers without "
+                "a seed",
                 f"{a:.6g} and {b:.6g}",
             )
-        return Parting(
+        return Difference(
             "arithmetic",
-            f"the losses part at step {place + 1} by {apart:.1e} of their size, as the rounding of "
-            "parallel sums does",
+            f"the losses differ from step {place + 1} on by {apart:.1e} of their size, which is "
+            "the rounding of parallel sums",
         )
     differing = first.final.differing(again.final)
     if not differing or len(first.losses) != len(again.losses):
@@ -190,10 +194,10 @@ def _parting_of_steps(first: Run, again: Run, *, on_gpu: bool) -> Parting | None
     apart = first.final.distance(again.final)
     if math.isnan(apart) and _holds_nan(first):
         return None
-    return Parting(
+    return Difference(
         "arithmetic",
-        f"the losses are the same and {count(len(differing), 'tensor')} of the final weights "
-        f"{verb(len(differing), 'part')} by up to {apart:.1e} of the size",
+        f"the losses are the same, but {count(len(differing), 'tensor')} of the final weights "
+        f"{verb(len(differing), 'differ')} by up to {apart:.1e} of their size, which is rounding",
     )
 
 
@@ -226,16 +230,18 @@ def _nondeterministic_operators(audit: Audit) -> list[str]:
     return sorted({text.splitlines()[0] for text in said if "determinis" in text})
 
 
-def _suspect(runs: Runs, parting: Parting) -> Unseeded | None:
+def _suspect(runs: Runs, difference: Difference) -> Unseeded | None:
     """The line to point at, where only one is suspicious."""
-    if parting.where == "order" or len(runs.unseeded) != 1:
+    if difference.where == "order" or len(runs.unseeded) != 1:
         return None
     return runs.unseeded[0]
 
 
 def _suspects(unseeded: tuple[Unseeded, ...]) -> Table:
     rows = tuple((f"{each.location.file}:{each.location.line}", each.text) for each in unseeded)
-    return Table(title="Lines that no seed determines", columns=("line", "source"), rows=rows)
+    return Table(
+        title="Lines that draw random numbers without a seed", columns=("line", "source"), rows=rows
+    )
 
 
 def _table(runs: Runs) -> Table:

@@ -47,21 +47,22 @@ class Accumulation:
 class AccumulationScale(Check):
     """Is a gradient accumulated over several batches their mean, not their sum?
 
-    Why: Micro-batches, k of them, stand for one batch k times as large only if each loss is
-        divided by k. Otherwise the gradient is k times too large: with SGD that multiplies the
-        learning rate by k, with clipping it changes what is clipped, and whoever changes k
-        changes both.
+    Why: k micro-batches stand for one batch k times as large only if each loss is divided by k.
+        Otherwise the gradient is k times too large: with SGD that multiplies the learning rate by
+        k, with clipping it changes what is clipped, and changing k changes both.
     How: Exact, from a few steps. Accumulation is seen where one optimizer step has k > 1 backward
-        passes from the same line, each of the mean-reduced loss of one line, and either each on
-        the whole of the batch that the loop was given, which here is the same batch k times, so
-        that without dropout the k losses must be equal; or each on a part of it, the parts (four
-        or more, of two rows or more) making up the whole in order: two or three may be domains
-        with a loss each. What was back-propagated, a gradient scaler's
-        factor taken out, is summed over the k passes and divided by the mean loss of a row: 1 if
-        divided by k, k if not. It fails where the sum is at least 1.5, and says so where an
-        optimizer that divides by the gradient's size hides it. Passes whose gradients are zeroed
-        before the step, as those that make adversarial examples, are not accumulated. Several
-        different losses, sums, and losses per token are not judged.
+        passes from the same line, each of the mean-reduced loss of one line. What was
+        back-propagated is summed over the k passes (a gradient scaler's factor removed) and divided
+        by the mean loss of a row: 1 if the loss was divided by k, k if not. It fails from 1.5 on.
+        - The passes must each be on the whole batch that the loop was given (here the same batch k
+          times, so without dropout the k losses must be equal), or on parts of it that make up the
+          whole in order: four or more, of two rows or more. Two or three parts may be domains with
+          a loss each.
+        - An optimizer that divides by the gradient's size, like Adam, hides the factor; the message
+          says so.
+        - Passes whose gradients are zeroed before the step, as for adversarial examples, are not
+          accumulated.
+        - Several different losses, sums, and losses per token are not judged.
     Fix: (loss / accumulation_steps).backward()
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
@@ -76,10 +77,11 @@ class AccumulationScale(Check):
         single = len(audit.loop.optimizers) == 1
         several = [step for step in trace.steps if len(_outside_closures(step)) > 1]
         if len(several) < len(trace.steps):
-            return self.skipped("Every optimizer step follows one backward pass.")
+            return self.skipped("Nothing is accumulated: one backward pass per optimizer step.")
         if single and any(len(_passes_of(step)) == 1 for step in several):
             return self.skipped(
-                "Every optimizer step follows one backward pass: what others made is zeroed before."
+                "Nothing is accumulated: the gradients of all backward passes but one are zeroed "
+                "before the optimizer step."
             )
         found = [
             _accumulation(audit.loop, step, batch)
@@ -88,14 +90,14 @@ class AccumulationScale(Check):
         known = [each for each in found if each is not None]
         if len(known) < len(found):
             return self.inconclusive(
-                "A step has several backward passes, and that they are of the same mean-reduced "
-                "loss over several batches could not be shown."
+                "Not judged: a step has several backward passes, but they could not be shown to be "
+                "of one mean-reduced loss over several batches."
             )
         whole = not known[0].parts
         if whole and known[0].scale >= _TOO_LARGE and not _repeats(audit.loop, trace.batches[0]):
             return self.inconclusive(
-                "The backward passes of a step differ in what they are given: these may be several "
-                "views of one batch rather than several batches."
+                "Not judged: the backward passes of a step compute different losses of the same "
+                "batch, which may be several views of it rather than several batches."
             )
         return self._judge(audit, known, clipped=any(step.of(EventKind.CLIP) for step in several))
 
@@ -103,20 +105,21 @@ class AccumulationScale(Check):
         scale, count = min(each.scale for each in found), found[0].count
         numbers = Numbers(
             title="Accumulation",
-            values={"backward passes per step": count, "gradient, times the mean": scale},
+            values={"backward passes per step": count, "gradient, relative to the mean": scale},
         )
         if scale < _TOO_LARGE:
             return self.passed(
-                f"The gradients of {count} backward passes add up to {scale:.3g} times their mean.",
+                f"The accumulated gradient of {count} backward passes is {scale:.3g} times their "
+                "mean.",
                 evidence=(numbers,),
             )
         said = (
-            f"Each step adds up the gradients of {count} batches without dividing: they are "
-            f"{scale:.3g} times the gradient of one batch of that size"
+            f"Each step sums the gradients of {count} batches without dividing: the gradient is "
+            f"{scale:.3g} times their mean"
         )
         details = {
             "measured": f"{scale:.3g} times the mean gradient",
-            "threshold": "1.5 times",
+            "threshold": f"below {_TOO_LARGE:g} times",
             "evidence": (numbers,),
             "location": found[0].location or audit.loop.locate("training_step"),
             "fix": f"(loss / {count}).backward(){_of_trainer(audit.loop)}",
@@ -124,21 +127,21 @@ class AccumulationScale(Check):
         if all(map(is_scale_free, audit.loop.optimizers)) and not clipped:
             names = sorted({type(optimizer).__name__ for optimizer in audit.loop.optimizers})
             said += (
-                f"; {', '.join(names)} divides by the gradient's size and does not feel it, but "
-                "the loss that is shown does, and so would a clip or another optimizer"
+                f". {', '.join(names)} divides by the gradient's size and hides this; gradient "
+                "clipping or another optimizer would not"
             )
         return self.failed(f"{said}.", **details)
 
 
 def _of_trainer(loop: Loop) -> str:
-    """What to write where transformers' Trainer divides: unless the model says it does so itself.
+    """What to write with transformers' Trainer, which divides unless the model says it does so.
 
-    It takes a model whose forward has ``**kwargs`` to divide by ``num_items_in_batch``. Those of
-    transformers that classify sequences do not (seen in 5.24).
+    The Trainer assumes that a model whose forward has ``**kwargs`` divides by
+    ``num_items_in_batch``. Those of transformers that classify sequences do not (seen in 5.24).
     """
     if not type(loop.model).__module__.startswith("transformers."):
         return ""
-    return "; with transformers' Trainer: model.accepts_loss_kwargs = False, so that it divides"
+    return "; with transformers' Trainer set model.accepts_loss_kwargs = False, so that it divides"
 
 
 def _repeats(loop: Loop, batch: object) -> bool:
@@ -154,7 +157,7 @@ def _repeats(loop: Loop, batch: object) -> bool:
 def _passes_of(step: TracedStep) -> list[Event]:
     """Return the backward passes whose gradients the optimizer steps by.
 
-    What was zeroed before it, as after the passes that make adversarial examples, is none of them.
+    Gradients zeroed before it, as after the passes that make adversarial examples, do not count.
     """
     until = [i for i, event in enumerate(step.events) if event.kind is EventKind.STEP][-1:]
     before = step.events[: until[0]] if until else step.events

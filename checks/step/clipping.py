@@ -1,4 +1,4 @@
-"""STEP104: whether gradient clipping holds at the step, and leaves something to step with."""
+"""STEP104: whether the optimizer's gradient respects the clip, and the limit is in proportion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MORE_STEPS = 16
 
 @dataclass(frozen=True)
 class Bound:
-    """A clip that came before a step: what it met, what it should leave, what the step used."""
+    """A clip that came before a step: the gradient before it, its limit, and what the step used."""
 
     clip: Clip
     used: float
@@ -30,19 +30,20 @@ class Bound:
 
 
 class Clipping(Check):
-    """Does the gradient that the optimizer uses keep to the clip, and is the clip in proportion?
+    """Does the optimizer's gradient respect the clip, and is the limit in proportion?
 
-    Why: Clipping protects a run from rare large gradients. Done before a gradient scaler's
-        unscale_ it clips numbers that are thousands of times too large, and what is left after
-        unscaling is next to nothing; done before the last backward it bounds only a part. A limit
-        far below every gradient is no protection but another learning rate.
+    Why: Clipping protects a run from rare large gradients. Before a gradient scaler's unscale_ it
+        clips values that are thousands of times too large, and almost nothing is left after
+        unscaling. Before the last backward it bounds only a part. A limit far below every gradient
+        is not protection but a smaller learning rate.
     How: Exact. Every call of clip_grad_norm_ and clip_grad_value_ between backward and step is
-        noted, with its limit; right before the optimizer's step the same norm of the same
-        gradients is computed again. It fails when that is more than 5 % over the limit (norms in
-        bfloat16 err by 1 %) in two steps or more, or when the clip was applied to gradients that
-        a gradient scaler had still multiplied. A clip that met more than 100 times its limit in
-        every one of 20 steps is a warning, and a note for adaptive optimizers, whose steps do not
-        grow with the gradient. What comes after the step is STEP107's.
+        recorded with its limit; right before the optimizer's step the same norm of the same
+        gradients is computed again. It fails when that norm exceeds the limit by the factor of the
+        option `excess` (norms in bfloat16 err by 1%) in two steps or more, or when gradients were
+        clipped while still multiplied by a gradient scaler.
+        - It warns when every gradient of 20 steps is larger than the option `binding` times the
+          limit. For adaptive optimizers, whose steps do not grow with the gradient, that is a note.
+        - A clip after the step is STEP107's.
     Fix: scaler.unscale_(optimizer); clip_grad_norm_(model.parameters(), 1.0); optimizer.step()
     References: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural
         networks" (2013); PyTorch documentation, "Automatic Mixed Precision examples".
@@ -71,25 +72,29 @@ class Clipping(Check):
 
     def _unclipped(self, trace: Trace) -> Result:
         if any(event.kind is EventKind.CLIP for event in trace.events):
-            return self.skipped("Gradients are clipped, but not between backward and step.")
+            return self.skipped(
+                "Gradients are clipped, but no clip of the optimizer's gradients was seen between "
+                "backward and step."
+            )
         return self.skipped("Gradients are not clipped.")
 
     def _still_scaled(self, audit: Audit, trace: Trace, bound: Bound) -> Result:
         return self.failed(
-            f"Gradients are clipped to {bound.clip.limit:g} while they are still multiplied by the "
-            f"gradient scaler's {bound.scaled:g}: the step uses a norm of {bound.used:.2g}.",
+            f"Gradients are clipped to {bound.clip.limit:g} while still multiplied by the gradient "
+            f"scaler's {bound.scaled:g}: after unscaling, the step uses a norm of only "
+            f"{bound.used:.2g}.",
             measured=f"a norm of {bound.used:.3g} at the step",
-            threshold=f"at most {bound.clip.limit:g}, of gradients that are not scaled",
+            threshold=f"a clip at {bound.clip.limit:g} of unscaled gradients",
             evidence=(_order(audit.loop, trace),),
             location=_line_of(trace) or audit.loop.locate("training_step"),
-            fix="scaler.unscale_(optimizer) before clip_grad_norm_",
+            fix="call scaler.unscale_(optimizer) before clip_grad_norm_",
         )
 
     def _exceeded(self, audit: Audit, trace: Trace, over: list[Bound]) -> Result:
         worst = max(over, key=lambda bound: bound.used / max(bound.clip.limit, 1e-30))
         return self.failed(
-            f"Gradients are clipped to {worst.clip.limit:g}, and the optimizer steps with "
-            f"{worst.used:.3g}: something adds to them after the clip.",
+            f"Gradients are clipped to {worst.clip.limit:g}, but the optimizer steps with "
+            f"{worst.used:.3g}: they change after the clip.",
             measured=f"{_what(worst.clip)} {worst.used:.3g} at the step",
             threshold=f"at most {worst.clip.limit:g}",
             evidence=(_order(audit.loop, trace),),
@@ -101,10 +106,10 @@ class Clipping(Check):
         binding = self.option(audit, "binding")
         if min(map(_ratio, bounds)) > binding:
             bounds = [*bounds, *_more_bounds(audit)]
-        met = sorted(map(_ratio, bounds))
+        ratios = sorted(map(_ratio, bounds))
         limit = bounds[0].clip.limit
         curve = Curve(
-            title="Gradients that the clip met",
+            title="Gradients before the clip",
             x_label="step",
             y_label=_what(bounds[0].clip),
             series=(
@@ -117,36 +122,37 @@ class Clipping(Check):
             thresholds={"limit": limit},
             log_y=True,
         )
-        median = met[len(met) // 2]
-        if met[0] <= binding:
+        median = ratios[len(ratios) // 2]
+        if ratios[0] <= binding:
             return self.passed(
-                f"The gradient at the step keeps to the clip of {limit:g}; before it, the median "
-                f"is {median:.2g} times the limit.",
+                f"The optimizer's gradient respects the clip of {limit:g}; before it, the median "
+                f"gradient is {median:.2g} times the limit.",
                 evidence=(curve,),
             )
         said = (
-            f"The clip of {limit:g} cuts every gradient of {len(bounds)} steps by more than "
-            f"{binding:g} (by {median:.3g} in the middle)"
+            f"The clip of {limit:g} shrinks every gradient of {len(bounds)} steps more than "
+            f"{binding:g}-fold (median: {median:.3g}-fold)"
         )
         if all(map(is_scale_free, audit.loop.optimizers)):
             who = ", ".join(sorted({type(each).__name__ for each in audit.loop.optimizers}))
             return self.noted(
-                f"{said}; {who} hardly feels it, as its steps do not grow with the gradient.",
+                f"{said}. With {who} that matters little: its steps do not grow with the gradient.",
                 evidence=(curve,),
             )
         typical = sorted(bound.clip.before for bound in bounds)[len(bounds) // 2]
         return self.warned(
-            f"{said}: it acts as a learning rate {median:.3g} times as small.",
+            f"{said}: it acts like a learning rate {median:.3g} times smaller.",
             measured=f"gradients {median:.3g} times the limit",
-            threshold=f"{binding:g} times",
+            threshold=f"at most {binding:g} times",
             evidence=(curve,),
             location=next((b.step.location for b in bounds if b.step.location), None),
-            fix=f"clip_grad_norm_(model.parameters(), {_rounded(typical)}), about what is typical",
+            fix="raise the limit to the size of a typical gradient: "
+            f"clip_grad_norm_(model.parameters(), {_rounded(typical)})",
         )
 
 
 def _bounds(events: tuple[Event, ...]) -> list[Bound]:
-    """Return every clip that a step was to keep to."""
+    """Return every clip that a step had to respect."""
     found: list[Bound] = []
     scales: dict[int, tuple[float, bool]] = {}
     unscaled: set[int] = set()
@@ -193,4 +199,4 @@ def _line_of(trace: Trace) -> Location | None:
 
 def _order(loop: Loop, trace: Trace) -> Text:
     text = describe(trace.steps[-1].events, len(loop.optimizers))
-    return Text(title="What happens in a step, in order", text=text)
+    return Text(title="Order of events in one step", text=text)

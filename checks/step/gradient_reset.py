@@ -1,4 +1,4 @@
-"""STEP102: whether each step uses its own batch's gradient, and nothing older or emptier."""
+"""STEP102: whether gradients are zeroed between steps, and not before the optimizer uses them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ class GradientReset(Check):
     """Does each optimizer step use the gradient of its own batches, and only that?
 
     Why: PyTorch adds to .grad and never clears it. Without zero_grad every step uses the sum of
-        all gradients since the start: the direction becomes stale and the size grows with every
-        batch. With zero_grad between backward and step the optimizer gets nothing, and only
-        weight decay is left. Neither raises an error, and the loss may even fall for a while.
-    How: Exact. After a step's last use of a parameter its .grad is overwritten with random
-        numbers four times its size, then the step is repeated on the same batch, at the same
-        weights, with the same random numbers, dropout off; then again with the numbers turned
-        round. A program that zeroes gradients, wherever it does so, gives the same gradient both
-        times. What was not zeroed comes back: the gradient changes by more than half its size
-        along those very numbers (cosine above 0.9, against at most a tenth of that change
-        between two equal steps). Accumulation over several batches before a step is no
-        different. A gradient that a backward made and that is None or zero at the optimizer's
-        step, in every step looked at, was zeroed in between.
-    Fix: optimizer.zero_grad() once per optimizer step, before backward or after step.
+        all gradients since the start: its direction is stale and its size grows with every batch.
+        With zero_grad between backward and step the optimizer gets no gradient, and only weight
+        decay is left. Neither raises an error, and the loss may even fall for a while.
+    How: Exact. After a step's last use of a parameter its .grad is overwritten with random numbers
+        four times its size, and the step is repeated on the same batch, from the same weights, with
+        the same random numbers and no dropout; then again with the sign of the numbers flipped. A
+        program that zeroes gradients, wherever it does so, gives the same gradient both times. It
+        fails when the gradient changes by more than half its size along those numbers (cosine above
+        0.9; two equal steps differ by at most a tenth of that).
+        - Accumulation over several batches before a step passes.
+        - It also fails when gradients that backward made are None or zero at the optimizer's step,
+          in every step seen: they were zeroed in between.
+    Fix: call optimizer.zero_grad() once per optimizer step, before loss.backward() or after
+        optimizer.step().
     References: PyTorch documentation, torch.optim.Optimizer.zero_grad.
     """
 
@@ -37,42 +38,44 @@ class GradientReset(Check):
     probes = (StepTrace, StepReplay)
 
     def run(self, audit: Audit) -> Result:
-        """Look for gradients that vanished on the way, then for ones that stayed."""
+        """Look for gradients zeroed too early, then for ones that are never zeroed."""
         trace = audit.probe(StepTrace)
         zeroed = zeroed_before_use(trace)
         if zeroed:
-            return self._emptied(audit, trace, zeroed)
+            return self._zeroed_early(audit, trace, zeroed)
         remainders = audit.probe(StepReplay)
         kept = [each for each in remainders if each.kept]
         if kept:
-            return self._carried(audit, trace, remainders, kept)
+            return self._never_zeroed(audit, trace, remainders, kept)
         if not remainders:
-            return self.inconclusive("No parameter had a gradient that could be looked at.")
+            return self.inconclusive(
+                "Not judged: no parameter had a gradient that could be replaced."
+            )
         noisy = [each for each in remainders if each.noise > 0.5]
         if len(noisy) > len(remainders) / 2:
             return self.inconclusive(
-                "Two equal steps at the same weights gave different gradients, so that a change "
-                "shows nothing."
+                "Not judged: two identical steps from the same weights gave different gradients, "
+                "so a change proves nothing."
             )
         return self.passed(
-            f"What the step before left in .grad is not used: {len(remainders)} gradients are the "
-            "same whatever it was."
+            f"Gradients are zeroed between steps: {count(len(remainders), 'gradient')} did not "
+            "depend on what .grad held before."
         )
 
-    def _emptied(self, audit: Audit, trace: Trace, zeroed: list[Event]) -> Result:
+    def _zeroed_early(self, audit: Audit, trace: Trace, zeroed: list[Event]) -> Result:
         loop, step = audit.loop, zeroed[0]
         which = f" of optimizer {step.which + 1}" if len(loop.optimizers) > 1 else ""
         return self.failed(
-            f"In all {len(trace.steps)} steps looked at, backward made gradients and none was left "
-            f"when the step{which} was taken: they are zeroed in between.",
+            f"Gradients are zeroed in between backward and the step{which} in all "
+            f"{len(trace.steps)} steps seen: the optimizer gets no gradient.",
             measured="no gradient at the step",
-            threshold="the gradient that backward made",
+            threshold="the gradient of backward",
             evidence=(_order(trace, len(loop.optimizers)),),
             location=_line_of_zero(trace) or step.location or loop.locate("training_step"),
-            fix="optimizer.zero_grad(); loss.backward(); optimizer.step(), in this order",
+            fix="call optimizer.zero_grad(); loss.backward(); optimizer.step() in this order",
         )
 
-    def _carried(
+    def _never_zeroed(
         self,
         audit: Audit,
         trace: Trace,
@@ -82,12 +85,11 @@ class GradientReset(Check):
         loop = audit.loop
         steps = [event for event in trace.events if event.kind is EventKind.STEP]
         return self.failed(
-            f"{len(kept)} of {len(remainders)} gradients still "
-            f"{verb(len(kept), 'hold')} what the step before left in .grad "
-            f"({kept[0].parameter} first): gradients are summed up over all batches, because "
-            "zero_grad is not called.",
-            measured=f"{len(kept)} of {count(len(remainders), 'gradient')} with a remainder",
-            threshold="none",
+            f"Gradients accumulate across steps because zero_grad is not called: {len(kept)} of "
+            f"{count(len(remainders), 'gradient')} still {verb(len(kept), 'hold')} the previous "
+            f"step's ({kept[0].parameter} first).",
+            measured=f"{len(kept)} of {count(len(remainders), 'gradient')} not zeroed",
+            threshold="all gradients zeroed between steps",
             evidence=(_table(kept), _order(trace, len(loop.optimizers))),
             location=next((e.location for e in steps if e.location is not None), None)
             or loop.locate("training_step"),
@@ -104,13 +106,13 @@ def _line_of_zero(trace: Trace) -> Location | None:
 
 def _order(trace: Trace, optimizers: int) -> Text:
     return Text(
-        title="What happens in a step, in order", text=describe(trace.steps[-1].events, optimizers)
+        title="Order of events in one step", text=describe(trace.steps[-1].events, optimizers)
     )
 
 
 def _table(kept: list[Remainder]) -> Table:
     return Table(
-        title="Gradients that hold what was left behind",
+        title="Gradients that hold the previous step's",
         columns=("parameter", "change / gradient", "cosine"),
         rows=tuple((each.parameter, each.change, each.alignment) for each in kept[:20]),
     )

@@ -28,28 +28,30 @@ _OWN_PACE = ("Adafactor", "Prodigy", "DAdaptAdam", "DAdaptSGD", "DAdaptLion", "R
 
 
 class LearningRate(Check):
-    """Does the learning rate lie where the loss falls?
+    """Is the learning rate in the range where the loss falls?
 
-    Why: The learning rate is the one setting that most often makes the difference between a
-        network that learns and one that does not. Too high, the loss rises or jumps about; thirty
-        times too low, a run takes a month instead of a day, and looks like one that has converged.
-    How: The range test: 96 real steps while the rate grows from a ten-thousandth to ten thousand
-        times yours, and up to as many more while the loss still falls (the state is put back).
-        The suggested rate is a tenth of the one with the lowest smoothed loss. A ramp alone
-        deceives, since the weights change under it, so a suspicion is tried out: 60 steps from
-        the initial state on the same batches, at your rate and at the suggested one. Too high:
-        yours ends above its beginning, by more than the losses scatter, and the suggested one, at
-        least three times lower, ends below. Too low: the suggested one is more than 30 times
-        yours, takes a fifth off the loss beyond its scatter, and yours less than a tenth of that
-        in three times as many steps. A factor of three is not reported. Where a
-        warm-up is planned, a rate that is too high from the first step on proves nothing.
-        Optimizers that set their own pace are left out. Where a ramp would take long, a program
-        that learns is believed without one: if the loss of the run of up to 300 steps (FIT103) is
-        after 180 of them a quarter below its beginning and never negative, the rate is neither
-        too high nor can another gain ten times as much. Where an exact check has failed that
-        explains why it does not learn, or there was no time for 30 steps of that run, nothing is
-        tried out, and no answer given.
-    Fix: take the suggested learning rate, then try three times more and less.
+    Why: The learning rate is the setting that most often decides whether a network learns. Too
+        high, and the loss rises or jumps; thirty times too low, and a run takes a month instead of
+        a day and looks as if it had converged.
+    How: The range test: 96 real steps while the rate grows from 1e-4 to 1e4 times yours, and up to
+        as many more while the loss still falls (the state is restored). The suggested rate is a
+        tenth of the one with the lowest smoothed loss. The weights change during the ramp, so a
+        suspicion is tested with 60 steps from the initial state on the same batches, at your rate
+        and at the suggested one.
+        - Too high, a warning: the suggested rate is lower by at least the option `high` (a factor),
+          your loss ends above its start by more than the losses scatter, and at the suggested rate
+          it ends below.
+        - Too low, a warning: the suggested rate is higher by at least the option `low` (a factor)
+          and lowers the loss by 20% beyond its scatter, while yours gains less than a tenth of that
+          in three times as many steps.
+        - Optimizers that set their own step size are skipped. Where a warm-up is planned, a rate
+          that is too high from the first step on is not reported.
+        - Where steps are slow, a program whose loss after up to 180 steps of FIT103's run is a
+          quarter below its start and never negative passes without a ramp: no other rate could gain
+          ten times as much.
+        - No verdict where steps are slow and an exact check that explains it has failed, or where
+          fewer than 30 steps of that run were possible.
+    Fix: use the suggested learning rate (lr=...), then try three times more and less.
     References: Smith, "Cyclical Learning Rates for Training Neural Networks" (2017).
     """
 
@@ -64,23 +66,23 @@ class LearningRate(Check):
     options: ClassVar[dict[str, float]] = {"low": 30.0, "high": 3.0}
 
     def run(self, audit: Audit) -> Result:
-        """Look at the ramp; try a suspicion out."""
+        """Run the range test; test a suspicion."""
         loop, training = audit.loop, audit.probe(TrainingRun)
-        reason = _not_asked(loop)
+        reason = _why_skipped(loop)
         if reason:
             return self.skipped(reason)
         lr = _rate_of(loop)
-        if _dear(training) and (said := _learns(training)):
+        if _expensive(training) and (said := _learns(training)):
             return self.passed(f"A learning rate of {lr:.2g} lies where the loss falls: {said}.")
-        if _dear(training) and (cause := self.cause(audit)):
+        if _expensive(training) and (cause := self.cause(audit)):
             return self.inconclusive(
-                f"A step takes {_seconds(training):.2g} s, and {cause} has failed, which may be "
-                "why the loss does not fall: mend that first, and ask again."
+                f"Not judged: {cause} has failed, which may be why the loss does not fall, and a "
+                f"step takes {_seconds(training):.2g} s. Fix {cause} first, then rerun."
             )
         if _seconds(training) > SECONDS / SHORTEST:
             return self.inconclusive(
-                f"A step takes {_seconds(training):.2g} s, too long for a ramp that passes your "
-                "learning rate."
+                f"Not judged: a step takes {_seconds(training):.2g} s, too long for a range test "
+                "that passes your learning rate."
             )
         return self._ramped(audit, training, lr)
 
@@ -88,18 +90,21 @@ class LearningRate(Check):
         with preserved(audit.loop.subjects):
             ramp = range_test(audit)
         if ramp.best <= 0.0 or (ramp.cut and ramp.factors[-1] < 10.0):
-            return self.inconclusive("There was no time for a ramp that passes your learning rate.")
+            return self.inconclusive(
+                "Not judged: there was no time for a range test that passes your learning rate."
+            )
         if ramp.fell < 0.02:
             return self._flat(ramp, lr)
         if ramp.best >= self.option(audit, "low"):
             return self._tried_out(audit, training, ramp, lr, self._too_low)
-        if ramp.best <= 1.0 / self.option(audit, "high") and _explodes_near(ramp):
+        if ramp.best <= 1.0 / self.option(audit, "high") and _diverges_near(ramp):
             return self._tried_out(audit, training, ramp, lr, self._too_high)
         return self._fine(ramp, lr)
 
     def _flat(self, ramp: Ramp, lr: float) -> Result:
         return self.inconclusive(
-            "The loss fell at no learning rate of the ramp: a hundred steps are too few to say.",
+            f"The loss fell at no learning rate of the range test ({len(ramp.losses)} steps, too "
+            "few for a verdict).",
             evidence=(_curve(ramp, lr),),
         )
 
@@ -116,12 +121,13 @@ class LearningRate(Check):
         steps = min(_RUN, len(training.losses) // 3) if training.cut else _RUN
         if steps < _SHORTEST:
             return self.inconclusive(
-                f"A step takes {_seconds(training):.2g} s, too long to try out whether "
-                f"{lr * ramp.best:.1g}, which the range test suggests, is better than {lr:.2g}.",
+                f"Not judged: the range test suggests {lr * ramp.best:.1g} instead of {lr:.2g}, "
+                f"but a step takes {_seconds(training):.2g} s, too long to try out both.",
                 evidence=(_curve(ramp, lr),),
             )
         return trial(audit, ramp, lr, steps) or self.passed(
-            f"A learning rate of {lr:.2g} was tried out for {steps} steps and is not far off.",
+            f"A learning rate of {lr:.2g}, tried out for {steps} steps, does about as well as the "
+            f"{lr * ramp.best:.1g} that the range test suggests.",
             evidence=(_curve(ramp, lr),),
         )
 
@@ -133,11 +139,11 @@ class LearningRate(Check):
         if not worth or gained >= 0.1 * gain:
             return None
         return self.warned(
-            f"The learning rate of {lr:.2g} is about {ramp.best:.0f} times below the useful "
-            f"one: in {3 * steps} steps the loss goes from {start:.4g} to {_end(yours):.4g}, and "
-            f"to {_end(other):.4g} in {steps} steps at {lr * ramp.best:.1g}.",
+            f"The learning rate of {lr:.2g} is about {ramp.best:.0f} times below the useful one: "
+            f"loss {start:.4g} to {_end(yours):.4g} in {3 * steps} steps, but to "
+            f"{_end(other):.4g} in {steps} steps at {lr * ramp.best:.1g}.",
             measured=f"learning rate {lr:.2g}",
-            threshold=f"not more than {self.option(audit, 'low'):g} times below the useful one",
+            threshold=f"at most {self.option(audit, 'low'):g} times below the useful one",
             evidence=(_curve(ramp, lr), _runs(lr, ramp.best, yours, other)),
             location=audit.loop.locate("optimizer"),
             fix=f"lr={lr * ramp.best:.0e}",
@@ -152,11 +158,10 @@ class LearningRate(Check):
         falls = _end(other) < start - max(scatter, 0.02 * abs(start))
         if not (rises and falls):
             return None
-        ended = f"{_end(yours):.4g}" if math.isfinite(_end(yours)) else "NaN or infinity"
+        ended = f"{_end(yours):.4g}" if math.isfinite(_end(yours)) else "NaN or infinite"
         return self.warned(
-            f"The learning rate of {lr:.2g} lies where training diverges: in {len(yours)} steps "
-            f"the loss goes from {start:.4g} to {ended}, and down to {_end(other):.4g} at "
-            f"{lr * ramp.best:.1g}.",
+            f"Training diverges at the learning rate of {lr:.2g}: loss {start:.4g} to {ended} in "
+            f"{len(yours)} steps, but down to {_end(other):.4g} at {lr * ramp.best:.1g}.",
             measured=f"learning rate {lr:.2g}",
             threshold="a loss that falls",
             evidence=(_curve(ramp, lr), _runs(lr, ramp.best, yours, other)),
@@ -172,7 +177,7 @@ def _seconds(training: Training) -> float:
     return training.seconds / max(len(training.losses), 1)
 
 
-def _dear(training: Training) -> bool:
+def _expensive(training: Training) -> bool:
     return _seconds(training) > _CHEAP
 
 
@@ -186,18 +191,18 @@ def _learns(training: Training) -> str:
     end, scatter = _end(losses), _scatter(losses)
     if not start - end > max(_LEARNT * start, 3 * scatter):
         return ""
-    return f"in {len(losses)} steps it went from {start:.4g} to {end:.4g}"
+    return f"from {start:.4g} to {end:.4g} in {len(losses)} steps"
 
 
-def _not_asked(loop: Loop) -> str:
+def _why_skipped(loop: Loop) -> str:
     """Return why the question does not apply; empty when it does."""
     names = {type(optimizer).__name__ for optimizer in loop.optimizers}
     if names & set(_OWN_PACE):
         return f"{', '.join(sorted(names))} sets the size of its steps itself."
     if len(loop.optimizers) != 1:
-        return "Several optimizers share the work: their rates depend on each other."
+        return "There are several optimizers, whose learning rates depend on each other."
     if loop.rates_rise:
-        return "The script raises its learning rate by itself, to a height that is not known."
+        return "The script raises its learning rate by itself, to an unknown peak."
     return "" if _rate_of(loop) > 0.0 else "The learning rate is 0."
 
 
@@ -205,8 +210,8 @@ def _rate_of(loop: Loop) -> float:
     return max(planned_lr(group) for group in loop.optimizers[0].param_groups)
 
 
-def _explodes_near(ramp: Ramp) -> bool:
-    """Whether the ramp gives reason to try: it exploded near your rate, or long before."""
+def _diverges_near(ramp: Ramp) -> bool:
+    """Whether the loss diverged near your rate or far below it, so that a test is worth it."""
     return ramp.diverged <= 10.0 or ramp.best <= 0.03
 
 
@@ -257,7 +262,7 @@ def _curve(ramp: Ramp, lr: float) -> Curve:
 
 def _runs(lr: float, factor: float, yours: list[float], other: list[float]) -> Curve:
     return Curve(
-        title="The two rates tried out",
+        title="Both learning rates, tried out",
         x_label="step",
         y_label="loss",
         series=tuple(

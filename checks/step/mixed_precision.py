@@ -1,4 +1,4 @@
-"""STEP106: whether mixed precision loses gradients, steps, or its purpose."""
+"""STEP106: whether mixed precision loses gradients or steps, or has no effect."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from nnaudit.probes.step_trace import StepTrace
 from nnaudit.report import Kind, Numbers, Result
 
 _SETTLE, _WATCH = 20, 40
-"""A gradient scaler begins too high and finds its factor by skipping steps: within about 20."""
+"""A gradient scaler starts too high and finds its factor by skipping steps: within about 20."""
 
 
 class MixedPrecision(Check):
     """Does training in low precision keep its gradients and its steps?
 
-    Why: Float16 has no numbers between 0 and 6e-8: small gradients become zero unless the loss
-        is multiplied first, which is the gradient scaler's work. A scaler that goes on meeting
-        infinities leaves out step after step. An autocast region around the wrong lines changes
-        nothing and costs nothing, so nobody notices.
+    Why: Float16 has no values between 0 and 6e-8: small gradients become zero unless the loss is
+        multiplied first, which is the gradient scaler's job. A scaler whose gradients keep
+        overflowing skips step after step. An autocast region around the wrong lines has no effect,
+        and nobody notices.
     How: The dtype of every layer's output that gradients flow through is read in one step.
-        (a) float16 with no gradient scaler: the step is repeated with the loss multiplied by
-        2^10; gradient elements that are zero without and not with it were lost. The null
-        hypothesis, that nothing is lost, gives exactly 0; more than 5 % on two different batches
-        fails, less is a warning. (b) With a scaler, steps are counted: it starts at 2^16, which
-        20 halvings bring to 1/16, so the first 20 are its own affair. Of the next 40 a healthy
-        run skips about 1 in 2,000; more than 20 % has a probability below 1e-20 then. It fails
-        when 40 further steps on new batches agree. (c) Autocast entered, and every layer that it
-        would run in low precision (linear, convolution, recurrent, attention) still in float32:
-        a warning.
-    Fix: torch.autocast(device_type, dtype=torch.bfloat16), which needs no scaler; or a GradScaler
+        - Float16 without a gradient scaler: the step is repeated with the loss multiplied by 2^10.
+          Gradient elements that are zero without that and not with it were lost (underflow). More
+          than the option `lost` on two different batches fails, less is a warning.
+        - With a scaler: skipped steps are counted. The first 20 do not count, while the scaler
+          finds its factor from 2^16 down. Of the next 40 a healthy run skips about 1 in 2,000; a
+          share above the option `skipped` (by chance below 1e-20), repeated in 40 further steps on
+          new batches, fails.
+        - Autocast is entered, but every layer that it would run in low precision (linear,
+          convolution, recurrent, attention) still computes in float32: a warning.
+    Fix: use torch.autocast(device_type, dtype=torch.bfloat16), which needs no scaler, or a
+        torch.amp.GradScaler().
     References: Micikevicius et al., "Mixed Precision Training" (2018); PyTorch documentation,
         "Automatic Mixed Precision examples".
     """
@@ -49,7 +50,7 @@ class MixedPrecision(Check):
     options: ClassVar[dict[str, float]] = {"lost": 0.05, "skipped": 0.2}
 
     def run(self, audit: Audit) -> Result:
-        """Ask the three questions, as far as they apply."""
+        """Ask the three questions as far as they apply."""
         used, trace = audit.probe(PrecisionUse), audit.probe(StepTrace)
         attempts = [event for event in trace.events if event.kind is EventKind.ATTEMPT]
         scaled = bool(attempts) or any(event.scale != 1.0 for event in trace.events)
@@ -62,7 +63,7 @@ class MixedPrecision(Check):
         if used.autocasts or any(dtype in LOW for dtype in used.layers.values()):
             names = ", ".join(sorted(_named(d) for d in {*used.layers.values(), *used.autocasts}))
             return self.passed(f"Layers compute in {names}, which needs no gradient scaler.")
-        return self.skipped("Training is in full precision.")
+        return self.skipped("The training runs in full precision.")
 
     def _unscaled(self, audit: Audit, used: Precision) -> Result:
         limit = self.option(audit, "lost")
@@ -74,9 +75,9 @@ class MixedPrecision(Check):
             if share is not None and share <= limit:
                 break
         where = f"{len(used.half)} modules" if used.half else f"{used.half_parameters} parameters"
-        said = f"Gradients flow through {where} in float16, and the loss is not scaled"
+        said = f"Gradients flow through {where} in float16 without a gradient scaler"
         details: dict[str, Any] = {
-            "threshold": f"{100 * limit:.0f} % on two batches",
+            "threshold": f"at most {100 * limit:.0f}% on two batches",
             "location": audit.loop.locate("training_step") or audit.loop.locate("model"),
             "module": used.half[0] if used.half else "",
             "fix": "use dtype=torch.bfloat16; or scaler = torch.amp.GradScaler(), then "
@@ -84,18 +85,18 @@ class MixedPrecision(Check):
         }
         if len(shares) > 1 and min(shares) > limit:
             return self.failed(
-                f"{said}: {100 * min(shares):.1f} % of the gradient's elements become zero because "
-                "they are too small for it.",
-                measured=f"{100 * min(shares):.1f} % of the gradient is lost",
+                f"{said}: {100 * min(shares):.1f}% of the gradient's elements become zero, because "
+                "they are too small for float16.",
+                measured=f"{100 * min(shares):.1f}% of the gradient lost",
                 evidence=(_lost(shares),),
                 **details,
             )
         if not shares:
-            return self.warned(f"{said}.", **details)
+            return self.warned(f"{said}, so small gradients may become zero.", **details)
         return self.warned(
-            f"{said}; at the start {100 * min(shares):.2g} % of the gradient is lost, and "
-            "gradients shrink as training goes on.",
-            measured=f"{100 * min(shares):.2g} % of the gradient is lost",
+            f"{said}: {100 * min(shares):.2g}% of the gradient's elements become zero at the "
+            "start, and more will as gradients shrink.",
+            measured=f"{100 * min(shares):.2g}% of the gradient lost",
             evidence=(_lost(shares),),
             **details,
         )
@@ -103,12 +104,13 @@ class MixedPrecision(Check):
     def _covers_nothing(self, audit: Audit, used: Precision) -> Result:
         dtypes = ", ".join(sorted(map(_named, used.autocasts)))
         return self.warned(
-            f"An autocast region to {dtypes} is entered, and none of {len(used.layers)} layers "
-            "that it could speed up computes within it.",
+            f"Autocast to {dtypes} has no effect: none of {len(used.layers)} layers that it could "
+            "speed up computes within it.",
             measured="0 layers in low precision",
-            threshold="the model's forward within autocast",
+            threshold="the model's forward pass within autocast",
             location=audit.loop.locate("training_step"),
-            fix="with torch.autocast(device_type): output = model(x); loss = loss_fn(output, y)",
+            fix="call the model within the region: with torch.autocast(device_type): output = "
+            "model(x); loss = loss_fn(output, y)",
         )
 
     def _skipping(self, audit: Audit) -> Result:
@@ -126,21 +128,21 @@ class MixedPrecision(Check):
         skipped, tried_all = (sum(part) for part in zip(*counts, strict=True))
         numbers = Numbers(
             title="Steps of the gradient scaler",
-            values={"tried": tried_all, "skipped": skipped, "left out before": _SETTLE},
+            values={"tried": tried_all, "skipped": skipped, "before, not counted": _SETTLE},
         )
         if len(counts) == 2 and all(s > limit * n for s, n in counts):
             return self.failed(
-                f"The gradient scaler skipped {skipped} of {tried_all} steps, not counting the "
-                f"first {_SETTLE}: gradients overflow whatever its factor.",
-                measured=f"{100 * skipped / tried_all:.0f} % of steps skipped",
-                threshold=f"{100 * limit:.0f} %",
+                f"The gradient scaler skipped {skipped} of {tried_all} steps after the first "
+                f"{_SETTLE}: gradients keep overflowing, whatever its factor.",
+                measured=f"{100 * skipped / tried_all:.0f}% of steps skipped",
+                threshold=f"at most {100 * limit:.0f}%",
                 evidence=(numbers,),
                 location=audit.loop.locate("training_step"),
                 fix="compute what overflows (norms, exponentials, the loss) in float32, or use "
                 "bfloat16",
             )
         return self.passed(
-            f"The gradient scaler skipped {skipped} of {tried_all} steps, not counting the first "
+            f"The gradient scaler skipped {skipped} of {tried_all} steps after the first "
             f"{_SETTLE}.",
             evidence=(numbers,),
         )
@@ -159,5 +161,5 @@ def _named(dtype: torch.dtype) -> str:
 def _lost(shares: list[float]) -> Numbers:
     return Numbers(
         title="Gradient elements lost to float16",
-        values={f"batch {i}": f"{100 * share:.2g} %" for i, share in enumerate(shares, start=1)},
+        values={f"batch {i}": f"{100 * share:.2g}%" for i, share in enumerate(shares, start=1)},
     )

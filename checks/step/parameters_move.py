@@ -23,21 +23,25 @@ class ParametersMove(Check):
     """Do the weights change when the optimizer steps?
 
     Why: An optimizer that holds copies of the parameters, or the parameters of a model that was
-        replaced, steps into nothing: gradients are right, the schedule runs, and the network
-        stays what it was. So do weights that are set back after every step.
-    How: Exact: parameters with a gradient (above 1e-5 of the largest: a bias before a batch
-        normalisation has one that is rounding) that no step changed by a single bit.
+        replaced, trains nothing: gradients are right, the schedule runs, and the network stays as
+        it was. The same happens when weights are set back after every step.
+    How: Exact. Parameters with a gradient that no step changed by a single bit are looked for.
         Where the first steps show some, 20 more are taken, because an optimizer may act on every
-        k-th call only and a warm-up may begin at zero. It fails when parameters of the optimizer
-        have not moved by then, or when nothing of the whole model has; where only some are
-        missing from the optimizer, GRAD102 says so. What a step changed and the program's own
-        code then set back is a constraint, unless it is all of the weights. A learning rate of
-        zero for everything, in all these steps and without a scheduler that may raise it, is a
-        failure; for a part it is a warning, and so are, when nothing moves at all, updates below
-        10 units in the last place of the parameters' own precision (a tiny rate); of single
-        parameters, such as gains in bfloat16, that is a note. Steps that a gradient scaler
-        skips do not count.
-    Fix: give the optimizer the parameters themselves: torch.optim.AdamW(model.parameters()).
+        k-th call only and a warm-up may begin at zero. It fails when parameters in the optimizer
+        have still not moved, or when nothing in the whole model has. Where only some are missing
+        from the optimizer, GRAD102 says so.
+        - A gradient counts above 1e-5 of the largest: a bias before a batch normalisation has one
+          that is rounding.
+        - Weights that a step changed and the program then set back are a constraint, unless it is
+          all of them.
+        - A learning rate of 0 for everything, with no scheduler that may raise it, fails; for a
+          part of the parameters it warns.
+        - It warns when nothing moves because updates are below 10 units in the last place of the
+          parameters' own precision (a tiny learning rate); for single parameters, such as gains in
+          bfloat16, that is a note.
+        - Steps that a gradient scaler skips do not count.
+    Fix: build the optimizer from the model that is trained, after any copy or replacement:
+        torch.optim.AdamW(model.parameters()).
     References: PyTorch documentation of torch.optim, "Constructing it".
     """
 
@@ -53,12 +57,14 @@ class ParametersMove(Check):
             first.require()
         suspects, moved = _suspects(first)
         if not suspects and moved and not moved <= first.still:
-            return self.passed(f"All {len(moved)} parameters with a gradient change when stepped.")
+            return self.passed(f"All {len(moved)} parameters with a gradient change in a step.")
         found = movements(audit, MORE_STEPS)
         least = _NEGLIGIBLE * max((each.gradient for each in found), default=0.0)
         seen = [each for each in found if each.gradient > least]
         if not seen:
-            return self.inconclusive("No parameter had a gradient when an optimizer stepped.")
+            return self.inconclusive(
+                "Not judged: no parameter had a gradient when an optimizer stepped."
+            )
         return self._judge(audit, seen)
 
     def _judge(self, audit: Audit, seen: list[Movement]) -> Result:
@@ -68,16 +74,16 @@ class ParametersMove(Check):
         still = [each for each in owned if not each.moved and not each.stepped]
         if not still:
             return self.passed(
-                f"All {len(owned)} parameters of the optimizer with a gradient change when stepped."
+                f"All {len(owned)} parameters of the optimizer with a gradient change in a step."
             )
         broken = [each for each in still if each.lr > 0.0 and each.visible]
         if broken:
             return self.failed(
                 f"{len(broken)} of {len(owned)} parameters with a gradient and a learning rate "
-                f"{verb(len(broken), 'are', 'is')} bit for bit the same after {MORE_STEPS} steps "
-                f"({broken[0].parameter} first).",
+                f"above 0 {verb(len(broken), 'are', 'is')} unchanged, bit for bit, after "
+                f"{MORE_STEPS} steps ({broken[0].parameter} first).",
                 measured=f"{len(broken)} of {count(len(owned), 'parameter')} unchanged",
-                fix="step the optimizer that holds them, and let it update them in place",
+                fix="call step() on the optimizer that holds them, and update them in place",
                 **_details(audit, broken),
             )
         return self._excused(audit, still, len(owned))
@@ -86,16 +92,17 @@ class ParametersMove(Check):
         if owned and not any(each.stepped for each in owned):
             if not any(each.lr > 0.0 and each.visible for each in owned):
                 return self._excused(audit, owned, len(owned))
-            why = "the optimizer holds them, and does not change them"
+            why = "the optimizer holds them, but does not change them"
         elif owned:
-            why = "the optimizer's steps change them, and they are set back afterwards"
+            why = "the optimizer changes them, but they are set back afterwards"
         else:
-            why = "none of them is in an optimizer, which holds copies, or another model's"
+            why = "the optimizer holds none of them, but copies or another model's parameters"
         return self.failed(
-            f"None of the {len(seen)} parameters with a gradient has changed by a single bit after "
-            f"{MORE_STEPS} steps: {why}.",
+            f"None of the {len(seen)} parameters with a gradient has changed in {MORE_STEPS} "
+            f"steps: {why}.",
             measured="no parameter changes",
-            fix="optimizer = torch.optim.AdamW(model.parameters(), lr=...), made of this model",
+            fix="build the optimizer from the model that is trained: optimizer = "
+            "torch.optim.AdamW(model.parameters(), lr=...)",
             **_details(audit, seen),
         )
 
@@ -103,8 +110,8 @@ class ParametersMove(Check):
         stopped = [each for each in still if each.lr == 0.0]
         if len(stopped) == of and not is_scheduled(audit.loop):
             return self.failed(
-                f"The learning rate is 0 in all of {MORE_STEPS} steps and no scheduler raises it: "
-                "nothing is trained.",
+                f"Nothing is trained: the learning rate is 0 in all of {MORE_STEPS} steps, and no "
+                "scheduler raises it.",
                 measured="learning rate 0",
                 fix="give the optimizer a learning rate above 0, such as lr=1e-3",
                 **_details(audit, stopped),
@@ -112,17 +119,18 @@ class ParametersMove(Check):
         if stopped:
             return self.warned(
                 f"{len(stopped)} of {of} parameters with a gradient "
-                f"{verb(len(stopped), 'do', 'does')} not change in {MORE_STEPS} steps, for the "
-                f"learning rate is 0 ({stopped[0].parameter} first).",
+                f"{verb(len(stopped), 'do', 'does')} not change in {MORE_STEPS} steps, because "
+                f"their learning rate is 0 ({stopped[0].parameter} first).",
                 measured=f"{count(len(stopped), 'parameter')} with learning rate 0",
-                fix="give the group a learning rate, or freeze it: p.requires_grad_(False)",
+                fix="give the parameter group a learning rate, or freeze it: "
+                "p.requires_grad_(False)",
                 **_details(audit, stopped),
             )
         precision = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in still}))
         answer = self.warned if len(still) == of else self.noted
         return answer(
             f"{len(still)} of {of} parameters {verb(len(still), 'do', 'does')} not change in "
-            f"{MORE_STEPS} steps: the updates are smaller than the rounding of {precision} "
+            f"{MORE_STEPS} steps: their updates are rounded away in {precision} "
             f"({still[0].parameter} first).",
             measured=f"{count(len(still), 'parameter')} whose updates are rounded away",
             fix="raise the learning rate, or keep the weights in float32",

@@ -1,4 +1,4 @@
-"""STEP105: whether the learning rate's schedule fits the run."""
+"""STEP105: whether the learning rate schedule fits the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEAD = 0.0101
 _OVER = 1e-6
 _SOON = 500
 _PLANLESS = ("StepLR", "MultiStepLR", "ExponentialLR", "MultiplicativeLR")
-"""Schedulers whose settings know no length of the run: nobody means them to end within one."""
+"""Schedulers whose settings hold no length of the run: none is meant to end within an epoch."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rhythm:
         whole: the loop does not leave off before.
         handed: batches that one optimizer step takes.
         batches: how many one epoch has; 0 when unknown.
-        rising: the rate is raised on purpose, to a height that is not known.
+        rising: the rate is raised by the script itself, to an unknown peak.
         location: the line that steps it.
     """
 
@@ -58,13 +58,13 @@ class Rhythm:
 
     @property
     def most(self) -> int:
-        """How often at the very most: one not stepped in any step seen may be in every fifth."""
+        """The upper limit: a scheduler not stepped in any step seen may be in every fifth."""
         return self.run if self.per_step else self.epochs * self.batches // STEPS
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """What is wrong with a schedule, and whether anything else can be meant."""
+    """What is wrong with a schedule; ``certain`` when it cannot be by design."""
 
     message: str
     fix: str
@@ -72,34 +72,36 @@ class Misfit:
 
 
 class Schedule(Check):
-    """Does the learning rate's schedule fit the run that it is used in?
+    """Does the learning rate schedule fit the run?
 
-    Why: A schedule in epochs that is stepped every batch is over in the first minutes, and the
-        rest of the run trains at a rate of nearly zero; one in batches that is stepped every
-        epoch never leaves its warm-up. Both look like a network that has stopped learning.
-    How: Each scheduler is stepped 2,000 times without training and put back; how often the loop
-        steps it is seen in real steps, and an epoch's length is the loader's. Exact failures: a
-        rate that is negative or not a number within the first two values; a rate that is zero
-        throughout; a scheduler that no step sees and whose variable the script never reads again,
-        but to show or save it; a step, multi-step or exponential decay, whose settings know no
-        length of the run, that is stepped every batch and falls for good to a hundredth of its peak
-        before half of the first epoch is over, and within 500 batches (longer ones may be a run's
-        that counts iterations, and before the end of the first epoch it is a warning); OneCycleLR
-        made for at least two epochs of batches and not stepped in any of the steps looked at; a
-        cosine stepped every batch whose period is less than half an epoch and equals what the
-        script calls its number of epochs (a variable or setting named epochs, num_epochs and the
-        like). Where the loop around the training counts over a `range`, or a trainer is told its
-        epochs, the whole run is known, and three more are exact: a rate that rises for all of the
-        run and does not get to half of the peak that comes after (in a single epoch, which may be
-        asked for the audit's sake, a warning); one that is zero, or a OneCycleLR that raises,
-        before half of a run that nothing can end sooner (before 90 % of it, a warning); a plan that
-        ends with the last batch of the last epoch while the scheduler is stepped once per epoch, or
-        once in several batches that are accumulated. Warnings, since a run may be meant to end
-        within an epoch: any other cosine of such a period, and OneCycleLR that ends, and raises,
-        before the epoch does. A schedule that never moves is a note. Handed over without its loop
-        (module form), only the plan itself is looked at.
-    Fix: step per-epoch schedules once per epoch; for a schedule per batch count batches:
-        total_steps = epochs * len(train_loader)
+    Why: A schedule counted in epochs but stepped every batch is over in the first minutes, and the
+        rest of the run trains at a rate near zero; one counted in batches but stepped every epoch
+        never leaves its warm-up. Both look like a network that has stopped learning.
+    How: Each scheduler is stepped 2,000 times without training and restored. How often the loop
+        steps it is seen in real steps; an epoch's length is the loader's. Where the loop around the
+        training counts over a `range`, or a trainer is told its epochs, the length of the whole run
+        is known too. These fail, except where a warning is named:
+        - A learning rate that is negative or NaN within the first two values, or zero throughout.
+        - A scheduler that no step calls and whose variable the script never reads again, except to
+          show or save it.
+        - A step, multi-step or exponential decay, stepped every batch, that falls for good to 1% of
+          its peak before half of the first epoch is over and within 500 batches. Before the end of
+          the first epoch it is a warning: longer ones may be for a run that counts iterations.
+        - OneCycleLR made for two or more epochs of batches and not stepped in any step seen.
+        - A cosine stepped every batch whose period is less than half an epoch and equals the
+          script's number of epochs (a variable or setting named epochs, num_epochs and the like).
+          Any other such period is a warning.
+        - With the whole run known: a rate that rises for all of it and does not reach half of its
+          later peak (a warning in a run of one epoch).
+        - With the whole run known: a rate that is zero, or a OneCycleLR that raises an error,
+          before half of a run that nothing ends sooner (before 90%, a warning).
+        - With the whole run known: a schedule that ends with the last batch of the last epoch while
+          the scheduler is stepped once per epoch, or once per several accumulated batches.
+        - OneCycleLR that ends, and raises an error, before the epoch does is a warning. A schedule
+          that never changes the rate is a note. In module form, without a loop, only the schedule
+          itself is judged.
+    Fix: step a schedule counted in epochs once per epoch, and make one that is stepped every batch
+        for as many batches: total_steps = epochs * len(train_loader)
     References: PyTorch documentation of torch.optim, "How to adjust learning rate" and OneCycleLR.
     """
 
@@ -118,7 +120,8 @@ class Schedule(Check):
         known = [plan for plan in plans if not plan.unknown]
         if not known:
             return self.inconclusive(
-                f"{plans[0].scheduler} cannot be foreseen: {plans[0].unknown}."
+                f"Not judged: the schedule of {plans[0].scheduler} is unknown, because "
+                f"{plans[0].unknown}."
             )
         found: list[tuple[Plan, Rhythm, Misfit]] = []
         for plan in known:
@@ -132,12 +135,12 @@ class Schedule(Check):
     def _never_stepped(self, audit: Audit, plan: Plan) -> Result:
         rates = [group["lr"] for o in audit.loop.optimizers for group in o.param_groups]
         return self.failed(
-            f"{plan.scheduler} is made and never stepped: the variable that it is assigned to is "
-            f"not used again, so that the learning rate stays at {max(rates):.3g}.",
-            measured="no step of the scheduler",
+            f"{plan.scheduler} is created but never stepped (its variable is not used again), so "
+            f"the learning rate stays at {max(rates):.3g}.",
+            measured="no call of scheduler.step()",
             threshold="scheduler.step() in the loop",
             location=audit.loop.locate(audit.loop.schedulers[plan.number]),
-            fix="scheduler.step()  # once per epoch, or per batch, as it is planned",
+            fix="call scheduler.step() once per epoch or per batch, whichever it is made for",
         )
 
     def _answer(self, audit: Audit, plan: Plan, rhythm: Rhythm, misfit: Misfit) -> Result:
@@ -145,8 +148,8 @@ class Schedule(Check):
         return answer(
             misfit.message,
             fix=misfit.fix,
-            measured=f"from {plan.rates[0]:.3g} to {plan.rates[-1]:.3g} in {len(plan.rates)} steps",
-            threshold="a rate that lasts for the run",
+            measured=_course(plan),
+            threshold="a schedule that lasts for the run",
             evidence=(_curve(plan, rhythm),),
             location=rhythm.location or audit.loop.locate("scheduler"),
         )
@@ -157,17 +160,17 @@ class Schedule(Check):
         evidence = tuple(_curve(each, _rhythm(audit.loop, trace, each)) for each in plans)
         if len(set(plan.rates)) == 1:
             return self.noted(
-                f"{plan.scheduler} leaves the learning rate at {plan.rates[0]:.3g} for all of "
+                f"{plan.scheduler} never changes the learning rate: {plan.rates[0]:.3g} in all of "
                 f"{len(plan.rates) - 1:,} steps.",
                 evidence=evidence,
                 location=audit.loop.locate("scheduler"),
             )
         low = min(plan.rates)
         stepped = "every batch" if rhythm.per_step else "not every batch"
-        how = f" It is stepped {stepped}." if rhythm.known else ""
+        how = f", stepped {stepped}" if rhythm.known else ""
         return self.passed(
-            f"{plan.scheduler} takes the learning rate from {plan.rates[0]:.3g} to a peak of "
-            f"{plan.peak:.3g} and as low as {low:.3g}.{how}",
+            f"{plan.scheduler}: learning rate {plan.rates[0]:.3g} at the start, {plan.peak:.3g} at "
+            f"the peak, {low:.3g} at the lowest{how}.",
             evidence=evidence,
         )
 
@@ -259,8 +262,8 @@ def _dies(plan: Plan, rhythm: Rhythm) -> Misfit | None:
         return None
     setting = _settings(plan)
     return Misfit(
-        f"{plan.scheduler}{setting} is stepped every batch: the learning rate is at a "
-        f"hundredth of its peak after {dead} of the {rhythm.epoch} batches of the first epoch.",
+        f"{plan.scheduler}{setting} is stepped every batch: the learning rate is down to 1% of its "
+        f"peak after {dead} of the {rhythm.epoch} batches of the first epoch.",
         "call scheduler.step() once per epoch, outside the loop over batches",
         dead < rhythm.epoch / 2,
     )
@@ -274,12 +277,12 @@ def _oscillates(plan: Plan, rhythm: Rhythm) -> Misfit | None:
         return None
     counts_epochs = period == rhythm.named > 1
     said = (
-        f"{plan.scheduler}({setting}={period:g}) is stepped every batch: it runs through "
+        f"{plan.scheduler}({setting}={period:g}) is stepped every batch: it completes "
         f"{rhythm.epoch / period:.0f} periods in one epoch of {rhythm.epoch} batches"
     )
     return Misfit(
-        f"{said}, though {setting} is the number of epochs." if counts_epochs else f"{said}.",
-        f"{setting}=epochs * len(train_loader), or step it once per epoch",
+        f"{said}, but {setting} is the number of epochs." if counts_epochs else f"{said}.",
+        f"set {setting}=epochs * len(train_loader), or call scheduler.step() once per epoch",
         counts_epochs,
     )
 
@@ -290,15 +293,15 @@ def _one_cycle(plan: Plan, rhythm: Rhythm) -> Misfit | None:
         return None
     if rhythm.per_step and total < rhythm.epoch:
         return Misfit(
-            f"OneCycleLR is made for {total:.0f} steps and stepped every batch: it is over, and "
-            f"raises, before the first epoch of {rhythm.epoch} batches is.",
-            "OneCycleLR(..., epochs=epochs, steps_per_epoch=len(train_loader))",
+            f"OneCycleLR is made for {total:.0f} steps and stepped every batch: it ends, and "
+            f"raises an error, within the first epoch of {rhythm.epoch} batches.",
+            "create OneCycleLR(..., epochs=epochs, steps_per_epoch=len(train_loader))",
             False,
         )
     if not rhythm.per_step and rhythm.epoch >= 10 and total >= 2 * rhythm.epoch:
         return Misfit(
-            f"OneCycleLR is made for {total:.0f} steps, {total / rhythm.epoch:.0f} epochs of "
-            f"batches, and is not stepped with the batches: it will not get out of its warm-up.",
+            f"OneCycleLR is made for {total:.0f} steps ({total / rhythm.epoch:.0f} epochs of "
+            "batches), but is not stepped every batch: it will not leave its warm-up.",
             "call scheduler.step() after every optimizer.step()",
             True,
         )
@@ -315,18 +318,17 @@ def _counts_batches(plan: Plan, rhythm: Rhythm) -> Misfit | None:
         return None
     often = f"in {rhythm.handed} batches" if rhythm.per_step else "per epoch"
     return Misfit(
-        f"{plan.scheduler} is made for {end:,} steps, as many as the {rhythm.epochs} epochs have "
-        f"batches, but it is stepped once {often}: {rhythm.run:,} times in all, so that the "
-        "learning rate does not get to the end of its plan.",
-        "total_steps = epochs * (len(train_loader) // accumulation_steps)"
+        f"{plan.scheduler} is made for {end:,} steps, one per batch of {rhythm.epochs} epochs, but "
+        f"it is stepped once {often}: {rhythm.run:,} times in all, so the schedule never ends.",
+        "set total_steps = epochs * (len(train_loader) // accumulation_steps)"
         if rhythm.per_step
-        else "call scheduler.step() after every optimizer.step(), or plan it in epochs",
+        else "call scheduler.step() after every optimizer.step(), or make the schedule for epochs",
         True,
     )
 
 
 def _only_rises(plan: Plan, rhythm: Rhythm) -> Misfit | None:
-    """A warm-up that is not half done when the run is over."""
+    """A warm-up that has not reached half of its peak when the run is over."""
     within = plan.rates[: rhythm.run]
     top = plan.rates.index(plan.peak) if plan.peak in plan.rates else 0
     rises = all(a <= b for a, b in pairwise(within)) and within[0] < within[-1]
@@ -335,11 +337,11 @@ def _only_rises(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     if within[-1] >= 0.5 * plan.peak:
         return None
     return Misfit(
-        f"{plan.scheduler} raises the learning rate for {top:,} steps, and the run has only "
-        f"{rhythm.run:,}, {_epochs(rhythm)}: it gets to {within[-1]:.2g} and not to "
+        f"{plan.scheduler} warms up for {top:,} steps, but the run has only {rhythm.run:,} "
+        f"({_epochs(rhythm)}): the learning rate reaches {within[-1]:.2g} instead of "
         f"{plan.peak:.2g}.",
-        "warmup_steps = total_steps // 20  # a share of the run, not a number of its own",
-        rhythm.epochs > 1,  # a single epoch may be for the audit's sake
+        "make the warm-up a share of the run: warmup_steps = total_steps // 20",
+        rhythm.epochs > 1,  # a single epoch may have been chosen for the audit
     )
 
 
@@ -352,8 +354,8 @@ def _over(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     what = "raises an error" if raises else "has brought the learning rate to zero"
     return Misfit(
         f"{plan.scheduler} {what} after {end:,} of the {rhythm.run:,} times that it is stepped in "
-        f"the run, {_epochs(rhythm)}.",
-        f"plan it for {rhythm.run:,} steps: {_total(rhythm)}",
+        f"the run ({_epochs(rhythm)}).",
+        f"make the schedule for {rhythm.run:,} steps: {_total(rhythm)}",
         end < 0.5 * rhythm.run,
     )
 
@@ -361,13 +363,22 @@ def _over(plan: Plan, rhythm: Rhythm) -> Misfit | None:
 def _epochs(rhythm: Rhythm) -> str:
     if not rhythm.per_step:
         return f"once in each of {rhythm.epochs} epochs"
-    return f"{rhythm.epochs} epochs of {rhythm.batches // rhythm.handed}"
+    return f"{rhythm.epochs} epochs of {rhythm.batches // rhythm.handed} steps"
 
 
 def _total(rhythm: Rhythm) -> str:
     if not rhythm.per_step:
         return "the number of epochs"
     return "epochs * len(train_loader)" + (f" // {rhythm.handed}" if rhythm.handed > 1 else "")
+
+
+def _course(plan: Plan) -> str:
+    """Say how the rate develops: a warm-up begins, and a decay ends, at or near zero."""
+    said = f"{plan.rates[0]:.3g} at the start"
+    top = plan.rates.index(plan.peak) if plan.peak in plan.rates else 0
+    if 0 < top < len(plan.rates) - 1:
+        said += f", {plan.peak:.3g} at the peak (step {top:,})"
+    return f"learning rate {said}, {plan.rates[-1]:.3g} after {len(plan.rates) - 1:,} steps"
 
 
 def _settings(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""STEP107: whether the parts of a training step come in an order that makes sense."""
+"""STEP107: whether backward, clip, optimizer and scheduler are called in the right order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MORE_STEPS = 20
 
 @dataclass(frozen=True)
 class Disorder:
-    """Something that comes at the wrong time; ``certain`` when nothing else can be meant."""
+    """Something that comes at the wrong time; ``certain`` when it cannot be by design."""
 
     message: str
     fix: str
@@ -32,23 +32,26 @@ class Disorder:
 class StepOrder(Check):
     """Do backward, clip, optimizer and scheduler come in the right order, and once each?
 
-    Why: A clip after optimizer.step() clips what has been used, one before backward() nothing; a
-        second optimizer.step() repeats the update with an old gradient; a scheduler that steps
-        before the optimizer skips the first value of its plan; gradients that are made and never
-        used cost time for nothing. No
-        error is raised.
-    How: Exact, from the order of events in the first steps. It fails when in every step looked at
-        (a) gradients are clipped after the optimizers that hold them have stepped and no backward
-        made new ones since, or before any backward made some; (b) one optimizer steps twice with a
-        gradient other than zero and no backward in between (an optimizer that computes its gradient
-        itself, in a closure, and one that wraps another are no such case); or (c) a scheduler, not
-        told the epoch, steps in the first step before the optimizer ever did, which PyTorch counts
-        as skipping a value. Where the first step was not seen, a scheduler ahead of the
-        optimizer's own count of steps fails, and so does one that has been stepped once while its
-        optimizer has no state yet. An optimizer that holds gradients after every one of
-        24 steps and never steps is a warning, as it may be meant for later; not one that wraps
-        another or is wrapped, whose parameters the other steps.
-    Fix: zero_grad(), backward(), clip, optimizer.step(), scheduler.step(), in this order.
+    Why: A clip after optimizer.step() comes too late, one before backward() clips nothing; a second
+        optimizer.step() repeats the update with an old gradient; a scheduler that steps before the
+        optimizer skips the first value of its schedule; gradients that are computed and never used
+        cost time for nothing. None of this raises an error.
+    How: Exact, from the order of events in the first steps. It fails in three cases, if seen in
+        every step.
+        - Gradients are clipped before any backward made some, or after the optimizers that hold
+          them have stepped and before new ones are made.
+        - One optimizer steps twice with a non-zero gradient and no backward in between. An
+          optimizer that computes its gradient itself, in a closure, and one that wraps another are
+          exempt.
+        - A scheduler, not told the epoch, steps in the first step before the optimizer ever did:
+          PyTorch then skips its first value. Where the first step was not seen, a scheduler ahead
+          of the optimizer's own count of steps fails, and so does one stepped once while its
+          optimizer has no state yet.
+        - An optimizer that holds gradients after every one of 24 steps and never steps is a
+          warning, because it may step later by design; one that wraps another or is wrapped is
+          exempt.
+    Fix: call optimizer.zero_grad(), loss.backward(), clip_grad_norm_(...), optimizer.step(),
+        scheduler.step() in this order.
     References: PyTorch documentation of torch.optim, "How to adjust learning rate".
     """
 
@@ -71,7 +74,7 @@ class StepOrder(Check):
         ]
         found.sort(key=lambda disorder: not disorder.certain)
         order = Text(
-            title="What happens in a step, in order",
+            title="Order of events in one step",
             text=describe(trace.steps[-1].events, len(loop.optimizers)),
         )
         if found:
@@ -87,7 +90,8 @@ class StepOrder(Check):
             )
         steps = sum(event.kind is EventKind.STEP for event in trace.events)
         return self.passed(
-            f"Backward, clip, optimizer and scheduler come in order in {steps} optimizer steps.",
+            f"Backward, clip, optimizer and scheduler are called in the right order in {steps} "
+            "optimizer steps.",
             evidence=(order,),
         )
 
@@ -112,7 +116,7 @@ def _misplaced_clip(trace: Trace) -> Disorder | None:
         return None
     when = "before backward makes them" if idle else "after optimizer.step()"
     return Disorder(
-        f"Gradients are clipped {when} in all {len(trace.steps)} steps looked at: the step uses "
+        f"Gradients are clipped {when} in all {len(trace.steps)} steps seen, so the optimizer uses "
         "them unclipped.",
         "move the clip between loss.backward() and optimizer.step()",
         where,
@@ -146,8 +150,8 @@ def _twice(trace: Trace) -> Disorder | None:
     if repeats < len(trace.steps):
         return None
     return Disorder(
-        f"optimizer.step() is called again with a gradient that was used already, in all "
-        f"{len(trace.steps)} steps looked at.",
+        f"optimizer.step() is called again without a new backward in all {len(trace.steps)} steps "
+        "seen: the same gradient is applied twice.",
         "call optimizer.step() once after each backward()",
         where,
     )
@@ -175,8 +179,8 @@ def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:
     if not certain:
         return None
     return Disorder(
-        "scheduler.step() comes before the optimizer's first step, so that the first learning "
-        "rate of the schedule is never used.",
+        "scheduler.step() comes before the optimizer's first step, so the first learning rate of "
+        "the schedule is never used.",
         "call scheduler.step() after optimizer.step()",
         where,
     )
@@ -231,7 +235,7 @@ def _counts_ahead(loop: Loop, scheduler: int, which: int) -> bool:
 
 
 def _never_stepped(audit: Audit, trace: Trace) -> Disorder | None:
-    """Find an optimizer that is given gradients and never steps."""
+    """Find an optimizer that gets gradients and never steps."""
     suspects = _idle(audit.loop, trace.events)
     if not suspects:
         return None
@@ -245,9 +249,9 @@ def _never_stepped(audit: Audit, trace: Trace) -> Disorder | None:
     which = min(suspects)
     name = type(audit.loop.optimizers[which]).__name__
     return Disorder(
-        f"Optimizer {which + 1} ({name}) is given gradients in every backward and never steps in "
-        f"{len(trace.steps) + _MORE_STEPS} rounds of the loop.",
-        "step it, or take its parameters out of the graph: requires_grad_(False)",
+        f"Optimizer {which + 1} ({name}) gets gradients in every backward but never steps in "
+        f"{len(trace.steps) + _MORE_STEPS} iterations of the loop.",
+        "call its step(), or freeze its parameters: p.requires_grad_(False)",
         None,
         certain=False,
     )

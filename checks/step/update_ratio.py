@@ -1,4 +1,4 @@
-"""STEP108: whether a step changes the weights by a sensible share."""
+"""STEP108: whether a step changes the weights by a sensible fraction."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from nnaudit.probes.first_steps import STEPS, First, FirstSteps, observed_steps
 from nnaudit.report import Histogram, Kind, Result, Table
 
 _LATER = 30
-"""Steps after which a start is over: healthy ones that are this steep took 5 to 15."""
+"""Steps after which a steep start is over: healthy ones took 5 to 15."""
 
 
 class UpdateRatio(Check):
-    """Does a step change the weights by a share between a hundred-thousandth and a tenth?
+    """Does a step change the weights by a fraction between 1e-5 and 1e-1?
 
-    Why: The size of an update against the size of the weights says more about a learning rate
-        than the rate itself. Around a thousandth is usual. Far below, nothing will be learnt in
-        the time that a run has; far above, each step throws away what was learnt.
-    How: The norm of each weight matrix's update over the norm of the matrix, in the first steps,
-        at the highest learning rate that the group is planned to reach (updates are proportional
-        to it). The median of the logarithm over matrices and steps is compared with -5 and -1,
-        two powers of ten to either side of the usual -3. A matrix that starts smaller than
-        1 / sqrt(fan-in), as embeddings often do, is taken as that large for the upper bound, for
-        it is meant to grow. Where the first steps are above it, 30 are taken: weights that a
-        normalisation follows grow until their steps are small against them, and a steep start
-        is over in a few steps. Where the last five are below the bound, measured against the
-        weights of the start, and their median loss below all of the first five, the step has
-        found its size. Vectors, matrices of zeros, matrices that no gradient reaches in the first
-        step (they lie behind a gate that starts at zero, and nothing but weight decay moves them)
-        and optimizers with a line search are left out. It is a judgement and no more than a
-        warning: whether the network learns is FIT's question.
-    Fix: change the learning rate until the ratio is about 1e-3.
+    Why: The size of an update relative to the weights says more about a learning rate than the rate
+        itself. Around 1e-3 is usual. Far below that nothing is learnt in the time that a run has;
+        far above it each step overwrites what was learnt.
+    How: For each weight matrix, the norm of its update is divided by the norm of the matrix, in the
+        first steps and at the highest learning rate planned for its group (updates are proportional
+        to it). The median of log10 of that ratio over matrices and steps is compared with the
+        options `low` and `high`, two powers of ten to either side of the usual -3. Outside is a
+        warning; whether the network learns is for FIT to say.
+        - A matrix smaller than 1 / sqrt(fan-in) per element, as embeddings often are, is taken as
+          that large for the upper limit: it is meant to grow.
+        - Where the first steps exceed the limit, 30 are taken, because weights before a
+          normalisation grow and a steep start is over soon. It passes when the last five are below
+          it (relative to the initial weights) and their median loss is below all of the first five.
+        - Not counted: vectors, matrices of zeros, matrices without a gradient in the first step
+          (behind a gate that starts at zero), optimizers with a line search.
+    Fix: change the learning rate, lr=..., until the ratio is about 1e-3.
     References: Andrej Karpathy, "Building makemore part 3" (2022); Leon Bottou, "Stochastic
         Gradient Descent Tricks" (2012); van Laarhoven, "L2 Regularization versus Batch and Weight
         Normalization" (2017), for the steps of weights whose scale does not matter.
@@ -60,7 +59,9 @@ class UpdateRatio(Check):
             return self.skipped("The optimizer chooses the size of its steps itself.")
         ratios = _ratios(loop, first.steps)
         if not ratios:
-            return self.inconclusive("No weight matrix was updated at a learning rate above 0.")
+            return self.inconclusive(
+                "Not judged: no weight matrix was updated at a learning rate above 0."
+            )
         by_name = {name: statistics.median(values) for name, values in ratios.items()}
         low, high = self.option(audit, "low"), self.option(audit, "high")
         median = statistics.median(by_name.values())
@@ -69,8 +70,8 @@ class UpdateRatio(Check):
             ratios = _ratios(loop, first.steps, lambda name, norm: max(norm, sizes[name]))
             median = _median(ratios)
         said = (
-            f"A step changes the weights by a share of 10^{median:.1f} in the median of "
-            f"{len(by_name)} matrices"
+            f"A step changes the weights by a fraction of 10^{median:.1f} (median of "
+            f"{len(by_name)} matrices; 10^-3 is usual)"
         )
         evidence = (_histogram(by_name), _table(by_name))
         if low <= median <= high:
@@ -78,7 +79,7 @@ class UpdateRatio(Check):
         settled = _settled(audit, sizes, high) if median > high else None
         if settled is not None:
             return self.passed(
-                f"{said} at first and of 10^{settled:.1f} after {_LATER} steps, while the loss "
+                f"{said} at first, and by 10^{settled:.1f} after {_LATER} steps, while the loss "
                 "falls.",
                 evidence=evidence,
             )
@@ -91,7 +92,7 @@ class UpdateRatio(Check):
             threshold=f"between {low:g} and {high:g}",
             evidence=evidence,
             location=loop.locate("optimizer"),
-            fix=f"lr={better:.0e} would make the ratio about 1e-3",
+            fix=f"set lr={better:.0e}, which makes the ratio about 1e-3",
         )
 
 

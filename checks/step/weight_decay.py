@@ -1,4 +1,4 @@
-"""STEP110: whether weight decay does what its name says, to the right parameters, in proportion."""
+"""STEP110: whether weight decay is decoupled, on the right parameters, and in proportion."""
 
 from __future__ import annotations
 
@@ -38,20 +38,23 @@ class Decay:
 
 
 class WeightDecay(Check):
-    """Is weight decay taken off the weights, off the right ones, and in proportion?
+    """Is weight decay decoupled, on the right parameters, and in proportion?
 
-    Why: In Adam an L2 penalty is added to the gradient and then divided by the gradient's size,
-        so that weights with large gradients are hardly decayed at all: weight_decay=0.01 means
-        one thing in AdamW and quite another in Adam. Decay on biases and on the gains of
-        normalisation takes away capacity without regularising. And a decay that is too large
-        shrinks the network faster than it learns.
-    How: Read off the optimizer's groups, no step taken. A warning for Adam's L2 penalty (also
-        NAdam, RAdam, Adamax, RMSprop, Adagrad) from 0.01 up, which is AdamW's default and customary
-        range, while L2 penalties in use are 1e-3 and below: smaller ones are taken as meant. A
-        warning for more than 0.1 added to the gradient; where it is taken off the weights, for a
-        decay times learning rate above 0.01 per step, which halves the weights every 70 steps
-        (vision transformers do well with 0.3 at a rate of 1e-3). Decay from 0.05 up on biases and
-        gains is a note. Whether any is needed shows in over-fitting only: GEN101.
+    Why: In Adam an L2 penalty is added to the gradient and then divided by the gradient's size, so
+        weights with large gradients are hardly decayed: weight_decay=0.01 means one thing in AdamW
+        and quite another in Adam. Decay on biases and on the gains of normalisation costs capacity
+        without regularising. And a decay that is too large shrinks the weights faster than the
+        network learns.
+    How: Read from the optimizer's parameter groups; no step is taken. It warns in three cases, and
+        notes the last.
+        - Adam (also NAdam, RAdam, Adamax, RMSprop, Adagrad) with an L2 penalty of 0.01 or more,
+          AdamW's default: L2 penalties in use are 1e-3 and below, and such are taken as by design.
+        - More than the option `l2` is added to the gradient.
+        - Decay is subtracted from the weights, as in AdamW, and decay times learning rate exceeds
+          the option `shrink` per step (0.01 halves the weights every 70 steps; vision transformers
+          do well with 0.3 at a rate of 1e-3).
+        - Decay of 0.05 or more on biases and gains is a note. Whether any decay is needed only
+          overfitting shows: GEN101.
     Fix: torch.optim.AdamW(model.parameters(), lr=..., weight_decay=0.01)
     References: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
     """
@@ -69,7 +72,7 @@ class WeightDecay(Check):
             return self.skipped("There is no optimizer.")
         if not active:
             return self.passed(
-                "No weight decay is used; where training and validation part, start at 0.01 in "
+                "No weight decay is used. If the network overfits (see GEN101), start with 0.01 in "
                 "AdamW."
             )
         details: dict[str, Any] = {
@@ -86,8 +89,7 @@ class WeightDecay(Check):
         if decay.adaptive and not decay.decoupled and decay.amount >= 0.01:
             return self.warned(
                 f"{decay.optimizer} adds weight_decay={decay.amount:g} to the gradient and divides "
-                "it by the gradient's size: of the decay that the number promises little is left "
-                "where gradients are large.",
+                "it by the gradient's size: weights with large gradients are hardly decayed.",
                 measured=f"an L2 penalty of {decay.amount:g} in {decay.optimizer}",
                 threshold="below 0.01",
                 fix=f"torch.optim.AdamW(model.parameters(), lr={decay.rate:g}, "
@@ -96,20 +98,21 @@ class WeightDecay(Check):
             )
         if not decay.decoupled and decay.amount > self.option(audit, "l2"):
             return self.warned(
-                f"A weight decay of {decay.amount:g} is added to the gradient of every weight.",
+                f"{decay.optimizer} adds a weight decay of {decay.amount:g} to the gradient, more "
+                f"than {self.option(audit, 'l2'):g}: it may outweigh the loss.",
                 measured=f"weight_decay={decay.amount:g}",
-                threshold=f"{self.option(audit, 'l2'):g}",
-                fix="weight_decay=1e-4, the usual for SGD",
+                threshold=f"at most {self.option(audit, 'l2'):g}",
+                fix="set weight_decay=1e-4, which is usual for SGD",
                 **details,
             )
         shrink = decay.amount * decay.rate
         if decay.decoupled and shrink > self.option(audit, "shrink"):
             return self.warned(
-                f"Every step takes {100 * shrink:.2g} % off the weights (weight_decay="
+                f"Weight decay shrinks the weights by {100 * shrink:.2g}% per step (weight_decay="
                 f"{decay.amount:g} at learning rate {decay.rate:g}).",
-                measured=f"{100 * shrink:.2g} % per step",
-                threshold=f"{100 * self.option(audit, 'shrink'):g} % per step",
-                fix="weight_decay=0.01",
+                measured=f"{100 * shrink:.2g}% per step",
+                threshold=f"at most {100 * self.option(audit, 'shrink'):g}% per step",
+                fix="set weight_decay=0.01",
                 **details,
             )
         return None
@@ -120,8 +123,8 @@ class WeightDecay(Check):
         amounts = ", ".join(sorted({f"{decay.amount:g}" for decay in active}))
         if vectors and any(decay.tensors > decay.vectors for decay in strong):
             return self.noted(
-                f"Weight decay of {amounts} also applies to {vectors} biases and gains: they are "
-                "usually given a group with weight_decay=0.",
+                f"Weight decay of {amounts} also applies to {vectors} biases and gains, which "
+                "usually get a parameter group with weight_decay=0.",
                 **details,
             )
         names = ", ".join(sorted({decay.optimizer for decay in active}))

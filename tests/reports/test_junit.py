@@ -79,7 +79,7 @@ def test_what_is_suppressed_or_known_is_skipped_with_the_reason(make_report, mak
     known = make_report(make_result("A", status))
     known = compare([known], [known], "old.json")[0]
     assert outcomes(known) == {"A-some-check": ["skipped", "system-out"]}
-    assert "as in the baseline: A message." in render([known], Options())
+    assert "unchanged since the baseline: A message." in render([known], Options())
 
 
 def test_a_crash_shows_its_traceback(realistic):

@@ -90,7 +90,7 @@ def test_skips_are_grouped_by_reason(realistic):
 def test_reasons_of_single_checks_are_left_to_verbose(make_report, make_result):
     results = [make_result(f"LOSS10{i}", Status.SKIP, message=f"Reason {i}.") for i in (1, 2, 3, 5)]
     report = make_report(*results, make_result("FIT101", Status.SKIP, message="Reason 6."))
-    line = "– 5 skipped       LOSS101-103 105, FIT101: do not apply (-v says why)"
+    line = "– 5 skipped       LOSS101-103 105, FIT101: do not apply (-v shows why)"
     assert line in lines(report)
     verbose = render([report], Options(verbosity=Verbosity.VERBOSE))
     assert all(f"Reason {i}." in verbose for i in (1, 2, 3, 5, 6))

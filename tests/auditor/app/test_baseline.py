@@ -84,7 +84,7 @@ def test_a_finding_whose_suppression_is_gone_is_new():
     assert change(result(), result(suppressed="on purpose")) is None
 
 
-def test_only_new_and_graver_findings_may_fail_a_build():
+def test_only_new_and_more_severe_findings_may_fail_a_build():
     old = report(result("A101"), result("B101", "warn"))
     new = report(result("A101"), result("B101"), result("C101"))
     compared = compare([new], [old], "old.json")[0]

@@ -85,7 +85,7 @@ def test_a_failure_is_a_few_lines_without_a_traceback(project: pytest.Pytester) 
         "measured: 0.98 (threshold: 0.15)",
         "where: model.py:7",
         "fix: DataLoader(..., shuffle=True)",
-        "because of: DATA101",
+        "caused by: DATA101",
         "more: nnaudit rule DATA104",
     ]
 

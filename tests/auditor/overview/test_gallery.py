@@ -60,17 +60,17 @@ def test_each_stage_is_shown_where_it_changes_something() -> None:
     dataset = Pictures(flipped)
     found = stages(loop_of(dataset, Centred()))
     assert list(found) == [
-        "as they are stored", "as the loader makes them", "once more: what differs is random",
+        "as stored", "as loaded", "loaded again: what differs is random augmentation",
         "at the first layer",
     ]  # fmt: skip
-    assert found["as they are stored"].max() > 200
+    assert found["as stored"].max() > 200
     assert found["at the first layer"].min() < 0
     assert dataset.transform is flipped
 
 
 def test_what_changes_nothing_is_left_out() -> None:
     found = stages(loop_of(Pictures(to_tensor), Centred(0.0)))
-    assert list(found) == ["as they are stored", "as the loader makes them"]
+    assert list(found) == ["as stored", "as loaded"]
 
 
 def test_a_data_set_that_needs_its_transform_is_shown_without_what_is_stored() -> None:
@@ -79,7 +79,7 @@ def test_a_data_set_that_needs_its_transform_is_shown_without_what_is_stored() -
             return super().__getitem__(i)[0] * 1.0, i % 3
 
     found = stages(loop_of(Strict(flipped), Centred(0.0)))
-    assert "as they are stored" not in found
+    assert "as stored" not in found
     assert len(found) == 2
 
 

@@ -57,7 +57,7 @@ def test_growth_that_stays_finite_fails(tools, data):
     )  # fmt: skip
     result = tools.ask(Divergence, target)
     assert result.status is Status.FAIL, result.message
-    assert "the loss goes from" in result.message
+    assert "diverges at your learning rate: the loss goes from" in result.message
 
 
 def test_a_rate_three_times_too_high_is_no_divergence(tools, data):

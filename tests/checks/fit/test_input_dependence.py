@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.checks.fit.input_dependence import InputDependence, learns_by_heart
+from nnaudit.checks.fit.input_dependence import InputDependence, memorises
 from nnaudit.measure.eval_result import EvalResult
 from nnaudit.probes.training_run import EvalPoint, Training
 from nnaudit.report import Status, Table
@@ -195,13 +195,13 @@ def test_the_losses_of_a_run_show_that_rows_are_learnt_by_heart():
     """Under the null the losses scatter about the constant; 64 rows do so by 0.03 to 0.1."""
     draws = np.random.default_rng(0)
     chance = draws.normal(2.3, 0.1, (4000, 300))
-    assert sum(learns_by_heart(run_of(losses)) for losses in chance) <= 1
+    assert sum(memorises(run_of(losses)) for losses in chance) <= 1
     fallen = draws.normal(2.3 - np.linspace(0, 0.12, 300), 0.1, (200, 300))  # 5 % in the end
-    assert all(learns_by_heart(run_of(losses)) for losses in fallen)
+    assert all(memorises(run_of(losses)) for losses in fallen)
 
 
 def test_losses_of_rows_not_met_before_say_nothing_of_learning_by_heart():
     fallen = 2.3 - np.linspace(0, 0.5, 300)
-    assert learns_by_heart(run_of(fallen))
-    assert not learns_by_heart(run_of(fallen, epoch=250))
-    assert not learns_by_heart(run_of(fallen, constant=float("nan")))
+    assert memorises(run_of(fallen))
+    assert not memorises(run_of(fallen, epoch=250))
+    assert not memorises(run_of(fallen, constant=float("nan")))

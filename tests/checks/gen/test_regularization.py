@@ -14,7 +14,7 @@ from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.measure.eval_result import EvalResult
-from nnaudit.probes.overfitting_factors import Levers, next_lever
+from nnaudit.probes.overfitting_factors import OverfittingFactors, next_factor
 from nnaudit.probes.training_run import EvalPoint
 from nnaudit.report import Result, Status, Table
 from nnaudit.targets.target import Target
@@ -52,14 +52,22 @@ def ask(what: Target) -> Result:
     return run_check(Regularization, Audit(DirectLoop(what, torch.device("cpu"), 0)))
 
 
-def test_a_training_set_learnt_by_heart_warns_with_the_next_lever() -> None:
+def test_an_overfitted_training_set_warns_with_the_next_method() -> None:
     result = ask(target(rows(64, 1, noise=0.4), model=lambda: net(width=256)))
     assert result.status is Status.WARN, result.message
     assert "normalisation" in result.fix
-    ledger = result.evidence[-1]
-    assert isinstance(ledger, Table)
-    assert len(ledger.rows) == 5
-    assert [row[1] for row in ledger.rows] == ["", "off", "off", "off", ""]
+    table = result.evidence[-1]
+    assert isinstance(table, Table)
+    assert len(table.rows) == 5
+    assert [row[1] for row in table.rows] == ["", "no", "no", "no", ""]
+
+
+def test_a_run_that_has_hardly_begun_to_learn_is_not_told_to_regularise() -> None:
+    slow = target(rows(64, 1, noise=0.4), optimizer=lambda m: torch.optim.SGD(m.parameters(), 1e-4))
+    result = ask(slow)
+    assert result.status in (Status.NOTE, Status.WARN), result.message
+    assert "fit its training data first" in result.fix
+    assert "weight_decay" not in result.fix
 
 
 def test_enough_data_pass() -> None:
@@ -113,11 +121,11 @@ class Jittered(Dataset[Any]):
 
 def factors(what: Target) -> dict[str, Any]:
     loop = DirectLoop(what, torch.device("cpu"), 0)
-    found = Audit(loop).probe(Levers)
-    return {each.name: each for each in found} | {"next": next_lever(found)}
+    found = Audit(loop).probe(OverfittingFactors)
+    return {each.name: each for each in found} | {"next": next_factor(found)}
 
 
-def test_the_ledger_is_read_from_the_real_objects() -> None:
+def test_the_table_is_read_from_the_real_objects() -> None:
     found = factors(
         target(
             Jittered(rows(64, 1)),

@@ -47,7 +47,7 @@ def net(*middle: nn.Module, last: tuple[nn.Module, ...] = ()) -> nn.Module:
 def test_dropout_on_the_output_is_a_warning(model: Callable[[], nn.Module]) -> None:
     result = audited(model)
     assert result.status is Status.WARN
-    assert "straight out of a dropout" in result.message
+    assert "The loss gets the output of a dropout" in result.message
 
 
 @pytest.mark.parametrize("between", [(), (nn.Identity(),)])

@@ -48,7 +48,7 @@ class Functional(nn.Module):
 def test_a_bias_right_before_a_normalisation_is_noted(model: Callable[[], nn.Module]) -> None:
     result = audited(model)
     assert result.status is Status.NOTE
-    assert "8 parameters" in result.message
+    assert "8 unused parameters" in result.message
     assert result.fix.startswith("bias=False in ")
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
-from nnaudit.checks.seed.seeded_run import Parting, SeededRun, parting_of
+from nnaudit.checks.seed.seeded_run import Difference, SeededRun, difference_of
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
@@ -95,7 +95,7 @@ FAULTS: dict[str, tuple[Any, Any, str]] = {
     "augmentation": (
         mlp,
         lambda: DataLoader(Augmented(lambda: float(np.random.default_rng().normal())), 16),
-        "same order with other values",
+        "the same order have other values",
     ),
     "augmentation from the system": (
         mlp,
@@ -198,8 +198,8 @@ def test_rounding_is_told_from_chance(losses: list[tuple[float, float]], expecte
         type(run)(**{**vars(run), "losses": tuple(pair[i] for pair in losses)})
         for i, run in enumerate((runs.first, runs.again))
     )
-    parting = parting_of(Runs(**{**vars(runs), "first": first, "again": again}))
-    assert (parting.where if isinstance(parting, Parting) else "") == expected
+    found = difference_of(Runs(**{**vars(runs), "first": first, "again": again}))
+    assert (found.where if isinstance(found, Difference) else "") == expected
 
 
 PROGRAM = """

@@ -58,7 +58,7 @@ def test_a_group_without_a_learning_rate_warns() -> None:
     )
     result = ask(ParametersMove, groups)
     assert result.status is Status.WARN
-    assert "for the learning rate is 0" in result.message
+    assert "because their learning rate is 0" in result.message
 
 
 def test_a_learning_rate_of_zero_that_nothing_raises_fails() -> None:
@@ -82,7 +82,7 @@ def test_updates_below_rounding_warn() -> None:
     tiny = target(optimizer=lambda m: torch.optim.SGD(m.parameters(), 1e-12))
     result = ask(ParametersMove, tiny)
     assert result.status is Status.WARN
-    assert "rounding" in result.message
+    assert "rounded away in" in result.message
 
 
 class EveryThird(torch.optim.SGD):
