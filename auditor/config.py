@@ -55,7 +55,7 @@ def layers(
     environment: Mapping[str, str] | None = None,
 ) -> tuple[Layer, ...]:
     """Return what each source says, the weakest first; see :func:`load`."""
-    start = start or Path.cwd()
+    start = start or working_folder()
     file, table = _pyproject(start)
     table = _underscored(table)
     variables = _variables(os.environ if environment is None else environment)
@@ -70,6 +70,20 @@ def layers(
     if "targets" in table:
         table["targets"] = [_from(start, file.parent, name) for name in words(table["targets"])]
     return found
+
+
+def working_folder() -> Path:
+    """Return the folder that this process is in.
+
+    Raises:
+        UsageError: it has been removed.
+    """
+    try:
+        return Path.cwd()
+    except OSError:
+        raise UsageError(
+            "the working folder no longer exists: change to one that does, as with `cd ~`"
+        ) from None
 
 
 def _from(start: Path, folder: Path, name: str) -> str:
@@ -125,7 +139,12 @@ def _pyproject(start: Path) -> tuple[Path, dict[str, Any]]:
             content = tomllib.loads(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise UsageError(f"{file} cannot be read: {error}") from None
-        table = content.get("tool", {}).get("nnaudit")
+        except RecursionError:
+            raise UsageError(f"{file} cannot be read: its values are nested too deeply") from None
+        tool = content.get("tool", {})
+        if not isinstance(tool, dict):
+            raise UsageError(f"{file}: tool must be a table, as in [tool.nnaudit]")
+        table = tool.get("nnaudit")
         if table is not None:
             if not isinstance(table, dict):
                 raise UsageError(f"{file}: tool.nnaudit must be a table")

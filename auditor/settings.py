@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+LONGEST = 366 * 24 * 3600.0
+"""Seconds of the longest duration that is accepted: what waits for longer cannot be waited for."""
+
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -25,8 +28,8 @@ def seconds(value: Any) -> Any:
     if not match:
         raise ValueError(f"{value!r} is not a duration: write 60s, 2m or 1h")
     duration = float(match[1]) * _UNITS[match[2] or ""]
-    if duration <= 0:
-        raise ValueError("a duration must be longer than zero")
+    if not 0 < duration <= LONGEST:
+        raise ValueError("a duration must be longer than zero and no longer than a year")
     return duration
 
 
@@ -51,6 +54,7 @@ def device_name(value: Any) -> Any:
 Duration = Annotated[float, BeforeValidator(seconds)]
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Words = Annotated[tuple[str, ...], BeforeValidator(words)]
 
 
@@ -91,5 +95,5 @@ class Settings(BaseModel):
     device: Annotated[str, BeforeValidator(device_name)] = "auto"
     loop: int | None = Field(default=None, ge=1)
     fail_on: Literal["fail", "warn"] = "fail"
-    thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
+    thresholds: dict[str, dict[str, Finite]] = Field(default_factory=dict)
     per_module_ignores: dict[str, Words] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import textwrap
+import traceback
 import webbrowser
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -188,6 +189,7 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         quiet=options["quiet"],
         verbose=options["verbose"],
         fail_on=settings.fail_on,
+        sources=[path for path, _ in targets],
     )
     options["before"] = _baseline(options["baseline"])
     reports, code = _audit_all(targets, settings, options)
@@ -263,6 +265,7 @@ def _audit_one(
     from nnaudit.app import supervisor
     from nnaudit.app.progress import Progress
     from nnaudit.engine.record import RefusedError
+    from nnaudit.reports.text import one_line
 
     progress: Any = Progress(job.path) if bar else nullcontext()
     try:
@@ -273,14 +276,16 @@ def _audit_one(
                 on_event=shown.take if shown else lambda event, record: None,
             )
     except RefusedError as error:
-        click.echo(f"nnaudit: {error}", err=True)
-        if error.detail and (verbose or error.exit_code in (OWN_FAULT, USER_CRASH)):
-            click.echo(error.detail.rstrip(), err=True)
+        _tell(str(error))
+        if error.detail and (verbose or error.exit_code == USER_CRASH):
+            _quote(error.detail)
         return None, error.exit_code
     for remark in record.remarks:
-        click.echo(f"nnaudit: {remark}", err=True)
+        _tell(remark)
     if verbose and record.output:
-        click.echo(f"--- output of {job.path}\n{record.output.rstrip()}\n---", err=True)
+        click.echo(f"--- output of {one_line(job.path)}", err=True)
+        _quote(record.output)
+        click.echo("---", err=True)
     report = compared(report)
     return report, _exit_code(report, record, job.settings)
 
@@ -291,7 +296,7 @@ def _exit_code(report: Report, record: Record, settings: Settings) -> int:
     findings = {"fail": (Status.FAIL,), "warn": (Status.FAIL, Status.WARN)}[settings.fail_on]
     crash = _crash_sentence(record)
     if crash:
-        click.echo(f"nnaudit: {crash}", err=True)
+        _tell(crash)
     if any(result.is_new for result in report.with_status(*findings)):
         return FINDINGS
     crashes = {result.crash for result in report.with_status(Status.ERROR) if result.is_new}
@@ -472,20 +477,54 @@ def init(file: Path) -> None:
 
 
 class _sentences:  # noqa: N801
-    """Turn our own errors into one sentence on stderr and the exit code they carry."""
+    """Turn every error into one sentence on stderr and the exit code that it stands for."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from nnaudit.errors import NnauditError
+        from nnaudit.errors import NnauditError, describe
 
         if isinstance(error, NnauditError):
             _stop(str(error), error.exit_code)
+        if isinstance(error, BrokenPipeError):
+            _without_reader()
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            _stop(f"{where}{error.strerror or error}", USAGE)
+        if isinstance(error, Exception) and not isinstance(error, click.ClickException):
+            *_, last = traceback.extract_tb(error.__traceback__)
+            place = f"{Path(last.filename).name}:{last.lineno}"
+            _stop(f"bug in nnaudit: {describe(error)} at {place}; please report it", OWN_FAULT)
+
+
+def _without_reader() -> NoReturn:
+    """End quietly: nobody reads standard output any more, as when it goes to ``head``."""
+    # What is still in the buffer would be written, and raise, as Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(OK)
+
+
+def _tell(message: str) -> None:
+    """Say ``message`` on stderr, with nothing in it that a terminal or a CI log would obey."""
+    from nnaudit.reports.text import one_line
+
+    click.echo(f"nnaudit: {one_line(message)}", err=True)
+
+
+def _quote(text: str) -> None:
+    """Show on stderr what a program under audit has written, indented.
+
+    So no line of it is one that a CI log obeys: ``::error::`` counts at a line's beginning only.
+    """
+    from nnaudit.reports.text import TEXT_LIMIT, visible
+
+    for line in visible(text.rstrip(), TEXT_LIMIT).splitlines():
+        click.echo(f"  {line}", err=True)
 
 
 def _stop(message: str, code: int) -> NoReturn:
-    click.echo(f"nnaudit: {message}", err=True)
+    _tell(message)
     sys.exit(code)
 
 

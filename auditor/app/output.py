@@ -30,6 +30,9 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 ROOTS = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR", "WORKSPACE")
 """Variables in which GitHub, GitLab and Jenkins name the folder of the checked-out repository."""
 
+_SOURCES = (".py", ".pyi", ".ipynb", ".toml", ".yaml", ".yml")
+"""What a person writes: a file that exists and is called so is not replaced by a report."""
+
 Color = Literal["auto", "always", "never"]
 
 
@@ -59,8 +62,11 @@ class Output:
         quiet: bool = False,
         verbose: bool = False,
         fail_on: str = "fail",
+        sources: Sequence[str] = (),
     ) -> Self:
         """Read ``--output-format`` and ``--output-file``; ``fail_on`` is the mildest failure.
+
+        ``sources`` are files that no report may replace: what is audited.
 
         Raises:
             UsageError: a format does not exist, two go to stdout, or a file cannot be written.
@@ -74,7 +80,7 @@ class Output:
                 "two formats go to stdout: give all but one a file, as in html:report.html"
             )
         for destination in destinations:
-            _require_folder(destination.path)
+            _require_writable(destination.path, sources)
         level = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
         failing = (Status.FAIL, Status.WARN) if fail_on == "warn" else (Status.FAIL,)
         options = Options(verbosity=level, folder=_folder(), failing=failing)
@@ -156,10 +162,19 @@ def _with_file(destinations: list[Destination], file: Path) -> list[Destination]
     return [Destination(d.format, d.path or file) for d in destinations]
 
 
-def _require_folder(path: Path | None) -> None:
-    """Say so now, not after the audit, when a file's folder does not exist."""
-    if path is not None and not path.parent.is_dir():
+def _require_writable(path: Path | None, sources: Sequence[str]) -> None:
+    """Say so now, not after the audit, when a report cannot go where it should."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
+    audited = path.exists() and any(
+        Path(source).exists() and path.samefile(source) for source in sources
+    )
+    if path.exists() and (audited or path.suffix in _SOURCES):
+        raise UsageError(
+            f"{path} would be overwritten by the report: name another file, as in -o report.html"
+        )
 
 
 def _write(path: Path, text: str) -> None:

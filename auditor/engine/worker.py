@@ -150,7 +150,7 @@ def _refusal(error: BaseException) -> Refused:
         notes = "".join(getattr(error, "__notes__", []))
         return Refused(message=str(error), detail=notes, exit_code=error.exit_code)
     return Refused(
-        message=f"bug in nnaudit: {describe(error)}",
+        message=f"bug in nnaudit: {describe(error)}; run it with -v, and please report it",
         detail="".join(traceback.format_exception(error)),
         exit_code=3,
     )

@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from nnaudit.loop.observer import LossCall, Observation
+from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Observation
 
 
 def output_layer(model: nn.Module, seen: Observation, call: LossCall) -> str:

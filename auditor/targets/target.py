@@ -179,8 +179,11 @@ def parse(path: Path) -> ast.Module:
     """
     if path.is_dir():
         raise TargetError(f"{path} is a folder: name the Python file in it that defines the model")
-    if not path.exists():
-        raise TargetError(f"{path}: no such file")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no file has such a name"
+        raise TargetError(f"{path}: {why[0].lower()}{why[1:]}") from None
     if path.suffix != ".py":
         raise TargetError(f"{path} is not a Python file: name one that ends in .py")
     try:
@@ -188,6 +191,8 @@ def parse(path: Path) -> ast.Module:
     except SyntaxError as error:
         where = f"{path}:{error.lineno}" if error.lineno else str(path)
         raise TargetError(f"{where}: syntax error: {error.msg}") from error
+    except (RecursionError, MemoryError):
+        raise TargetError(f"{path} is nested too deeply to be read as Python") from None
     except (ValueError, OSError) as error:
         raise TargetError(f"{path} cannot be read as Python: {error}") from error
 
