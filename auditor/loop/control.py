@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.base import Loop
+from nnaudit.targets.layers import DROPOUT_FUNCTIONS, dropout_rates
 
 
 @dataclass
@@ -76,17 +77,6 @@ def _set_lr(group: dict[str, Any], rate: float) -> None:
         group["lr"] = rate
 
 
-_DROPOUTS = frozenset(
-    {
-        F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
-        torch.dropout, torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
-    }
-)  # fmt: skip
-
-_RATES = ("p", "drop_prob", "drop_rate", "dropout", "dropout_p", "attention_dropout", "rate")
-"""Where modules of dropout kind keep their rate, in torch, torchvision, timm, transformers."""
-
-
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Switch every dropout off without leaving train mode, for the time of a ``with``.
@@ -96,7 +86,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in model.modules():
-            for name in _rates_of(module):
+            for name in dropout_rates(module):
                 stack.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, 0.0)
         if not _intercepting():  # of several networks, one is enough: it acts on every call
@@ -111,18 +101,6 @@ def _intercepting() -> bool:
     return any(isinstance(mode, _NoDropout) for mode in modes)
 
 
-def _rates_of(module: nn.Module) -> list[str]:
-    kind = type(module).__name__.lower()
-    drops = "drop" in kind or "stochasticdepth" in kind
-    recurrent = isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
-    return [
-        name
-        for name in _RATES
-        if (drops or (recurrent and name == "dropout"))
-        and isinstance(getattr(module, name, None), float)
-    ]
-
-
 class _NoDropout(TorchFunctionMode):
     def __torch_function__(
         self,
@@ -132,7 +110,7 @@ class _NoDropout(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DROPOUTS:
+        if func in DROPOUT_FUNCTIONS:
             return kwargs["input"] if "input" in kwargs else args[0]
         if func is F.scaled_dot_product_attention:
             if len(args) > 4:

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from nnaudit.errors import is_user
 from nnaudit.loop.autograd import graph_of, provenance
 from nnaudit.loop.gradients import GradientRecorder, is_finite
-from nnaudit.loop.graph import DROPOUTS, FUNCTION, LOSS, Makers, drops, firing
+from nnaudit.loop.graph import FUNCTION, LOSS, Makers, firing
 from nnaudit.loop.losses import (
     LOSS_FUNCTIONS,
     LossCall,
@@ -35,6 +35,7 @@ from nnaudit.loop.losses import (
 from nnaudit.loop.observation import Activation, BatchStatistics, Broadcast, Observation
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import DROPOUT_FUNCTIONS, BatchNorm, is_dropping
 
 
 def caller() -> Location | None:
@@ -137,7 +138,7 @@ class _FunctionRecorder(TorchFunctionMode):
         if func in _DIFFERENCES and len(args) >= 2:
             self._record_broadcast(args[0], args[1])
         value = func(*args, **kwargs)
-        if func in DROPOUTS and drops(args, kwargs):
+        if func in DROPOUT_FUNCTIONS and is_dropping(args, kwargs):
             self._makers.note(value, FUNCTION)
         else:
             self._record_firing(func, value)
@@ -268,7 +269,7 @@ def _look(name: str, module: nn.Module, inputs: Any, output: Any, observation: O
         observation.graph = graph_of(tensor)
     with torch.no_grad():
         observation.activations.append(_activation(name, module, inputs, tensor))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, BatchNorm) and module.training:
             entered = next(t for _, t in batches.tensors(inputs))
             observation.batch_statistics.append(_batch_statistics(name, module, entered))
 

@@ -24,6 +24,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.measure.batch_rows import taken_apart
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import NORMS
 
 ROWS = 512
 BATCHES = 16
@@ -34,13 +35,6 @@ _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _LAYERS: tuple[type[nn.Module], ...] = (
     *_CONVOLUTIONS, nn.Linear, nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell,
 )  # fmt: skip
-_NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
 
 
 @dataclass
@@ -232,7 +226,7 @@ class _Watch:
                     if isinstance(module, _LAYERS):
                         hook = module.register_forward_hook(partial(self._layer, name))
                         stack.callback(hook.remove)
-                    elif isinstance(module, _NORMS):
+                    elif isinstance(module, NORMS):
                         stack.callback(module.register_forward_pre_hook(self._norm).remove)
             yield
         self._outputs, self._kept, self._untracked = {}, [], False

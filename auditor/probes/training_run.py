@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from torch import nn
-
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Loop, Needs
@@ -27,6 +25,7 @@ from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.probes.first_steps import is_given, main_loss_of
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import BatchNorm
 from nnaudit.training.fitting import main_call, without_input
 from nnaudit.training.loss_bounds import best_constant
 from nnaudit.training.stopwatch import Stopwatch
@@ -375,9 +374,7 @@ def _modes(audit: Audit) -> Modes | None:
     norms = [
         module
         for module in loop.model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.running_mean is not None
-        and module.training
+        if isinstance(module, BatchNorm) and module.running_mean is not None and module.training
     ]
     if not norms:
         return None
