@@ -1,6 +1,6 @@
-"""Turning the knobs of a run for the time of a measurement: learning rate and dropout.
+"""Turning the knobs of a run for the time of a measurement: learning rate, dropout, output.
 
-Both work on any loop, because they act on the optimizers and modules themselves.
+They work on any loop, for they act on the optimizers and modules themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.base import Loop
+from nnaudit.targets import batch as batches
 from nnaudit.targets.layers import DROPOUT_FUNCTIONS, dropout_rates
+from nnaudit.targets.model_inputs import main_tensor
 
 
 @dataclass
@@ -118,3 +120,21 @@ class _NoDropout(TorchFunctionMode):
             else:
                 kwargs = {**kwargs, "dropout_p": 0.0}
         return func(*args, **kwargs)
+
+
+@contextmanager
+def output_replaced(loop: Loop, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put ``change(output)`` in place of the main tensor of whatever the model returns."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        main = main_tensor(output)
+        if main is None:
+            return output
+        replacement = change(main)
+        return batches.map_leaves(output, lambda leaf: replacement if leaf is main else leaf)
+
+    handle = loop.model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.measure.batch_rows import taken_apart
+from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.layers import NORMS
@@ -139,7 +139,7 @@ class DoorInputs(Probe[Inputs]):
             watch = _watched(audit, read, thaw=False)
         targets = _Variety()
         for batch in read:
-            for _, tensor in batches.tensors((taken_apart(audit.loop, batch).target,)):
+            for _, tensor in batches.tensors((inputs_and_target(audit.loop, batch).target,)):
                 targets.add(tensor)
         doors = tuple(door for door in watch.doors.values() if door.rows)
         return Inputs(doors, watch.rows, watch.inputs.constant, targets.vary)

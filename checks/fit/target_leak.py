@@ -16,7 +16,6 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.measure.permuted_labels import (
     Permuted,
-    path_of,
     permuted_run,
     training_columns,
 )
@@ -91,13 +90,13 @@ class TargetLeak(Check):
                 f"No input holds the target, and it is not predicted so well ({said}) that it "
                 "must reach the network in another way."
             )
-        path = path_of(training.fixed[0], call.target)
-        if not path:
+        paths = batches.paths_of(training.fixed[0], call.target)
+        if len(paths) != 1:
             return self.inconclusive(
                 "No input holds the target; the targets are made from the batch within the step, "
                 "so they cannot be permuted."
             )
-        return self._permuted(audit, training, path)
+        return self._permuted(audit, training, paths[0])
 
     def _found(self, audit: Audit, column: Column) -> Result:
         where = f"element {column.element} of {column.columns}" if column.columns > 1 else "it"

@@ -13,7 +13,8 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
-from nnaudit.probes.first_steps import FirstSteps, MainLoss
+from nnaudit.loop.total_loss import MainLoss
+from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Kind, Result, Table
 
 _MOST_CLASSES = 50

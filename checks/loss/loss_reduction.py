@@ -62,7 +62,7 @@ class LossReduction(Check):
 
     def _declared(self, audit: Audit, first: First, size: int) -> Result:
         main = first.main_loss
-        if main is None or main.spelled_out:
+        if main is None or main.formula is not None:
             return self.inconclusive("The batch cannot be doubled and the loss is not a known one.")
         reduction = main.calls[0].reduction
         if reduction == "sum":

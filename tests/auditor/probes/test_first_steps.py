@@ -159,7 +159,7 @@ class TestTheMainLoss:
     def test_formulas_written_out_are_recognised(self, loss, kind) -> None:
         main = first_of(loss).main_loss
         assert (main.calls[0].kind if main is not None else None) == kind
-        assert main is None or main.spelled_out
+        assert main is None or main.formula is not None
 
     def test_a_squared_error_written_out(self) -> None:
         loader = DataLoader(TensorDataset(torch.randn(64, 4), torch.randn(64, 3)), batch_size=8)
