@@ -30,6 +30,7 @@ from nnaudit.loop.losses import (
     LossCall,
     is_turned,
     refuse_fatal_call,
+    unfused,
     without_obsolete,
 )
 from nnaudit.loop.observation import Activation, BatchStatistics, Broadcast, Observation
@@ -160,7 +161,7 @@ class _FunctionRecorder(TorchFunctionMode):
         except TypeError:  # wrongly called: the function itself says it best
             return func(*args, **kwargs)
         bound.apply_defaults()
-        live = without_obsolete(bound.arguments)
+        function, live = unfused(func, without_obsolete(bound.arguments))
         if is_turned(func, live.get("input"), live.get("target"), self._observation.output):
             live["input"], live["target"] = live["target"], live["input"]
         prediction = live.get("input")
@@ -168,8 +169,8 @@ class _FunctionRecorder(TorchFunctionMode):
             self._trace(prediction, self._makers)
         # Recorded before the call: a target outside the classes raises inside it.
         call = LossCall(
-            kind=LOSS_FUNCTIONS[func],
-            function=func,
+            kind=LOSS_FUNCTIONS[function],
+            function=function,
             arguments={k: v.detach() if isinstance(v, Tensor) else v for k, v in live.items()},
             value=None,
             location=caller(),

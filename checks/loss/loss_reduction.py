@@ -30,7 +30,9 @@ class LossReduction(Check):
         each other or mixes sums with means, and there is no answer. Where rows cannot be doubled,
         the `reduction` of the loss function that explains the total loss answers. Never a
         failure: both are valid, and a sum is a warning. No training steps beyond the first 5.
-    Fix: reduction="mean", or divide by the batch size and multiply the learning rate by it.
+    Fix: divide the loss by the number of rows, `loss = loss / len(x)`, and where the optimizer's
+        step follows the size of the gradient (SGD) multiply the learning rate by it. A mean over
+        elements instead (`reduction="mean"`) would change the weight of one term against another.
     References: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1.
     """
 
@@ -88,9 +90,12 @@ class LossReduction(Check):
         main = first.main_loss
         where = main.calls[0].location if main is not None else None
         answer = self.noted if adaptive else self.warned
+        fix = "Divide the loss by the number of rows: loss = loss / len(x)"
+        if not adaptive:
+            fix += f", and multiply the learning rate by {size}"
         return answer(
             f"The loss is a sum over the batch ({evidence}): {effect}.",
-            fix='Use reduction="mean" (and multiply the learning rate by the batch size).',
+            fix=f"{fix}.",
             measured=evidence,
             threshold="a mean: 1 times",
             location=where or audit.loop.locate("loss") or audit.loop.locate("training_step"),
