@@ -117,18 +117,23 @@ def _gives(
 def _others(output: Tensor) -> Iterator[Tensor]:
     """Yield outputs unlike ``output`` that are of its kind: probabilities stay probabilities."""
     output = output.detach()
-    yield _sharpened(output, 3.0)
-    yield _sharpened(output.roll(1, 0) if output.ndim else output, 2.0)
+    yield _changed(output, 3.0)
+    yield _changed(output.roll(1, 0) if output.ndim else output, 2.0)
 
 
-def _sharpened(output: Tensor, power: float) -> Tensor:
+def _changed(output: Tensor, power: float) -> Tensor:
+    """Return logits ``power`` times as large, or probabilities of such, and a wave upon them.
+
+    The wave tells rows and classes apart where all outputs are alike, as those of a layer of zeros.
+    """
+    places = torch.arange(output.numel(), device=output.device).reshape(output.shape)
+    wave = torch.sin(1.7 * places).to(output.dtype)
     positive = bool((output >= 0).all())
     for dim in sorted({1, output.ndim - 1}) if output.ndim > 1 else ():
         if positive and bool(((output.sum(dim) - 1).abs() < 1e-3).all()):
-            return (output**power) / (output**power).sum(dim, keepdim=True)
+            return (power * output.log() + wave).softmax(dim)
         if bool((output.logsumexp(dim).abs() < 1e-3).all()):
-            return (power * output).log_softmax(dim)
+            return (power * output + wave).log_softmax(dim)
     if positive and bool((output <= 1).all()):
-        right, wrong = output**power, (1 - output) ** power
-        return right / (right + wrong)
-    return torch.mul(output, power)
+        return torch.sigmoid(power * torch.logit(output) + wave)
+    return power * output + wave

@@ -116,7 +116,7 @@ def test_other_losses_are_not_taken_for_one(loss: Loss) -> None:
 
 
 def test_agreeing_on_one_output_is_not_enough() -> None:
-    """Outputs that say nothing cost the same under label smoothing and without."""
+    """Outputs of zero cost the same, up to a factor, by many functions."""
 
     class Nothing(nn.Linear):
         def __init__(self) -> None:
