@@ -7,8 +7,9 @@ agrees on other outputs too (:mod:`nnaudit.training.loss_reader`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,11 +31,18 @@ class Formula:
         function: of torch.
         reading: how output and target become its arguments.
         options: its other arguments.
+        factor: the program's loss over the function's: 0.5 of a squared error, say.
     """
 
     function: Callable[..., Tensor]
     reading: Reading
     options: dict[str, Any] = field(default_factory=dict)
+    factor: float = 1.0
+
+    def loss(self, output: Any, target: Any) -> float:
+        """Return the program's loss by it; NaN where it does not fit the two."""
+        call = self.call(output, target)
+        return math.nan if call is None or call.value is None else self.factor * float(call.value)
 
     def call(self, output: Any, target: Any) -> LossCall | None:
         """Return the call that the formula stands for; None where it does not fit the two."""
@@ -75,18 +83,26 @@ def formulas() -> Iterator[Formula]:
 def smoothed(output: Any, target: Any, total: float) -> Iterator[Formula]:
     """Yield cross-entropies whose label smoothing makes ``total`` of these two."""
     for reading in CLASSES:
-        plain, full = (
-            Formula(F.cross_entropy, reading, {"reduction": "mean", "label_smoothing": amount})
+        low, high = (
+            Formula(F.cross_entropy, reading, {"label_smoothing": amount}).loss(output, target)
             for amount in (0.0, 1.0)
         )
-        one, other = plain.call(output, target), full.call(output, target)
-        if one is None or other is None or one.value is None or other.value is None:
-            continue
-        low, high = float(one.value), float(other.value)
         amount = (total - low) / (high - low) if high != low else 0.0
         if _LEAST_SMOOTHING <= amount <= _MOST_SMOOTHING:
             options = {"reduction": "mean", "label_smoothing": round(amount, 4)}
             yield Formula(F.cross_entropy, reading, options)
+
+
+def scaled(output: Any, target: Any, total: float) -> Iterator[Formula]:
+    """Yield means times the constant that makes ``total`` of these two."""
+    for formula in formulas():
+        value = formula.loss(output, target)
+        if (
+            formula.options["reduction"] == "mean"
+            and value != 0.0
+            and 0.0 < total / value < math.inf
+        ):
+            yield replace(formula, factor=total / value)
 
 
 # --- how output and target are read -------------------------------------------------------------

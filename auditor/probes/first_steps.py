@@ -175,9 +175,11 @@ def _written_out(loop: Loop, seen: First) -> MainLoss | None:
     if not seen.completed or main_loss_of(seen.completed) is not None:
         return None
     (first, *_), target = seen.completed, seen.targets[0]
-    formula = find_formula(loop, seen.batches[0], first, target, untried=True)
+    formula = find_formula(loop, seen.batches[0], first, target, untried=True, factors=True)
     call = written_out(formula, first, target)
-    return MainLoss((slimmed(call),), formula=formula) if call is not None else None
+    if formula is None or call is None:
+        return None
+    return MainLoss((slimmed(call),), factor=formula.factor, formula=formula)
 
 
 def _same(was: Tensor, now: Tensor) -> bool:

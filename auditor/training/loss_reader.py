@@ -19,7 +19,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.batch_target import target_of
 from nnaudit.loop.control import output_replaced
-from nnaudit.loop.loss_formulas import Formula, formulas, smoothed
+from nnaudit.loop.loss_formulas import Formula, formulas, scaled, smoothed
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
 from nnaudit.loop.total_loss import call_of_total, is_total
@@ -59,19 +59,26 @@ class LossReader:
 
 def written_out(formula: Formula | None, seen: Observation, target: Any) -> LossCall | None:
     """Return the call that ``formula`` stands for, where its value is ``seen``'s total loss."""
-    call = formula.call(seen.output, target) if formula is not None else None
-    if call is None or call.value is None or seen.total_loss is None:
+    if formula is None or seen.total_loss is None:
         return None
-    return call if is_total(float(call.value), seen.total_loss) else None
+    agrees = is_total(formula.loss(seen.output, target), seen.total_loss)
+    return formula.call(seen.output, target) if agrees else None
 
 
 def find_formula(
-    loop: Loop, batch: Any, seen: Observation, target: Any, *, untried: bool = False
+    loop: Loop,
+    batch: Any,
+    seen: Observation,
+    target: Any,
+    *,
+    untried: bool = False,
+    factors: bool = False,
 ) -> Formula | None:
     """Return the formula that the total loss of ``seen`` is, tried out on other outputs; or None.
 
     With ``untried`` also one without a parameter that agrees on this output, where the program
     gives no loss of another: a model that computes its own, a step that updates the weights itself.
+    With ``factors`` also one times a constant, where no loss function of torch was called at all.
     The state is put back.
 
     Raises:
@@ -82,6 +89,8 @@ def find_formula(
         return None
     plain = [each for each in formulas() if written_out(each, seen, target) is not None]
     found = plain or list(smoothed(output, target, total))
+    if factors and not plain and not seen.loss_calls:
+        found += scaled(output, target, total)
     if not found:
         return None
     others = list(_others(output))
@@ -104,13 +113,9 @@ def _gives(
     formula: Formula, outputs: Sequence[Tensor], target: Any, losses: Sequence[float | None]
 ) -> bool:
     """Whether ``formula`` makes ``losses`` of ``outputs``."""
-    calls = [formula.call(output, target) for output in outputs]
     return all(
-        call is not None
-        and call.value is not None
-        and loss is not None
-        and is_total(float(call.value), loss)
-        for call, loss in zip(calls, losses, strict=True)
+        loss is not None and is_total(formula.loss(output, target), loss)
+        for output, loss in zip(outputs, losses, strict=True)
     )
 
 
@@ -134,6 +139,6 @@ def _changed(output: Tensor, power: float) -> Tensor:
             return (power * output.log() + wave).softmax(dim)
         if bool((output.logsumexp(dim).abs() < 1e-3).all()):
             return (power * output + wave).log_softmax(dim)
-    if positive and bool((output <= 1).all()):
+    if positive and bool((output <= 1).all()) and bool(output.any()):
         return torch.sigmoid(power * torch.logit(output) + wave)
     return power * output + wave

@@ -167,6 +167,20 @@ class TestTheMainLoss:
         assert main is not None
         assert main.calls[0].kind == "mse"
 
+    @pytest.mark.parametrize(
+        ("loss", "factor"),
+        [
+            (lambda out, y: 0.5 * ((out - y) ** 2).mean(), 0.5),
+            (lambda out, y: ((out - y) ** 2).sum(1).mean(), 3.0),
+            (lambda out, y: -((out - y) ** 2).mean(), None),
+            (lambda out, y: ((out - y) ** 2).mean() + out.square().mean(), None),
+        ],
+    )
+    def test_a_squared_error_times_a_constant(self, loss, factor) -> None:
+        loader = DataLoader(TensorDataset(torch.randn(64, 4), torch.randn(64, 3)), batch_size=8)
+        main = first_of(loss, train_loader=loader).main_loss
+        assert (main.factor if main is not None else None) == pytest.approx(factor)
+
 
 class TestRuns:
     def test_initial_steps_all_begin_from_the_same_weights(self) -> None:
