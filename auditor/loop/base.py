@@ -76,6 +76,13 @@ class Forward:
     loss: float | None
     loss_calls: tuple[LossCall, ...] = ()
 
+    @property
+    def observation(self) -> Observation:
+        """What was seen of it, as of a step."""
+        return Observation(
+            loss_calls=list(self.loss_calls), output=self.output, total_loss=self.loss
+        )
+
 
 class Loop(ABC):
     """A run of the user's training, ready to take real steps.

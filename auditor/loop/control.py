@@ -1,6 +1,6 @@
-"""Turning the knobs of a run for the time of a measurement: learning rate and dropout.
+"""Turning the knobs of a run for the time of a measurement: learning rate, dropout, output.
 
-Both work on any loop, because they act on the optimizers and modules themselves.
+They work on any loop, for they act on the optimizers and modules themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.base import Loop
+from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import DROPOUT_FUNCTIONS, dropout_rates
+from nnaudit.targets.model_inputs import main_tensor
 
 
 @dataclass
@@ -76,17 +79,6 @@ def _set_lr(group: dict[str, Any], rate: float) -> None:
         group["lr"] = rate
 
 
-_DROPOUTS = frozenset(
-    {
-        F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
-        torch.dropout, torch.dropout_, torch.alpha_dropout, torch.feature_dropout,
-    }
-)  # fmt: skip
-
-_RATES = ("p", "drop_prob", "drop_rate", "dropout", "dropout_p", "attention_dropout", "rate")
-"""Where modules of dropout kind keep their rate, in torch, torchvision, timm, transformers."""
-
-
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Switch every dropout off without leaving train mode, for the time of a ``with``.
@@ -96,7 +88,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in model.modules():
-            for name in _rates_of(module):
+            for name in dropout_rates(module):
                 stack.callback(setattr, module, name, getattr(module, name))
                 setattr(module, name, 0.0)
         if not _intercepting():  # of several networks, one is enough: it acts on every call
@@ -111,18 +103,6 @@ def _intercepting() -> bool:
     return any(isinstance(mode, _NoDropout) for mode in modes)
 
 
-def _rates_of(module: nn.Module) -> list[str]:
-    kind = type(module).__name__.lower()
-    drops = "drop" in kind or "stochasticdepth" in kind
-    recurrent = isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
-    return [
-        name
-        for name in _RATES
-        if (drops or (recurrent and name == "dropout"))
-        and isinstance(getattr(module, name, None), float)
-    ]
-
-
 class _NoDropout(TorchFunctionMode):
     def __torch_function__(
         self,
@@ -132,7 +112,7 @@ class _NoDropout(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DROPOUTS:
+        if func in DROPOUT_FUNCTIONS:
             return kwargs["input"] if "input" in kwargs else args[0]
         if func is F.scaled_dot_product_attention:
             if len(args) > 4:
@@ -140,3 +120,21 @@ class _NoDropout(TorchFunctionMode):
             else:
                 kwargs = {**kwargs, "dropout_p": 0.0}
         return func(*args, **kwargs)
+
+
+@contextmanager
+def output_replaced(loop: Loop, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Put ``change(output)`` in place of the main tensor of whatever the model returns."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        main = main_tensor(output)
+        if main is None:
+            return output
+        replacement = change(main)
+        return batches.map_leaves(output, lambda leaf: replacement if leaf is main else leaf)
+
+    handle = loop.model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -19,8 +19,6 @@ LOSS = "loss"
 FUNCTION = "F.dropout"
 """The producer that is no module: a dropout that is called as a function."""
 
-DROPOUTS = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout})
-
 _BENT: dict[Any, str] = {
     **dict.fromkeys(
         (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6), "relu"
@@ -72,12 +70,6 @@ def firing(
         alive = (values > low) & (values < 1.0 - _FLAT)
     others = [d for d in range(values.ndim) if d != units]
     return Firing(after, kind, alive.any(dim=others).cpu())
-
-
-def drops(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of a dropout function with these arguments drops anything."""
-    rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-    return bool(rate and kwargs.get("training", args[2] if len(args) > 2 else True))
 
 
 class Makers:

@@ -34,8 +34,16 @@ LOSS_FUNCTIONS: dict[Callable[..., Any], str] = {
     F.triplet_margin_loss: "triplet_margin",
     F.margin_ranking_loss: "margin_ranking",
     F.cosine_embedding_loss: "cosine_embedding",
+    F.triplet_margin_with_distance_loss: "triplet_margin_with_distance",
 }
 """Torch's loss functions, by which every ``nn.*Loss`` module computes, and our names for them."""
+
+_LINEAR_CROSS_ENTROPY = getattr(F, "linear_cross_entropy", None)  # since torch 2.14
+if _LINEAR_CROSS_ENTROPY is not None:
+    LOSS_FUNCTIONS[_LINEAR_CROSS_ENTROPY] = "linear_cross_entropy"
+
+_MOST_LOGITS = 2**26
+"""Logits that a fused loss would not have made are made to be looked at, up to this many."""
 
 ELEMENTWISE = frozenset(
     {
@@ -136,6 +144,36 @@ def without_obsolete(arguments: Mapping[str, Any]) -> dict[str, Any]:
     asked = [True if value is None else value for value in obsolete.values()]
     reduction = "none" if not asked[1] else "mean" if asked[0] else "sum"
     return {**arguments, "size_average": None, "reduce": None, "reduction": reduction}
+
+
+def unfused(
+    func: Callable[..., Any], arguments: dict[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return ``linear_cross_entropy`` as the cross-entropy of logits that it is; others as given.
+
+    So whatever is asked of logits and classes can be asked of it. It stays what it is where there
+    are too many logits to be made for that, or classes of each of several outputs.
+    """
+    if func is not _LINEAR_CROSS_ENTROPY:
+        return func, arguments
+    hidden, weight = arguments["input"], arguments["linear_weight"]
+    if not (isinstance(hidden, Tensor) and isinstance(weight, Tensor)) or weight.ndim != 2:
+        return func, arguments
+    if hidden.numel() // max(hidden.shape[-1], 1) * len(weight) > _MOST_LOGITS:
+        return func, arguments
+    try:
+        logits = F.linear(hidden, weight, arguments["linear_bias"])
+    except RuntimeError:  # sizes that do not fit: the function itself says it best
+        return func, arguments
+    ignored = arguments["ignore_index"]
+    return F.cross_entropy, {
+        "input": logits,
+        "target": arguments["target"],
+        "weight": arguments["weight"],
+        "ignore_index": -100 if ignored is None else ignored,
+        "reduction": arguments["reduction"],
+        "label_smoothing": arguments["label_smoothing"],
+    }
 
 
 def is_turned(func: Callable[..., Any], first: Any, second: Any, output: Any) -> bool:

@@ -102,15 +102,3 @@ class Observation:
     total_loss: float | None = None
     flows: list[tuple[str, str]] = field(default_factory=list)
     firings: list[Firing] = field(default_factory=list)
-
-    @property
-    def main_loss(self) -> LossCall | None:
-        """The loss call whose value is the total loss; None for composite and hand-written ones."""
-        if self.total_loss is None:
-            return None
-        for call in self.loss_calls:
-            if call.value is not None and call.value.numel() == 1:
-                value = float(call.value)
-                if abs(value - self.total_loss) <= 1e-4 * max(abs(value), 1e-6):
-                    return call
-        return None

@@ -24,17 +24,19 @@ from torch.overrides import TorchFunctionMode
 from nnaudit.errors import is_user
 from nnaudit.loop.autograd import graph_of, provenance
 from nnaudit.loop.gradients import GradientRecorder, is_finite
-from nnaudit.loop.graph import DROPOUTS, FUNCTION, LOSS, Makers, drops, firing
+from nnaudit.loop.graph import FUNCTION, LOSS, Makers, firing
 from nnaudit.loop.losses import (
     LOSS_FUNCTIONS,
     LossCall,
     is_turned,
     refuse_fatal_call,
+    unfused,
     without_obsolete,
 )
 from nnaudit.loop.observation import Activation, BatchStatistics, Broadcast, Observation
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import DROPOUT_FUNCTIONS, BatchNorm, is_dropping
 
 
 def caller() -> Location | None:
@@ -137,7 +139,7 @@ class _FunctionRecorder(TorchFunctionMode):
         if func in _DIFFERENCES and len(args) >= 2:
             self._record_broadcast(args[0], args[1])
         value = func(*args, **kwargs)
-        if func in DROPOUTS and drops(args, kwargs):
+        if func in DROPOUT_FUNCTIONS and is_dropping(args, kwargs):
             self._makers.note(value, FUNCTION)
         else:
             self._record_firing(func, value)
@@ -159,7 +161,7 @@ class _FunctionRecorder(TorchFunctionMode):
         except TypeError:  # wrongly called: the function itself says it best
             return func(*args, **kwargs)
         bound.apply_defaults()
-        live = without_obsolete(bound.arguments)
+        function, live = unfused(func, without_obsolete(bound.arguments))
         if is_turned(func, live.get("input"), live.get("target"), self._observation.output):
             live["input"], live["target"] = live["target"], live["input"]
         prediction = live.get("input")
@@ -167,8 +169,8 @@ class _FunctionRecorder(TorchFunctionMode):
             self._trace(prediction, self._makers)
         # Recorded before the call: a target outside the classes raises inside it.
         call = LossCall(
-            kind=LOSS_FUNCTIONS[func],
-            function=func,
+            kind=LOSS_FUNCTIONS[function],
+            function=function,
             arguments={k: v.detach() if isinstance(v, Tensor) else v for k, v in live.items()},
             value=None,
             location=caller(),
@@ -268,7 +270,7 @@ def _look(name: str, module: nn.Module, inputs: Any, output: Any, observation: O
         observation.graph = graph_of(tensor)
     with torch.no_grad():
         observation.activations.append(_activation(name, module, inputs, tensor))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, BatchNorm) and module.training:
             entered = next(t for _, t in batches.tensors(inputs))
             observation.batch_statistics.append(_batch_statistics(name, module, entered))
 

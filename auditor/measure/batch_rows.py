@@ -9,46 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnaudit.errors import UserCodeError
-from nnaudit.loop.base import Loop
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import TARGET_NAMES, ModelInputs
+from nnaudit.targets.model_inputs import ModelInputs
 
 _KEPT_COLUMNS = 1024
 
 _HASHED_COLUMNS = 16_384
-
-
-def taken_apart(loop: Loop, batch: Any) -> ModelInputs:
-    """Take ``batch`` apart to be looked at; as a whole, where only the user's step understands it.
-
-    What a model is given as its target, to compute the loss itself (``labels=...``, as those of
-    transformers are), is no input then.
-    """
-    try:
-        fed = loop.split_batch(batch)
-    except UserCodeError:
-        return ModelInputs((batch,), {}, None)
-    given = {
-        name: value
-        for name, value in fed.kwargs.items()
-        if name in TARGET_NAMES and _same_target(value, fed.target)
-    }
-    rest = {name: value for name, value in fed.kwargs.items() if name not in given}
-    if not given or not (fed.args or rest):
-        return fed
-    return ModelInputs(fed.args, rest, next(iter(given.values())))
-
-
-def _same_target(value: Any, target: Any) -> bool:
-    """Whether both hold the same numbers, in whatever shape the loss wants them."""
-    if value is target:
-        return value is not None
-    if not isinstance(value, Tensor) or not isinstance(target, Tensor):
-        return False
-    if value.numel() != target.numel() or value.device != target.device:
-        return False
-    return torch.equal(value.reshape(-1), target.reshape(-1))
 
 
 def row_targets(fed: ModelInputs, rows: int) -> NDArray[Any] | None:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop
+from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.measure.batch_rows import (
     continues,
     first_input,
     is_next_token,
     row_items,
     row_targets,
-    taken_apart,
 )
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
@@ -118,7 +118,7 @@ class _Notes:
         return sum(self._sizes)
 
     def add(self, batch: Any, everything: bool) -> None:
-        fed = taken_apart(self._loop, batch)
+        fed = inputs_and_target(self._loop, batch)
         targets = row_targets(fed, batches.size(fed.inputs))
         n = batches.size(fed.inputs) if targets is None else len(targets)
         if not self._sizes:

@@ -10,10 +10,9 @@ from typing import Any
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.losses import LossCall
-from nnaudit.loop.observation import Observation
 from nnaudit.measure.memory import slimmed
 from nnaudit.targets import batch as batches
-from nnaudit.training.fitting import main_call
+from nnaudit.training.loss_reader import LossReader
 
 _OUTPUT_BYTES = 8 * 2**20
 
@@ -44,6 +43,7 @@ def evaluate_batches(loop: Loop, some: Sequence[Any]) -> EvalResult:
     losses: list[float] = []
     calls: list[LossCall] = []
     first: Any = None
+    reader = LossReader(loop)
     for i, batch in enumerate(some):
         try:
             forward = loop.forward(batch)
@@ -54,7 +54,6 @@ def evaluate_batches(loop: Loop, some: Sequence[Any]) -> EvalResult:
         if forward.loss is None:
             return EvalResult(outputs=first)
         losses.append(forward.loss)
-        seen = Observation(loss_calls=list(forward.loss_calls), total_loss=forward.loss)
-        call = main_call(seen)
+        call = reader.call(batch, forward.observation)
         calls += [slimmed(call)] if call is not None else []
     return EvalResult(tuple(losses), tuple(calls) if len(calls) == len(losses) else (), first)

@@ -16,6 +16,7 @@ from nnaudit.loop.control import constant_lr
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.training.evaluation import agreement
+from nnaudit.training.optimizers import is_adaptive
 
 _ULPS = 10.0
 
@@ -120,9 +121,6 @@ class _Watch:
             self._found[name].gradient = max(self._found[name].gradient, size)
 
 
-_ADAPTIVE = ("Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "Adagrad")
-
-
 def _is_visible(optimizer: torch.optim.Optimizer, parameter: Tensor, rate: float) -> bool:
     """Whether some element would change by more than its rounding.
 
@@ -134,7 +132,7 @@ def _is_visible(optimizer: torch.optim.Optimizer, parameter: Tensor, rate: float
     values = gradient.detach()
     values = values.to_dense() if values.layout is not torch.strided else values
     update = rate * values.abs().float()
-    if type(optimizer).__name__ in _ADAPTIVE:
+    if is_adaptive(optimizer):
         update = torch.where(values.abs().float() > 1e-6, rate, update)
     rounding = torch.finfo(parameter.dtype).eps * parameter.detach().abs().float()
     return bool((update > _ULPS * rounding).any())

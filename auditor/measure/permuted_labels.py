@@ -18,8 +18,9 @@ from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
-from nnaudit.training.fitting import main_call, without_input
+from nnaudit.training.fitting import without_input
 from nnaudit.training.loss_bounds import best_constant, input_tensors
+from nnaudit.training.loss_reader import LossReader
 from nnaudit.training.stopwatch import Stopwatch
 
 ROWS = 512
@@ -107,6 +108,7 @@ def permuted_run(audit: Audit, path: str) -> Permuted:
     generator = torch.Generator().manual_seed(audit.seed)
     losses: list[float] = []
     calls: list[LossCall] = []
+    reader = LossReader(loop)
     with preserved(loop.subjects), constant_lr(loop):
         for batch in consecutive_batches(loop, _STEPS):
             audit.clock.check()
@@ -116,26 +118,14 @@ def permuted_run(audit: Audit, path: str) -> Permuted:
             except UserCodeError:
                 break
             losses.append(step.loss)
-            main = main_call(step.observation) if step.observation is not None else None
+            seen = step.observation
+            main = reader.call(mixed, seen) if seen is not None else None
             calls += [without_input(main)] if main is not None else []
             slow = len(losses) == 3 and _FEWEST * watch.seconds > 3 * _SECONDS
             if slow or watch.seconds > _SECONDS:  # there will be no time for enough of them
                 break
     constant = best_constant(calls) if calls else None
     return Permuted(tuple(losses), math.nan if constant is None else constant)
-
-
-def path_of(batch: Any, target: Tensor) -> str:
-    """Return where in ``batch`` the target is; empty where it is not, or twice."""
-    flat = target.detach().cpu().double().reshape(-1)
-    found = [
-        path
-        for path, tensor in batches.tensors(batch)
-        if not tensor.is_complex()
-        and tensor.numel() == flat.numel()
-        and torch.equal(tensor.detach().cpu().double().reshape(-1), flat)
-    ]
-    return found[0] if len(found) == 1 else ""
 
 
 def _permuted_at(batch: Any, path: str, generator: torch.Generator) -> Any:

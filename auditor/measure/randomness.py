@@ -18,16 +18,8 @@ from torch.overrides import TorchFunctionMode
 from nnaudit.errors import is_user
 from nnaudit.loop.observer import caller
 from nnaudit.report import Location
+from nnaudit.targets.layers import DROPOUT_FUNCTIONS, attention_dropout, is_dropping
 
-_DROPOUTS: dict[Callable[..., Any], str] = {
-    F.dropout: "F.dropout",
-    F.dropout1d: "F.dropout1d",
-    F.dropout2d: "F.dropout2d",
-    F.dropout3d: "F.dropout3d",
-    F.alpha_dropout: "F.alpha_dropout",
-    F.feature_alpha_dropout: "F.feature_alpha_dropout",
-    torch.dropout: "torch.dropout",
-}
 _DRAWS: dict[Callable[..., Any], str] = {
     torch.randn_like: "torch.randn_like",
     torch.rand_like: "torch.rand_like",
@@ -112,9 +104,9 @@ class RandomnessTap(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DROPOUTS and _is_on(func, args, kwargs):
-            self._record(_DROPOUTS[func], dropout=True)
-        elif func is F.scaled_dot_product_attention and _attention_rate(args, kwargs) > 0.0:
+        if func in DROPOUT_FUNCTIONS and is_dropping(args, kwargs):
+            self._record(DROPOUT_FUNCTIONS[func], dropout=True)
+        elif func is F.scaled_dot_product_attention and attention_dropout(args, kwargs) > 0.0:
             self._record("F.scaled_dot_product_attention", dropout=True)
         elif func in _DRAWS:
             self._record(_DRAWS[func], dropout=False)
@@ -127,17 +119,6 @@ class RandomnessTap(TorchFunctionMode):
         module = _calling_module()
         outside = dropout and module is not None and id(module) not in self._inside
         self.draws.append(Draw(function, dropout, module is not None, declared, outside, place))
-
-
-def _is_on(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a dropout drops: ``training`` is True by default, in F, and has none in torch."""
-    rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-    third = kwargs.get("train", kwargs.get("training", args[2] if len(args) > 2 else True))
-    return float(rate) > 0.0 and bool(third)
-
-
-def _attention_rate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    return float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
 
 
 def _calling_module() -> nn.Module | None:

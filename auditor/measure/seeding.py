@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
-
 from nnaudit.errors import is_ours, is_user
 from nnaudit.loop.base import REPEATED, Loop
+from nnaudit.loop.seeders import RESTORERS, SEEDERS, is_torch_inside
 from nnaudit.report import Location
 
 # --- what no seed reaches -----------------------------------------------------------------------
@@ -120,18 +117,6 @@ def source_files(loop: Loop) -> tuple[Path, ...]:
 
 # --- who seeds ----------------------------------------------------------------------------------
 
-_SEEDERS: tuple[tuple[Any, str], ...] = (
-    (torch, "manual_seed"),
-    (torch.random, "manual_seed"),
-    (np.random, "seed"),
-    (random, "seed"),
-)
-_RESTORERS: tuple[tuple[Any, str], ...] = (
-    (torch, "set_rng_state"),
-    (torch.random, "set_rng_state"),
-    (np.random, "set_state"),
-    (random, "setstate"),
-)
 _ENTRY_POINTS = frozenset({"<module>", "main", "run", "cli", "launch"})
 _SEEDING_HELPER = re.compile(
     r"_?(\w+_)?seeds?(_(everything|all|rngs?|random|torch|global))?$"
@@ -188,11 +173,11 @@ def watching_seeds() -> Iterator[SeedWatch]:
     """
     watch = SeedWatch()
     with ExitStack() as stack:
-        for owner, name in _SEEDERS:
+        for owner, name in SEEDERS:
             original = getattr(owner, name)
             setattr(owner, name, _watched(original, f"{_short(owner)}.{name}", watch))
             stack.callback(setattr, owner, name, original)
-        for owner, name in _RESTORERS:
+        for owner, name in RESTORERS:
             original = getattr(owner, name)
             setattr(owner, name, _forgiving(original, _short(owner), watch))
             stack.callback(setattr, owner, name, original)
@@ -206,7 +191,8 @@ def _short(owner: Any) -> str:
 
 def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Callable[..., Any]:
     def seed(*args: Any, **kwargs: Any) -> Any:
-        callers = user_frames(sys._getframe(1))
+        caller = sys._getframe(1)
+        callers = [] if is_torch_inside(caller) else user_frames(caller)
         if callers and not (watch.loop is not None and watch.loop.starting):
             place = Location(file=callers[0].f_code.co_filename, line=callers[0].f_lineno)
             within = tuple(frame.f_code.co_name for frame in callers)

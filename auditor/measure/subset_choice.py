@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
+from nnaudit.loop.batch_target import target_of
 from nnaudit.targets import batch as batches
 
 ROWS = 16
@@ -94,35 +94,31 @@ def _several(captured: list[Any], *, second: bool) -> Subset:
     return Subset(tuple(later or captured[:count]), whole=True)
 
 
-def target_of(loop: Loop, batch: Any) -> Tensor | None:
-    """Return the batch's target when it is one tensor."""
-    try:
-        target = loop.split_batch(batch).target
-    except UserCodeError:
-        return None
+def _target_tensor(loop: Loop, batch: Any) -> Tensor | None:
+    target = target_of(loop, batch)
     return target if isinstance(target, Tensor) else None
 
 
 def one_target(loop: Loop, batch: Any) -> bool:
     """Whether all rows of ``batch`` have the same target."""
-    target = target_of(loop, batch)
+    target = _target_tensor(loop, batch)
     return target is not None and target.numel() > 0 and bool((target == target.flatten()[0]).all())
 
 
 def _targets_differ(loop: Loop, one: Any, other: Any) -> bool:
-    a, b = target_of(loop, one), target_of(loop, other)
+    a, b = _target_tensor(loop, one), _target_tensor(loop, other)
     return a is not None and b is not None and bool((b != a.flatten()[0]).any())
 
 
 def _targets_per_row(loop: Loop, batch: Any) -> float:
-    target = target_of(loop, batch)
+    target = _target_tensor(loop, batch)
     return target.numel() / max(batches.size(batch), 1) if target is not None else 0.0
 
 
 def _spread(loop: Loop, batch: Any) -> list[int]:
     """The row numbers of ``batch``, classes taking turns where the target is one class per row."""
     size = batches.size(batch)
-    target = target_of(loop, batch)
+    target = _target_tensor(loop, batch)
     if target is None or target.numel() != size or target.shape[:1] != (size,):
         return list(range(size))
     flat = target.reshape(-1)

@@ -21,9 +21,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.measure.batch_rows import taken_apart
+from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import NORMS
 
 ROWS = 512
 BATCHES = 16
@@ -34,13 +35,6 @@ _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _LAYERS: tuple[type[nn.Module], ...] = (
     *_CONVOLUTIONS, nn.Linear, nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell,
 )  # fmt: skip
-_NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
 
 
 @dataclass
@@ -145,7 +139,7 @@ class FirstLayerInputs(Probe[Inputs]):
             watch = _watched(audit, read, thaw=False)
         targets = _Variety()
         for batch in read:
-            for _, tensor in batches.tensors((taken_apart(audit.loop, batch).target,)):
+            for _, tensor in batches.tensors((inputs_and_target(audit.loop, batch).target,)):
                 targets.add(tensor)
         layers = tuple(layer for layer in watch.layers.values() if layer.rows)
         return Inputs(layers, watch.rows, watch.inputs.constant, targets.vary)
@@ -232,7 +226,7 @@ class _Watch:
                     if isinstance(module, _LAYERS):
                         hook = module.register_forward_hook(partial(self._layer, name))
                         stack.callback(hook.remove)
-                    elif isinstance(module, _NORMS):
+                    elif isinstance(module, NORMS):
                         stack.callback(module.register_forward_pre_hook(self._norm).remove)
             yield
         self._outputs, self._kept, self._untracked = {}, [], False

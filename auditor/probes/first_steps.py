@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Step
+from nnaudit.loop.batch_target import target_of
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
+from nnaudit.loop.total_loss import MainLoss, call_series, main_loss_of
 from nnaudit.loop.trace import Event, Recorder, without_gradients
 from nnaudit.measure.consecutive import consecutive_batches
-from nnaudit.measure.memory import slim
+from nnaudit.measure.memory import slim, slimmed
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import main_tensor
+from nnaudit.training.loss_reader import find_formula, written_out
 
 STEPS = 5
 """Enough to tell a constant factor from a second loss term, and zero from not yet moved."""
-
-
-@dataclass(frozen=True)
-class MainLoss:
-    """A loss function behind the total loss.
-
-    Attributes:
-        calls: its call in each step.
-        index: which of a step's loss calls it is.
-        factor: total loss over what the call returned (its mean, when it returned one loss per
-            element): 0.25 where four micro-batches are accumulated.
-        spelled_out: the user wrote the formula by hand; ``calls`` stand for it.
-        whole: whether there is nothing else in the total loss.
-    """
-
-    calls: tuple[LossCall, ...]
-    index: int = 0
-    factor: float = 1.0
-    spelled_out: bool = False
-    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +41,7 @@ class First:
         partial: what was seen of the step that raised.
         still: trainable parameters of the model that are bit for bit what they were before.
         events: what happened in each step that ended, in order.
+        written_out: the total loss as a function of torch that the user wrote by hand.
     """
 
     batches: tuple[Any, ...]
@@ -70,6 +51,7 @@ class First:
     partial: Observation | None = None
     still: frozenset[str] = frozenset()
     events: tuple[tuple[Event, ...], ...] = ()
+    written_out: MainLoss | None = None
 
     @property
     def completed(self) -> tuple[Observation, ...]:
@@ -98,7 +80,7 @@ class First:
     @property
     def main_loss(self) -> MainLoss | None:
         """The loss function that explains the total loss of every step; None when none does."""
-        return main_loss_of(self.completed, self.targets[0]) if self.steps else None
+        return (main_loss_of(self.completed) or self.written_out) if self.steps else None
 
     def own_targets(self, main: MainLoss) -> str:
         """Say what shows that the program makes the targets itself; empty when they are labels."""
@@ -129,7 +111,7 @@ class First:
             return (main,)
         return tuple(
             MainLoss(series, index, whole=False)
-            for index, series in enumerate(_series(self.completed))
+            for index, series in enumerate(call_series(self.completed))
             if is_given(series[0], self.batches[0])
         )
 
@@ -151,6 +133,7 @@ class FirstSteps(Probe[First]):
             if parameter.requires_grad and not is_lazy(parameter)
         }
         seen = _taken(audit)
+        seen = replace(seen, written_out=_written_out(audit.loop, seen))
         if seen.error is not None:
             return seen
         now = dict(model.named_parameters())
@@ -171,7 +154,7 @@ def _taken(audit: Audit) -> First:
             audit.clock.check()
             # A copy: a loader may fill the same memory again.
             taken.append(batches.clone(batch))
-            targets.append(_target_of(loop, batch))
+            targets.append(target_of(loop, batch))
             try:
                 loop.prepare(batch)
                 # A script may have made the batch, and made ready for it, by steps: undone.
@@ -185,6 +168,18 @@ def _taken(audit: Audit) -> First:
             events.append(tuple(without_gradients(event) for event in recorder.take()))
     partial = getattr(error, "observation", None)
     return First(tuple(taken), tuple(targets), tuple(steps), error, partial, events=tuple(events))
+
+
+def _written_out(loop: Loop, seen: First) -> MainLoss | None:
+    """Return the first step's loss as a function of torch, where no recorded call explains it."""
+    if not seen.completed or main_loss_of(seen.completed) is not None:
+        return None
+    (first, *_), target = seen.completed, seen.targets[0]
+    formula = find_formula(loop, seen.batches[0], first, target, untried=True, factors=True)
+    call = written_out(formula, first, target)
+    if formula is None or call is None:
+        return None
+    return MainLoss((slimmed(call),), factor=formula.factor, formula=formula)
 
 
 def _same(was: Tensor, now: Tensor) -> bool:
@@ -222,119 +217,9 @@ def initial_steps(audit: Audit, some: Iterable[Any]) -> Iterator[Step]:
         yield step
 
 
-def main_loss_of(seen: tuple[Observation, ...], target: Any) -> MainLoss | None:
-    """Return the loss function that explains the total loss of all of ``seen``, or None.
-
-    ``target`` is what the first step's output was compared with, for losses written by hand.
-    """
-    found = [_alone(index, series, seen) for index, series in enumerate(_series(seen))]
-    whole = [main for main in found if main is not None]
-    if whole:
-        return min(whole, key=lambda main: abs(math.log(main.factor)))
-    return _spelled_out(seen[0], target)
-
-
-def _target_of(loop: Loop, batch: Any) -> Any:
-    try:
-        return loop.split_batch(batch).target
-    except UserCodeError:  # a training_step takes batches that nothing else understands
-        return None
-
-
-def _series(seen: tuple[Observation, ...]) -> list[tuple[LossCall, ...]]:
-    """Return the n-th loss call of every step, for each n that all steps have in common."""
-    kinds = {tuple(call.kind for call in observation.loss_calls) for observation in seen}
-    if len(kinds) != 1:
-        return []
-    return list(zip(*(observation.loss_calls for observation in seen), strict=True))
-
-
 def is_given(call: LossCall, batch: Any) -> bool:
     """Whether the target of ``call`` is a tensor of ``batch``, whatever its shape and dtype."""
     target = call.arguments.get("target")
     if not isinstance(target, Tensor) or target.numel() < 2:
         return False
-    flat = target.detach().cpu().double().reshape(-1)
-    return any(
-        tensor.numel() == flat.numel()
-        and torch.equal(tensor.detach().cpu().double().reshape(-1), flat)
-        for _, tensor in batches.tensors(batch)
-        if not tensor.is_complex()
-    )
-
-
-def _alone(
-    index: int, series: tuple[LossCall, ...], seen: tuple[Observation, ...]
-) -> MainLoss | None:
-    """Whether ``series`` times a constant is the total loss of all steps."""
-    ratios = []
-    for call, observation in zip(series, seen, strict=True):
-        if call.value is None or observation.total_loss is None or not call.value.numel():
-            return None
-        value = float(call.value.float().mean())
-        if not (math.isfinite(value) and math.isfinite(observation.total_loss)) or value == 0.0:
-            return None
-        ratios.append(observation.total_loss / value)
-    first = ratios[0]
-    if first <= 0.0:
-        return None
-    # One loss per element is averaged by hand, often without the masked ones: not quite the mean.
-    per_element = all(call.value is not None and call.value.numel() > 1 for call in series)
-    tolerance = 0.2 if per_element else 1e-3
-    if any(abs(ratio / first - 1.0) > tolerance for ratio in ratios):
-        return None
-    # With one or two steps a constant factor cannot be told from a second term.
-    if len(ratios) < 3 and abs(first - 1.0) > tolerance:
-        return None
-    return MainLoss(series, index, first)
-
-
-_FORMULAS = (
-    (F.cross_entropy, "cross_entropy"),
-    (F.binary_cross_entropy_with_logits, "bce_with_logits"),
-    (F.mse_loss, "mse"),
-    (F.l1_loss, "l1"),
-)
-
-
-def _spelled_out(seen: Observation, target: Any) -> MainLoss | None:
-    """Compare the total loss with what torch's functions make of output and target."""
-    output = main_tensor(seen.output)
-    total = seen.total_loss
-    if output is None or total is None or not isinstance(target, Tensor):
-        return None
-    target = target.to(output.device)
-    for function, kind in _FORMULAS:
-        pairs = _class_pairs(output, target) if kind == "cross_entropy" else _equal(output, target)
-        for prediction, answer in pairs:
-            try:
-                value = function(prediction, answer)
-            except (RuntimeError, ValueError, IndexError, TypeError):
-                continue
-            if abs(float(value) - total) <= 1e-4 * abs(total):
-                call = LossCall(
-                    kind=kind,
-                    function=function,
-                    arguments={"input": prediction, "target": answer, "reduction": "mean"},
-                    value=value.detach(),
-                )
-                return MainLoss((call,), spelled_out=True)
-    return None
-
-
-def _class_pairs(output: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits (N, C) and classes (N,), with the classes last, second, or given as log p."""
-    if target.is_floating_point() or output.ndim != target.ndim + 1 or not target.numel():
-        return
-    for classes_at in {output.ndim - 1, 1}:
-        logits = output.movedim(classes_at, -1)
-        if logits.shape[:-1] == target.shape and int(target.max()) < logits.shape[-1]:
-            flat, answer = logits.reshape(-1, logits.shape[-1]).float(), target.reshape(-1).long()
-            yield flat, answer
-            if bool((flat >= 0).all()):
-                yield torch.log(flat), answer
-
-
-def _equal(output: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    if output.numel() == target.numel():
-        yield output.float(), target.reshape(output.shape).float()
+    return bool(batches.paths_of(batch, target))

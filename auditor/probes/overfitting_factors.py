@@ -18,6 +18,7 @@ from nnaudit.loop.graph import FUNCTION
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import dropout_rates
 
 ITEMS = 8
 """Items of the training set that are looked up twice: a random transform shows in one of them."""
@@ -195,16 +196,9 @@ def _decay(group: dict[str, Any]) -> float:
 def _dropouts(model: nn.Module) -> Iterator[float]:
     """The rates of dropout, stochastic depth and attention dropout that are on."""
     for module in model.modules():
-        name = type(module).__name__
-        rate: Any = 0.0
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            rate = module.p
-        elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
-            rate = module.dropout
-        elif "Drop" in name or name == "StochasticDepth":
-            rate = getattr(module, "p", getattr(module, "drop_prob", 0.0))
-        if isinstance(rate, (int, float)) and rate > 0:
-            yield float(rate)
+        rate = max(dropout_rates(module).values(), default=0.0)
+        if rate > 0.0:
+            yield rate
 
 
 def _capacity(model: nn.Module) -> OverfittingFactor:

@@ -8,8 +8,8 @@ there, be it pixels, token ids, lengths, masks or numbers of categories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, default_collate
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, user_code
 from nnaudit.loop.base import Loop, seed_everything
+from nnaudit.loop.batch_target import target_of
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observer import caller
@@ -29,7 +30,6 @@ from nnaudit.measure.noise import eps_of, tolerance
 from nnaudit.report import Location
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import main_tensor
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the model."""
@@ -103,14 +103,7 @@ def call_on(loop: Loop, batch: Any) -> Call | None:
         handle.remove()
     if not seen:
         return None
-    return Call(batch, seen[0], _target_of(loop, batch), loss_calls, error)
-
-
-def _target_of(loop: Loop, batch: Any) -> Any:
-    try:
-        return loop.split_batch(batch).target
-    except UserCodeError:
-        return None
+    return Call(batch, seen[0], target_of(loop, batch), loss_calls, error)
 
 
 class Replay:
@@ -305,24 +298,6 @@ def _by_sample(gradient: Tensor, count: int) -> Tensor | None:
         if gradient.ndim > dim and gradient.shape[dim] == count:
             return gradient.movedim(dim, 0).reshape(count, -1).abs().amax(1).float()
     return None
-
-
-@contextmanager
-def output_replaced(loop: Loop, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put ``change(output)`` in place of the main tensor of whatever the model returns."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        main = main_tensor(output)
-        if main is None:
-            return output
-        replacement = change(main)
-        return batches.map_leaves(output, lambda leaf: replacement if leaf is main else leaf)
-
-    handle = loop.model.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # --- where the samples are -----------------------------------------------------------------------

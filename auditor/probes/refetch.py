@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.measure.batch_rows import taken_apart
+from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.workers import fingerprint, reachable
 from nnaudit.state.snapshot import preserved
@@ -116,7 +116,9 @@ def _read_through(audit: Audit) -> Repeat | None:
     except UserCodeError:
         return None
     pairs = list(zip(first, second, strict=False))
-    targets = [(taken_apart(loop, a).target, taken_apart(loop, b).target) for a, b in pairs]
+    targets = [
+        (inputs_and_target(loop, a).target, inputs_and_target(loop, b).target) for a, b in pairs
+    ]
     fixed = all(fingerprint((a,)) == fingerprint((b,)) for a, b in targets)
     # Labels at the same place show that the same items are: if there are any, and several kinds.
     several = len({row for a, _ in targets for row in _row_prints(a)}) > 1
@@ -131,7 +133,7 @@ def _compared(
     rows = inputs = targets = 0
     labelled = True
     for one, other in pairs:
-        first, second = taken_apart(audit.loop, one), taken_apart(audit.loop, other)
+        first, second = inputs_and_target(audit.loop, one), inputs_and_target(audit.loop, other)
         rows += max(batches.size(first.inputs), 1)
         inputs += _differing(first.inputs, second.inputs)
         if first.target is not None:

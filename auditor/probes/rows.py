@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs, seed_everything
-from nnaudit.measure.batch_rows import row_targets, taken_apart
+from nnaudit.loop.batch_target import inputs_and_target
+from nnaudit.measure.batch_rows import row_targets
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.row_hashes import row_hashes, thinned
 from nnaudit.targets import batch as batches
@@ -59,10 +60,12 @@ class Layout:
         input; where the inputs are made of something else on the way, everything that is no target
         counts as input.
         """
-        fed = taken_apart(loop, batch)
+        fed = inputs_and_target(loop, batch)
         own = dict(batches.tensors(batch))
-        targets = tuple(path for path, tensor in own.items() if among(tensor, (fed.target,)))
-        inputs = [path for path, tensor in own.items() if among(tensor, fed.inputs)]
+        targets = tuple(
+            path for path, tensor in own.items() if batches.paths_of(fed.target, tensor)
+        )
+        inputs = [path for path, tensor in own.items() if batches.paths_of(fed.inputs, tensor)]
         inputs = inputs or [path for path in own if path not in targets]
         texts = () if inputs else tuple(path for path, _ in _texts(batch))
         inputs = inputs or list(texts) or list(own)
@@ -110,20 +113,6 @@ def _tells_rows_apart(tensor: Tensor) -> bool:
     if tensor.ndim != 1 or len(tensor) < 8 or tensor.is_floating_point() or tensor.is_complex():
         return False
     return len(torch.unique(tensor)) == len(tensor)
-
-
-def among(tensor: Tensor, values: Any) -> bool:
-    """Whether one of the tensors in ``values`` holds what ``tensor`` holds, whatever its shape."""
-    return any(_same_values(tensor, other) for _, other in batches.tensors(values))
-
-
-def _same_values(a: Tensor, b: Tensor) -> bool:
-    if a.layout is not torch.strided or b.layout is not torch.strided or a.numel() != b.numel():
-        return False
-    if a.data_ptr() == b.data_ptr() and a.shape == b.shape:
-        return True
-    flat = b.detach().cpu().reshape(-1)
-    return torch.equal(a.detach().cpu().reshape(-1).to(flat.dtype), flat)
 
 
 @dataclass(frozen=True)

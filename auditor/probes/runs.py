@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError, is_user
 from nnaudit.loop.base import Loop, Needs, seed_everything
-from nnaudit.measure.batch_rows import row_items, taken_apart
+from nnaudit.loop.batch_target import inputs_and_target
+from nnaudit.measure.batch_rows import row_items
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.seeding import (
     Seeding,
@@ -230,7 +231,7 @@ def _follow(audit: Audit, loop: Loop, initial: Weights, watch: SeedWatch, *, ste
     steps = steps and not loop.lacks(Needs.STEPS)
     for batch in islice(loop.batches(), STEPS):
         audit.clock.check()
-        fed = taken_apart(loop, batch)
+        fed = inputs_and_target(loop, batch)
         whole.append(batches.digest(batch))
         inputs.append(batches.digest(fed.inputs))
         targets.append(batches.digest((fed.target,)))

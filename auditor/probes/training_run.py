@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from torch import nn
-
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Loop, Needs
@@ -24,11 +22,13 @@ from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
 from nnaudit.measure.eval_result import EvalResult, evaluate_batches
 from nnaudit.measure.run_length import SECONDS, STEPS
-from nnaudit.probes.first_steps import is_given, main_loss_of
+from nnaudit.probes.first_steps import is_given
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.training.fitting import main_call, without_input
+from nnaudit.targets.layers import BatchNorm
+from nnaudit.training.fitting import without_input
 from nnaudit.training.loss_bounds import best_constant
+from nnaudit.training.loss_reader import LossReader
 from nnaudit.training.stopwatch import Stopwatch
 
 LONGEST = 600
@@ -202,6 +202,10 @@ class _Run:
     error: str = ""
     seconds: float = 0.0
     modes: Modes | None = None
+    reader: LossReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = LossReader(self.audit.loop, untried=True)
 
     def train(self, rate: Rate) -> None:
         """Take the steps."""
@@ -273,7 +277,7 @@ class _Run:
         return True
 
     def _note(self, number: int, batch: Any, seen: Observation) -> None:
-        call = main_call(seen) or self._spelled_out(batch, seen)
+        call = self.reader.call(batch, seen)
         if call is None or not call.compares:
             self.unknown = math.isfinite(self.losses[-1])
             return
@@ -281,18 +285,6 @@ class _Run:
         kept = without_input(call)
         self.calls[number] = kept
         self.bytes += kept.target.nbytes
-
-    def _spelled_out(self, batch: Any, seen: Observation) -> LossCall | None:
-        """The torch function that a formula written by hand agrees with."""
-        if seen.total_loss is None or not math.isfinite(seen.total_loss):
-            return None
-        try:
-            target = self.audit.loop.split_batch(batch).target
-        except UserCodeError:
-            return None
-        main = main_loss_of((seen,), target)
-        whole = main is not None and main.whole and abs(main.factor - 1.0) < 1e-3
-        return main.calls[0] if whole and main is not None else None
 
     def _gone(self) -> bool:
         last = self.losses[-_PERSISTENT:]
@@ -375,9 +367,7 @@ def _modes(audit: Audit) -> Modes | None:
     norms = [
         module
         for module in loop.model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.running_mean is not None
-        and module.training
+        if isinstance(module, BatchNorm) and module.running_mean is not None and module.training
     ]
     if not norms:
         return None

@@ -8,7 +8,7 @@ from torch import nn
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.probes.rows import Layout, among
+from nnaudit.probes.rows import Layout
 from nnaudit.targets import batch as batches
 
 
@@ -41,4 +41,4 @@ class UnmodifiedInputs(Probe[frozenset[str]]):
             handle.remove()
         paths = Layout.of(audit.loop, batch).inputs
         own = dict(batches.tensors(batch))
-        return frozenset(path for path in paths if given and among(own[path], given))
+        return frozenset(path for path in paths if given and batches.paths_of(given, own[path]))

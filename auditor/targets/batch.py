@@ -188,6 +188,26 @@ def digest(batch: Any) -> str:
     return state.hexdigest()
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether both hold the same numbers in the same order, in whatever shape and dtype."""
+    if a.numel() != b.numel() or a.is_complex() or b.is_complex():
+        return False
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return False
+    if a is b or (a.data_ptr() == b.data_ptr() and _layout(a) == _layout(b)):
+        return True
+    return torch.equal(*(each.detach().cpu().double().reshape(-1) for each in (a, b)))
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def paths_of(batch: Any, values: Tensor) -> list[str]:
+    """Return where in ``batch`` there are tensors that hold ``values``, in any shape and dtype."""
+    return [path for path, tensor in tensors(batch) if same_values(tensor, values)]
+
+
 def row_digests(tensor: Tensor) -> list[str]:
     """Return a hash of each row of ``tensor`` (shape ``(N, ...)``)."""
     return [hashlib.blake2b(_bytes(row), digest_size=16).hexdigest() for row in tensor]

@@ -24,9 +24,11 @@ from nnaudit.loop.base import Loop
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
+from nnaudit.loop.total_loss import call_of_total
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs, main_tensor
 from nnaudit.training.loss_bounds import Bounds, bounds, placeholder
+from nnaudit.training.loss_reader import LossReader
 from nnaudit.training.stopwatch import Stopwatch
 
 # --- what the program does with some rows ----------------------------------------------------
@@ -73,10 +75,11 @@ def evaluate_rows(loop: Loop, parts: Sequence[Any]) -> RowEvaluation:
     losses: list[float] = []
     mains: list[LossCall | None] = []
     output: Any = None
+    reader = LossReader(loop)
     for i, part in enumerate(moved):
         seen = _observed(loop, part)
         losses += [seen.total_loss] if seen.total_loss is not None else []
-        main = main_call(seen)
+        main = reader.call(part, seen)
         output = output if i else seen.output
         mains.append(without_input(main) if i and main is not None else main)
     loss = sum(losses) / len(losses) if losses else math.nan
@@ -107,29 +110,9 @@ def _observed(loop: Loop, part: Any) -> Observation:
     except UserCodeError:  # a loss that needs gradients on the way: a penalty on them, say
         forward = None
     if forward is not None and forward.loss is not None:
-        return Observation(
-            loss_calls=list(forward.loss_calls), output=forward.output, total_loss=forward.loss
-        )
+        return forward.observation
     with updates_by(loop, None):
         return loop.step(part, losses=True).observation or Observation()
-
-
-def main_call(seen: Observation) -> LossCall | None:
-    """The call that made the loss, also where the user averaged its elements afterwards."""
-    if seen.total_loss is None or not math.isfinite(seen.total_loss):
-        return None
-    if seen.main_loss is not None:
-        return seen.main_loss if seen.main_loss.compares else None
-    for call in seen.loss_calls:
-        if call.reduction == "none" and call.compares:
-            for reduction in ("mean", "sum"):
-                reduced = dataclasses.replace(
-                    call, arguments={**call.arguments, "reduction": reduction}
-                )
-                value = float(reduced.recompute(call.input))
-                if math.isclose(value, seen.total_loss, rel_tol=1e-4, abs_tol=1e-9):
-                    return reduced
-    return None
 
 
 def _why_unknown(calls: tuple[LossCall, ...]) -> str:
@@ -436,4 +419,4 @@ def fit(
 
 
 def _is_one_call(seen: Observation | None) -> bool:
-    return seen is not None and main_call(seen) is not None
+    return seen is not None and call_of_total(seen) is not None

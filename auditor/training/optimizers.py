@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 _SCALE_FREE = (
     "ada", "rms", "rprop", "sign", "lion", "lamb", "lars", "muon", "novograd", "prodigy",
     "shampoo", "soap", "sophia",
 )  # fmt: skip
 """Parts of the names of methods that divide by the size of the gradient, or take its sign."""
+
+_ADAPTIVE = frozenset({"Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"})
+
+
+def is_adaptive(optimizer: Optimizer) -> bool:
+    """Whether it, or a class it derives from, divides a gradient by the size of those before it.
+
+    A step changes an element by about the learning rate then, however small its gradient.
+    """
+    return not _ADAPTIVE.isdisjoint(cls.__name__ for cls in type(optimizer).__mro__)
+
+
+def decouples_decay(optimizer: Optimizer) -> bool:
+    """Whether it shrinks weights beside the gradient, as its name with a W says (AdamW, NAdamW).
+
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
+    """
+    return isinstance(optimizer, AdamW) or "W" in type(optimizer).__name__
 
 
 def is_scale_free(optimizer: Optimizer) -> bool:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import NORMS
 from nnaudit.targets.model_inputs import ModelInputs
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _RECURRENT = (nn.RNNBase,)
 
 _WIDTHS = frozenset(
@@ -124,7 +124,7 @@ def _attempt(
         if adapt:
             _adapt(made, hidden, factor)
         for name, module in made.named_modules():
-            if name not in inside and (_is_layer(module) or isinstance(module, _NORMS)):
+            if name not in inside and (_is_layer(module) or isinstance(module, NORMS)):
                 handle = module.register_forward_pre_hook(_fit_inputs)
                 stack.callback(handle.remove)
         try:
@@ -191,7 +191,7 @@ def _fit_inputs(module: nn.Module, args: Any) -> None:
             _remake_convolution(module)
     elif isinstance(module, nn.RNNBase) and module.input_size != x.shape[-1]:
         _remake_recurrent(module, x.shape[-1], module.hidden_size)
-    elif isinstance(module, _NORMS):
+    elif isinstance(module, NORMS):
         _fit_norm(module, x)
 
 

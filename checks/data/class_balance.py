@@ -17,8 +17,9 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
+from nnaudit.loop.total_loss import MainLoss
 from nnaudit.measure.random_access import RandomAccess
-from nnaudit.probes.first_steps import First, FirstSteps, MainLoss
+from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
 from nnaudit.report import Evidence, Kind, Result, Table
 from nnaudit.targets import batch as batches
@@ -298,12 +299,7 @@ def _is_given(call: LossCall, target: Any) -> bool:
     """
     if call.kind in CLASSES and call.target.is_floating_point():
         return True
-    flat = call.target.detach().cpu().double().reshape(-1)
-    return any(
-        torch.equal(tensor.detach().cpu().double().reshape(-1), flat)
-        for _, tensor in batches.tensors((target,))
-        if not tensor.is_complex()
-    )
+    return bool(batches.paths_of(target, call.target))
 
 
 def _number_of_classes(call: LossCall) -> int:

@@ -14,9 +14,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
 from nnaudit.loop.base import Needs
+from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
-from nnaudit.measure.batch_rows import taken_apart
+from nnaudit.loop.total_loss import is_total
 from nnaudit.probes.data import Contents, Field, TrainingData
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Location, Result, Status, Table
@@ -304,7 +305,7 @@ def _is_total(values: Tensor, all_values: Tensor, total: float) -> bool:
     summed = float(values.double().sum())
     rows = all_values.shape[0] if all_values.ndim else 1
     usual = (1, rows, values.numel(), all_values.numel())
-    return any(abs(summed / n - total) <= 1e-4 * abs(total) for n in usual if n)
+    return any(is_total(summed / n, total) for n in usual if n)
 
 
 # --- where they are -----------------------------------------------------------------------------
@@ -349,7 +350,7 @@ def _only_targets(
     audit: Audit, batch: Any, domain: Domain, change: Callable[[Tensor], Tensor]
 ) -> Any:
     """Return ``batch`` with its wrong targets changed; None where the target is an input too."""
-    fed = taken_apart(audit.loop, batch)
+    fed = inputs_and_target(audit.loop, batch)
     own = {id(leaf) for _, leaf in batches.leaves((fed.target,))}
     own -= {id(leaf) for _, leaf in batches.leaves(fed.inputs)}
     if not own:
@@ -397,15 +398,8 @@ def _passed_on(first: First) -> Iterator[tuple[str, LossCall]]:
         return
     for call in first.observations[0].loss_calls:
         target, _ = _tensors_of(call)
-        for path, tensor in batches.tensors(first.batches[0]):
-            if target is not None and _same_values(tensor, target):
-                yield path, call
-
-
-def _same_values(a: Tensor, b: Tensor) -> bool:
-    if a.numel() != b.numel() or a.layout is not torch.strided or a.is_complex():
-        return False
-    return bool((a.flatten().cpu().double() == b.flatten().cpu().double()).all())
+        for path in batches.paths_of(first.batches[0], target) if target is not None else ():
+            yield path, call
 
 
 def _holds_wrong(field: Field, domain: Domain) -> bool:

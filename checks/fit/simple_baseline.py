@@ -16,14 +16,13 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
-from nnaudit.loop.observation import Observation
 from nnaudit.measure.consecutive import consecutive_batches
-from nnaudit.measure.permuted_labels import path_of
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets import batch as batches
-from nnaudit.training.fitting import densify, evaluate_rows, main_call
+from nnaudit.training.fitting import densify, evaluate_rows
 from nnaudit.training.loss_bounds import input_tensors
+from nnaudit.training.loss_reader import LossReader
 from nnaudit.training.reference import Reference, reference_for
 from nnaudit.training.stopwatch import Stopwatch
 
@@ -192,7 +191,7 @@ def _unseen(audit: Audit, training: Training) -> list[_Pair]:
     """Inputs and loss calls of the validation batches, where these hold the targets."""
     pairs: list[_Pair] = []
     calls = training.moments[-1].val.calls
-    if not path_of(training.val[0], calls[0].target):
+    if len(batches.paths_of(training.val[0], calls[0].target)) != 1:
         return []  # made on the way to the loss, from random numbers perhaps: not these inputs' own
     for batch, call in zip(training.val, calls, strict=True):
         try:
@@ -206,14 +205,14 @@ def _unseen(audit: Audit, training: Training) -> list[_Pair]:
 def _train(audit: Audit, networks: list[Reference], steps: int) -> int:
     """Train all networks side by side; return for how many steps there was time."""
     loop, watch = audit.loop, Stopwatch()
+    reader = LossReader(loop)
     optimizers = [torch.optim.Adam(network.parameters(), _RATE) for network in networks]
     done = 0
     for batch in consecutive_batches(loop, steps):
         audit.clock.check()
         moved = batches.to_device(batch, loop.device)
         forward = loop.forward(moved, train=True)
-        seen = Observation(loss_calls=list(forward.loss_calls), total_loss=forward.loss)
-        call = main_call(seen)
+        call = reader.call(moved, forward.observation)
         if call is None:
             break
         inputs = input_tensors(loop.split_batch(moved), batches.size(moved))

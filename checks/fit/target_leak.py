@@ -16,7 +16,6 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.measure.permuted_labels import (
     Permuted,
-    path_of,
     permuted_run,
     training_columns,
 )
@@ -97,13 +96,13 @@ class TargetLeak(Check):
                 "No input element holds the target, and the predictions are not good enough to "
                 f"suspect a leak: {said}."
             )
-        path = path_of(training.fixed[0], call.target)
-        if not path:
+        paths = batches.paths_of(training.fixed[0], call.target)
+        if len(paths) != 1:
             return self.inconclusive(
                 "No input element holds the target. Training on permuted labels was not possible, "
                 "because the targets are made within the step."
             )
-        return self._permuted(audit, training, path)
+        return self._permuted(audit, training, paths[0])
 
     def _found(self, audit: Audit, column: Column) -> Result:
         where = f"element {column.element} of {column.columns}" if column.columns > 1 else "it"

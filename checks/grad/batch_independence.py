@@ -28,6 +28,7 @@ from nnaudit.probes.perturbation import (
 )
 from nnaudit.report import Kind, Location, Result, Table
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import BatchNorm
 from nnaudit.targets.model_inputs import main_tensor
 
 _PLACES = 3
@@ -417,7 +418,7 @@ def _by_design(model: nn.Module) -> str:
 
 def _statistics(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        if isinstance(module, BatchNorm) and module.running_mean is None:
             yield name
 
 

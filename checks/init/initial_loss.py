@@ -14,13 +14,15 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
+from nnaudit.loop.total_loss import MainLoss
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.output_layer import has_bias, output_layer
 from nnaudit.measure.reseeded import differing_weights
-from nnaudit.probes.first_steps import First, FirstSteps, MainLoss, initial_steps, main_loss_of
+from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Evidence, Kind, Numbers, Result, Status, Table
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
+from nnaudit.training.loss_reader import written_out
 from nnaudit.training.reference_loss import CLASSIFICATION, REGRESSION, Level, level_of
 
 _SEVERITY = (
@@ -328,9 +330,8 @@ def _same_call(
     fed = _fed(loop, batch)
     if seen is None:
         return None, fed
-    if main.spelled_out:
-        found = main_loss_of((seen,), fed.target if fed is not None else None)
-        return (found.calls[0] if found is not None else None), fed
+    if main.formula is not None:
+        return written_out(main.formula, seen, fed.target if fed is not None else None), fed
     calls = seen.loss_calls
     same = main.index < len(calls) and calls[main.index].kind == main.calls[0].kind
     return (calls[main.index] if same else None), fed

@@ -13,8 +13,9 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
+from nnaudit.loop.total_loss import MainLoss
 from nnaudit.measure.output_layer import has_bias, output_layer
-from nnaudit.probes.first_steps import FirstSteps, MainLoss
+from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Kind, Result, Table
 
 _MOST_CLASSES = 50

@@ -14,9 +14,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
+from nnaudit.loop.control import output_replaced
 from nnaudit.loop.losses import LossCall
+from nnaudit.loop.total_loss import steady_ratio
 from nnaudit.probes.first_steps import First, FirstSteps
-from nnaudit.probes.perturbation import output_replaced
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Status
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
@@ -204,17 +205,13 @@ def _function(call: LossCall) -> str:
 
 def _signed(first: First) -> tuple[LossCall, float] | None:
     """Return the loss call that the total loss is a constant multiple of, and the constant."""
-    counts = {len(seen.loss_calls) for seen in first.completed}
-    if len(counts) != 1 or len(first.completed) < 3:
+    seen = first.completed
+    if len({len(each.loss_calls) for each in seen}) != 1 or len(seen) < 3:
         return None
-    for n in range(counts.pop()):
-        ratios = []
-        for seen in first.completed:
-            value = seen.loss_calls[n].value
-            mean = float(value.float().mean()) if value is not None and value.numel() else 0.0
-            ratios.append((seen.total_loss or math.nan) / mean if mean else math.nan)
-        if all(abs(r / ratios[0] - 1.0) < 1e-3 for r in ratios) and _vary(first, n):
-            return first.completed[0].loss_calls[n], ratios[0]
+    for n, call in enumerate(seen[0].loss_calls):
+        ratio = steady_ratio([each.loss_calls[n] for each in seen], seen)
+        if ratio is not None and _vary(first, n):
+            return call, ratio
     return None
 
 
@@ -241,15 +238,7 @@ def _exchanged(first: First) -> LossCall | None:
 
 
 def _is_data(tensor: Tensor, first: First) -> bool:
-    return any(_same(tensor, t) for _, t in batches.tensors(first.targets[0])) or any(
-        _same(tensor, t) for _, t in batches.tensors(first.batches[0])
-    )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.numel() != b.numel() or a.is_complex() or b.is_complex():
-        return False
-    return torch.equal(a.detach().cpu().double().reshape(-1), b.detach().cpu().double().reshape(-1))
+    return bool(batches.paths_of((first.targets[0], first.batches[0]), tensor))
 
 
 def _is_output(tensor: Tensor, first: First) -> bool:

@@ -65,7 +65,7 @@ class LossReduction(Check):
 
     def _declared(self, audit: Audit, first: First, size: int) -> Result:
         main = first.main_loss
-        if main is None or main.spelled_out:
+        if main is None or main.formula is not None:
             return self.inconclusive(
                 "Not measured: the batch cannot be doubled, and the loss is not a known function."
             )

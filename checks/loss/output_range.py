@@ -14,7 +14,8 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.observation import Observation
-from nnaudit.probes.first_steps import First, FirstSteps, MainLoss
+from nnaudit.loop.total_loss import MainLoss
+from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Histogram, Kind, Result
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -120,7 +121,7 @@ class OutputRange(Check):
 
 
 def _activation(first: First, main: MainLoss) -> str:
-    if not main.spelled_out:
+    if main.formula is None:
         names = {call.producer.rstrip("0123456789").removesuffix("Backward") for call in main.calls}
         return names.pop() if len(names) == 1 else ""
     return _last_module(first.completed[0])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import nn
-
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
@@ -13,9 +11,8 @@ from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.training_run import Modes, Training, TrainingRun
 from nnaudit.report import Kind, Numbers, Result
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import BatchNorm
 from nnaudit.wording import count
-
-Norm = nn.modules.batchnorm._BatchNorm
 
 
 class BatchnormGap(Check):
@@ -60,7 +57,7 @@ class BatchnormGap(Check):
         return self._judged(audit, norms, training, training.modes)
 
     def _judged(
-        self, audit: Audit, norms: dict[str, Norm], training: Training, modes: Modes
+        self, audit: Audit, norms: dict[str, BatchNorm], training: Training, modes: Modes
     ) -> Result:
         limit = self.option(audit, "gap")
         first = training.losses[0]
@@ -97,7 +94,7 @@ class BatchnormGap(Check):
         lag = "; the running averages still lag behind" if lags else ""
         return self.passed(f"{said}{lag}.", evidence=(numbers,))
 
-    def _odd_settings(self, audit: Audit, norms: dict[str, Norm]) -> Result | None:
+    def _odd_settings(self, audit: Audit, norms: dict[str, BatchNorm]) -> Result | None:
         details: dict[str, Any] = {"location": audit.loop.locate("model")}
         first = audit.probe(FirstSteps)
         rows = min((batches.size(batch) for batch in first.batches), default=0)
@@ -138,7 +135,7 @@ class BatchnormGap(Check):
         return None
 
 
-def _in_use(audit: Audit) -> dict[str, Norm]:
+def _in_use(audit: Audit) -> dict[str, BatchNorm]:
     """Return the batch normalisations that use batch statistics in training and keep averages."""
     flags: dict[str, bool] = {}
     for seen in audit.probe(FirstSteps).observations:
@@ -146,7 +143,9 @@ def _in_use(audit: Audit) -> dict[str, Norm]:
     return {
         name: module
         for name, module in audit.loop.model.named_modules()
-        if isinstance(module, Norm) and module.running_mean is not None and flags.get(name, False)
+        if isinstance(module, BatchNorm)
+        and module.running_mean is not None
+        and flags.get(name, False)
     }
 
 

@@ -17,6 +17,7 @@ from nnaudit.measure.movement import same
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import StatisticsNorm
 from nnaudit.targets.model_inputs import ModelInputs, has_forward
 from nnaudit.training.evaluation import IN_PARTS, evaluate, fed_to
 from nnaudit.wording import count
@@ -187,7 +188,7 @@ def _follows(name: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> 
 def _is_statistic(name: str, modules: dict[str, nn.Module]) -> bool:
     owner, _, leaf = name.rpartition(".")
     module = modules.get(owner)
-    return isinstance(module, nn.modules.batchnorm._NormBase) or any(s in leaf for s in _STATISTICS)
+    return isinstance(module, StatisticsNorm) or any(s in leaf for s in _STATISTICS)
 
 
 def _keeps_form(old: Tensor, new: Tensor) -> bool:

@@ -14,6 +14,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.movement import same
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets.layers import StatisticsNorm
 from nnaudit.wording import count, verb
 
 _STEPS = 3
@@ -159,18 +160,18 @@ def _flipped(model: nn.Module) -> dict[str, bool]:
     }
 
 
-def _frozen_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._NormBase]:
+def _frozen_norms(model: nn.Module) -> dict[str, StatisticsNorm]:
     """Return normalisations with running statistics whose own parameters are all frozen."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+        if isinstance(module, StatisticsNorm) and module.running_mean is not None:
             own = list(module.parameters(recurse=False))
             if own and not any(p.requires_grad for p in own):
                 found[name] = module
     return found
 
 
-def _statistics(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, ...]:
+def _statistics(norm: StatisticsNorm) -> tuple[Tensor, ...]:
     values = (norm.running_mean, norm.running_var)
     return tuple(value.detach().clone() for value in values if value is not None)
 

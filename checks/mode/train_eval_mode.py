@@ -15,6 +15,7 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets.layers import Dropout, StatisticsNorm
 from nnaudit.wording import count, verb
 
 _CONTAINERS = (
@@ -27,7 +28,7 @@ _CONTAINERS = (
 """They read the mode only to choose a faster way to the same result."""
 
 
-_STOCK = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RNNBase)
+_STOCK = (Dropout, StatisticsNorm, nn.RNNBase)
 """Layers whose mode means the same in every network."""
 
 
@@ -202,7 +203,7 @@ def _modes(flags: Mapping[str, bool], model: nn.Module) -> list[Mode]:
             name=name,
             type=type(modules[name]).__name__,
             training=training,
-            normalises=isinstance(modules[name], nn.modules.batchnorm._NormBase),
+            normalises=isinstance(modules[name], StatisticsNorm),
             frozen=_is_frozen(name, modules),
         )
         for name, training in flags.items()
@@ -229,9 +230,9 @@ def mode_matters(module: nn.Module) -> bool:
         return False
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return float(module.dropout) > 0.0
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, Dropout):
         return module.p > 0.0
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, StatisticsNorm):
         return module.running_mean is not None
     code = getattr(type(module).forward, "__code__", None)
     return code is not None and "training" in code.co_names

@@ -6,7 +6,6 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
@@ -18,6 +17,7 @@ from nnaudit.loop.observation import BatchStatistics, Observation
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import Dropout
 
 
 class DropoutPlacement(Check):
@@ -110,9 +110,7 @@ def _dropouts(audit: Audit, seen: Observation) -> set[str]:
     modules = dict(audit.loop.model.named_modules())
     active = {a.module for a in seen.activations if a.training}
     named = {
-        name
-        for name in active
-        if isinstance(modules.get(name), nn.modules.dropout._DropoutNd) and modules[name].p > 0.0
+        name for name in active if isinstance(modules.get(name), Dropout) and modules[name].p > 0.0
     }
     called = any(maker == FUNCTION for maker, _ in seen.flows)
     return named | ({FUNCTION} if called else set())

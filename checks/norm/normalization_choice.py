@@ -21,6 +21,7 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import StatisticsNorm
 from nnaudit.wording import count
 
 BATCHES = 8
@@ -167,7 +168,7 @@ class NormalizationChoice(Check):
         """Warn of a batch normalisation whose eps outweighs the variance that it is added to."""
         limit = self.option(audit, "eps")
         for name, module in audit.loop.model.named_modules():
-            eps = module.eps if isinstance(module, nn.modules.batchnorm._NormBase) else 0.0
+            eps = module.eps if isinstance(module, StatisticsNorm) else 0.0
             if eps >= limit:
                 kind = type(module).__name__
                 return self.warned(

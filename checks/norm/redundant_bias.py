@@ -9,10 +9,10 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets.layers import StatisticsNorm
 from nnaudit.wording import count, verb
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class RedundantBias(Check):
@@ -41,13 +41,13 @@ class RedundantBias(Check):
         seen, loop = first.completed[0], audit.loop
         modules = dict(loop.model.named_modules())
         training = {a.module for a in seen.activations if a.training}
-        if not any(isinstance(modules.get(name), _NORMS) for name in training):
+        if not any(isinstance(modules.get(name), StatisticsNorm) for name in training):
             return self.skipped("No batch or instance normalisation is in use.")
         found = [
             (layer, norm)
             for layer, norm in dict.fromkeys(seen.flows)
             if norm in training
-            and isinstance(modules.get(norm), _NORMS)
+            and isinstance(modules.get(norm), StatisticsNorm)
             and _trains_bias(modules.get(layer))
         ]
         if not found:

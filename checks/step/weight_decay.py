@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import planned_lr
 from nnaudit.report import Kind, Result, Table
+from nnaudit.training.optimizers import decouples_decay, is_adaptive
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,10 @@ class WeightDecay(Check):
         return self.passed(f"Weight decay is {amounts} in {names}.", evidence=details["evidence"])
 
 
-_ADAPTIVE = (
-    torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax,
-    torch.optim.RMSprop, torch.optim.Adagrad,
-)  # fmt: skip
-
-
 def _decays(loop: Loop) -> list[Decay]:
     found = []
     for optimizer in loop.optimizers:
-        decoupled = isinstance(optimizer, torch.optim.AdamW) or "W" in type(optimizer).__name__
+        decoupled = decouples_decay(optimizer)
         ours = type(optimizer).__module__.startswith("torch.optim")
         for group in optimizer.param_groups:
             amount = group.get("weight_decay", 0.0)
@@ -153,7 +146,7 @@ def _decays(loop: Loop) -> list[Decay]:
                     amount=float(amount) if isinstance(amount, (int, float)) else 0.0,
                     rate=planned_lr(group),
                     decoupled=bool(group.get("decoupled_weight_decay", decoupled)) or decoupled,
-                    adaptive=isinstance(optimizer, _ADAPTIVE),
+                    adaptive=is_adaptive(optimizer),
                     vectors=sum(ndim <= 1 for ndim in shapes),
                     tensors=len(shapes),
                 )

@@ -37,7 +37,7 @@ ROOMS = {
         "context", "errors", "loop", "measure", "report", "state", "stats", "targets", "training",
     },
     "measure": {"context", "errors", "loop", "report", "state", "stats", "targets", "training"},
-    "training": {"context", "errors", "loop", "targets"},
+    "training": {"context", "errors", "loop", "state", "targets"},
     "context": {"errors", "loop", "state"},
     "loop.script": {"errors", "loop", "report", "state", "targets", "wording"},
     "loop": {"errors", "report", "state", "targets"},

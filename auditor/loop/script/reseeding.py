@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import builtins
 import linecache
-import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nnaudit.errors import is_user
+from nnaudit.loop.seeders import SEEDERS, is_torch_inside
 from nnaudit.state.process import keep_numpy_rng, keep_python_rng, keep_torch_rng
 
 _LITERAL = re.compile(r"seed\w*\s*\(\s*(?:\w+\s*=\s*)?-?[\d_]+\s*\)")
@@ -67,16 +66,6 @@ def _is_beside(folder: Path, name: str) -> bool:
     return (folder / f"{name}.py").exists() or (folder / name).is_dir()
 
 
-SEEDERS: tuple[tuple[Any, str], ...] = (
-    (random, "seed"),
-    (np.random, "seed"),
-    (torch, "manual_seed"),
-    (torch.random, "manual_seed"),
-    (torch.cuda, "manual_seed"),
-    (torch.cuda, "manual_seed_all"),
-)
-
-
 def shifting(
     shift: int, in_preamble: Callable[[], bool], in_control: Callable[[], bool]
 ) -> ExitStack:
@@ -101,9 +90,11 @@ def _shifted(
 ) -> Callable[..., Any]:
     def seed(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1)
-        # torch.manual_seed seeds the accelerators through the function that is replaced here too.
-        inner = caller.f_globals.get("__name__") in ("torch.random", "torch.cuda.random")
-        if in_control() and not inner and (in_preamble() or not _is_literal(caller)):
+        if (
+            in_control()
+            and not is_torch_inside(caller)
+            and (in_preamble() or not _is_literal(caller))
+        ):
             args = tuple(_plus(value, shift) for value in args[:1]) + args[1:]
             kwargs = {name: _plus(value, shift) for name, value in kwargs.items()}
         return real(*args, **kwargs)

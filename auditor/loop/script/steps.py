@@ -13,10 +13,10 @@ from torch.utils._device import DeviceContext
 
 from nnaudit.loop.base import seed_everything
 from nnaudit.loop.losses import LossCall
-from nnaudit.loop.observation import Observation
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.channel import Call, Invoke, Resume, StepRequest
 from nnaudit.loop.script.run import EndedError, Run
+from nnaudit.loop.total_loss import call_worth
 from nnaudit.state.process import (
     keep_accelerator_rng,
     keep_numpy_rng,
@@ -131,8 +131,7 @@ class ScriptSteps:
 
     def main_loss(self, order: StepRequest) -> LossCall | None:
         """Return the loss call whose value that is, if there is one."""
-        seen = Observation(loss_calls=list(order.loss_calls), total_loss=self.loss_of(order))
-        return seen.main_loss
+        return call_worth(order.loss_calls, self.loss_of(order))
 
     def _calls_of(self, order: StepRequest) -> list[Call]:
         mine = {id(p) for p in self.model.parameters()}

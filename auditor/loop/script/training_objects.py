@@ -18,6 +18,7 @@ from nnaudit.loop.script.channel import Call
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recipe
 from nnaudit.loop.script.origins import Register
 from nnaudit.loop.script.variables import user_frames
+from nnaudit.loop.total_loss import call_worth, is_total
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import own_loss
@@ -323,18 +324,12 @@ def _main_loss(
     own = own_loss(leave.output) if leave is not None and leave.output is not None else None
     if own is not None and own.numel() == 1:
         for divisor in divisors:
-            if _close(float(own), value * divisor):
+            if is_total(float(own), value * divisor):
                 return None, divisor, True, value
-    for call in log.loss_calls:
-        if call.value is not None and call.value.numel() == 1:
-            for divisor in divisors:
-                if _close(float(call.value), value * divisor):
-                    return call, divisor, False, value
+    for divisor in divisors:
+        if (call := call_worth(log.loss_calls, value * divisor)) is not None:
+            return call, divisor, False, value
     return None, 1, False, value
-
-
-def _close(left: float, right: float) -> bool:
-    return abs(left - right) <= 1e-4 * max(abs(left), abs(right), 1e-8)
 
 
 def _used(entry: Call | None, loader: int) -> tuple[int, Any]:

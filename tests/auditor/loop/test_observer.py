@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nnaudit.loop.autograd import graph_of, producer_of
 from nnaudit.loop.observer import Observer
+from nnaudit.loop.total_loss import call_of_total
 
 torch.manual_seed(0)
 X = torch.randn(8, 4)
@@ -38,7 +39,7 @@ class TestLossCalls:
         assert torch.equal(call.target, Y)
         assert call.location is not None
         assert call.location.file == __file__
-        assert seen.main_loss is call
+        assert call_of_total(seen) is call
 
     def test_recompute_keeps_the_other_arguments(self) -> None:
         seen = observed(
@@ -114,7 +115,7 @@ class TestLossCalls:
         seen = observed(
             nn.Linear(4, 3), lambda output: F.cross_entropy(output, Y) + output.square().mean()
         )
-        assert seen.main_loss is None
+        assert call_of_total(seen) is None
 
 
 class TestProvenance:

@@ -18,6 +18,7 @@ from nnaudit.errors import TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
 from nnaudit.loop.script import ScriptLoop, run_script
+from nnaudit.loop.total_loss import call_of_total
 from nnaudit.loop.trace import EventKind, Recorder
 from nnaudit.measure.seeding import watching_seeds
 from nnaudit.state.snapshot import preserved
@@ -1207,7 +1208,7 @@ def test_prediction_and_target_may_come_in_either_order(
         return (
             loop.split_batch(doubled).target,
             doubled,
-            step.observation.main_loss,
+            call_of_total(step.observation),
             forward.loss_calls,
         )
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.context import Audit
+from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.measure.batch_rows import continues, is_next_token, row_targets, taken_apart
+from nnaudit.measure.batch_rows import continues, is_next_token, row_targets
 from nnaudit.measure.epoch_targets import codes_of, counts_of
 from nnaudit.probes.epoch_order import EpochOrder, order_of
 from nnaudit.targets.model_inputs import ModelInputs
@@ -184,7 +185,9 @@ class Feeds:
 def test_labels_that_the_model_is_given_are_its_target_and_no_input(flat: bool) -> None:
     ids, mask, labels = torch.arange(6).view(2, 3), torch.ones(2, 3), torch.arange(6).view(2, 3)
     keywords = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    seen = taken_apart(Feeds(ModelInputs((), keywords, labels.view(-1) if flat else labels)), None)
+    seen = inputs_and_target(
+        Feeds(ModelInputs((), keywords, labels.view(-1) if flat else labels)), None
+    )
     assert list(seen.kwargs) == ["input_ids", "attention_mask"]
     assert seen.target is labels
 
@@ -203,4 +206,4 @@ def test_labels_that_the_model_is_given_are_its_target_and_no_input(flat: bool) 
     ],
 )
 def test_other_inputs_stay_what_they_are(made: ModelInputs) -> None:
-    assert taken_apart(Feeds(made), None) is made
+    assert inputs_and_target(Feeds(made), None) is made

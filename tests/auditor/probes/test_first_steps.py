@@ -159,13 +159,27 @@ class TestTheMainLoss:
     def test_formulas_written_out_are_recognised(self, loss, kind) -> None:
         main = first_of(loss).main_loss
         assert (main.calls[0].kind if main is not None else None) == kind
-        assert main is None or main.spelled_out
+        assert main is None or main.formula is not None
 
     def test_a_squared_error_written_out(self) -> None:
         loader = DataLoader(TensorDataset(torch.randn(64, 4), torch.randn(64, 3)), batch_size=8)
         main = first_of(lambda out, y: ((out - y) ** 2).mean(), train_loader=loader).main_loss
         assert main is not None
         assert main.calls[0].kind == "mse"
+
+    @pytest.mark.parametrize(
+        ("loss", "factor"),
+        [
+            (lambda out, y: 0.5 * ((out - y) ** 2).mean(), 0.5),
+            (lambda out, y: ((out - y) ** 2).sum(1).mean(), 3.0),
+            (lambda out, y: -((out - y) ** 2).mean(), None),
+            (lambda out, y: ((out - y) ** 2).mean() + out.square().mean(), None),
+        ],
+    )
+    def test_a_squared_error_times_a_constant(self, loss, factor) -> None:
+        loader = DataLoader(TensorDataset(torch.randn(64, 4), torch.randn(64, 3)), batch_size=8)
+        main = first_of(loss, train_loader=loader).main_loss
+        assert (main.factor if main is not None else None) == pytest.approx(factor)
 
 
 class TestRuns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,3 +129,22 @@ def test_odd_dtypes_and_layouts_have_digests() -> None:
         torch.ones(1).as_strided((1, 1), (1, 759)),
     ):
         assert len(batches.digest(tensor)) == 32
+
+
+@pytest.mark.parametrize("batch", [(X, Y), {"x": X, "label": Y[:, None]}])
+def test_values_are_found_in_a_batch_in_whatever_shape_and_dtype(batch: Any) -> None:
+    (path,) = batches.paths_of(batch, Y.double())
+    assert torch.equal(dict(batches.tensors(batch))[path].flatten(), Y)
+
+
+def test_values_may_be_in_a_batch_twice_or_not_at_all() -> None:
+    assert batches.paths_of((X, Y, Y), Y) == ["[1]", "[2]"]
+    assert batches.paths_of((X, Y), Y + 1) == []
+
+
+def test_the_same_values_are_told_from_as_many_others() -> None:
+    square = torch.arange(4.0).reshape(2, 2)
+    assert batches.same_values(square, square.flatten().int())
+    assert not batches.same_values(square, square.T)
+    assert not batches.same_values(square, square[:1])
+    assert not batches.same_values(square, square.to_sparse())

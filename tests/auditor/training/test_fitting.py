@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from nnaudit.context import Clock
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.observer import Observer
+from nnaudit.loop.total_loss import call_of_total, call_worth
 from nnaudit.targets.target import Target
 from nnaudit.training.fitting import (
     Head,
@@ -17,7 +18,6 @@ from nnaudit.training.fitting import (
     evaluate_rows,
     fit,
     head_of,
-    main_call,
     train,
     updates_by,
 )
@@ -152,8 +152,9 @@ def test_a_loss_without_one_input_and_one_target_is_no_comparison() -> None:
         loss = F.ctc_loss(log_probabilities, torch.tensor([1, 2, 3, 4, 1]), *lengths)
     seen = observer.observation
     seen.total_loss = float(loss)
-    assert seen.main_loss is not None and seen.main_loss.kind == "ctc"
-    assert main_call(seen) is None
+    main = call_worth(seen.loss_calls, seen.total_loss)
+    assert main is not None and main.kind == "ctc"
+    assert call_of_total(seen) is None
 
 
 class Confident:

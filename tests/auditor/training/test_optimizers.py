@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnaudit.training.optimizers import is_scale_free
+from nnaudit.training.optimizers import decouples_decay, is_adaptive, is_scale_free
 
 
 def first_step(kind: Any, scale: float, **settings: float) -> float:
@@ -41,3 +41,21 @@ def test_a_class_derived_from_adam_is_scale_free() -> None:
         pass
 
     assert is_scale_free(WithWarmup([torch.nn.Parameter(torch.zeros(1))]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "adaptive", "decoupled"),
+    [
+        (torch.optim.Adam, True, False),
+        (torch.optim.AdamW, True, True),
+        (torch.optim.RMSprop, True, False),
+        (torch.optim.SGD, False, False),
+        (torch.optim.LBFGS, False, False),
+    ],
+)
+def test_what_a_method_divides_by_and_how_it_decays(
+    kind: Any, adaptive: bool, decoupled: bool
+) -> None:
+    optimizer = kind([torch.nn.Parameter(torch.zeros(1))])
+    assert is_adaptive(optimizer) is adaptive
+    assert decouples_decay(optimizer) is decoupled
