@@ -54,6 +54,7 @@ class StepRequest:
         modes: the auditor's function modes, which count in the script's thread too.
         watch: record the calls of outermost modules.
         ends_epoch: tell the script first that its training loader has no more batches.
+        epoch_ended: it was told so.
         dry: gradients are zero instead of being computed: only what came before them is wanted.
         train: the mode that modules are put into whenever they are called; None for the script's.
         handed: how many times the script was given the batch.
@@ -61,6 +62,7 @@ class StepRequest:
         attempts: optimizer steps taken or skipped.
         backup: the state before it, where the epoch has just grown longer than the loader.
         past_loader_end: the epoch is longer than the loader.
+        shortened: a pass over a loader without gradients was cut short while the script took it.
         roots: what was back-propagated for the main optimizer's step.
         lr: the learning rates it was taken with.
     """
@@ -70,6 +72,7 @@ class StepRequest:
     modes: tuple[TorchFunctionMode, ...] = ()
     watch: bool = False
     ends_epoch: bool = False
+    epoch_ended: bool = False
     dry: bool = False
     train: bool | None = None
     handed: int = 0
@@ -77,6 +80,7 @@ class StepRequest:
     attempts: int = 0
     backup: Snapshot | None = None
     past_loader_end: bool = False
+    shortened: bool = False
     pending: list[Tensor] = field(default_factory=list)
     roots: list[Tensor] = field(default_factory=list)
     lr: tuple[float, ...] = ()
@@ -88,7 +92,7 @@ class StepRequest:
     def restart(self) -> None:
         """Forget what has happened."""
         self.handed = self.attempts = 0
-        self.reshaped = False
+        self.reshaped = self.shortened = False
         self.pending, self.roots, self.calls = [], [], []
         self.ended = 0.0
 

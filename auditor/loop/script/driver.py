@@ -157,7 +157,7 @@ class Driver(ScriptListener):
             return batches.clone(run.loop.frozen[id(iterator.loader)][1])
         if not self._is_training(iterator):
             self._note_validation(not same_data(iterator.loader, run.train_loader))
-            return _aside(iterator)
+            return self._aside(iterator)
         if self.order is None or self.order.attempts:
             self._pause()
         if self.before is not None:
@@ -172,7 +172,7 @@ class Driver(ScriptListener):
             iterator.exhausted = True
             raise StopIteration
         if order.ends_epoch or (run.ends_epoch and iterator.count):
-            order.ends_epoch = False
+            order.ends_epoch, order.epoch_ended = False, True
             iterator.exhausted = True
             raise StopIteration
         if order.handed >= 8 * roles.per_step + MARGIN:
@@ -182,6 +182,16 @@ class Driver(ScriptListener):
         order.handed += 1
         iterator.count += 1
         return self._copy(order.batch, iterator)
+
+    def _aside(self, iterator: TappedIterator) -> Any:
+        """Let the script validate: on one batch, as nobody reads what it finds, unless it minds."""
+        if iterator.count and not (torch.is_grad_enabled() or self.session.validates_whole):
+            if self.order is not None:
+                self.order.shortened = True
+            raise StopIteration
+        batch = iterator.draw()
+        iterator.count += 1
+        return batch
 
     def _copy(self, batch: Any, iterator: TappedIterator) -> Any:
         """Return ``batch`` for the script to keep, or to write to."""
@@ -327,15 +337,6 @@ class Driver(ScriptListener):
         elif order.pending and not order.ended:
             order.roots = order.pending
         order.pending = []
-
-
-def _aside(iterator: TappedIterator) -> Any:
-    """Let the script validate, on one batch: nobody reads what it finds."""
-    if iterator.count and not torch.is_grad_enabled():
-        raise StopIteration
-    batch = iterator.draw()
-    iterator.count += 1
-    return batch
 
 
 def _length(loader: Any) -> int | None:

@@ -177,15 +177,7 @@ class Execution:
         run = self.run
         if self._dead is not None:
             self._refuse(order, self._dead)
-        elif (
-            ended.error is not None
-            and order.past_loader_end
-            and not (order.attempts or run.stops_at_loader_end)
-        ):
-            # Batches beyond the loader's number are the audit's making. From now on there are none.
-            run.stops_at_loader_end, self._before = True, order.backup
-            return False
-        elif ended.error is not None:
+        elif ended.error is not None and not self._gives_way(order):
             run.fruitless = 0
             self._refuse(order, _failure(order, ended.error))
         elif order.attempts:
@@ -195,6 +187,21 @@ class Execution:
         else:
             return False
         return True
+
+    def _gives_way(self, order: StepRequest) -> bool:
+        """Whether the script failed over what the audit has changed, and will not change again.
+
+        It took a step, or is to try once more: an error that it owes to the audit is not its own.
+        """
+        run, session = self.run, self.session
+        if order.shortened and not session.validates_whole:
+            session.validates_whole = True
+            order.ends_epoch = order.epoch_ended
+            return True
+        if order.past_loader_end and not (order.attempts or run.stops_at_loader_end):
+            run.stops_at_loader_end, self._before = True, order.backup
+            return True
+        return False
 
     def _refuse(self, order: StepRequest, error: BaseException) -> None:
         order.error = error

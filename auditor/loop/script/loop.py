@@ -165,20 +165,20 @@ class ScriptLoop(Loop):
     def next_epoch(self, batch: Any) -> Step | None:
         """Let the script's epoch end, validation and all, and observe the first step of the next.
 
-        None for a script that has only one, that ends or fails in between (validation is cut short,
-        which not all code expects), or whose loop a framework counts.
+        None for a script that has only one, that ends or fails in between, or whose loop a
+        framework counts.
         """
         if not self._run.has_epochs:
             return None
-        before = self._run.reruns
+        before = self._run.reruns, self._session.validates_whole
         order = StepRequest(batch, Observer(self.model, self.optimizers), ends_epoch=True)
         try:
             self._steps.command(order)
         except UserCodeError:
             return None
         self._session.count.taken += 1
-        if self._run.reruns != before:
-            return None
+        if self._run.reruns != before[0] and self._session.validates_whole == before[1]:
+            return None  # its last epoch
         return Step(
             self._steps.loss_of(order), order.lr, order.ended - order.started, order.observation
         )

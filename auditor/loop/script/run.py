@@ -53,6 +53,7 @@ class Session:
             script that speaks of loaders, the first that has one.
         without_loader: the loop that is audited has none; None until the first run has come to it.
         executions: how often the script was executed.
+        validates_whole: its validation is never cut short, for it failed when it was.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Session:
     loop: int | None = None
     without_loader: bool | None = None
     executions: int = 0
+    validates_whole: bool = False
     start: Path = field(default_factory=Path.cwd)
     count: StepCount = field(default_factory=StepCount)
     runs: list[Run] = field(default_factory=list)
