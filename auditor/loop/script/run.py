@@ -163,7 +163,7 @@ class Run:
         roles: who is who, once control was taken.
         training_at: the user's line at which the run is led: where it asks for a batch, or steps.
         phase: the number of the training loop that is audited, among those that the script came to.
-        elsewhere: what else its text trains by, and where; see :func:`phases.elsewhere`.
+        elsewhere: what else its text trains by, and where; see :func:`loop_tracker.elsewhere`.
         in_rounds: the audited loop makes an optimizer itself: only its first round is audited.
         rerun: what an execution that is not the first has to take over, until it has.
         reruns: how often the script had to be run again because it ended.
