@@ -38,12 +38,14 @@ class EvalResult:
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
 
-def evaluate_batches(loop: Loop, some: Sequence[Any]) -> EvalResult:
-    """Run the network on ``some`` batches in eval mode; what cannot be computed is left out."""
+def evaluate_batches(loop: Loop, some: Sequence[Any], reader: LossReader) -> EvalResult:
+    """Run the network on ``some`` batches in eval mode; what cannot be computed is left out.
+
+    ``reader`` says which call the loss of each is; it may have learnt that on other batches.
+    """
     losses: list[float] = []
     calls: list[LossCall] = []
     first: Any = None
-    reader = LossReader(loop)
     for i, batch in enumerate(some):
         try:
             forward = loop.forward(batch)

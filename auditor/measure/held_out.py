@@ -17,6 +17,7 @@ from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.measure.subset_choice import capture
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.training.loss_reader import LossReader
 from nnaudit.training.stopwatch import Stopwatch
 
 ROWS = 768
@@ -64,8 +65,9 @@ def held_out_run(audit: Audit, *, steps: int = 2 * STEPS) -> HeldOut | None:
         losses, cut = _train(audit, trained, steps)
         if not losses or not math.isfinite(losses[-1]):
             return None
-        on_unseen = evaluate_batches(loop, unseen)
-        on_trained = evaluate_batches(loop, trained[: len(unseen)])
+        reader = LossReader(loop)
+        on_unseen = evaluate_batches(loop, unseen, reader)
+        on_trained = evaluate_batches(loop, trained[: len(unseen)], reader)
     return HeldOut(tuple(trained), tuple(unseen), on_trained, on_unseen, tuple(losses), cut)
 
 

@@ -294,7 +294,9 @@ class _Run:
         loop = self.audit.loop
         with preserved(loop.subjects):
             moment = EvalPoint(
-                step, evaluate_batches(loop, self.fixed), evaluate_batches(loop, self.val)
+                step,
+                evaluate_batches(loop, self.fixed, self.reader),
+                evaluate_batches(loop, self.val, self.reader),
             )
         self.moments.append(moment)
 

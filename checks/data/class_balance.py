@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,6 +64,26 @@ class Counts:
         """Rows of the commonest class to rows of the rarest."""
         return float(self.train[self.commonest] / self.train[self.rarest])
 
+    @property
+    def p_so_few(self) -> float:
+        """The probability of no more classes than these if all were equally common.
+
+        At most the number of choices of k of C classes times (k / C) ** n, for n rows.
+        """
+        total, classes = int(self.train.sum()), len(self.train)
+        k = len(np.flatnonzero(self.train))
+        choices = math.lgamma(classes + 1) - math.lgamma(k + 1) - math.lgamma(classes - k + 1)
+        return math.exp(min(0.0, choices + total * math.log(k / classes)))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no class was read once only: then hardly any is left to be read.
+
+        The share of rows of classes that were not read is about the number of classes with one row
+        over the number of rows (Good, "The Population Frequencies of Species", 1953).
+        """
+        return not (self.train == 1).any()
+
     def weighed(self, weights: NDArray[np.float64]) -> Weighed | None:
         """Return the most uneven pair of rows times ``weights``; None where there is none."""
         counted = np.flatnonzero((self.train > 0) & (weights > 0))
@@ -119,7 +140,9 @@ class ClassBalance(Check):
           p < 1e-4. Only classes that the network has an output for count: the new faces on which a
           recogniser is validated have none.
         - Unused output: without validation, `expected` is compared with equal classes; a gap in the
-          class numbers warns, unused outputs at either end are noted.
+          class numbers warns, unused outputs at either end are noted. With fewer rows per output
+          they are noted if so few classes have p < 1e-4 were all equally common, and every class
+          was read more than once: 10 classes into the 1,000 outputs of a pretrained head.
         - Rare class: warns when a class is more than `imbalance` times rarer than another
           (p < 1e-4), unless the program handles it: class weights, a sampler of its own, a loss
           such as the focal loss.
@@ -185,11 +208,14 @@ class ClassBalance(Check):
         total, classes = int(counts.train.sum()), len(counts.train)
         present = np.flatnonzero(counts.train)
         absent = np.flatnonzero(counts.train == 0)
-        if not len(absent) or total / classes < expected or not len(present):
+        if not len(absent) or not len(present):
             return None
+        many = total / classes >= expected
         if counts.val is not None and counts.val[absent].sum():
             return None  # rare, not missing
         inner = absent[(absent > present[0]) & (absent < present[-1])]
+        if not many and (len(inner) or not counts.exhausted or counts.p_so_few >= stats.ALPHA):
+            return None  # a long tail of rare classes, of which some have not been read
         message = (
             f"The network has an output for {_named(absent)}, but none of the {total:,} training "
             f"rows read is of {'this class' if len(absent) == 1 else 'these classes'}"

@@ -90,7 +90,20 @@ def test_outputs_without_a_class_are_noted(counts: tuple[int, ...]) -> None:
 
 def test_a_large_head_is_noted() -> None:
     assert ask(labels(300, 300, 300), outputs=40).status is Status.NOTE
-    assert ask(labels(100, 100, 100), outputs=1000).status is Status.PASS
+    pretrained = ask(labels(100, 100, 100), outputs=1000)
+    assert pretrained.status is Status.NOTE
+    assert "997" in pretrained.message or "992 more" in pretrained.message
+
+
+def test_a_long_tail_of_classes_that_were_not_read_is_not_noted() -> None:
+    ones = labels(100, 100, 100, *(1 for _ in range(20)))
+    assert ask(ones, outputs=1000).status is not Status.NOTE
+    gaps = labels(50, 50, 0, 50, *(0 for _ in range(50)), 50)
+    assert ask(gaps, outputs=1000).status is not Status.NOTE
+
+
+def test_few_rows_of_few_classes_prove_nothing() -> None:
+    assert ask(labels(2, 2), outputs=4).status is not Status.NOTE
 
 
 # --- rare ---------------------------------------------------------------------------------------
