@@ -10,14 +10,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
-from nnaudit.errors import NnauditError, OutOfBudgetError
+from nnaudit.errors import FIRST_STEP, NnauditError, OutOfBudgetError
 from nnaudit.loop.base import Loop
 from nnaudit.state.snapshot import Snapshot
 
 T = TypeVar("T")
-
-FIRST_STEP = "the first training step"
-"""The stage in which the audit tries whether the target can be trained at all."""
 
 
 class UndeclaredProbeError(RuntimeError):

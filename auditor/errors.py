@@ -11,6 +11,10 @@ from typing import Any
 
 from nnaudit.report import Location
 
+FIRST_STEP = "the first training step"
+"""The stage in which the audit tries whether the target can be trained at all: what fails there is
+told as the crash that it is."""
+
 
 class NnauditError(Exception):
     """A problem that one sentence explains: what, where, what to do."""

@@ -309,7 +309,7 @@ def _exit_code(report: Report, record: Record, settings: Settings) -> int:
 
 def _crash_sentence(record: Record) -> str:
     """Say how the first training step failed; nothing when it did not."""
-    from nnaudit.context import FIRST_STEP
+    from nnaudit.errors import FIRST_STEP
 
     if record.crashed is not None:
         where = record.crashed.location

@@ -15,7 +15,7 @@ from torch import nn
 
 from nnaudit.checks.base import Check
 from nnaudit.checks.registry import Registry
-from nnaudit.context import FIRST_STEP, Audit
+from nnaudit.context import Audit
 from nnaudit.engine import suppression
 from nnaudit.engine.job import (
     PICTURES,
@@ -31,7 +31,7 @@ from nnaudit.engine.job import (
     Started,
 )
 from nnaudit.engine.runner import plugin_errors, run_checks
-from nnaudit.errors import UnfitError, UsageError, UserCodeError, describe
+from nnaudit.errors import FIRST_STEP, UnfitError, UsageError, UserCodeError, describe
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.overview.pictures import overview_of
 from nnaudit.report import (

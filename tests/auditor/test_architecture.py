@@ -22,7 +22,7 @@ ROOMS = {
     "__main__": {"app"},
     "api": {"config", "engine", "errors", "loop", "report", "settings", "state", "targets"},
     "app": {
-        "api", "checks", "config", "context", "engine", "errors", "report", "reports", "settings",
+        "api", "checks", "config", "engine", "errors", "report", "reports", "settings",
     },
     "engine": {
         "checks", "context", "errors", "loop", "loop.script", "overview", "report", "settings",
@@ -114,6 +114,22 @@ def test_no_room_and_no_module_imports_itself_round_a_corner() -> None:
 @pytest.mark.parametrize("file", WITHOUT_TORCH)
 def test_the_parent_process_has_no_torch(file: str) -> None:
     assert not any(name.partition(".")[0] == "torch" for name in imports(ROOT / file))
+
+
+def test_the_parent_process_asks_for_torch_in_two_functions_only() -> None:
+    """Of which one explains a check, the other audits objects in process, for a fixture."""
+    known = modules()
+    graph = {name: imported(file, known) for name, file in known.items()}
+    heavy = {name for name, file in known.items() if "torch" in imports(file)} - {""}
+    while more := {name for name in graph if graph[name] & heavy} - heavy - {""}:
+        heavy |= more
+    found = {
+        (name, target)
+        for name, targets in graph.items()
+        for target in targets & heavy
+        if room(name) == "app" and room(target) != "app"
+    }
+    assert found == {("app.cli", "checks.registry"), ("app.pytest_items", "api")}
 
 
 def test_a_check_touches_no_hook_no_snapshot_of_process_and_no_renderer() -> None:

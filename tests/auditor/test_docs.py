@@ -15,7 +15,10 @@ from nnaudit.checks.registry import Registry
 from nnaudit.engine import session as engine
 
 ROOT = Path(__file__).resolve().parents[2]
-WRITTEN = ("README.md", "configuration.md", "ci.md", "plugins.md")
+WRITTEN = (
+    "CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/README.md", "docs/architecture.md",
+    "docs/ci.md", "docs/configuration.md", "docs/plugins.md", "docs/stability.md",
+)  # fmt: skip
 
 
 def test_pages_made_from_the_code_are_up_to_date() -> None:
@@ -30,9 +33,16 @@ def test_pages_made_from_the_code_are_up_to_date() -> None:
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_links_lead_somewhere(name: str) -> None:
-    text = (ROOT / "docs" / name).read_text()
-    for link in re.findall(r"\]\(([^)#:]+)[)#]", text):
-        assert (ROOT / "docs" / link).exists(), link
+    file = ROOT / name
+    for link in re.findall(r"\]\(([^)#:]+)[)#]", file.read_text()):
+        assert (file.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_scripts_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for script in re.findall(r"(?:bash|python) ((?:scripts|tests|\.ci|benchmarks)/[\w./-]+)", text):
+        assert (ROOT / script).is_file(), script
 
 
 def test_settings_shown_in_the_documentation_are_valid(tmp_path: Path) -> None:
@@ -40,7 +50,7 @@ def test_settings_shown_in_the_documentation_are_valid(tmp_path: Path) -> None:
     shown = [
         block
         for name in WRITTEN
-        for block in re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+        for block in re.findall(r"```toml\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
         if "nnaudit" in tomllib.loads(block).get("tool", {})
     ]
     assert len(shown) >= 2

@@ -22,7 +22,11 @@ def load(name: str, file: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
+    sys.modules[name] = module  # where a dataclass looks up its own module
+    try:
+        loader.exec_module(module)
+    finally:
+        del sys.modules[name]
     return module
 
 

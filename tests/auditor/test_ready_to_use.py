@@ -116,3 +116,28 @@ def test_the_step_of_the_action(tmp_path: Path) -> None:
         "--baseline",
     ]
     assert "sarif:out/report.sarif" in words
+
+
+def test_contributors_hooks_run_what_is_there() -> None:
+    yaml = pytest.importorskip("yaml")
+    settings = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (source,) = settings["repos"]
+    assert source["repo"] == "local"
+    for hook in source["hooks"]:
+        re.compile(hook.get("files", ""))
+        scripts = [word for word in hook["entry"].split() if word.startswith("scripts/")]
+        tools = [word for word in hook["entry"].split() if word.startswith(".venv/bin/")]
+        assert all((ROOT / script).is_file() for script in scripts)
+        assert tools or scripts, hook["id"]
+
+
+def test_issue_forms_ask_for_something_each_under_a_name_of_its_own() -> None:
+    yaml = pytest.importorskip("yaml")
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 4
+    for form in forms:
+        content = yaml.safe_load(form.read_text())
+        assert content["name"] and content["description"]
+        asked = [part for part in content["body"] if part["type"] != "markdown"]
+        assert len({part["id"] for part in asked}) == len(asked)
+        assert any(part.get("validations", {}).get("required") for part in asked)

@@ -2,13 +2,15 @@
 
 Most of what a check says follows from what its probes measured. :func:`verdict` hands it such a
 measurement: no step is taken, a test takes milliseconds, and each case is exactly the one meant.
-:func:`ask` takes the steps. A few of these for each check show that the probes see in a real
-training what the made-up measurements say.
+:func:`ask` takes the steps, :func:`ask_script` runs an unmodified script and lets it take them.
+A few of these for each check show that the probes see in a real training what the made-up
+measurements say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit, Probe
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.loop.script import run_script
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
 from support import programs
@@ -66,6 +69,20 @@ def ask(
     return _answer(check, target, {}, broken, options, seed)
 
 
+def ask_script(check: type[Check], path: Path, source: str, *, seed: int = 0) -> Result:
+    """Return the answer of ``check`` about the script ``source``, which is written to ``path``.
+
+    For what a target in module form cannot have: a second network, code between epochs, a loop of
+    another kind.
+
+    Raises:
+        AssertionError: the check crashed.
+    """
+    path.write_text(source)
+    result = run_script(path, [], "cpu", seed, lambda loop: run_check(check, Audit(loop)))
+    return _sound(result)
+
+
 def _answer(
     check: type[Check],
     target: Target,
@@ -77,6 +94,9 @@ def _answer(
     loop = DirectLoop(target, torch.device("cpu"), seed)
     audit = Audit(loop, seed=seed, options={check.code: options}, measured=measured)
     audit.broken.update(broken)
-    result = run_check(check, audit)
+    return _sound(run_check(check, audit))
+
+
+def _sound(result: Result) -> Result:
     assert result.status is not Status.ERROR or result.crash == "user", result.evidence
     return result
