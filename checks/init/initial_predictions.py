@@ -55,7 +55,7 @@ class _Predictions:
 
 
 class InitialPredictions(Check):
-    """Are the untrained network's predictions no more confident than they can be?
+    """Does the untrained network make no confident guesses?
 
     Why: Before training the best prediction is how often each class occurs. A network that is
         confident at random has logits that are too large, and must unlearn them first. One that
