@@ -10,7 +10,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.probes.gradient_reach import Block, GradientReach, Reach
 from nnaudit.probes.step_trace import ZEROED, StepTrace, zeroed_before_use
 from nnaudit.report import Kind, Result, Table
-from nnaudit.wording import count, verb
+from nnaudit.wording import attribute, count, verb
 
 
 class DetachedGraph(Check):
@@ -103,8 +103,8 @@ class DetachedGraph(Check):
             return self.warned(
                 f"{what}; it seems frozen by design, as {first.intended}, but the optimizer holds "
                 "it.",
-                fix=f"To freeze it: model.{first.name}.requires_grad_(False). To train it: remove "
-                "the no_grad or detach.",
+                fix=f"To freeze it: {attribute(f'model.{first.name}')}.requires_grad_(False). To "
+                "train it: remove the no_grad or detach.",
                 **details,
             )
         return self.failed(

@@ -14,7 +14,7 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.gradient_reach import GradientReach, UnregisteredParameters
 from nnaudit.report import Kind, Result, Table
-from nnaudit.wording import count, verb
+from nnaudit.wording import attribute, count, verb
 
 
 class OptimizerCoverage(Check):
@@ -92,8 +92,8 @@ class OptimizerCoverage(Check):
         if not strangers and self._used_for_features(audit, missing):
             return self.warned(
                 f"{what}; only later layers are trained, on features of a pretrained part.",
-                fix=f"To freeze it: model.{groups[0]}.requires_grad_(False), and eval mode. To "
-                "fine-tune it: add its parameters to the optimizer.",
+                fix=f"To freeze it: {attribute(f'model.{groups[0]}')}.requires_grad_(False), and "
+                "eval mode. To fine-tune it: add its parameters to the optimizer.",
                 **details,
             )
         return self.failed(

@@ -42,7 +42,7 @@ class _Layer:
 
 
 class DeadUnits(Check):
-    """Is every layer's activation active for some samples?
+    """Are most units of every layer active for some samples?
 
     Why: A ReLU that is negative for every sample, and a sigmoid or tanh at its bound for every
         sample, pass no gradient on: the layers before them do not learn. The causes are inputs that

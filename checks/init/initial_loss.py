@@ -24,6 +24,7 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.training.loss_reader import written_out
 from nnaudit.training.reference_loss import CLASSIFICATION, REGRESSION, Level, level_of
+from nnaudit.wording import attribute
 
 _SEVERITY = (
     Status.FAIL, Status.WARN, Status.NOTE, Status.INCONCLUSIVE, Status.PASS,
@@ -390,7 +391,7 @@ def _or_bias(audit: Audit, first: First, main: MainLoss, mean: float) -> str:
     layer = output_layer(audit.loop.model, first.completed[0], main.calls[0])
     if not has_bias(audit.loop.model, layer):
         return ""
-    bias = f"nn.init.constant_(model.{layer}.bias, {mean:.4g})"
+    bias = f"nn.init.constant_({attribute(f'model.{layer}.bias')}, {mean:.4g})"
     return f", or start the output bias at their mean: {bias}"
 
 
@@ -398,7 +399,7 @@ def _smaller_outputs(seen: Observation, layer: str) -> str:
     leaves = [each for each in seen.activations if each.is_leaf]
     large = next((each for each in leaves if each.std > 10.0), None)
     if large is None or not layer or large.module == layer:
-        name = f"model.{layer}.weight" if layer else "the weight of the last layer"
+        name = attribute(f"model.{layer}.weight") if layer else "the weight of the last layer"
         return (
             f"Scale the last layer down: nn.init.normal_({name}, std=0.02), or keep the "
             "framework's default initialisation."

@@ -17,6 +17,7 @@ from nnaudit.loop.total_loss import MainLoss
 from nnaudit.measure.output_layer import has_bias, output_layer
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.report import Kind, Result, Table
+from nnaudit.wording import attribute
 
 _MOST_CLASSES = 50
 """With more, the bias of each class is too long a line to write."""
@@ -55,7 +56,7 @@ class _Predictions:
 
 
 class InitialPredictions(Check):
-    """Are the untrained network's predictions no more confident than they can be?
+    """Does the untrained network make no confident guesses?
 
     Why: Before training the best prediction is how often each class occurs. A network that is
         confident at random has logits that are too large, and must unlearn them first. One that
@@ -181,7 +182,7 @@ def _output(audit: Audit, main: MainLoss) -> tuple[str, bool]:
     """The output layer as the program may call it, and whether it is known to have no bias."""
     model = audit.loop.model
     layer = output_layer(model, audit.probe(FirstSteps).completed[0], main.calls[0])
-    return (f"model.{layer}", not has_bias(model, layer)) if layer else ("head", False)
+    return (attribute(f"model.{layer}"), not has_bias(model, layer)) if layer else ("head", False)
 
 
 def _bias(prior: Tensor, binary: bool, layer: str, lacking: bool) -> str:

@@ -7,7 +7,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.symmetry import DuplicateUnits, Symmetry
 from nnaudit.report import Kind, Result, Table
-from nnaudit.wording import count
+from nnaudit.wording import attribute, count
 
 
 class WeightSymmetry(Check):
@@ -63,7 +63,8 @@ class WeightSymmetry(Check):
             evidence=(_table(tuple(stuck)),),
             location=loop.locate(modules[first.module]) or loop.locate("model"),
             module=first.module,
-            fix=f"nn.init.kaiming_normal_(model.{first.parameter})  # or the framework's default",
+            fix=f"nn.init.kaiming_normal_({attribute(f'model.{first.parameter}')})  # or the "
+            "framework's default",
         )
 
 

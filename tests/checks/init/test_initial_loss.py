@@ -56,20 +56,20 @@ class TestClassification:
         result = audited()
         assert result.status is Status.PASS
         assert result.steps == 5  # the observed ones; none more for a healthy program
-        assert value(result, "first loss") == pytest.approx(math.log(CLASSES), abs=0.3)
+        assert value(result, "initial loss") == pytest.approx(math.log(CLASSES), abs=0.3)
 
     def test_a_last_layer_far_too_large_fails_and_is_named(self) -> None:
         result = audited(lambda: mlp(std=10.0))
         assert result.status is Status.FAIL
         assert "with each of 3 seeds" in result.message
         assert result.module == "2"
-        assert "model.2.weight" in result.fix
+        assert "model[2].weight" in result.fix
         assert result.location is not None
 
     def test_one_nat_too_many_is_a_warning(self) -> None:
         result = audited(lambda: mlp(std=0.6))
         assert result.status is Status.WARN
-        assert value(result, "first loss") < 3 * math.log(CLASSES)
+        assert value(result, "initial loss") < 3 * math.log(CLASSES)
 
     def test_inputs_far_too_large_are_found_where_they_enter(self) -> None:
         x = 5000 * torch.randn(1024, DIM)

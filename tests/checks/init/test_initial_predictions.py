@@ -53,10 +53,10 @@ def test_one_class_for_all_with_small_logits_means_nothing() -> None:
 def test_a_rare_class_is_a_note_with_the_bias_to_set() -> None:
     result = audited(lambda: net(1), RARE, F.binary_cross_entropy_with_logits)
     assert result.status is Status.NOTE
-    assert "nn.init.constant_(model.0.2.bias, -2." in result.fix
+    assert "nn.init.constant_(model[0][2].bias, -2." in result.fix
     result = audited(lambda: net(2), SKEWED)
     assert result.status is Status.NOTE
-    assert "model.2.bias.data = torch.tensor([-0.05" in result.fix
+    assert "model[2].bias.data = torch.tensor([-0.05" in result.fix
 
 
 def test_no_bias_is_set_in_a_layer_without_one() -> None:
@@ -65,7 +65,7 @@ def test_no_bias_is_set_in_a_layer_without_one() -> None:
 
     result = audited(net_without_bias, SKEWED)
     assert result.status is Status.NOTE
-    assert "give model.2 a bias" in result.fix
+    assert "give model[2] a bias" in result.fix
 
 
 def test_a_bias_that_is_set_passes() -> None:

@@ -72,7 +72,7 @@ def test_a_network_filled_with_a_constant_fails(value: float) -> None:
     assert result.status is Status.FAIL
     assert result.module == "0"
     assert "16 of 16" in result.message
-    assert "model.0.weight" in result.fix
+    assert "model[0].weight" in result.fix
 
 
 def test_filters_filled_with_a_constant_fail() -> None:
