@@ -119,8 +119,8 @@ class SubsetScaling(Probe[Ladder]):
         """
         tiny = audit.probe(TinyFitting)
         if not tiny.known:
-            why = tiny.evaluation.unknown or "all targets are alike"
-            return Ladder(reason=f"how low the loss can go is not known, because {why}")
+            why = tiny.evaluation.unknown or "all targets are equal"
+            return Ladder(reason=f"the lowest possible loss is unknown, because {why}")
         seconds = min(_SECONDS, audit.clock.remaining / 3)
         plan = plan_for(tiny, seconds)
         if not plan.sizes:
@@ -217,8 +217,8 @@ def _climb(
         except UserCodeError as error:
             return f"the training cannot be run on {rows} fixed examples: {error}"
     if evaluation.bounds is None:
-        why = evaluation.unknown or "it is made in another way"
-        return f"how low the loss of {rows} examples can go is not known, because {why}"
+        why = evaluation.unknown or "it is computed in another way"
+        return f"the lowest possible loss of {rows} examples is unknown, because {why}"
     if not evaluation.bounds.informative:
         return f"the first {rows} examples all have the same target or the same input"
     with fixed_rows(audit.loop), constant_lr(audit.loop, factor):
@@ -232,8 +232,8 @@ def _climb(
         )
     if run.joined:
         return (
-            f"how low the loss of {rows} examples can go is not known, because a term that was "
-            "zero at first joins it in training"
+            f"the lowest possible loss of {rows} examples is unknown, because a loss term that was "
+            "zero at first becomes non-zero in training"
         )
     return SubsetFit(evaluation, run, evaluation.bounds)
 

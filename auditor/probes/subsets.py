@@ -120,7 +120,7 @@ def tiny_fit(audit: Audit, *, second: bool = False) -> TinyFit:
         run = tiny_run(audit, tiny.evaluation, factor, limits)
         runs[factor] = run
         if run.joined:
-            unknown = "a term that was zero at first joins it in training"
+            unknown = "a loss term that was zero at first becomes non-zero in training"
             evaluation = dataclasses.replace(tiny.evaluation, bounds=None, unknown=unknown)
             tiny = dataclasses.replace(tiny, evaluation=evaluation)
         if tiny.fits(run) or (is_dear(run) and not audit.broken.isdisjoint(CAUSES)):
@@ -201,10 +201,10 @@ def _look_twice(loop: Loop, chosen: Subset) -> TinyFit:
         fresh, shuffled = fresh or not same, shuffled or permuted
     constant = first.bounds.constant if shuffled and first.bounds else math.inf
     if fresh:
-        unknown = "its targets are drawn anew in every step"
+        unknown = "its targets change at random in every step"
         first = dataclasses.replace(first, bounds=None, unknown=unknown)
     elif _compares_rows(loop, chosen, first):
-        unknown = "it compares the rows of a batch with each other"
+        unknown = "the loss compares the rows of a batch with each other"
         first = dataclasses.replace(first, bounds=None, unknown=unknown)
     return TinyFit(first, chosen.whole, {}, noise, fresh, shuffled, constant)
 
