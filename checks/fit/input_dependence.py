@@ -158,11 +158,12 @@ class InputDependence(Check):
         return self._nothing_told(audit, trials, run, details)
 
     def _unclear(self, found: Trial, details: dict[str, Any]) -> Result:
-        said = f"After training, {found.where} are predicted with {found.unseen}"
+        said = f"After training, on {found.where}: {found.unseen}"
         if found.unseen.z > _SURE:
             return self.passed(f"{said}.", **details)
         return self.inconclusive(
-            f"{said}, training examples with {found.learnt}: too little to decide.", **details
+            f"{said}; on training examples: {found.learnt}. That is too little to decide.",
+            **details,
         )
 
     def _nothing_told(

@@ -43,7 +43,7 @@ class PredictionScore:
 
     def __str__(self) -> str:
         if self.classes:
-            return f"{100 * self.right:.0f}% correct (chance: {100 * self.chance:.0f}%)"
+            return f"{100 * self.right:.0f}% correct, chance {100 * self.chance:.0f}%"
         return f"correlation {self.share:.2f} with the targets"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import PredictionScore, score_of
+from nnaudit.checks.fit.runs import capital
 from nnaudit.checks.fit.stream import FEWEST, FinalLoss, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
@@ -106,8 +107,8 @@ class SimpleBaseline(Check):
         best = max(candidates, key=lambda baseline: baseline.score.share)
         details["evidence"] = (_table(own, steps, candidates), *details["evidence"])
         said = (
-            f"After {steps} steps your network predicts the validation set with {own}; {best.kind} "
-            f"trained on the same batches reaches {best.score}"
+            f"After {steps} steps, on the validation set: {own}. {capital(best.kind)} trained on "
+            f"the same batches: {best.score}"
         )
         if not _ahead(own, best.score):
             return self.passed(f"{said}.", **details)
