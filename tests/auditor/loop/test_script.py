@@ -119,7 +119,10 @@ def test_a_missing_argument_is_reported_with_the_usage(drive: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("import sys\nsys.exit('set DATA first')", "ended with the message 'set DATA first' before"),
+        (
+            "import sys\nsys.exit('set DATA first')",
+            "ended with the message 'set DATA first' before",
+        ),
         ("import sys\nsys.exit()", "ended without an optimizer step"),
         (
             "import torch\nw = torch.zeros(1, requires_grad=True)\n"
