@@ -472,7 +472,7 @@ class DirectLoop(Loop):
         if self._target.unused:
             yield Part(
                 name="own loop",
-                description=f"not audited, for as a script {self._target.unused}",
+                description=f"not audited, because as a script {self._target.unused}",
                 origin="absent",
                 disables=("checks of what only your loop does",),
             )

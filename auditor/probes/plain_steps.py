@@ -20,7 +20,7 @@ TIMED = 15
 
 SECONDS = 4.0
 """The steps end early when they have taken that long, as on a quiet machine: those of slow programs
-are dear, and :class:`~nnaudit.probes.training_run.TrainingRun` takes such in any case."""
+are expensive, and :class:`~nnaudit.probes.training_run.TrainingRun` takes such in any case."""
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,16 @@ from nnaudit.training.fitting import Limits, RowEvaluation, Run, evaluate_rows, 
 from nnaudit.training.loss_bounds import Bounds
 
 SIZES = (16, 64, 256, 1024)
-"""Rows of the rungs."""
+"""Rows of the subsets."""
 
 PART = 32
 """Rows of a step; half as many where steps are slow."""
 
 STEPS = 200
-"""Steps of a rung; as many as the tiny subset needed where that is more, up to twice these."""
+"""Steps on a subset; as many as the tiny subset needed where that is more, up to twice these."""
 
 _FEWEST_STEPS = {4: 100, 3: 80, 2: 30}
-"""Fewer rungs are climbed where there is no time for as many steps."""
+"""The fewest steps by the number of subsets: fewer are trained where time is short."""
 
 _SECONDS = 8.0
 _SLOW_STEP = 0.1
@@ -76,16 +76,16 @@ class SubsetFit:
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The rungs, smallest first.
+class SubsetFits:
+    """The subsets, smallest first.
 
     Attributes:
-        rungs: empty when ``reason`` says why.
-        held_out: batches of rows that no rung holds.
+        subset_fits: empty when ``reason`` says why.
+        held_out: batches of rows that no subset holds.
         factor: what the author's learning rate was multiplied by: at 1 the tiny subset was fitted.
-        steps: optimizer steps of each rung, about.
+        steps: optimizer steps on each subset, about.
         cut: what was left out for want of time or data; empty when nothing was.
-        reason: why there is no ladder.
+        reason: why no subset was trained.
     """
 
     subset_fits: tuple[SubsetFit, ...] = ()
@@ -105,13 +105,13 @@ class Plan:
     steps: int
 
 
-class SubsetScaling(Probe[Ladder]):
+class SubsetScaling(Probe[SubsetFits]):
     """Trains on 16, 64, 256 and 1024 fixed rows with the user's own loop, at equal steps."""
 
     probes = (TinyFitting,)
 
-    def measure(self, audit: Audit) -> Ladder:
-        """Train each rung from the initial state, at the rate at which the tiny subset did best.
+    def measure(self, audit: Audit) -> SubsetFits:
+        """Train each subset from the initial state, at the rate at which the tiny subset did best.
 
         Raises:
             UserCodeError: the user's code raised.
@@ -119,26 +119,26 @@ class SubsetScaling(Probe[Ladder]):
         """
         tiny = audit.probe(TinyFitting)
         if not tiny.known:
-            why = tiny.evaluation.unknown or "all targets are alike"
-            return Ladder(reason=f"how low the loss can go is not known, because {why}")
+            why = tiny.evaluation.unknown or "all targets are equal"
+            return SubsetFits(reason=f"the lowest possible loss is unknown, because {why}")
         seconds = min(_SECONDS, audit.clock.remaining / 3)
         plan = plan_for(tiny, seconds)
         if not plan.sizes:
-            return Ladder(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for it")
+            return SubsetFits(reason=f"a step takes {_step_seconds(tiny):.2g} s, too long for it")
         parts = _captured_parts(audit.loop, plan, tiny)
-        subset_fits = _climbed(tiny)
+        subset_fits = _already_fitted(tiny)
         for size in plan.sizes[len(subset_fits) :]:
             chosen = take_rows(parts, size)
             rows = sum(batches.size(part) for part in chosen)
-            # A rung that is hardly larger than the last one would say nothing.
+            # A subset that is hardly larger than the last one would say nothing.
             if subset_fits and rows < 1.5 * subset_fits[-1].rows:
                 break
-            subset_fit = _climb(audit, chosen, tiny.best_factor, plan.steps, seconds)
+            subset_fit = _fit_subset(audit, chosen, tiny.best_factor, plan.steps, seconds)
             if isinstance(subset_fit, str):
-                return Ladder(reason=subset_fit)
+                return SubsetFits(reason=subset_fit)
             subset_fits.append(subset_fit)
         used = len(take_rows(parts, subset_fits[-1].rows))
-        return Ladder(
+        return SubsetFits(
             subset_fits=tuple(subset_fits),
             held_out=tuple(parts[used : used + _HELD_OUT // plan.part]),
             factor=tiny.best_factor,
@@ -147,8 +147,8 @@ class SubsetScaling(Probe[Ladder]):
         )
 
 
-def _climbed(tiny: TinyFit) -> list[SubsetFit]:
-    """The first rung, where the tiny subset was fitted in as many steps as a rung has, or fewer."""
+def _already_fitted(tiny: TinyFit) -> list[SubsetFit]:
+    """The first subset, where FIT101 has fitted it in at most as many steps already."""
     bounds = tiny.evaluation.bounds
     if bounds is None or not tiny.fits(tiny.best) or tiny.best.steps > 2 * STEPS:
         return []
@@ -167,7 +167,7 @@ def plan_for(tiny: TinyFit, seconds: float) -> Plan:
     # Small steps cost the same for more rows, large ones in proportion: take the dearer.
     step = _step_seconds(tiny) * max(1.0, part / max(tiny.evaluation.rows, 1))
     wanted = max(STEPS, min(2 * STEPS, tiny.best.steps))
-    free = len(_climbed(tiny))
+    free = len(_already_fitted(tiny))
     for subset_fits in range(len(SIZES), 1, -1):
         steps = int(min(wanted, seconds / ((subset_fits - free) * step)))
         if steps >= _FEWEST_STEPS[subset_fits]:
@@ -176,7 +176,7 @@ def plan_for(tiny: TinyFit, seconds: float) -> Plan:
 
 
 def _captured_parts(loop: Loop, plan: Plan, tiny: TinyFit) -> list[Any]:
-    """Return batches of ``plan.part`` rows, enough for the largest rung and to hold some out."""
+    """Return batches of ``plan.part`` rows, enough for the largest subset and to hold some out."""
     size = sum(t.nbytes for _, t in batches.tensors(tiny.evaluation.parts))
     per_row = max(size / tiny.evaluation.rows, 1.0)
     wanted = int(min(plan.sizes[-1] + _HELD_OUT, max(_MOST_BYTES / per_row, 2 * SIZES[0])))
@@ -205,7 +205,7 @@ def take_rows(parts: Sequence[Any], rows: int) -> list[Any]:
     return list(parts[: rows // size])
 
 
-def _climb(
+def _fit_subset(
     audit: Audit, parts: list[Any], factor: float, steps: int, seconds: float
 ) -> SubsetFit | str:
     """Train on ``parts``; where there is nothing to learn from them, say why."""
@@ -217,8 +217,8 @@ def _climb(
         except UserCodeError as error:
             return f"the training cannot be run on {rows} fixed examples: {error}"
     if evaluation.bounds is None:
-        why = evaluation.unknown or "it is made in another way"
-        return f"how low the loss of {rows} examples can go is not known, because {why}"
+        why = evaluation.unknown or "it is computed in another way"
+        return f"the lowest possible loss of {rows} examples is unknown, because {why}"
     if not evaluation.bounds.informative:
         return f"the first {rows} examples all have the same target or the same input"
     with fixed_rows(audit.loop), constant_lr(audit.loop, factor):
@@ -232,8 +232,8 @@ def _climb(
         )
     if run.joined:
         return (
-            f"how low the loss of {rows} examples can go is not known, because a term that was "
-            "zero at first joins it in training"
+            f"the lowest possible loss of {rows} examples is unknown, because a loss term that was "
+            "zero at first becomes non-zero in training"
         )
     return SubsetFit(evaluation, run, evaluation.bounds)
 

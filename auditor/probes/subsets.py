@@ -32,7 +32,7 @@ CAUSES = (
 )  # fmt: skip
 """Checks whose failure explains that a few rows are not fitted."""
 
-DEAR = 0.02
+EXPENSIVE = 0.02
 """Seconds of a step from which on a known cause is not proved once more by its consequence."""
 
 _LOOK_AHEAD = 64
@@ -120,17 +120,17 @@ def tiny_fit(audit: Audit, *, second: bool = False) -> TinyFit:
         run = tiny_run(audit, tiny.evaluation, factor, limits)
         runs[factor] = run
         if run.joined:
-            unknown = "a term that was zero at first joins it in training"
+            unknown = "a loss term that was zero at first becomes non-zero in training"
             evaluation = dataclasses.replace(tiny.evaluation, bounds=None, unknown=unknown)
             tiny = dataclasses.replace(tiny, evaluation=evaluation)
-        if tiny.fits(run) or (is_dear(run) and not audit.broken.isdisjoint(CAUSES)):
+        if tiny.fits(run) or (is_expensive(run) and not audit.broken.isdisjoint(CAUSES)):
             break
     return dataclasses.replace(tiny, runs=runs, whole=chosen.whole)
 
 
-def is_dear(run: Run) -> bool:
-    """Whether its steps take :data:`DEAR` seconds or more."""
-    return run.seconds > DEAR * run.steps
+def is_expensive(run: Run) -> bool:
+    """Whether its steps take :data:`EXPENSIVE` seconds or more."""
+    return run.seconds > EXPENSIVE * run.steps
 
 
 def _too_slow(run: Run, tiny: TinyFit) -> bool:
@@ -201,10 +201,10 @@ def _look_twice(loop: Loop, chosen: Subset) -> TinyFit:
         fresh, shuffled = fresh or not same, shuffled or permuted
     constant = first.bounds.constant if shuffled and first.bounds else math.inf
     if fresh:
-        unknown = "its targets are drawn anew in every step"
+        unknown = "its targets change at random in every step"
         first = dataclasses.replace(first, bounds=None, unknown=unknown)
     elif _compares_rows(loop, chosen, first):
-        unknown = "it compares the rows of a batch with each other"
+        unknown = "the loss compares the rows of a batch with each other"
         first = dataclasses.replace(first, bounds=None, unknown=unknown)
     return TinyFit(first, chosen.whole, {}, noise, fresh, shuffled, constant)
 

@@ -118,7 +118,7 @@ def _observed(loop: Loop, part: Any) -> Observation:
 def _why_unknown(calls: tuple[LossCall, ...]) -> str:
     if not calls:
         return "the loss is composite or hand-written"
-    return f"the lowest value of {calls[0].kind} on these rows is not known"
+    return f"no lower bound of {calls[0].kind} is known"
 
 
 # --- from the model's output to the loss's input -----------------------------------------------

@@ -19,7 +19,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import without_dropout
 from nnaudit.measure.replicate import replicated
-from nnaudit.probes.subset_scaling import Ladder, SubsetFit, SubsetScaling
+from nnaudit.probes.subset_scaling import SubsetFit, SubsetFits, SubsetScaling
 from nnaudit.probes.subsets import TinyFitting, fixed_rows
 from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
 from nnaudit.targets import batch as batches
@@ -121,19 +121,19 @@ class Capacity(Check):
 
     def run(self, audit: Audit) -> Result:
         """Believe subsets that are fitted; compare networks where they are not."""
-        ladder = audit.probe(SubsetScaling)
-        if not ladder.subset_fits:
-            return self.inconclusive(f"The subset-size test was inconclusive: {ladder.reason}.")
-        top = ladder.subset_fits[-1]
+        scaling = audit.probe(SubsetScaling)
+        if not scaling.subset_fits:
+            return self.inconclusive(f"The subset-size test was inconclusive: {scaling.reason}.")
+        top = scaling.subset_fits[-1]
         said = f"it closed {percent(top.closed)} of the loss gap on {top.rows} examples ({GAP})"
         # A loss that still falls is believed; sooner where a closer look is expensive.
         cheap = top.run.seconds / max(top.run.steps, 1) < _CHEAP_STEP
         if top.fitted or (top.closed >= (0.8 if cheap else 0.5) and top.falling()):
             going = "" if top.fitted else ", and the loss is still falling"
             return self.passed(f"The network is large enough: {said}{going}.")
-        return self._suspicious(audit, ladder, top, said)
+        return self._suspicious(audit, scaling, top, said)
 
-    def _suspicious(self, audit: Audit, ladder: Ladder, top: SubsetFit, said: str) -> Result:
+    def _suspicious(self, audit: Audit, scaling: SubsetFits, top: SubsetFit, said: str) -> Result:
         if cause := self.cause(audit):
             return self.inconclusive(
                 f"Not judged, because {cause} has failed, which may be why {said}. Fix {cause} "
@@ -149,7 +149,7 @@ class Capacity(Check):
                 f"Not judged: in {top.run.steps} steps {said}, and comparing networks would take "
                 f"more than {seconds:.0f} s for each. Rerun on a faster device."
             )
-        rows = _rows_of(audit, ladder)
+        rows = _rows_of(audit, scaling)
         head = head_of(rows.train.output, rows.train.calls[0]) if rows else None
         if rows is None or head is None:
             return self.inconclusive(
@@ -280,9 +280,9 @@ class Capacity(Check):
         return bool(same) and _clear(own, same[0], swapped)
 
 
-def _rows_of(audit: Audit, ladder: Ladder) -> Rows | None:
+def _rows_of(audit: Audit, scaling: SubsetFits) -> Rows | None:
     """Up to 256 rows of FIT105's and as many others; a third is held out where data are few."""
-    parts = (*ladder.subset_fits[-1].evaluation.parts, *ladder.held_out)
+    parts = (*scaling.subset_fits[-1].evaluation.parts, *scaling.held_out)
     size = max(batches.size(parts[0]), 1)
     count = max(1, min(_ROWS // size, 2 * len(parts) // 3))
     with fixed_rows(audit.loop):

@@ -11,12 +11,12 @@ import torch
 
 from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import (
-    Told,
+    PredictionScore,
     classes_of,
-    told_of,
+    score_of,
     with_predictions,
 )
-from nnaudit.checks.fit.stream import Standing, curve_of_run, standard_error
+from nnaudit.checks.fit.stream import FinalLoss, curve_of_run, standard_error
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.measure.held_out import HeldOut, held_out_run
@@ -39,15 +39,15 @@ _COLUMNS = 64
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Trial:
     """One training: how well the network then predicts the rows it was trained on, and others.
 
     ``memorised`` says whether it learnt enough of the former for the latter to mean anything.
     """
 
     where: str
-    learnt: Told
-    unseen: Told
+    learnt: PredictionScore
+    unseen: PredictionScore
     memorised: bool
 
     @property
@@ -109,17 +109,17 @@ class InputDependence(Check):
         if training.broke is not None:
             return self.inconclusive("The loss of the run became NaN or infinite: see FIT104.")
         last = training.moments[-1]
-        told = told_of(last.val.calls)
-        if told is not None and told.z > _SURE:
+        score = score_of(last.val.calls)
+        if score is not None and score.z > _SURE:
             return self.passed(
                 f"After {len(training.losses)} steps, unseen validation examples are predicted "
-                f"better than by chance: {told}.",
+                f"better than by chance: {score}.",
                 **details,
             )
         early = _first_epoch(training)
         if early:
             return self.passed(early, **details)
-        learnt = told_of(last.fixed.calls)
+        learnt = score_of(last.fixed.calls)
         if learnt is None:
             return self.inconclusive(
                 "The loss is composite or hand-written: predictions and targets cannot be read "
@@ -133,18 +133,18 @@ class InputDependence(Check):
                 f"examples themselves to judge by others: {learnt}.",
                 **details,
             )
-        first = None if told is None else Evidence("validation examples", learnt, told, True)
+        first = None if score is None else Trial("validation examples", learnt, score, True)
         return self._suspicious(audit, first, details)
 
-    def _suspicious(self, audit: Audit, first: Evidence | None, details: dict[str, Any]) -> Result:
-        """Try again on held-out rows of the stream, until one of the tries clears the program."""
-        tries = [] if first is None else [first]
+    def _suspicious(self, audit: Audit, first: Trial | None, details: dict[str, Any]) -> Result:
+        """Try again on held-out rows of the stream, until one of the trials clears the program."""
+        trials = [] if first is None else [first]
         if first is not None and not first.suspicious:
             return self._unclear(first, details)
         run: HeldOut | None = None
-        for fresh in (False, True)[len(tries) :]:
+        for fresh in (False, True)[len(trials) :]:
             run = _held_out(audit, fresh=fresh)
-            found = None if run is None else _evidence_of(run)
+            found = None if run is None else _trial_of(run)
             if run is None or found is None:
                 return self.inconclusive(
                     "The training examples were learnt, but there are too few held-out examples "
@@ -153,30 +153,31 @@ class InputDependence(Check):
                 )
             if not found.suspicious:
                 return self._unclear(found, details)
-            tries.append(found)
+            trials.append(found)
         assert run is not None
-        return self._nothing_told(audit, tries, run, details)
+        return self._nothing_told(audit, trials, run, details)
 
-    def _unclear(self, found: Evidence, details: dict[str, Any]) -> Result:
-        said = f"After training, {found.where} are predicted with {found.unseen}"
+    def _unclear(self, found: Trial, details: dict[str, Any]) -> Result:
+        said = f"After training, on {found.where}: {found.unseen}"
         if found.unseen.z > _SURE:
             return self.passed(f"{said}.", **details)
         return self.inconclusive(
-            f"{said}, training examples with {found.learnt}: too little to decide.", **details
+            f"{said}; on training examples: {found.learnt}. That is too little to decide.",
+            **details,
         )
 
     def _nothing_told(
-        self, audit: Audit, tries: list[Evidence], run: HeldOut, details: dict[str, Any]
+        self, audit: Audit, trials: list[Trial], run: HeldOut, details: dict[str, Any]
     ) -> Result:
-        last = tries[-1]
+        last = trials[-1]
         kind, plain = _reference(audit, run)
         said = (
             f"The network learnt its training examples ({last.learnt}), but predicts "
-            f"{tries[0].where} no better than chance: {tries[0].unseen}; in another run "
+            f"{trials[0].where} no better than chance: {trials[0].unseen}; in another run "
             f"{last.where}: {last.unseen}"
         )
         details = {
-            "evidence": (_table(tries, kind, plain), *details["evidence"]),
+            "evidence": (_table(trials, kind, plain), *details["evidence"]),
             "measured": str(last.unseen),
             "threshold": f"{100 * _WORTH:.0f}% of the way from chance to all correct",
             "location": audit.loop.locate("train_loader"),
@@ -220,7 +221,7 @@ def memorises(training: Training) -> bool:
     seen_before = len(training.losses) - len(training.last())
     if len(training.epoch_starts) < 2 or training.epoch_starts[1] > seen_before:
         return False
-    return Standing.of(training).below
+    return FinalLoss.of(training).below
 
 
 def _held_out(audit: Audit, *, fresh: bool) -> HeldOut | None:
@@ -231,13 +232,13 @@ def _held_out(audit: Audit, *, fresh: bool) -> HeldOut | None:
         return held_out_run(other)
 
 
-def _evidence_of(run: HeldOut) -> Evidence | None:
+def _trial_of(run: HeldOut) -> Trial | None:
     """Compare; None where the two sets of rows are not of the same classes."""
-    learnt, unseen = told_of(run.on_trained.calls), told_of(run.on_unseen.calls)
+    learnt, unseen = score_of(run.on_trained.calls), score_of(run.on_unseen.calls)
     if learnt is None or unseen is None or _shifted(run):
         return None
     memorised = learnt.share >= _LEARNT and learnt.z > _SURE
-    return Evidence("held-out examples", learnt, unseen, memorised)
+    return Trial("held-out examples", learnt, unseen, memorised)
 
 
 def _shifted(run: HeldOut) -> bool:
@@ -253,7 +254,7 @@ def _shifted(run: HeldOut) -> bool:
     return total_variation(*shares) > 0.25
 
 
-def _reference(audit: Audit, run: HeldOut) -> tuple[str, Told | None]:
+def _reference(audit: Audit, run: HeldOut) -> tuple[str, PredictionScore | None]:
     """Train a plain network on the same rows; return its kind and how it predicts the others."""
     trained, unseen = evaluate_rows(audit.loop, run.trained), evaluate_rows(audit.loop, run.unseen)
     network = reference_for(trained, seed=audit.seed)
@@ -277,12 +278,12 @@ def _reference(audit: Audit, run: HeldOut) -> tuple[str, Told | None]:
             predicted = [network(inputs_of(unseen, part)) for part in range(len(unseen.parts))]
     except RuntimeError:  # shapes that differ from batch to batch
         return "", None
-    return network.kind, told_of(
+    return network.kind, score_of(
         [with_predictions(call, made) for call, made in zip(unseen.calls, predicted, strict=True)]
     )
 
 
-def _why_weak(audit: Audit, run: HeldOut, found: Evidence, plain: Told | None) -> str:
+def _why_weak(audit: Audit, run: HeldOut, found: Trial, plain: PredictionScore | None) -> str:
     """Say why predictions no better than chance prove no fault; empty where they do."""
     if plain is None:
         return "no reference network could be tried on these examples"
@@ -314,9 +315,9 @@ def _made_up(audit: Audit, run: HeldOut) -> bool:
     return found.sd > 0.0 and found.z < _SURE
 
 
-def _table(tries: list[Evidence], kind: str, plain: Told | None) -> Table:
-    rows = [(f"run {i + 1}, training examples", str(t.learnt)) for i, t in enumerate(tries)]
-    rows += [(f"run {i + 1}, {t.where}", str(t.unseen)) for i, t in enumerate(tries)]
+def _table(trials: list[Trial], kind: str, plain: PredictionScore | None) -> Table:
+    rows = [(f"run {i + 1}, training examples", str(t.learnt)) for i, t in enumerate(trials)]
+    rows += [(f"run {i + 1}, {t.where}", str(t.unseen)) for i, t in enumerate(trials)]
     if plain is not None:
         rows.append((f"{kind}, held-out examples", str(plain)))
     title = "How well the examples are predicted"

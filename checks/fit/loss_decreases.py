@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.stream import FEWEST, Standing, curve_of_run, on_its_way
+from nnaudit.checks.fit.stream import FEWEST, FinalLoss, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.training_run import Training, TrainingRun
@@ -58,12 +58,12 @@ class LossDecreases(Check):
         finite = [loss for loss in training.losses if math.isfinite(loss)]
         if len(finite) < len(training.losses):
             return self.inconclusive("Some losses of the run are NaN or infinite: see FIT104.")
-        standing = Standing.of(training)
-        details: dict[str, Any] = {"evidence": (curve_of_run(training), standing.numbers())}
-        said = f"Loss {standing.start:.4g} to {standing.mean:.4g} in {len(training.losses)} steps"
-        if math.isnan(standing.constant):
-            return self._without_constant(training, standing, said, details)
-        said = f"{said} (best constant prediction: {standing.constant:.4g})"
+        final = FinalLoss.of(training)
+        details: dict[str, Any] = {"evidence": (curve_of_run(training), final.numbers())}
+        said = f"Loss {final.start:.4g} to {final.mean:.4g} in {len(training.losses)} steps"
+        if math.isnan(final.constant):
+            return self._without_constant(training, final, said, details)
+        said = f"{said} (best constant prediction: {final.constant:.4g})"
         if _all_alike(training):
             return self.warned(
                 f"All targets of {len(training.calls)} batches are the same, so there is nothing "
@@ -73,15 +73,15 @@ class LossDecreases(Check):
                 fix="check how the dataset makes its targets: print(torch.unique(y))",
                 **details,
             )
-        if standing.below:
+        if final.below:
             return self.passed(f"{said}.", **details)
-        return self._not_below(audit, training, standing, said, details)
+        return self._not_below(audit, training, final, said, details)
 
     def _without_constant(
-        self, training: Training, standing: Standing, said: str, details: dict[str, Any]
+        self, training: Training, final: FinalLoss, said: str, details: dict[str, Any]
     ) -> Result:
         unknown = "The loss of a constant prediction is unknown, because yours is composite"
-        if standing.fell and len(training.losses) >= FEWEST:
+        if final.fell and len(training.losses) >= FEWEST:
             return self.passed(f"{said}. {unknown}.", **details)
         return self.inconclusive(f"{said}: not clearly falling. {unknown}.", **details)
 
@@ -89,28 +89,28 @@ class LossDecreases(Check):
         self,
         audit: Audit,
         training: Training,
-        standing: Standing,
+        final: FinalLoss,
         said: str,
         details: dict[str, Any],
     ) -> Result:
         evaluated = _in_eval_mode(training)
-        if evaluated < standing.constant - 0.02 * abs(standing.constant):
+        if evaluated < final.constant - 0.02 * abs(final.constant):
             return self.passed(f"{said}; in eval mode {evaluated:.4g}, below it.", **details)
         if on_its_way(training):
             return self.inconclusive(f"{said}; it is still falling.", **details)
         if len(training.losses) < _LONG:
             return self.inconclusive(f"{said}; {_LONG} steps are needed for a verdict.", **details)
-        if not standing.moved:
+        if not final.moved:
             return self.noted(
                 f"{said}: it has hardly moved. See STEP109 for the learning rate.",
                 **details,
             )
-        if standing.above and not evaluated < standing.constant:
+        if final.above and not evaluated < final.constant:
             return self.warned(
                 f"{said}: it has stopped falling, and a network that ignores its inputs would do "
                 "better.",
-                measured=f"{standing.mean:.4g}",
-                threshold=f"below {standing.constant:.4g}",
+                measured=f"{final.mean:.4g}",
+                threshold=f"below {final.constant:.4g}",
                 location=audit.loop.locate("optimizer"),
                 fix=f"lower the learning rate tenfold, to {max(training.rates) / 10:.2g}; if that "
                 "changes nothing, print one batch with its targets and compute its loss by hand",

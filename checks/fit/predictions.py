@@ -18,7 +18,7 @@ _Z = 3.72
 
 
 @dataclass(frozen=True)
-class Told:
+class PredictionScore:
     """How well the predictions agree with the targets: 0 by chance, 1 perfectly.
 
     For classes the share of right answers, chance taken off (Cohen's kappa); for quantities and
@@ -43,11 +43,11 @@ class Told:
 
     def __str__(self) -> str:
         if self.classes:
-            return f"{100 * self.right:.0f}% correct (chance: {100 * self.chance:.0f}%)"
+            return f"{100 * self.right:.0f}% correct, chance {100 * self.chance:.0f}%"
         return f"correlation {self.share:.2f} with the targets"
 
 
-def told_of(calls: Sequence[LossCall]) -> Told | None:
+def score_of(calls: Sequence[LossCall]) -> PredictionScore | None:
     """Compare the inputs of ``calls``, the predictions, with their targets; None if impossible."""
     if not calls or len({call.kind for call in calls}) > 1 or calls[0].input.ndim == 0:
         return None
@@ -58,7 +58,7 @@ def told_of(calls: Sequence[LossCall]) -> Told | None:
     return _of_quantities(calls, rows)
 
 
-def _of_classes(predicted: Tensor, wanted: Tensor, rows: int) -> Told:
+def _of_classes(predicted: Tensor, wanted: Tensor, rows: int) -> PredictionScore:
     count = int(max(predicted.max(), wanted.max())) + 1
     said, given = (
         torch.bincount(t, minlength=count).double() / len(t) for t in (predicted, wanted)
@@ -68,7 +68,7 @@ def _of_classes(predicted: Tensor, wanted: Tensor, rows: int) -> Told:
     room = max(1 - chance, 1e-12)
     deviation = math.sqrt(max(chance * room, 1e-12) / rows)
     most = clopper_pearson(round(right * rows), rows, 1 - 2 * ALPHA)[1]
-    return Told(
+    return PredictionScore(
         rows=rows,
         share=(right - chance) / room,
         z=(right - chance) / deviation,
@@ -79,7 +79,7 @@ def _of_classes(predicted: Tensor, wanted: Tensor, rows: int) -> Told:
     )
 
 
-def _of_quantities(calls: Sequence[LossCall], rows: int) -> Told | None:
+def _of_quantities(calls: Sequence[LossCall], rows: int) -> PredictionScore | None:
     try:
         x = torch.cat([call.input for call in calls]).double().reshape(rows, -1)
         y = torch.cat([call.target[: len(call.input)] for call in calls]).double()
@@ -96,7 +96,7 @@ def _of_quantities(calls: Sequence[LossCall], rows: int) -> Told | None:
         share = float((x * y).sum()) / scale if scale > 0 else 0.0
     bounded = min(max(share, -0.999999), 0.999999)
     upper = math.tanh(math.atanh(bounded) + _Z / math.sqrt(max(rows - 3, 1)))
-    return Told(rows, share, share * math.sqrt(rows), upper)
+    return PredictionScore(rows, share, share * math.sqrt(rows), upper)
 
 
 def classes_of(calls: Sequence[LossCall]) -> tuple[Tensor | None, Tensor | None]:

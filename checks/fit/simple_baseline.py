@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.predictions import Told, told_of
-from nnaudit.checks.fit.stream import FEWEST, Standing, curve_of_run, on_its_way
+from nnaudit.checks.fit.predictions import PredictionScore, score_of
+from nnaudit.checks.fit.runs import capital
+from nnaudit.checks.fit.stream import FEWEST, FinalLoss, curve_of_run, on_its_way
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
@@ -38,7 +39,7 @@ class Baseline:
     """A simple network after as many steps, and how well it predicts the validation rows."""
 
     kind: str
-    told: Told
+    score: PredictionScore
     steps: int
 
 
@@ -83,7 +84,7 @@ class SimpleBaseline(Check):
     def run(self, audit: Audit) -> Result:
         """Compare where there is something to gain."""
         training = audit.probe(TrainingRun)
-        own = told_of(training.moments[-1].val.calls)
+        own = score_of(training.moments[-1].val.calls)
         if training.broke is not None or own is None:
             return self.inconclusive(
                 "Not judged: the predictions on the validation set cannot be compared with its "
@@ -103,19 +104,19 @@ class SimpleBaseline(Check):
             few = f"{steps} steps are too few to compare your network with a simple one: {own}."
             made = "No simple network could be built for these inputs."
             return self.inconclusive(few if steps < FEWEST else made, **details)
-        best = max(candidates, key=lambda baseline: baseline.told.share)
+        best = max(candidates, key=lambda baseline: baseline.score.share)
         details["evidence"] = (_table(own, steps, candidates), *details["evidence"])
         said = (
-            f"After {steps} steps your network predicts the validation set with {own}; {best.kind} "
-            f"trained on the same batches reaches {best.told}"
+            f"After {steps} steps, on the validation set: {own}. {capital(best.kind)} trained on "
+            f"the same batches: {best.score}"
         )
-        if not _ahead(own, best.told):
+        if not _ahead(own, best.score):
             return self.passed(f"{said}.", **details)
-        if _unsettled(training) and not _falls_short(training, own, best.told):
+        if _unsettled(training) and not _falls_short(training, own, best.score):
             return self.noted(f"{said}. Your loss is still falling or has hardly moved.", **details)
         return self.warned(
             f"{said}.",
-            measured=f"{100 * (best.told.share - own.share):.0f} points of 100 behind",
+            measured=f"{100 * (best.score.share - own.share):.0f} points of 100 behind",
             threshold=f"{100 * _MARGIN:.0f} points",
             location=audit.loop.locate("model"),
             fix=f"begin with {best.kind}, and find out what keeps yours from learning: check the "
@@ -126,29 +127,29 @@ class SimpleBaseline(Check):
 
 def _unsettled(training: Training) -> bool:
     """Whether the loss is falling still, or has hardly moved: a small learning rate."""
-    return on_its_way(training) or not Standing.of(training).moved
+    return on_its_way(training) or not FinalLoss.of(training).moved
 
 
-def _falls_short(training: Training, own: Told, other: Told) -> bool:
+def _falls_short(training: Training, own: PredictionScore, other: PredictionScore) -> bool:
     """Whether it has begun to learn, but its validation score will not reach the other's in time.
 
     The score is extrapolated from the last two evaluations, the second of which came after three
     times as many steps, to nine times as many steps.
     """
-    before = told_of(training.moments[-2].val.calls) if len(training.moments) > 1 else None
+    before = score_of(training.moments[-2].val.calls) if len(training.moments) > 1 else None
     if before is None or own.share < _BEGUN:
         return False
     return other.share - (own.share + 2 * (own.share - before.share)) > _MARGIN
 
 
-def _ahead(own: Told, other: Told) -> bool:
+def _ahead(own: PredictionScore, other: PredictionScore) -> bool:
     """Whether the other is better by the margin and by four standard errors of the difference."""
     gain = other.share - own.share
     if own.classes:
-        spread = sum(told.right * (1 - told.right) for told in (own, other))
+        spread = sum(score.right * (1 - score.right) for score in (own, other))
         error = math.sqrt(max(spread, 1e-12) / own.rows) / max(1 - own.chance, 1e-12)
     else:
-        error = math.sqrt(sum((1 - told.share**2) ** 2 for told in (own, other)) / own.rows)
+        error = math.sqrt(sum((1 - score.share**2) ** 2 for score in (own, other)) / own.rows)
     return gain > max(_MARGIN, 4 * error)
 
 
@@ -176,9 +177,9 @@ def _baselines(audit: Audit, training: Training) -> list[Baseline]:
     try:
         steps = _train(audit, networks, len(training.losses))
         return [
-            Baseline(network.kind, told, steps)
+            Baseline(network.kind, score, steps)
             for network in networks
-            if (told := _predicted_by(network, unseen)) is not None
+            if (score := _predicted_by(network, unseen)) is not None
         ]
     except (RuntimeError, ValueError):  # inputs that differ from batch to batch
         return []
@@ -229,7 +230,7 @@ def _train(audit: Audit, networks: list[Reference], steps: int) -> int:
     return done
 
 
-def _predicted_by(network: Reference, unseen: list[_Pair]) -> Told | None:
+def _predicted_by(network: Reference, unseen: list[_Pair]) -> PredictionScore | None:
     calls = []
     with torch.no_grad():
         for inputs, call in unseen:
@@ -237,12 +238,12 @@ def _predicted_by(network: Reference, unseen: list[_Pair]) -> Told | None:
             calls.append(
                 LossCall(call.kind, call.function, {**call.arguments, "input": made}, None)
             )
-    return told_of(calls)
+    return score_of(calls)
 
 
-def _table(own: Told, steps: int, candidates: list[Baseline]) -> Table:
+def _table(own: PredictionScore, steps: int, candidates: list[Baseline]) -> Table:
     rows = [("your network", steps, str(own), own.share)]
-    rows += [(each.kind, each.steps, str(each.told), each.told.share) for each in candidates]
+    rows += [(each.kind, each.steps, str(each.score), each.score.share) for each in candidates]
     return Table(
         title="How well the validation set is predicted",
         columns=("network", "steps", "predicted", "share of the way from chance to all correct"),

@@ -19,7 +19,7 @@ _POINTS = 150
 
 
 @dataclass(frozen=True)
-class Standing:
+class FinalLoss:
     """The last third of the run compared with the best constant.
 
     Attributes:
@@ -38,7 +38,7 @@ class Standing:
     began: float = math.nan
 
     @classmethod
-    def of(cls, training: Training) -> Standing:
+    def of(cls, training: Training) -> FinalLoss:
         """Read it off a run."""
         last = training.last()
         start, error = statistics.median(training.losses[:5]), standard_error(last)

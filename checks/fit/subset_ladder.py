@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.runs import GAP, percent, series_of, trainable_layers
+from nnaudit.checks.fit.runs import GAP, capital, percent, series_of, trainable_layers
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.subset_scaling import Ladder, SubsetFit, SubsetScaling
+from nnaudit.probes.subset_scaling import SubsetFit, SubsetFits, SubsetScaling
 from nnaudit.probes.subsets import TinyFitting
 from nnaudit.report import Curve, Evidence, Kind, Result, Series, Table
 
@@ -50,45 +50,47 @@ class SubsetLadderFit(Check):
 
     def run(self, audit: Audit) -> Result:
         """Say where fitting stops."""
-        ladder = audit.probe(SubsetScaling)
-        if not ladder.subset_fits:
-            return self.inconclusive(f"The subset-size test was inconclusive: {ladder.reason}.")
-        evidence = ladder_evidence(ladder)
-        cut = f". Note: {ladder.cut}" if ladder.cut else ""
+        scaling = audit.probe(SubsetScaling)
+        if not scaling.subset_fits:
+            return self.inconclusive(f"The subset-size test was inconclusive: {scaling.reason}.")
+        evidence = _evidence(scaling)
+        cut = f". Note: {scaling.cut}" if scaling.cut else ""
         limit = next(
-            (subset_fit for subset_fit in ladder.subset_fits if not subset_fit.fitted), None
+            (subset_fit for subset_fit in scaling.subset_fits if not subset_fit.fitted), None
         )
         closed = ", ".join(
-            f"{_closed(subset_fit)} on {subset_fit.rows}" for subset_fit in ladder.subset_fits
+            f"{_closed(subset_fit)} on {subset_fit.rows}" for subset_fit in scaling.subset_fits
         )
-        said = f"share of the loss gap closed in {ladder.steps} steps: {closed} ({GAP})"
+        said = f"share of the loss gap closed in {scaling.steps} steps: {closed} ({GAP})"
         if limit is None:
-            top = ladder.subset_fits[-1].rows
+            top = scaling.subset_fits[-1].rows
             return self.passed(
-                f"All subsets up to {top} examples were fitted; {said}{cut}.", evidence=evidence
+                f"All subsets up to {top} examples were fitted. {capital(said)}{cut}.",
+                evidence=evidence,
             )
         if limit.falling() or limit.run.cut:
             return self.passed(
-                f"The loss on {limit.rows} examples is still falling; {said}{cut}.",
+                f"The loss on {limit.rows} examples is still falling. {capital(said)}{cut}.",
                 evidence=evidence,
             )
-        return self._stopped(audit, ladder, limit, f"{said}{cut}")
+        return self._stopped(audit, scaling, limit, f"{said}{cut}")
 
-    def _stopped(self, audit: Audit, ladder: Ladder, limit: SubsetFit, said: str) -> Result:
-        evidence = ladder_evidence(ladder)
+    def _stopped(self, audit: Audit, scaling: SubsetFits, limit: SubsetFit, said: str) -> Result:
+        evidence = _evidence(scaling)
         where = f"The network cannot fit {limit.rows} examples"
         tiny = audit.probe(TinyFitting)
         if not tiny.fits(tiny.best):
-            return self.noted(f"{where}, see FIT101; {said}.", evidence=evidence)
-        if ladder.steps < _ENOUGH:
+            return self.noted(f"{where}, see FIT101. {capital(said)}.", evidence=evidence)
+        if scaling.steps < _ENOUGH:
             return self.inconclusive(
-                f"{where} in {ladder.steps} steps, too few for a verdict (steps are slow); {said}.",
+                f"{where} in {scaling.steps} steps, too few for a verdict (steps are slow). "
+                f"{capital(said)}.",
                 evidence=evidence,
             )
         small = limit.rows <= FEW and trainable_layers(audit.loop.model) > 1
         if small and not limit.bounds.reconstruction and limit.closed < 0.7:
             return self.warned(
-                f"{where}, and the loss has stopped falling; {said}.",
+                f"{where}, and the loss has stopped falling. {capital(said)}.",
                 measured=f"{_closed(limit)} on {limit.rows} examples",
                 threshold="90% on 64 examples",
                 evidence=evidence,
@@ -96,12 +98,12 @@ class SubsetLadderFit(Check):
                 fix="make the hidden layers wider (see FIT106), or change the learning rate (see "
                 "FIT101)",
             )
-        return self.noted(f"{where}; {said}.", evidence=evidence)
+        return self.noted(f"{where}. {capital(said)}.", evidence=evidence)
 
 
-def ladder_evidence(ladder: Ladder) -> tuple[Evidence, ...]:
+def _evidence(scaling: SubsetFits) -> tuple[Evidence, ...]:
     """Draw and list how far each subset was fitted."""
-    subset_fits = ladder.subset_fits
+    subset_fits = scaling.subset_fits
     rows = tuple(float(subset_fit.rows) for subset_fit in subset_fits)
     closed = tuple(min(max(subset_fit.closed, -1.0), 1.0) for subset_fit in subset_fits)
     return (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nnaudit.checks.base import Check
-from nnaudit.checks.fit.predictions import told_of
+from nnaudit.checks.fit.predictions import score_of
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
@@ -89,9 +89,9 @@ class TargetLeak(Check):
         column = column_of(*training_columns(audit))
         if column is not None:
             return self._found(audit, column)
-        told = told_of(training.moments[-1].val.calls or training.moments[-1].fixed.calls)
-        if told is None or told.share < _GOOD:
-            said = "not comparable with the targets" if told is None else str(told)
+        score = score_of(training.moments[-1].val.calls or training.moments[-1].fixed.calls)
+        if score is None or score.share < _GOOD:
+            said = "not comparable with the targets" if score is None else str(score)
             return self.passed(
                 "No input element holds the target, and the predictions are not good enough to "
                 f"suspect a leak: {said}."

@@ -29,7 +29,7 @@ from nnaudit.probes.subsets import (
     TinyFitting,
     adam_run,
     fixed_rows,
-    is_dear,
+    is_expensive,
     tiny_fit,
 )
 from nnaudit.report import Evidence, Kind, Numbers, Result
@@ -107,7 +107,7 @@ class TinySubsetOverfit(Check):
         if tiny.fits(tiny.best):
             return self._fitted(audit, tiny)
         cause = self.cause(audit)
-        if cause and is_dear(tiny.best):
+        if cause and is_expensive(tiny.best):
             return self._explained(tiny, cause)
         return self._suspicious(audit, tiny)
 

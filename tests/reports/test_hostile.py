@@ -65,7 +65,7 @@ class Tags(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: set[str] = set()
-        self.split_batch(html)
+        self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)

@@ -33,7 +33,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
         self.tags, self.open, self.texts, self.headings = [], [], [], []
-        self.split_batch(html)
+        self.feed(html)
         self.close()
         assert self.open == []
 

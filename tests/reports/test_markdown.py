@@ -128,7 +128,7 @@ def test_long_tables_and_many_curves_are_cut(make_report, make_result):
     result = make_result(status=Status.FAIL, evidence=(curve, table))
     text = render([make_report(result)], Options())
     assert "and 3 curves more" in text
-    assert "... 28 rows more" in text
+    assert "... 28 more rows" in text
 
 
 def test_several_targets_have_a_verdict_on_all(make_report, make_result):

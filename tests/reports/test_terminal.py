@@ -71,7 +71,7 @@ def test_verbose_shows_everything(realistic):
     for needed in (
         "lowest sum",
         "class 3",
-        "12 pictures",
+        "12 images",
         "Weights of fc",
         "1,199,882",
         "torchvision",
@@ -153,4 +153,6 @@ def test_several_targets_end_with_a_verdict_on_all(make_report, make_result):
 def test_a_long_table_is_cut(make_report, make_result):
     table = Table(title="t", columns=("n",), rows=tuple((i,) for i in range(100)))
     report = make_report(make_result(evidence=(table,)))
-    assert "... 80 rows more in the JSON" in render([report], Options(verbosity=Verbosity.VERBOSE))
+    assert "... 80 more rows in the JSON report" in render(
+        [report], Options(verbosity=Verbosity.VERBOSE)
+    )

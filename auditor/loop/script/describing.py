@@ -83,7 +83,9 @@ def _train_loader(loop: Loop, run: Run) -> Part:
             disables=("checks that give the script a batch",),
             location=run.training_at,
         )
-    description = "none: the script draws its batches itself, and they are replaced at the model"
+    description = (
+        "none: the script draws its batches itself; nnaudit replaces them at the model's input"
+    )
     return _part(loop, "train_loader", description)
 
 

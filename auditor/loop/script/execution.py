@@ -69,7 +69,7 @@ class Execution:
             if ended is not None and not self.run.handed_over:
                 # Taking hold of the script failed, inside its own loop: nobody waits for it.
                 name = self.session.path.name
-                raise ended.error or TargetError(f"{name} went on when its training was taken over")
+                raise ended.error or TargetError(f"{name} kept running after nnaudit took control")
             while ended is not None and self._wait_after(ended):
                 _, ended = self._once()
         finally:
@@ -123,7 +123,9 @@ class Execution:
         """
         found = training_of(module, self.session.path, self.session.device)
         if found is None:
-            raise TargetError(f"{self.session.path.name} hands over other objects each time")
+            raise TargetError(
+                f"{self.session.path.name} does not define the same objects every time"
+            )
         start, self.session.trainer = found
         start()
 
@@ -159,7 +161,7 @@ class Execution:
         if run.rerun is not None:
             # It was executed again and did not get as far as the first time.
             self._dead = EndedError(
-                f"{self.session.path.name} could not be taken up again after it ended"
+                f"{self.session.path.name} could not be restarted after it ended"
             )
             order: StepRequest | None = run.rerun.order
             run.rerun = None

@@ -147,7 +147,7 @@ class ScriptSteps:
         calls = self._calls_of(order)
         if not calls:
             name = type(self.model).__name__
-            raise EndedError(f"the script has gone on to something in which {name} is not called")
+            raise EndedError(f"the script has moved on to code that does not call {name}")
         return calls[0]
 
     def exit_of(self, order: StepRequest) -> Call | None:

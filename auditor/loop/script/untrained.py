@@ -15,7 +15,7 @@ def untrained(discovery: Discovery, error: BaseException | None) -> Exception:
     if isinstance(error, NnauditError):
         return error
     if error is not None:
-        reads = ", which reads input that an audit has not: pass arguments"
+        reads = ", which reads standard input: pass arguments instead"
         ahead = "its second batch" if discovery.steps else "its first optimizer step"
         ahead = "the training loop to audit" if discovery.passing_by else ahead
         when = reads if isinstance(error, EOFError) else f", before {ahead}"
@@ -26,7 +26,7 @@ def untrained(discovery: Discovery, error: BaseException | None) -> Exception:
 def _exited(name: str, error: SystemExit, usage: str) -> TargetError:
     said = f" ({usage.splitlines()[-1]})" if usage else ""
     code = error.code
-    ended_so = f"exit code {code}" if isinstance(code, int) else f"the words {code!r}"
+    ended_so = f"exit code {code}" if isinstance(code, int) else f"the message {code!r}"
     failure = TargetError(
         f"{name} ended with {ended_so:.200} before it trained{said}: "
         "pass its own arguments after --"
@@ -39,24 +39,24 @@ def _exited(name: str, error: SystemExit, usage: str) -> TargetError:
 def _why(discovery: Discovery) -> str:
     wanted, loops, steps = discovery.session.loop, discovery.phases.number, discovery.steps
     if wanted is not None and loops < wanted:
-        return f"comes to {count(loops, 'training loop')}: --loop {wanted} names none"
+        return f"has only {count(loops, 'training loop')}: --loop {wanted} does not exist"
     if steps > 1 and not discovery.calls_networks:
         return (
-            f"took {steps} optimizer steps without calling a network: nnaudit audits "
-            "what an nn.Module holds and computes"
+            f"took {steps} optimizer steps without calling an nn.Module, and nnaudit audits "
+            "networks only"
         )
     if steps:
         return (
-            f"ended after {steps} optimizer step(s): nnaudit takes hold of a loop when "
-            "it asks for the next batch, so let it train on two batches or more"
+            f"ended after {count(steps, 'optimizer step')}: nnaudit takes control of a loop when "
+            "it asks for its next batch, so let it train on two batches or more"
         )
     if discovery.backwards:
         return (
-            f"ended without an optimizer step, though it called backward() {discovery.backwards} "
-            "time(s): nnaudit takes hold of training by the step of a torch optimizer, so let "
-            "one update the weights"
+            "ended without an optimizer step, although it called backward() "
+            f"{count(discovery.backwards, 'time')}: nnaudit needs a torch optimizer that updates "
+            "the weights"
         )
     return (
-        "ended without an optimizer step: pass the arguments that make it train after --, and "
-        "mind that training in child processes is not seen"
+        "ended without an optimizer step: pass the arguments that make it train after --; "
+        "training in child processes is not seen"
     )

@@ -119,13 +119,16 @@ def test_a_missing_argument_is_reported_with_the_usage(drive: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("import sys\nsys.exit('set DATA first')", "ended with the words 'set DATA first' before"),
+        (
+            "import sys\nsys.exit('set DATA first')",
+            "ended with the message 'set DATA first' before",
+        ),
         ("import sys\nsys.exit()", "ended without an optimizer step"),
         (
             "import torch\nw = torch.zeros(1, requires_grad=True)\n"
             "o = torch.optim.SGD([w], lr=1.0)\n"
             "for _ in range(3):\n    w.sum().backward()\n    o.step()\n",
-            "took 3 optimizer steps without calling a network",
+            "took 3 optimizer steps without calling an nn.Module",
         ),
     ],
 )
@@ -138,7 +141,7 @@ def test_a_script_that_asks_for_input_is_told_that_there_is_none(
     drive: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    with pytest.raises(UserCodeError, match=r"EOFError.*reads input that an audit has not"):
+    with pytest.raises(UserCodeError, match=r"EOFError.*reads standard input"):
         drive("folder = input('data? ')")
 
 

@@ -175,7 +175,7 @@ def test_what_the_first_loop_learnt_is_there_in_the_second(drive: Any) -> None:
 
 
 def test_a_loop_that_there_is_not_is_said_to_be_missing(drive: Any) -> None:
-    with pytest.raises(TargetError, match=r"comes to 2 training loops: --loop 3 names none"):
+    with pytest.raises(TargetError, match=r"has only 2 training loops: --loop 3 does not exist"):
         drive(HEAD + PRETRAINING + TRAINING, 3, steps)
 
 

@@ -151,5 +151,5 @@ try:
 except Exception:
     pass
 """
-    with pytest.raises(TargetError, match="went on when its training was taken over"):
+    with pytest.raises(TargetError, match="kept running after nnaudit took control"):
         drive(text, steps)

@@ -14,7 +14,7 @@ X = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
 
 
-def ladder_of(rows, batch_size=64):
+def scaling_of(rows, batch_size=64):
     target = Target(
         lambda: nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)),
         lambda: DataLoader(TensorDataset(X[:rows], Y[:rows]), batch_size, shuffle=True),
@@ -25,20 +25,20 @@ def ladder_of(rows, batch_size=64):
     return Audit(loop).probe(SubsetScaling), loop
 
 
-def test_rungs_grow_as_far_as_the_data_go():
-    ladder, _ = ladder_of(600)
-    assert [fit.rows for fit in ladder.subset_fits] == [16, 64, 256, 576]
+def test_subsets_grow_as_far_as_the_data_go():
+    scaling, _ = scaling_of(600)
+    assert [fit.rows for fit in scaling.subset_fits] == [16, 64, 256, 576]
 
 
-def test_rungs_begin_at_the_same_weights():
-    ladder, loop = ladder_of(600)
-    first = [fit.evaluation.loss for fit in ladder.subset_fits]
+def test_subsets_begin_at_the_same_weights():
+    scaling, loop = scaling_of(600)
+    first = [fit.evaluation.loss for fit in scaling.subset_fits]
     with torch.no_grad():
         now = [
             float(torch.stack([
                 F.cross_entropy(loop.model(part[0]), part[1]) for part in fit.evaluation.parts
             ]).mean())
-            for fit in ladder.subset_fits
+            for fit in scaling.subset_fits
         ]  # fmt: skip
     torch.testing.assert_close(torch.tensor(now), torch.tensor(first), rtol=1e-4, atol=1e-5)
 
@@ -50,16 +50,16 @@ def test_rows_in_the_order_of_their_labels_leave_nothing_to_fit():
         lambda: DataLoader(TensorDataset(X[order], Y[order]), 64),
         loss=F.cross_entropy,
     )
-    ladder = Audit(DirectLoop(target, torch.device("cpu"), seed=0)).probe(SubsetScaling)
-    assert not ladder.subset_fits
-    assert "one target" in ladder.reason
+    scaling = Audit(DirectLoop(target, torch.device("cpu"), seed=0)).probe(SubsetScaling)
+    assert not scaling.subset_fits
+    assert "one target" in scaling.reason
 
 
-def test_held_out_rows_are_in_no_rung():
-    ladder, _ = ladder_of(600, batch_size=8)
-    taken = {tuple(row) for fit in ladder.subset_fits for part in fit.evaluation.parts
+def test_held_out_rows_are_in_no_subset():
+    scaling, _ = scaling_of(600, batch_size=8)
+    taken = {tuple(row) for fit in scaling.subset_fits for part in fit.evaluation.parts
              for row in part[0].tolist()}  # fmt: skip
-    held_out = {tuple(row) for part in ladder.held_out for row in part[0].tolist()}
+    held_out = {tuple(row) for part in scaling.held_out for row in part[0].tolist()}
     assert not taken & held_out
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.checks.fit.loss_decreases import LossDecreases
-from nnaudit.checks.fit.stream import Standing, still_falling
+from nnaudit.checks.fit.stream import FinalLoss, still_falling
 from nnaudit.report import Curve, Status
 from nnaudit.targets.target import Target
 
@@ -109,9 +109,9 @@ def test_a_flat_course_is_rarely_called_above_the_constant_or_falling():
         losses = flat()
         mean = sum(losses) / 100
         error = float(torch.tensor(losses).std()) / 10
-        standing = Standing(2.3, mean, error, 2.3)
-        above += standing.above
-        below += standing.below
+        final = FinalLoss(2.3, mean, error, 2.3)
+        above += final.above
+        below += final.below
         falling += still_falling([*losses, *losses, *losses[::-1]])
     assert above == below == 0
     assert falling <= 20  # three standard errors, one-sided: 1.4 in a thousand, twice over

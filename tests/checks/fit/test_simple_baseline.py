@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.checks.fit.predictions import Told
+from nnaudit.checks.fit.predictions import PredictionScore
 from nnaudit.checks.fit.simple_baseline import SimpleBaseline, _ahead
 from nnaudit.probes import training_run
 from nnaudit.report import Status, Table
@@ -117,9 +117,9 @@ def test_without_validation_it_is_skipped(tools, data):
 def test_null_rejection_rate_and_power():
     g = torch.Generator().manual_seed(0)
 
-    def told(right: float) -> Told:
+    def told(right: float) -> PredictionScore:
         seen = float((torch.rand(400, generator=g) < right).float().mean())
-        return Told(400, (seen - 0.1) / 0.9, 9.0, 1.0, seen, 0.1, 10)
+        return PredictionScore(400, (seen - 0.1) / 0.9, 9.0, 1.0, seen, 0.1, 10)
 
     assert not any(_ahead(told(0.6), told(0.6)) for _ in range(2000))
     assert sum(_ahead(told(0.4), told(0.7)) for _ in range(200)) > 190

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.checks.fit.subset_ladder import SubsetLadderFit
-from nnaudit.probes import subset_scaling as ladder
+from nnaudit.probes import subset_scaling as scaling
 from nnaudit.probes.subset_scaling import Plan
 from nnaudit.report import Curve, Status
 from nnaudit.targets.target import Target
@@ -23,7 +23,7 @@ def test_a_network_with_room_climbs_to_the_top(tools, data):
     assert result.status is Status.PASS
     curve = next(e for e in result.evidence if isinstance(e, Curve) and e.log_x)
     subset_fits = curve.series[0].x
-    # On a busy machine the largest rung is left out, and the message says so.
+    # On a busy machine the largest subset is left out, and the message says so.
     assert subset_fits == (16.0, 64.0, 256.0, 1024.0)[: len(subset_fits)]
     assert len(subset_fits) >= 3
     assert f"{subset_fits[-1]:.0f} examples" in result.message
@@ -41,7 +41,7 @@ def test_a_slow_rate_is_not_a_limit(tools, data):
 
 @pytest.mark.parametrize("steps", [200, 90])
 def test_a_network_without_room_for_64_examples_is_a_warning(steps, tools, data, monkeypatch):
-    monkeypatch.setattr(ladder, "plan_for", lambda tiny, seconds: Plan((16, 64), 32, steps))
+    monkeypatch.setattr(scaling, "plan_for", lambda tiny, seconds: Plan((16, 64), 32, steps))
 
     def linear_in_two_layers():
         return nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))

@@ -279,11 +279,11 @@ def faulty(tools, data):
     }
 
 
-DEAR = ("activation after the last layer", "softmax twice", "mean over the batch")
+EXPENSIVE = ("activation after the last layer", "softmax twice", "mean over the batch")
 FAULTS = (
     "only one bias is trained", "targets shuffled", "loss without the output",
     "optimizer of another model", "inputs all alike",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in DEAR),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in EXPENSIVE),
 )  # fmt: skip
 
 
@@ -341,18 +341,18 @@ def test_narrow_frozen_features_are_not_called_broken(tools, data):
     assert result.status not in (Status.FAIL, Status.ERROR)
 
 
-@pytest.mark.parametrize("dear", [True, False])
+@pytest.mark.parametrize("expensive", [True, False])
 def test_what_follows_from_an_exact_failure_is_not_proved_at_great_cost(
-    dear, faulty, tools, monkeypatch
+    expensive, faulty, tools, monkeypatch
 ):
-    monkeypatch.setattr(subsets, "DEAR", 0.0 if dear else math.inf)
+    monkeypatch.setattr(subsets, "EXPENSIVE", 0.0 if expensive else math.inf)
     loop = DirectLoop(faulty["only one bias is trained"], torch.device("cpu"), seed=0)
     audit = Audit(loop)
     audit.broken.add("GRAD101")
     result = run_check(TinySubsetOverfit, audit)
-    assert result.status is (Status.INCONCLUSIVE if dear else Status.FAIL)
-    assert ("GRAD101 has failed" in result.message) is dear
-    assert (list(audit.probe(subsets.TinyFitting).runs) == [1.0]) is dear
+    assert result.status is (Status.INCONCLUSIVE if expensive else Status.FAIL)
+    assert ("GRAD101 has failed" in result.message) is expensive
+    assert (list(audit.probe(subsets.TinyFitting).runs) == [1.0]) is expensive
 
 
 def test_little_time_is_said(tools, data):

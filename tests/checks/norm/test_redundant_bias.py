@@ -49,7 +49,7 @@ def test_a_bias_right_before_a_normalisation_is_noted(model: Callable[[], nn.Mod
     result = audited(model)
     assert result.status is Status.NOTE
     assert "8 unused parameters" in result.message
-    assert result.fix.startswith("bias=False in ")
+    assert result.fix.startswith("pass bias=False to ")
 
 
 @pytest.mark.parametrize("model", [
