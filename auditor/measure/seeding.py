@@ -61,9 +61,8 @@ def unseeded_lines(files: Iterable[Path]) -> tuple[Unseeded, ...]:
     found: list[Unseeded] = []
     for file in files:
         source = source_of(file)
-        for node in source.find(ast.Assign, ast.Call):
-            kind = _kind_of(node)
-            if kind:
+        for node in source.nodes:
+            if isinstance(node, (ast.Assign, ast.Call)) and (kind := _kind_of(node)):
                 place = Location(file=str(file), line=node.lineno)
                 text = source.lines[node.lineno - 1].strip()
                 found.append(Unseeded(place, text, clock=kind == "clock"))

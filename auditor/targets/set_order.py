@@ -115,7 +115,7 @@ def has_sets(files: Iterable[Path]) -> bool:
 
 def _makes_sets(file: Path) -> bool:
     source = source_of(file)
-    displays = any(True for _ in source.find(ast.Set, ast.SetComp))
+    displays = any(isinstance(node, (ast.Set, ast.SetComp)) for node in source.nodes)
     return displays or any((call.name, call.receiver) == ("set", "") for call in source.calls)
 
 

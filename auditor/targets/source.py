@@ -109,9 +109,9 @@ class Source:
         """Every node, outer ones first."""
         return tuple(ast.walk(self.tree))
 
-    def find(self, *kinds: type[_Node]) -> Iterator[_Node]:
-        """Yield the nodes of some kinds, outer ones first."""
-        return (node for node in self.nodes if isinstance(node, kinds))
+    def find(self, kind: type[_Node]) -> Iterator[_Node]:
+        """Yield the nodes of a kind, outer ones first."""
+        return (node for node in self.nodes if isinstance(node, kind))
 
     def at(self, line: int, kind: type[_Node]) -> list[_Node]:
         """Return the nodes of a kind that ``line`` is in, outer ones first.
@@ -279,8 +279,8 @@ def _first_line(function: ast.AST | None) -> int:
     """Return the line by which a function's code object knows it; 0 for none."""
     if function is None:
         return 0
-    decorators = getattr(function, "decorator_list", ())
-    return min([function.lineno, *(d.lineno for d in decorators)])  # type: ignore[attr-defined]
+    first: int = function.lineno  # type: ignore[attr-defined]
+    return min([first, *(each.lineno for each in getattr(function, "decorator_list", ()))])
 
 
 def _lines(node: ast.AST) -> range:
