@@ -90,6 +90,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _OURS = (_PACKAGE, _PACKAGE.parent / "checks", _PACKAGE.parent / "reports")
 
 
+@cache
 def is_ours(filename: str) -> bool:
     """Whether ``filename`` is nnaudit's own source."""
     path = Path(filename)

@@ -8,15 +8,14 @@ hide behind an old one. Must not import torch.
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nnaudit.report import Location, Result, Status
+from nnaudit.targets.source import Source, source_of
 
 FINDINGS = (Status.FAIL, Status.WARN, Status.NOTE)
 """What can be suppressed: a crash cannot, and the other answers ask nothing of the user."""
@@ -43,30 +42,25 @@ class Comment:
 
 def comments_in(file: str | Path) -> tuple[Comment, ...]:
     """Return the comments for nnaudit in a source file; none where it cannot be read as Python."""
-    try:
-        source = Path(file).read_text(encoding="utf-8")
-        if "nnaudit" not in source:
-            return ()
-        statements = list(_simple_statements(ast.parse(source)))
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (OSError, ValueError, SyntaxError, tokenize.TokenError):
+    source = source_of(file)
+    if "nnaudit" not in source.text:
         return ()
+    statements = list(_simple_statements(source))
     found = []
-    for token in tokens:
-        match = _COMMENT.match(token.string) if token.type == tokenize.COMMENT else None
+    for line, text in source.comments:
+        match = _COMMENT.match(text)
         if match is None:
             continue
-        line = token.start[0]
         around = next((s for s in statements if s[0] <= line <= s[1]), (line, line))
         selectors = tuple(re.findall(r"[^,\s]+", match["codes"] or ""))
         found.append(Comment(line, around, selectors, match["reason"].strip()))
     return tuple(found)
 
 
-def _simple_statements(tree: ast.AST) -> Iterator[tuple[int, int]]:
+def _simple_statements(source: Source) -> Iterator[tuple[int, int]]:
     """Yield the line ranges of the statements that hold no others, like a call over many lines."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.stmt) and not (hasattr(node, "body") or hasattr(node, "cases")):
+    for node in source.find(ast.stmt):
+        if not (hasattr(node, "body") or hasattr(node, "cases")):
             yield node.lineno, node.end_lineno or node.lineno
 
 

@@ -25,10 +25,6 @@ from nnaudit.state.snapshot import Subjects
 from nnaudit.targets.metrics import Metric
 from nnaudit.targets.model_inputs import ModelInputs
 
-REPEATED = "nnaudit_runs_it_again"
-"""A local variable, true in the frame that runs the user's code once more only to go on with it:
-what that does on the way, such as seeding, it has done before."""
-
 
 class Needs(StrEnum):
     """What a check may need of a loop."""

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nnaudit.errors import is_user
 from nnaudit.loop.autograd import graph_of, provenance
 from nnaudit.loop.gradients import GradientRecorder, is_finite
 from nnaudit.loop.graph import FUNCTION, LOSS, Makers, firing
@@ -34,19 +33,10 @@ from nnaudit.loop.losses import (
     without_obsolete,
 )
 from nnaudit.loop.observation import Activation, BatchStatistics, Broadcast, Observation
-from nnaudit.report import Location
 from nnaudit.targets import batch as batches
+from nnaudit.targets import callstack
+from nnaudit.targets.callstack import Role, registered
 from nnaudit.targets.layers import DROPOUT_FUNCTIONS, BatchNorm, is_dropping
-
-
-def caller() -> Location | None:
-    """Return the innermost line on the stack that is the user's own."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if is_user(frame.f_code.co_filename):
-            return Location(file=frame.f_code.co_filename, line=frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
 
 
 class Observer:
@@ -124,6 +114,7 @@ class _FunctionRecorder(TorchFunctionMode):
         self._observation = observation
         self._makers = makers
 
+    @registered(Role.STANDS_IN)
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -173,7 +164,7 @@ class _FunctionRecorder(TorchFunctionMode):
             function=function,
             arguments={k: v.detach() if isinstance(v, Tensor) else v for k, v in live.items()},
             value=None,
-            location=caller(),
+            location=callstack.user_line(),
             **provenance(prediction),
         )
         position = len(self._observation.loss_calls)
@@ -205,7 +196,7 @@ class _FunctionRecorder(TorchFunctionMode):
             if torch.equal(column[:, 0], flat):  # all pairs of one vector, on purpose
                 return
         self._observation.broadcasts.append(
-            Broadcast((tuple(left.shape), tuple(right.shape)), caller())
+            Broadcast((tuple(left.shape), tuple(right.shape)), callstack.user_line())
         )
 
 

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 
-from nnaudit.errors import is_ours, is_user
+from nnaudit.errors import is_user
 from nnaudit.loop.base import Loop
 from nnaudit.report import Location
+from nnaudit.targets import callstack
+from nnaudit.targets.callstack import Role
 
 
 class EventKind(StrEnum):
@@ -216,7 +218,7 @@ class Recorder:
         if self._loop.starting:
             return  # a script that is executed once more takes a first step of its own
         norms = tuple(_norm_or_none(parameters) for parameters in self._parameters)
-        self.events.append(Event(kind, which, norms, _place(), **details))
+        self.events.append(Event(kind, which, norms, _user_line(), **details))
 
     def _owner(self, parameters: Iterable[Tensor]) -> int:
         """Return the one optimizer that holds ``parameters``; -1 where there is none such."""
@@ -406,15 +408,7 @@ def _stepping_classes(schedulers: Iterable[Any]) -> list[tuple[type, str]]:
     return list(found)
 
 
-def _place() -> Location | None:
+def _user_line() -> Location | None:
     """Return the user's line that is being executed; None where nnaudit writes the loop."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name != __file__:
-            if is_user(name):
-                return Location(file=name, line=frame.f_lineno)
-            if is_ours(name) and not name.endswith(("observer.py", "patches.py")):
-                return None
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+    calls = callstack.own_call(Role.STANDS_IN)
+    return callstack.location(calls[-1]) if calls else None

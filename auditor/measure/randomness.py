@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import linecache
-import sys
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.errors import is_user
-from nnaudit.loop.observer import caller
 from nnaudit.report import Location
+from nnaudit.targets import callstack
 from nnaudit.targets.layers import DROPOUT_FUNCTIONS, attention_dropout, is_dropping
+from nnaudit.targets.source import source_of
 
 _DRAWS: dict[Callable[..., Any], str] = {
     torch.randn_like: "torch.randn_like",
@@ -94,7 +95,7 @@ class RandomnessTap(TorchFunctionMode):
 
     def _registered(self, module: nn.Module, name: str, parameter: Any) -> None:
         if isinstance(parameter, nn.Parameter) and id(module) not in self._inside:
-            self.made.append(Made(type(module).__name__, caller()))
+            self.made.append(Made(type(module).__name__, callstack.user_line()))
 
     def __torch_function__(
         self,
@@ -113,9 +114,9 @@ class RandomnessTap(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _record(self, function: str, *, dropout: bool) -> None:
-        place = caller()
-        line = linecache.getline(place.file, place.line) if place is not None else ""
-        declared = "training=True" in line.replace(" ", "")
+        place = callstack.user_line()
+        calls = source_of(place.file).calls_at(place.line) if place is not None else []
+        declared = any(call.says("training", True) for call in calls)
         module = _calling_module()
         outside = dropout and module is not None and id(module) not in self._inside
         self.draws.append(Draw(function, dropout, module is not None, declared, outside, place))
@@ -123,13 +124,17 @@ class RandomnessTap(TorchFunctionMode):
 
 def _calling_module() -> nn.Module | None:
     """Return the module of torch's own that is the innermost caller outside torch.nn.functional."""
-    frame = sys._getframe(3)
-    while frame is not None:
-        name = frame.f_code.co_filename.replace("\\", "/")
-        if is_user(name):
+    for frame in callstack.frames():
+        if is_user(frame.f_code.co_filename):
             return None
-        if "torch/nn/modules/" in name and not name.endswith("module.py"):
-            module = frame.f_locals.get("self")
-            return module if isinstance(module, nn.Module) else None
-        frame = frame.f_back  # type: ignore[assignment]
+        module = callstack.receiver(frame)
+        if isinstance(module, nn.Module) and _is_of_layer(frame.f_code, type(module)):
+            return module
     return None
+
+
+def _is_of_layer(code: CodeType, cls: type[nn.Module]) -> bool:
+    """Whether ``code`` is a method's that a layer of torch's defines, not as all modules do."""
+    layers = [c for c in cls.__mro__ if c.__module__.startswith(f"{nn.modules.__name__}.")]
+    methods = (vars(layer).get(code.co_name) for layer in layers if layer is not nn.Module)
+    return any(getattr(inspect.unwrap(m), "__code__", None) is code for m in methods if m)

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from nnaudit.errors import is_ours, is_user
-from nnaudit.loop.base import REPEATED, Loop
+from nnaudit.errors import is_user
+from nnaudit.loop.base import Loop
 from nnaudit.loop.seeders import RESTORERS, SEEDERS, is_torch_inside
 from nnaudit.report import Location
+from nnaudit.targets import callstack
+from nnaudit.targets.callstack import Role, registered
+from nnaudit.targets.source import called, source_of, written
 
 # --- what no seed reaches -----------------------------------------------------------------------
 
@@ -55,28 +57,20 @@ def unseeded_lines(files: Iterable[Path]) -> tuple[Unseeded, ...]:
     """
     found: list[Unseeded] = []
     for file in files:
-        try:
-            source = file.read_bytes()
-            tree = ast.parse(source)
-        except (OSError, SyntaxError, ValueError):
-            continue
-        lines = source.decode(errors="replace").splitlines()
-        for node in ast.walk(tree):
-            kind = _kind_of(node)
-            if kind:
-                line: int = node.lineno  # type: ignore[attr-defined]
-                place = Location(file=str(file), line=line)
-                found.append(Unseeded(place, lines[line - 1].strip(), clock=kind == "clock"))
+        source = source_of(file)
+        for node in source.nodes:
+            if isinstance(node, (ast.Assign, ast.Call)) and (kind := _kind_of(node)):
+                place = Location(file=str(file), line=node.lineno)
+                text = source.lines[node.lineno - 1].strip()
+                found.append(Unseeded(place, text, clock=kind == "clock"))
     return tuple(found)
 
 
-def _kind_of(node: ast.AST) -> str:
+def _kind_of(node: ast.Assign | ast.Call) -> str:
     if isinstance(node, ast.Assign):
-        named = any("seed" in ast.unparse(target).lower() for target in node.targets)
+        named = any("seed" in written(target).lower() for target in node.targets)
         return "clock" if named and _reads_clock(node.value) else ""
-    if not isinstance(node, ast.Call):
-        return ""
-    name = ast.unparse(node.func).rpartition(".")[2]
+    name = called(node)
     arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
     if name in _ENTROPY:
         return "entropy"
@@ -91,10 +85,7 @@ def _kind_of(node: ast.AST) -> str:
 
 
 def _reads_clock(node: ast.AST) -> bool:
-    return any(
-        isinstance(each, ast.Call) and ast.unparse(each.func).rpartition(".")[2] in _CLOCKS
-        for each in ast.walk(node)
-    )
+    return any(isinstance(each, ast.Call) and called(each) in _CLOCKS for each in ast.walk(node))
 
 
 def source_files(loop: Loop) -> tuple[Path, ...]:
@@ -190,13 +181,16 @@ def _short(owner: Any) -> str:
 
 
 def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Callable[..., Any]:
+    @registered(Role.SEEDS)
     def seed(*args: Any, **kwargs: Any) -> Any:
-        caller = sys._getframe(1)
-        callers = [] if is_torch_inside(caller) else user_frames(caller)
+        # A library may stand in between, ``seed_everything``; where torch seeds the accelerators,
+        # where nnaudit itself seeds, or runs once more what has seeded before, there are none.
+        caller = callstack.caller(Role.SEEDS)
+        by_torch = caller is not None and is_torch_inside(caller)
+        callers = [] if by_torch else callstack.own_call(Role.SEEDS, repeated=False)[::-1]
         if callers and not (watch.loop is not None and watch.loop.starting):
-            place = Location(file=callers[0].f_code.co_filename, line=callers[0].f_lineno)
             within = tuple(frame.f_code.co_name for frame in callers)
-            number = repr((args, kwargs))
+            number, place = repr((args, kwargs)), callstack.location(callers[0])
             watch.seen.append(Seeding(name, place, watch.phase, within, number))
         return original(*args, **kwargs)
 
@@ -205,7 +199,7 @@ def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Calla
 
 def _forgiving(original: Callable[..., Any], family: str, watch: SeedWatch) -> Callable[..., Any]:
     def restore(*args: Any, **kwargs: Any) -> Any:
-        if user_frames(sys._getframe(1)):
+        if callstack.own_call(Role.SEEDS, repeated=False):
             watch.seen[:] = [
                 each
                 for each in watch.seen
@@ -214,31 +208,3 @@ def _forgiving(original: Callable[..., Any], family: str, watch: SeedWatch) -> C
         return original(*args, **kwargs)
 
     return restore
-
-
-def user_line(frame: FrameType | None) -> Location | None:
-    """Return the innermost line of the user's above ``frame``; None when nnaudit itself calls."""
-    frames = user_frames(frame)
-    if not frames:
-        return None
-    return Location(file=frames[0].f_code.co_filename, line=frames[0].f_lineno)
-
-
-def user_frames(frame: FrameType | None) -> list[FrameType]:
-    """Return the user's frames above ``frame``, up to nnaudit's own call of the user's code.
-
-    Empty when nnaudit itself seeds, or runs once more what has seeded before. A library may stand
-    in between (``seed_everything``), and so may the layer that lets a relaunched script seed itself
-    anew.
-    """
-    found: list[FrameType] = []
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if is_ours(name) and not name.endswith("reseeding.py"):
-            if frame.f_locals.get(REPEATED):
-                return []
-            break
-        if is_user(name):
-            found.append(frame)
-        frame = frame.f_back
-    return found

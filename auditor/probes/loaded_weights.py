@@ -20,13 +20,16 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import describe
 from nnaudit.loop.base import Loop
 from nnaudit.measure.reseeded import differing_weights
-from nnaudit.measure.seeding import source_files, user_line
+from nnaudit.measure.seeding import source_files
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
+from nnaudit.targets import callstack
+from nnaudit.targets.source import source_of
 
 _SIGNS = re.compile(
-    rb"load_state_dict|\.load\(|load_file|pretrained(?!\s*=\s*False\b)|weights\s*=(?!\s*None\b)"
-    rb"|\bhub\b|checkpoint|ckpt|timm"
+    r"load_state_dict|\.load\(|load_file|pretrained(?!\s*=\s*False\b)|weights\s*=(?!\s*None\b)"
+    r"|\bhub\b|checkpoint|ckpt|timm",
+    re.ASCII,
 )
 """What the source of a program that loads weights mentions: without it nothing is started anew."""
 
@@ -157,14 +160,7 @@ class LoadedWeights(Probe[Provenance]):
 
 def _may_load(loop: Loop) -> bool:
     files = source_files(loop)
-    return not files or any(_SIGNS.search(_content(file)) for file in files)
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
+    return not files or any(_SIGNS.search(source_of(file).text) for file in files)
 
 
 _PROMISES = ("pretrained", "encoder_weights")
@@ -176,20 +172,11 @@ _BRANCHES = (ast.If, ast.IfExp, ast.Try, ast.For, ast.While, ast.Match, ast.Exce
 def _promises(files: tuple[Path, ...]) -> Iterator[Location]:
     """Yield the calls with ``pretrained=True`` (or a name) that stand under no condition."""
     for file in files:
-        try:
-            tree = ast.parse(_content(file))
-        except (SyntaxError, ValueError):
-            continue
-        yield from (Location(file=str(file), line=call.lineno) for call in _unconditional(tree))
-
-
-def _unconditional(node: ast.AST) -> Iterator[ast.Call]:
-    if isinstance(node, _BRANCHES):
-        return
-    if isinstance(node, ast.Call) and any(_is_promise(keyword) for keyword in node.keywords):
-        yield node
-    for child in ast.iter_child_nodes(node):
-        yield from _unconditional(child)
+        source = source_of(file)
+        for node in source.find(ast.Call):
+            promised = any(_is_promise(keyword) for keyword in node.keywords)
+            if promised and not any(isinstance(a, _BRANCHES) for a in source.ancestors(node)):
+                yield Location(file=str(file), line=node.lineno)
 
 
 def _is_promise(keyword: ast.keyword) -> bool:
@@ -240,11 +227,17 @@ def watching_loads() -> Iterator[Watch]:
         yield watch
 
 
+def _user_line() -> Location | None:
+    """Return the line of the user's that loads; None where nnaudit does, or repeats a script."""
+    calls = callstack.own_call(repeated=False)
+    return callstack.location(calls[-1]) if calls else None
+
+
 def _watched_loading(original: Any, watch: Watch) -> Any:
     def load_state_dict(
         self: nn.Module, state_dict: Any, strict: bool = True, *args: Any, **kwargs: Any
     ) -> Any:
-        where = user_line(sys._getframe(1)) if watch.building else None
+        where = _user_line() if watch.building else None
         if where is None or not isinstance(state_dict, Mapping):
             return original(self, state_dict, strict, *args, **kwargs)
         offered = _matrices(state_dict)
@@ -271,7 +264,7 @@ def _watched_loading(original: Any, watch: Watch) -> Any:
 def _watched_reading(original: Any, watch: Watch) -> Any:
     def load(*args: Any, **kwargs: Any) -> Any:
         read = original(*args, **kwargs)
-        where = user_line(sys._getframe(1)) if watch.building else None
+        where = _user_line() if watch.building else None
         weights = _weights_in(read) if where is not None else {}
         if weights:
             source = args[0] if args else next(iter(kwargs.values()), "")
@@ -288,7 +281,7 @@ def _watched_download(original: Any, watch: Watch) -> Any:
             return original(url, *args, **kwargs)
         except Exception as error:
             name = str(url).rpartition("/")[2]
-            where = user_line(sys._getframe(1))
+            where = _user_line()
             watch.failed_downloads.append((f"{name}: {describe(error)}", where))
             raise
 

@@ -17,6 +17,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import describe, is_user
 from nnaudit.loop.base import Loop
 from nnaudit.report import Location
+from nnaudit.targets.source import source_of
 
 LENGTH = 2_000
 """Values looked at: the steps of a short run, or the epochs of any."""
@@ -133,48 +134,23 @@ def never_read(file: Path, line: int) -> bool:
     False for anything but the plain assignment of a call to one name, or to one attribute in a
     class without bases: a base may read it.
     """
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return False
-    made = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        and node.lineno <= line <= (node.end_lineno or node.lineno)
-        and isinstance(node.value, ast.Call)
-    ]
+    source = source_of(file)
+    made = [node for node in source.at(line, ast.Assign) if isinstance(node.value, ast.Call)]
     if len(made) != 1 or len(made[0].targets) != 1:
         return False
     target = made[0].targets[0]
-    if isinstance(target, ast.Attribute) and _inherits(tree, line):
+    inherits = any(cls.bases for cls in source.at(line, ast.ClassDef))
+    if isinstance(target, ast.Attribute) and inherits:
         return False
     name = _last_name(target)
-    only_shown = {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr in _SHOWN
-    }
-    dynamic = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    reads = (
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load)
-    )
+    only_shown = {id(node.value) for node in source.find(ast.Attribute) if node.attr in _SHOWN}
+    dynamic = {node.value for node in source.find(ast.Constant)}
+    names: list[ast.Name | ast.Attribute] = [*source.find(ast.Name), *source.find(ast.Attribute)]
+    reads = (node for node in names if isinstance(node.ctx, ast.Load))
     return (
         bool(name)
         and name not in dynamic
         and not any(_last_name(node) == name and id(node) not in only_shown for node in reads)
-    )
-
-
-def _inherits(tree: ast.Module, line: int) -> bool:
-    """Whether ``line`` is in a class that has bases."""
-    return any(
-        isinstance(node, ast.ClassDef)
-        and node.lineno <= line <= (node.end_lineno or node.lineno)
-        and bool(node.bases)
-        for node in ast.walk(tree)
     )
 
 

@@ -24,12 +24,12 @@ from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.batch_target import target_of
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.losses import LossCall
-from nnaudit.loop.observer import caller
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.noise import eps_of, tolerance
 from nnaudit.report import Location
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets import callstack
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of the model."""
@@ -244,7 +244,7 @@ class _Reductions(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self.first is None and name in _REDUCING and self._is_over_samples(name, args, kwargs):
-            self.first = Reduction(name, caller())
+            self.first = Reduction(name, callstack.user_line())
         return func(*args, **kwargs)
 
     def _is_over_samples(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

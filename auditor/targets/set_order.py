@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import linecache
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,8 @@ from typing import Any, ClassVar
 
 from nnaudit.errors import is_user
 from nnaudit.report import Location
+from nnaudit.targets import callstack
+from nnaudit.targets.source import source_of
 
 
 class _LikeSet(type):
@@ -36,8 +37,9 @@ class ReversedSet(set[Any], metaclass=_LikeSet):
         if len(items) < 2 or not any(_is_hashed_at_random(item) for item in items):
             return iter(items)
         if _TURNED:
-            frame = sys._getframe(1)
-            ReversedSet.lines.append(Location(file=frame.f_code.co_filename, line=frame.f_lineno))
+            frame = callstack.caller()
+            if frame is not None:
+                ReversedSet.lines.append(callstack.location(frame))
         return iter(items[::-1])
 
     def __reduce__(self) -> Any:
@@ -84,6 +86,7 @@ def compiled(path: Path, names: dict[str, Any]) -> CodeType:
     if not _TURNED:
         return compile(source, str(path), "exec", dont_inherit=True)
     names["set"] = ReversedSet
+    # A tree of its own, which is rewritten, and an error that is Python's.
     tree = ast.fix_missing_locations(_Displays().visit(ast.parse(source, str(path))))
     return compile(tree, str(path), "exec", dont_inherit=True)
 
@@ -111,15 +114,9 @@ def has_sets(files: Iterable[Path]) -> bool:
 
 
 def _makes_sets(file: Path) -> bool:
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return any(
-        isinstance(node, (ast.Set, ast.SetComp))
-        or (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "set")
-        for node in ast.walk(tree)
-    )
+    source = source_of(file)
+    displays = any(isinstance(node, (ast.Set, ast.SetComp)) for node in source.nodes)
+    return displays or any((call.name, call.receiver) == ("set", "") for call in source.calls)
 
 
 def unsorted(lines: Iterable[Location]) -> tuple[Location, ...]:
@@ -127,5 +124,8 @@ def unsorted(lines: Iterable[Location]) -> tuple[Location, ...]:
     return tuple(
         place
         for place in dict.fromkeys(lines)
-        if is_user(place.file) and "sorted(" not in linecache.getline(place.file, place.line)
+        if is_user(place.file)
+        and not any(
+            call.name.endswith("sorted") for call in source_of(place.file).calls_at(place.line)
+        )
     )

@@ -26,6 +26,7 @@ from nnaudit.errors import (
 from nnaudit.report import Location
 from nnaudit.targets.metrics import NAMES as METRIC_NAMES
 from nnaudit.targets.set_order import compiled
+from nnaudit.targets.source import source_of
 
 NAMES: dict[str, tuple[str, ...]] = {
     "model": (
@@ -186,15 +187,15 @@ def parse(path: Path) -> ast.Module:
         raise TargetError(f"{path}: {why[0].lower()}{why[1:]}") from None
     if path.suffix != ".py":
         raise TargetError(f"{path} is not a Python file: name one that ends in .py")
-    try:
-        return ast.parse(path.read_bytes(), filename=str(path))
-    except SyntaxError as error:
-        where = f"{path}:{error.lineno}" if error.lineno else str(path)
-        raise TargetError(f"{where}: syntax error: {error.msg}") from error
-    except (RecursionError, MemoryError):
-        raise TargetError(f"{path} is nested too deeply to be read as Python") from None
-    except (ValueError, OSError) as error:
-        raise TargetError(f"{path} cannot be read as Python: {error}") from error
+    source = source_of(path)
+    if isinstance(source.error, SyntaxError):
+        where = f"{path}:{source.error.lineno}" if source.error.lineno else str(path)
+        raise TargetError(f"{where}: syntax error: {source.error.msg}") from source.error
+    if isinstance(source.error, (RecursionError, MemoryError)):
+        raise TargetError(f"{path} is nested too deeply to be read as Python")
+    if source.error is not None:
+        raise TargetError(f"{path} cannot be read as Python: {source.error}") from source.error
+    return source.tree
 
 
 def top_level(tree: ast.Module) -> dict[str, ast.stmt]:

@@ -51,6 +51,7 @@ ROOMS = {
 WITHOUT_TORCH = (
     *(f"auditor/{name}.py" for name in ("config", "errors", "report", "settings", "wording")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
+    *(f"auditor/targets/{name}.py" for name in ("callstack", "source")),
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "auditor/app").glob("*.py"))),
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "reports").glob("*.py"))),
 )

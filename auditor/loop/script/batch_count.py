@@ -14,6 +14,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 
+from nnaudit.targets.source import LoopStatement, called
+
 _SHOWN_BY = frozenset(
     {
         "print", "log", "info", "debug", "warning", "write", "echo", "display", "update", "track",
@@ -25,7 +27,7 @@ _SHOWN_BY = frozenset(
 """Calls that show or note a number, by their last name: loggers, progress bars, trackers."""
 
 
-def depends_on_count(loop: ast.For | ast.AsyncFor | ast.While) -> bool:
+def depends_on_count(loop: LoopStatement) -> bool:
     """Return whether anything but what is shown of ``loop`` follows the number of its batches.
 
     A counter is the index of an ``enumerate`` or ``range`` that the loop goes over, or a variable
@@ -44,12 +46,12 @@ def depends_on_count(loop: ast.For | ast.AsyncFor | ast.While) -> bool:
     return any(_matters(stmt, counters) for stmt in body)
 
 
-def _counters(loop: ast.For | ast.AsyncFor | ast.While) -> Iterator[str]:
+def _counters(loop: LoopStatement) -> Iterator[str]:
     if isinstance(loop, (ast.For, ast.AsyncFor)):
-        called = {_called(node) for node in ast.walk(loop.iter) if isinstance(node, ast.Call)}
-        if "enumerate" in called and isinstance(loop.target, ast.Tuple):
+        over = {called(node) for node in ast.walk(loop.iter) if isinstance(node, ast.Call)}
+        if "enumerate" in over and isinstance(loop.target, ast.Tuple):
             yield from _names(loop.target.elts[:1])
-        elif called & {"range", "trange"} and isinstance(loop.target, ast.Name):
+        elif over & {"range", "trange"} and isinstance(loop.target, ast.Name):
             yield loop.target.id
     for stmt in _own(loop.body):
         if isinstance(stmt, ast.AugAssign) and isinstance(stmt.op, ast.Add) and _whole(stmt.value):
@@ -89,7 +91,7 @@ def _reads(node: ast.AST, counters: set[str]) -> bool:
     """Whether ``node`` reads a counter other than modulo a number, or to show it."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and not _measures(node.right):
         return False
-    if isinstance(node, ast.Call) and _called(node) in _SHOWN_BY:
+    if isinstance(node, ast.Call) and called(node) in _SHOWN_BY:
         return False
     named = isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load)
     if named and ast.unparse(node) in counters:
@@ -111,7 +113,7 @@ def _shows(stmt: ast.stmt) -> bool:
     return (
         isinstance(stmt, ast.Expr)
         and isinstance(stmt.value, ast.Call)
-        and _called(stmt.value) in _SHOWN_BY
+        and called(stmt.value) in _SHOWN_BY
     )
 
 
@@ -123,15 +125,11 @@ def _stores_within(stmt: ast.stmt) -> bool:
 
 def _measures(node: ast.expr) -> bool:
     """Whether a length is part of ``node``: a count modulo that is a place in an epoch."""
-    return any(isinstance(each, ast.Call) and _called(each) == "len" for each in ast.walk(node))
+    return any(isinstance(each, ast.Call) and called(each) == "len" for each in ast.walk(node))
 
 
 def _whole(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and type(node.value) is int
-
-
-def _called(node: ast.Call) -> str:
-    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def _names(nodes: Iterable[ast.expr]) -> Iterator[str]:

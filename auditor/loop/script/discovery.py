@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnaudit.errors import TargetError
-from nnaudit.loop.observer import Observer, caller
+from nnaudit.loop.observer import Observer
 from nnaudit.loop.script import frameworks
 from nnaudit.loop.script.driver import Driver
 from nnaudit.loop.script.listener import ScriptListener
@@ -37,11 +37,11 @@ from nnaudit.loop.script.training_objects import (
     settle_rates,
     validation_loader,
 )
-from nnaudit.loop.script.variables import planned_epochs, user_frames
-from nnaudit.report import Location
+from nnaudit.loop.script.variables import planned_epochs
 from nnaudit.state.process import keep_autocast, keep_grad_mode
 from nnaudit.state.snapshot import Snapshot, Subjects
 from nnaudit.targets import batch as batches
+from nnaudit.targets import callstack
 
 PATIENCE = 32
 """Optimizer steps without a new batch, before a script is held to draw its batches itself."""
@@ -270,7 +270,7 @@ class Discovery(ScriptListener):
             if self.passes.void:
                 del self._log.propagated[self._log.used :]
                 self.passes.void = False
-            self._log.propagated.append(Propagated(value, caller()))
+            self._log.propagated.append(Propagated(value, callstack.user_line()))
         return True
 
     def on_zero_grad(self) -> None:
@@ -339,7 +339,7 @@ class Discovery(ScriptListener):
         self.found = True
         if not without_loader:
             self._calls.close()
-        run.training_at = _innermost_user_line()
+        run.training_at = callstack.user_line()
         run.planned_epochs = planned_epochs()
         # Of a run without a loader the loop counts steps.
         run.span = PlannedRun() if without_loader else counted_span()
@@ -413,10 +413,3 @@ class Discovery(ScriptListener):
         grad(), casting()
         counters.read()
         counters.values.update({k: v for k, v in before.items() if k in counters.values})
-
-
-def _innermost_user_line() -> Location | None:
-    frames = user_frames()
-    if not frames:
-        return None
-    return Location(file=frames[-1].f_code.co_filename, line=frames[-1].f_lineno)

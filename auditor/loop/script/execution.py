@@ -25,6 +25,7 @@ from nnaudit.loop.script.run import EndedError, Rerun, Run, Session, TrainingLoo
 from nnaudit.loop.script.training_objects import Registers
 from nnaudit.loop.script.untrained import untrained
 from nnaudit.state.snapshot import Snapshot, Subjects
+from nnaudit.targets import callstack
 from nnaudit.targets.set_order import compiled
 
 FRUITLESS = 3
@@ -77,8 +78,6 @@ class Execution:
 
     def _once(self) -> tuple[Discovery, Ended | None]:
         """Execute the script once; return how it ended, None where it was unwound."""
-        nnaudit_runs_the_script = True  # noqa: F841 - the name at which frames.user_frames stops
-        nnaudit_runs_it_again = self.run.rerun is not None  # noqa: F841 - see loop.base.REPEATED
         session, run, taps = self.session, self.run, self.session.taps
         session.executions += 1
         run.loop = TrainingLoop()
@@ -103,10 +102,10 @@ class Execution:
             taps.listener = discovery
             error: BaseException | None = None
             try:
-                # Here and in no function of its own: what seeds looks for this frame.
-                exec(compiled(path, main.__dict__), main.__dict__)
+                execute = callstack.run if run.rerun is None else callstack.run_again
+                execute(exec, compiled(path, main.__dict__), main.__dict__)
                 if session.objects:
-                    self._train_objects(main)
+                    execute(self._train_objects, main)
             except KeyboardInterrupt:
                 raise
             except SystemExit as exit_:

@@ -21,6 +21,7 @@ import torch
 from torch.optim import Optimizer
 
 from nnaudit.loop.script.patches import Patches
+from nnaudit.targets import callstack
 
 FOREVER = 2**62
 
@@ -37,7 +38,7 @@ def make_endless() -> bool:
     Returns whether it is in one.
     """
     found = False
-    for owner in _owners():
+    for owner in callstack.receivers():
         kind = f"{type(owner).__module__}.{type(owner).__qualname__}"
         if kind.endswith("loops.fit_loop._FitLoop"):
             _unbind_lightning(owner)
@@ -53,7 +54,7 @@ def make_endless() -> bool:
 
 def validation_of_framework() -> Any:
     """Return the validation loader of the framework in whose loop the script is, or None."""
-    for owner in _owners():
+    for owner in callstack.receivers():
         names = {cls.__name__ for cls in type(owner).__mro__}
         if "Trainer" in names and getattr(owner, "eval_dataset", None) is not None:
             try:
@@ -63,20 +64,6 @@ def validation_of_framework() -> Any:
         if "Learner" in names and len(getattr(owner, "dls", ())) > 1:
             return owner.dls[1]
     return None
-
-
-def _owners() -> Iterator[Any]:
-    """Yield what methods on the calling thread's stack belong to, innermost first."""
-    frame = sys._getframe(1)
-    seen: set[int] = set()
-    while frame is not None:
-        code = frame.f_code
-        if code.co_argcount and code.co_varnames[0] == "self":
-            owner = frame.f_locals.get("self")
-            if owner is not None and id(owner) not in seen:
-                seen.add(id(owner))
-                yield owner
-        frame = frame.f_back  # type: ignore[assignment]
 
 
 # --- Lightning ------------------------------------------------------------------------------------

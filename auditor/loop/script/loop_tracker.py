@@ -8,17 +8,13 @@ with an optimizer that was made after the first had begun.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import FrameType
 
-from nnaudit.loop.script.variables import calling_frames, user_frames
-
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_LOOPS = (ast.For, ast.AsyncFor, ast.While)
+from nnaudit.targets import callstack
+from nnaudit.targets.source import Call, source_of
 
 
 @dataclass(frozen=True)
@@ -38,14 +34,14 @@ class CallSite:
 def place() -> CallSite:
     """Return where the calling thread is."""
     calls = []
-    for frame in user_frames():
+    for frame in callstack.user_frames():
         file, line = frame.f_code.co_filename, frame.f_lineno
-        loop = _source(file).loops.get(line, 0)
-        calls.append((file, loop or line))
-        if loop:
+        loops = source_of(file).loops_at(line)
+        calls.append((file, loops[0].lineno if loops else line))
+        if loops:
             return CallSite(tuple(calls), loops=True)
     # No loop of the user's: a framework calls the user's functions, and who called it counts.
-    return CallSite(tuple((f.f_code.co_filename, f.f_lineno) for f in calling_frames()))
+    return CallSite(tuple((f.f_code.co_filename, f.f_lineno) for f in callstack.calling_frames()))
 
 
 @dataclass
@@ -81,7 +77,7 @@ class LoopTracker:
     def remember(self) -> None:
         """Note the lines that back-propagate for the first step of a loop that is passed by."""
         if not self._stepped:
-            self._lines |= {(f.f_code.co_filename, f.f_lineno) for f in user_frames()}
+            self._lines |= {(f.f_code.co_filename, f.f_lineno) for f in callstack.user_frames()}
 
     def past(self, script: Path) -> set[int]:
         """Return the lines of ``script`` that were at work in the loops passed by."""
@@ -103,7 +99,7 @@ def elsewhere(
     ``backwards`` are the lines that back-propagated in the loop's first step, ``past`` those that
     were at work in earlier loops.
     """
-    source, frames = _source(str(script)), user_frames()
+    source, frames = source_of(script), callstack.user_frames()
     leading = [frame for frame in frames[: len(at.calls)] if _is_of(frame, script)]
     below = {_function(frame) for frame in frames[len(at.calls) :] if _is_of(frame, script)}
     below |= {call.function for call in source.calls if call.line in backwards}
@@ -124,13 +120,13 @@ def elsewhere(
     }
     for frame in leading:
         names = _led_to(frames, frame)
-        for here in source.at(frame.f_lineno):
-            if here.name in names and (here.name != "train" or not here.owner):
+        for here in source.calls_at(frame.f_lineno):
+            if here.name in names and (here.name != "train" or not here.receiver):
                 found[here.name] = [
                     call
                     for call in outside
-                    if (call.name, bool(call.owner)) == (here.name, bool(here.owner))
-                    and (here.name not in _FITS or call.trains_like(here))
+                    if (call.name, bool(call.receiver)) == (here.name, bool(here.receiver))
+                    and (here.name not in _FITS or _trains_like(call, here))
                     and not call.spans(frame.f_lineno)
                 ]
     return {
@@ -148,78 +144,15 @@ def _led_to(frames: list[FrameType], frame: FrameType) -> frozenset[str]:
     return _FITS | {inner[0].f_code.co_name} if inner else _FITS
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call in a source: of what, where, in which function and loop; by their first lines.
-
-    ``owner`` is the text before the dot; empty for a name that is called by itself.
-    """
-
-    name: str
-    owner: str
-    line: int
-    end: int
-    function: int
-    loop: int
-
-    def trains_like(self, other: _Call) -> bool:
-        """Whether a ``fit`` is another network's, and not a scaler's or a tree's."""
-        owner = self.owner.lower()
-        return self.owner == other.owner or "train" in owner or "learn" in owner
-
-    def spans(self, line: int) -> bool:
-        """Whether ``line`` is one of the call's."""
-        return self.line <= line <= self.end
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is to be known of a file: by line, its outermost loop within its function; its calls."""
-
-    loops: dict[int, int]
-    calls: tuple[_Call, ...]
-
-    def at(self, line: int) -> list[_Call]:
-        """Return the calls that ``line`` is in."""
-        return [call for call in self.calls if call.spans(line)]
-
-
-@cache
-def _source(file: str) -> _Source:
-    try:
-        tree = ast.parse(Path(file).read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return _Source({}, ())
-    loops: dict[int, int] = {}
-    calls: list[_Call] = []
-    for node, function, loop in _walk(tree, 0, 0):
-        if isinstance(node, ast.stmt):
-            loops.update(dict.fromkeys(range(node.lineno, (node.end_lineno or 0) + 1), loop))
-        elif isinstance(node, ast.Call):
-            name, owner = getattr(node.func, "id", ""), ""
-            if isinstance(node.func, ast.Attribute):
-                name, owner = node.func.attr, ast.unparse(node.func.value)
-            calls.append(_Call(name, owner, node.lineno, node.end_lineno or 0, function, loop))
-    return _Source(loops, tuple(calls))
-
-
-def _walk(node: ast.AST, function: int, loop: int) -> Iterator[tuple[ast.AST, int, int]]:
-    """Yield every node below ``node``, outer ones first, with its function and outermost loop."""
-    for child in ast.iter_child_nodes(node):
-        within, around = function, loop
-        if isinstance(child, _FUNCTIONS):
-            decorators = getattr(child, "decorator_list", ())
-            within, around = min([child.lineno, *(d.lineno for d in decorators)]), 0
-        elif isinstance(child, _LOOPS):
-            around = loop or child.lineno
-        yield child, within, around
-        yield from _walk(child, within, around)
+def _trains_like(call: Call, other: Call) -> bool:
+    """Whether a ``fit`` is another network's, and not a scaler's or a tree's."""
+    receiver = call.receiver.lower()
+    return call.receiver == other.receiver or "train" in receiver or "learn" in receiver
 
 
 def _function(frame: FrameType) -> int:
     """Return the first line of the function that ``frame`` runs; 0 for the file itself."""
-    code = frame.f_code
-    return 0 if code.co_name == "<module>" else code.co_firstlineno
+    return 0 if callstack.is_module(frame) else frame.f_code.co_firstlineno
 
 
 def _is_of(frame: FrameType, script: Path) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from types import FrameType
 from typing import Any
 
-from nnaudit.errors import is_user
 from nnaudit.report import Location
+from nnaudit.targets import callstack
 
 
 def birthplace(thing: Any) -> Location | None:
@@ -16,13 +15,7 @@ def birthplace(thing: Any) -> Location | None:
 
     Frames of ``thing``'s own initialisers are passed over: what counts is who called them.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if is_user(code.co_filename) and not _initialises(frame, thing):
-            return Location(file=code.co_filename, line=frame.f_lineno)
-        frame = frame.f_back
-    return None
+    return callstack.user_line(unless=lambda frame: _initialises(frame, thing))
 
 
 def _initialises(frame: FrameType, thing: Any) -> bool:

@@ -25,6 +25,8 @@ from torch.optim.optimizer import (
 )
 from torch.utils.data import DataLoader
 
+from nnaudit.targets.callstack import Role, registered
+
 WRAPPERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("accelerate.data_loader", ("DataLoaderShard", "DataLoaderDispatcher")),
     ("fastai.data.load", ("DataLoader",)),
@@ -183,6 +185,7 @@ class Patches:
 
     def _constructor(self, kind: str, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def construct(thing: Any, *args: Any, **kwargs: Any) -> None:
             listener = self.active_listener()
             if listener is not None:
@@ -213,6 +216,7 @@ class Patches:
 
     def _iter(self, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def iterate(loader: Any) -> Any:
             listener = self.active_listener()
             if listener is None or self.inside:
@@ -240,11 +244,13 @@ class Patches:
             yield
 
     def _call(self, real: Any) -> Any:
+        @registered(Role.STANDS_IN)
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             listener = self.active_listener()
             if listener is None or self._depth or self.inside:
                 return real(module, *args, **kwargs)
 
+            @registered(Role.STANDS_IN)
             def run(args: Any, kwargs: Any) -> Any:
                 self._depth += 1
                 try:
@@ -258,6 +264,7 @@ class Patches:
 
     def _backward(self, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
             listener = self.active_listener()
             wanted = True
@@ -287,6 +294,7 @@ class Patches:
 
     def _scheduler_step(self, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> None:
             listener = self.active_listener()
             try:
@@ -300,6 +308,7 @@ class Patches:
 
     def _scaler_scale(self, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def scale(scaler: Any, outputs: Any) -> Any:
             result = real(scaler, outputs)
             listener = self.active_listener()
@@ -311,6 +320,7 @@ class Patches:
 
     def _scaler_step(self, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def step(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             result = real(scaler, optimizer, *args, **kwargs)
             listener = self.active_listener()
@@ -324,6 +334,7 @@ class Patches:
         """A process has one group of processes: later executions take the first one's."""
 
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def once(*args: Any, **kwargs: Any) -> None:
             listener = self.active_listener()
             if listener is None or not (listener.repeats and distributed.is_initialized()):
@@ -333,6 +344,7 @@ class Patches:
 
     def _zero_grad(self, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def zero_grad(owner: Any, *args: Any, **kwargs: Any) -> Any:
             result = real(owner, *args, **kwargs)
             listener = self.active_listener()
@@ -355,6 +367,7 @@ class Patches:
 
     def _parser_error(self, real: Any) -> Any:
         @wraps(real)
+        @registered(Role.STANDS_IN)
         def error(parser: argparse.ArgumentParser, message: str) -> None:
             self.usage = f"{parser.format_usage().strip()}\n{parser.prog}: error: {message}"
             real(parser, message)

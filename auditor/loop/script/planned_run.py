@@ -6,12 +6,11 @@ A variable called ``epochs`` may be of another phase, and most scripts have a ``
 from __future__ import annotations
 
 import ast
-import linecache
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
-from nnaudit.loop.script.variables import user_frames
+from nnaudit.targets import callstack
+from nnaudit.targets.source import LoopStatement, called, source_of
 
 _COUNTING = ("range", "trange", "tqdm", "track")
 _SHOWING = ("enumerate", "tqdm", "track")
@@ -37,8 +36,12 @@ def counted_span() -> PlannedRun:
     That is certain where the line is in two loops, of which the outer one counts over a ``range``,
     or in none and a trainer of a framework is told a number of epochs.
     """
-    frames = user_frames()
-    loops = [(frame, loop) for frame in frames for loop in _loops_around(frame)]
+    frames = callstack.user_frames()
+    loops = [
+        (frame, loop)
+        for frame in frames
+        for loop in source_of(frame.f_code.co_filename).loops_around(frame.f_code, frame.f_lineno)
+    ]
     if not loops:
         told = (_told(value) for frame in frames[::-1] for value in frame.f_locals.values())
         return next((span for span in told if span.epochs > 0), PlannedRun())
@@ -51,7 +54,7 @@ def counted_span() -> PlannedRun:
     return PlannedRun(max(epochs, 0), whole)
 
 
-def _left_early(loop: ast.For | ast.While) -> bool:
+def _left_early(loop: LoopStatement) -> bool:
     """Whether the loop has a ``break`` of its own, or a ``return``."""
     todo: list[tuple[ast.AST, bool]] = [(each, True) for each in (*loop.body, *loop.orelse)]
     while todo:
@@ -64,52 +67,21 @@ def _left_early(loop: ast.For | ast.While) -> bool:
     return False
 
 
-def _goes_through(loop: ast.For | ast.While) -> bool:
+def _goes_through(loop: LoopStatement) -> bool:
     """Whether the loop takes all that there is of something with a name, progress shown or not."""
     if not isinstance(loop, ast.For):
         return False
     node = loop.iter
-    while isinstance(node, ast.Call) and node.args and _called(node) in _SHOWING:
+    while isinstance(node, ast.Call) and node.args and called(node) in _SHOWING:
         node = node.args[0]
     return isinstance(node, (ast.Name, ast.Attribute, ast.Subscript))
-
-
-def _called(node: ast.Call) -> str:
-    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-
-
-def _loops_around(frame: FrameType) -> list[ast.For | ast.While]:
-    """Return the loops of the frame's function that its present line is in, outermost first."""
-    code, line = frame.f_code, frame.f_lineno
-    try:
-        tree: ast.AST = ast.parse("".join(linecache.getlines(code.co_filename)))
-    except SyntaxError:
-        return []
-    if code.co_name != "<module>":
-        functions = [
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef)
-            and node.name == code.co_name
-            and min([node.lineno, *(d.lineno for d in node.decorator_list)]) == code.co_firstlineno
-        ]
-        if len(functions) != 1:
-            return []
-        tree = functions[0]
-    found = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.For, ast.While))
-        and node.lineno <= line <= (node.end_lineno or node.lineno)
-    ]
-    return sorted(found, key=lambda node: node.lineno)
 
 
 def _length(node: ast.expr, variables: dict[str, Any]) -> int:
     """Return how many numbers ``range(...)`` has, progress bars looked through; 0 if unknown."""
     if not isinstance(node, ast.Call) or not node.args:
         return 0
-    if _called(node) not in _COUNTING:
+    if called(node) not in _COUNTING:
         return 0
     if isinstance(node.args[0], ast.Call):
         return _length(node.args[0], variables)

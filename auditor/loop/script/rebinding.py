@@ -10,9 +10,7 @@ script trains on with the weights, optimizer state and hooks that the auditor kn
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 import types
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,8 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnaudit.errors import is_ours
 from nnaudit.loop.script.training_objects import KINDS, Registers
-from nnaudit.loop.script.variables import FLOOR
+from nnaudit.targets import callstack
 
 Pair = tuple[Any, Any]
 """An object of the first execution, and its counterpart of the new one."""
@@ -125,15 +124,11 @@ def _redirect(news: list[Any], alias: dict[int, Any]) -> None:
 
 def _redirect_frames(alias: dict[int, Any]) -> None:
     """The same for the local variables of the functions that the script is in."""
-    frame = sys._getframe(1)
-    while frame is not None and FLOOR not in frame.f_code.co_varnames:
+    for frame in callstack.frames():
+        if is_ours(frame.f_code.co_filename):
+            continue
         changes = {
             name: alias[id(value)] for name, value in frame.f_locals.items() if id(value) in alias
         }
-        if changes and frame.f_globals.get("__name__", "").startswith("nnaudit."):
-            changes = {}
         if changes:
-            frame.f_locals.update(changes)
-            if sys.version_info < (3, 13):
-                ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
-        frame = frame.f_back  # type: ignore[assignment]
+            callstack.assign(frame, changes)

@@ -11,12 +11,11 @@ value that is computed. A literal number in the user's own code after that point
 from __future__ import annotations
 
 import builtins
-import linecache
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ import numpy as np
 from nnaudit.errors import is_user
 from nnaudit.loop.seeders import SEEDERS, is_torch_inside
 from nnaudit.state.process import keep_numpy_rng, keep_python_rng, keep_torch_rng
-
-_LITERAL = re.compile(r"seed\w*\s*\(\s*(?:\w+\s*=\s*)?-?[\d_]+\s*\)")
+from nnaudit.targets import callstack
+from nnaudit.targets.callstack import Role, registered
+from nnaudit.targets.source import source_of
 
 
 @contextmanager
@@ -88,13 +88,11 @@ def _shifted(
     in_preamble: Callable[[], bool],
     in_control: Callable[[], bool],
 ) -> Callable[..., Any]:
+    @registered(Role.SEEDS)
     def seed(*args: Any, **kwargs: Any) -> Any:
-        caller = sys._getframe(1)
-        if (
-            in_control()
-            and not is_torch_inside(caller)
-            and (in_preamble() or not _is_literal(caller))
-        ):
+        caller = callstack.caller(Role.SEEDS)
+        by_torch = caller is not None and is_torch_inside(caller)
+        if in_control() and not by_torch and (in_preamble() or not _is_literal(caller)):
             args = tuple(_plus(value, shift) for value in args[:1]) + args[1:]
             kwargs = {name: _plus(value, shift) for name, value in kwargs.items()}
         return real(*args, **kwargs)
@@ -108,9 +106,15 @@ def _plus(value: Any, shift: int) -> Any:
     return value
 
 
-def _is_literal(frame: Any) -> bool:
+def _is_torchs(caller: FrameType | None) -> bool:
+    """Whether torch.manual_seed calls, which seeds the accelerators by functions replaced here."""
+    modules = ("torch.random", "torch.cuda.random")
+    return caller is not None and caller.f_globals.get("__name__") in modules
+
+
+def _is_literal(caller: FrameType | None) -> bool:
     """Whether the call is the user's own and its seed is written as a number."""
-    if not is_user(frame.f_code.co_filename):
+    if caller is None or not is_user(caller.f_code.co_filename):
         return False
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return _LITERAL.search(line) is not None
+    calls = source_of(caller.f_code.co_filename).calls_at(caller.f_lineno)
+    return any("seed" in call.name and call.takes_a_literal_number for call in calls)

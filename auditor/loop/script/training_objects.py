@@ -17,10 +17,10 @@ from nnaudit.loop.losses import LossCall
 from nnaudit.loop.script.channel import Call
 from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recipe
 from nnaudit.loop.script.origins import Register
-from nnaudit.loop.script.variables import user_frames
 from nnaudit.loop.total_loss import call_worth, is_total
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
+from nnaudit.targets import callstack
 from nnaudit.targets.model_inputs import own_loss
 
 KINDS = ("module", "optimizer", "scheduler", "scaler", "loader")
@@ -283,7 +283,7 @@ def settle_rates(optimizers: Iterable[Optimizer], seen: dict[int, list[list[floa
 def _names() -> dict[int, str]:
     """The names of the script's variables by the id of what they hold."""
     names: dict[int, str] = {}
-    for frame in user_frames():
+    for frame in callstack.user_frames():
         for name, value in {**frame.f_globals, **frame.f_locals}.items():
             if isinstance(value, nn.Module) and name.isidentifier():
                 names.setdefault(id(value), name)
@@ -363,9 +363,8 @@ def _virtual(entry: Call, main: LossCall | None) -> Any:
 def helpers() -> tuple[Any, ...]:
     """Return objects in the script's variables that hold tensors beside its networks: averages."""
     found: dict[int, Any] = {}
-    for frame in user_frames():
-        variables = frame.f_globals if frame.f_code.co_name == "<module>" else frame.f_locals
-        for name, value in list(variables.items()):
+    for frame in callstack.user_frames():
+        for name, value in list(callstack.variables(frame).items()):
             if not name.startswith("__") and _is_helper(value):
                 found[id(value)] = value
     return tuple(found.values())
@@ -429,7 +428,8 @@ def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> 
     """
     others = [loader for loader in registers.of["loader"].alive() if loader is not train]
     names: dict[int, set[str]] = {}
-    variables = [(n, v) for f in user_frames() for n, v in {**f.f_globals, **f.f_locals}.items()]
+    frames = callstack.user_frames()
+    variables = [(n, v) for f in frames for n, v in {**f.f_globals, **f.f_locals}.items()]
     attributes = [pair for _, value in variables for pair in _held_by(value)]
     for name, value in (*variables, *attributes):
         names.setdefault(id(value), words(name))

@@ -9,23 +9,17 @@ any other, and writes back what a restored snapshot has changed there.
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, FrameType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from nnaudit.errors import is_user
+from nnaudit.targets import callstack
 
 Key = tuple[int, str, str]
 """Depth among the user's frames, outermost first; the function's name; the variable."""
-
-
-FLOOR = "nnaudit_runs_the_script"
-"""A local variable by which the frame is known from which a run was started."""
 
 
 Value = int | float | bool | Callable[[], Any] | None
@@ -49,9 +43,9 @@ class ScriptVariables:
     def read(self) -> None:
         """Copy the variables of the calling thread's user frames."""
         self.values.clear()
-        for depth, frame in enumerate(user_frames()):
+        for depth, frame in enumerate(callstack.user_frames()):
             function = frame.f_code.co_name
-            for name, value in _variables(frame).items():
+            for name, value in callstack.variables(frame).items():
                 if type(value) in _NEVER or name.startswith("__"):
                     continue
                 if _is_number(value):
@@ -67,8 +61,8 @@ class ScriptVariables:
         }
         if not changed:
             return
-        for depth, frame in enumerate(user_frames()):
-            present = _variables(frame)
+        for depth, frame in enumerate(callstack.user_frames()):
+            present = callstack.variables(frame)
             changes: dict[str, Any] = {}
             for (at, function, name), value in changed.items():
                 if at != depth or function != frame.f_code.co_name or name not in present:
@@ -80,7 +74,7 @@ class ScriptVariables:
                 elif self.tensors and value() is not present[name]:
                     changes[name] = value()
             if changes:
-                _assign(frame, changes)
+                callstack.assign(frame, changes)
         self._read.update(self.values)
 
 
@@ -110,8 +104,8 @@ def planned_epochs() -> int:
 
     A variable, or an attribute or entry of one (``args.epochs``, ``config["num_epochs"]``).
     """
-    for frame in reversed(user_frames()):
-        for name, value in _settings({**frame.f_globals, **_variables(frame)}):
+    for frame in reversed(callstack.user_frames()):
+        for name, value in _settings({**frame.f_globals, **callstack.variables(frame)}):
             whole = isinstance(value, int) and not isinstance(value, bool)
             if whole and value > 0 and _EPOCHS.fullmatch(name):
                 return int(value)
@@ -129,41 +123,3 @@ def _settings(variables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         plain = type(value).__module__ in ("__main__", "argparse", "types", "builtins")
         if plain and isinstance(held, dict) and not name.startswith("__"):
             yield from ((key, each) for key, each in list(held.items()) if isinstance(key, str))
-
-
-def user_frames() -> list[FrameType]:
-    """Return the innermost run's frames in the user's files, outermost first."""
-    frames: list[FrameType] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and FLOOR not in frame.f_code.co_varnames:
-        if is_user(frame.f_code.co_filename):
-            frames.append(frame)
-        frame = frame.f_back
-    return frames[::-1]
-
-
-def calling_frames() -> list[FrameType]:
-    """Return the user's frames between which no other code stands, outermost first.
-
-    Of a framework's loop they are those that called the framework, and not what it calls.
-    """
-    frames: list[FrameType] = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and FLOOR not in frame.f_code.co_varnames:
-        if is_user(frame.f_code.co_filename):
-            frames.append(frame)
-        else:
-            frames.clear()
-        frame = frame.f_back
-    return frames[::-1]
-
-
-def _variables(frame: FrameType) -> dict[str, Any]:
-    return frame.f_globals if frame.f_code.co_name == "<module>" else frame.f_locals
-
-
-def _assign(frame: FrameType, changes: dict[str, Any]) -> None:
-    frame.f_locals.update(changes)
-    if sys.version_info < (3, 13) and frame.f_code.co_name != "<module>":
-        # Until 3.13 ``f_locals`` of a function is a copy, which this call writes back.
-        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))

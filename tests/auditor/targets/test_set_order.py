@@ -35,6 +35,9 @@ def order(words):
 words = list({"b", "a", "d", "c"})
 letters = list({word for word in ["b", "a", "d", "c"]})
 alphabet = sorted(set(words))
+numbers = dict(enumerate(
+    sorted(
+        set(words))))
 """
 
 
