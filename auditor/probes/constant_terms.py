@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import constant_lr
-from nnaudit.loop.observer import LOSS_FUNCTIONS, caller
+from nnaudit.loop.losses import LOSS_FUNCTIONS
+from nnaudit.loop.observer import caller
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.report import Location

@@ -14,7 +14,7 @@ from torch import Tensor
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnaudit.checks.data.class_numbering import ClassNumbering, renumbering
 from nnaudit.context import Audit
-from nnaudit.loop.observer import LossCall
+from nnaudit.loop.losses import LossCall
 from nnaudit.measure.eval_result import EvalResult
 from nnaudit.probes.training_run import EvalPoint, Training
 from nnaudit.report import Result, Status
