@@ -42,21 +42,20 @@ class Renumbering:
 class ClassNumbering(Check):
     """Do training and validation number their classes alike?
 
-    Why: Where each split makes its own list of classes, from the order of folders, of first
-        appearance or of a set, class 3 of training is class 7 of validation. Training goes well,
-        and validation stays far below: it looks like overfitting, and is a score of other labels.
-    How: Statistical. After the training run that other checks share, the predicted class of some
-        hundred validation rows is compared with their labels. For each class of at least 8 rows,
-        the commonest prediction is taken. It is a renumbering when each of these has more than
-        half of its class's rows, no two are the same, and at least two are not the label itself;
-        when 30 points more of the rows are right by it than as they are labelled; and when the
-        rows of training are right by their own labels: more than half, and more than by the
-        renumbering. Null hypothesis: the network errs on validation, and its errors prefer some
-        classes; that three or more classes are each taken for another one by most of their rows,
-        and one to one, does not come of that, and fails. Two classes that change places may be
-        alike, or have changed in the world: a warning.
-    Fix: make the list of classes once, from training: classes = sorted(set(train_labels)), and use
-        it for both
+    Why: When each split makes its own list of classes (folder order, first appearance, a set),
+        class 3 of training is class 7 of validation. Training goes well and validation stays far
+        below: it looks like overfitting, and is a score against other labels.
+    How: Compares predictions with labels on some hundred validation rows, after the training run
+        that other checks share. For each class of at least 8 rows, takes the most common
+        prediction.
+        - A renumbering: each has more than half of its class's rows, all are different, at least
+          two differ from the label, accuracy by them is 30 points higher, and the training rows are
+          right by their own labels (more than half, and more than by the renumbering).
+        - Fails when three or more classes are renumbered: errors of a network that generalises
+          badly are not one to one.
+        - Warns when two classes change places: they may be alike, or have changed.
+    Fix: Make the list of classes once, from training (`classes = sorted(set(train_labels))`), and
+        use it for both.
     References: torchvision documentation of datasets.ImageFolder, class_to_idx: by sorted names.
     """
 

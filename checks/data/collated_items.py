@@ -10,17 +10,18 @@ from nnaudit.report import Kind, Result
 
 
 class CollatedItems(Check):
-    """Does the collate function keep every item's fields?
+    """Does a batch contain every item's fields?
 
-    Why: A collate function or processor that keeps one field of the first item only gives all rows
-        of the batch the same text, mask or table; broadcasting hides that its first dimension is 1.
-        The network is trained on questions that belong to other pictures.
-    How: Exact. Six items from all over the training set are collated one by one, together, and
-        together in the reverse order, with the same random numbers. It fails when a field of the
-        batch is, bit for bit, what the first item alone gives, in both orders, though the items
-        alone do not all give the same. Fields that are the same for all items, such as positions,
-        and those that depend on all, such as the longest length, are not of that kind.
-    Fix: torch.stack([item["input_ids"] for item in items])  # in collate_fn: of all items
+    Why: A collate function or processor that keeps a field of the first item only gives all rows of
+        the batch the same text, mask or table. Broadcasting hides that its first dimension is 1,
+        and the network is trained on questions that belong to other pictures.
+    How: Collates six items from all over the training set one by one, together, and together in
+        reverse order, with the same random numbers.
+        - Fails when a field of the batch equals, bit for bit, what the first item alone gives, in
+          both orders, though these differ.
+        - Fields that are equal for all items (positions), and those that depend on all (the longest
+          length), pass.
+    Fix: In collate_fn, use all items: `torch.stack([item["input_ids"] for item in items])`.
     References: PyTorch documentation of torch.utils.data, "Working with collate_fn".
     """
 

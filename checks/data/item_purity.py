@@ -10,22 +10,21 @@ from nnaudit.report import Kind, Result
 
 
 class ItemPurity(Check):
-    """Does reading an item leave the data set as it was?
+    """Does reading an item leave the data set unchanged?
 
-    Why: image = self.images[i] is a view of the stored array, not a copy. A normalisation or an
-        augmentation that works in place (image -= mean, image[a:b] = 0) changes the stored image,
-        and the next epoch normalises and augments it again: after a few epochs nothing is left of
-        the data. Where items are read by worker processes that live for one epoch each, it shows
-        in none of them, and in the main process at once.
-    How: Exact. Eight items are read with one random state, with another, and with the first again;
-        before the first and the third reading, the generators and counters of the process and of
-        the data set are put back. It fails where an item comes out another the second time with
-        the same state, and a reading has written to an array or tensor of the data set (of rows of
-        at least four numbers, up to 256 MB in all). Null hypothesis: the same item under the same
-        state is the same, bit for bit, so one difference is enough. A cache that the first reading
-        fills gives the same item again, and passes; so does a transform that draws from the
-        system's own randomness (SEED101), as it writes to nothing.
-    Fix: image = self.images[i].copy()  # .clone() of a tensor
+    Why: `image = self.images[i]` is a view of the stored array, not a copy. A normalisation or an
+        augmentation that works in place (`image -= mean`, `image[a:b] = 0`) changes the stored
+        image, and the next epoch normalises and augments it again: after a few epochs nothing is
+        left of the data. With worker processes that live for one epoch it stays hidden.
+    How: Reads eight items with one random state, with another, and with the first again. Before
+        the first and the third reading, the generators and counters of the process and of the data
+        set are restored.
+        - Fails when an item differs between two readings with the same state, and a reading wrote
+          to an array or tensor of the data set (rows of at least four numbers, 256 MB in all). The
+          same item in the same state is equal bit for bit, so one difference is enough.
+        - A cache that the first reading fills returns the same item again, and passes. So does a
+          transform that uses the system's own randomness (SEED101): it writes to nothing.
+    Fix: `image = self.images[i].copy()` (`.clone()` for a tensor).
     References: NumPy documentation, "Copies and views".
     """
 

@@ -14,21 +14,20 @@ _SOME, _MOST = 0.05, 0.5
 
 
 class SupervisedRows(Check):
-    """Does every training text have tokens to learn, its end among them?
+    """Does every training text have tokens to learn, its end included?
 
-    Why: Where prompts are not learnt, a maximum length that cuts the answer off leaves a row of
-        which no token is a target: it costs a forward and a backward pass and teaches nothing. And
-        where the padding token is also the end of a text and padding is ignored, the end is
-        ignored with it: the network never learns to stop.
-    How: Exact counts over up to 64 batches (3 seconds) in which each token of a row has a label:
-        rows without a label other than the loss's ignore_index. More than half of at least 32 is a
-        failure, more than 5 % a warning. Where a batch has a mask, the last token that it attends
-        to is compared with the token that fills the padding: if they are the same in all padded
-        rows (at least 8), and that last token is a target in none of them while the one before is
-        in all, it fails. Classes per row, where an ignored label is a row without one by design,
-        and inputs that are no token ids are not judged.
-    Fix: raise the maximum length, or drop rows whose labels are all ignored; and give the padding a
-        token of its own: tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    Why: When only answers are learnt, a maximum length that cuts them off leaves rows without any
+        target: they cost a forward and a backward pass and teach nothing. And when the padding
+        token is also the end of a text, ignoring the padding ignores the end: the network never
+        learns to stop.
+    How: Reads up to 64 batches (3 seconds) in which each token of a row has a label.
+        - Fails when more than half of the rows (of at least 32) have no label other than the loss's
+          ignore_index; warns above 5 %.
+        - Fails when, in all padded rows (at least 8), the last attended token is the one that fills
+          the padding and is ignored, while the token before it is a target.
+        - Inputs that are no token ids, and one label per row, are not judged.
+    Fix: Raise the maximum length, or drop rows whose labels are all ignored. Give the padding a
+        token of its own: `tokenizer.add_special_tokens({"pad_token": "<pad>"})`.
     References: Hugging Face documentation of DataCollatorForLanguageModeling, which ignores every
         label equal to the padding token.
     """

@@ -10,18 +10,18 @@ from nnaudit.report import Kind, Result
 
 
 class TargetOffset(Check):
-    """Is the target of each token the next one, and not one further on?
+    """Is the target of each token the next token?
 
-    Why: Many models shift the labels by themselves. Labels that were shifted before, by the data
-        set or the collate function, are then shifted twice: each token is trained to predict the
-        one after the next. The loss falls, more slowly, and generated text is garbled.
-    How: Exact. The targets that reach the loss function in the first step are compared with the
-        token ids that the network was given, at distances of 0 to 4. A distance counts when every
-        target that is not ignored (at least 64) equals the token that far ahead, and no other
-        distance explains them. It fails when the targets are two or more ahead and no loss of the
-        step is of the next token, as there would be where several tokens are predicted on purpose.
-        A distance of 0 is GRAD104's.
-    Fix: give the model the labels unshifted (labels = input_ids), or shift them once.
+    Why: Many models shift the labels themselves. Labels that the data set or the collate function
+        has shifted already are then shifted twice: each token is trained to predict the one after
+        the next. The loss falls, more slowly, and generated text is garbled.
+    How: Compares the targets that reach the loss function in the first step with the token ids that
+        the network gets, at distances of 0 to 4. A distance counts when every target that is not
+        ignored (at least 64) equals the token that far ahead, and no other distance fits.
+        - Fails when the targets are two or more tokens ahead and no loss of the step is of the next
+          token (several tokens may be predicted by design).
+        - A distance of 0 is left to GRAD104.
+    Fix: Give the model unshifted labels (`labels = input_ids`), or shift them once.
     References: Hugging Face documentation, GPT2LMHeadModel, labels: "the labels are shifted inside
         the model".
     """

@@ -10,21 +10,21 @@ from nnaudit.report import Kind, Result, Table
 
 
 class ConstantTermOfLoss(Check):
-    """Does every term of the loss depend on what is trained?
+    """Does every term of the loss depend on the trained parameters?
 
-    Why: A term of the teacher's output compared with itself, of a detached output, or of a tensor
-        compared with its own copy adds a number to the loss and nothing to the gradients. The
-        loss goes down by the other terms alone, and what the term was written for is not trained.
-    How: Exact. In three steps, calls of torch's loss functions are looked at that are made with
-        gradients on. One whose value has no graph in any of them, or whose input and target hold
-        the same values in all (not all alike, and at the author's full learning rate), is a
-        candidate. The first step is then taken again from the same state with a number added to
-        what that call returns. If the total loss moves while no bit of any gradient does (beyond
-        10 times the difference of two identical steps), it is a term of the sum that trains
-        nothing. One that only weights or scales other terms changes their gradients; one that is
-        only logged, or has weight 0, does not move the loss. Neither is judged.
-    Fix: compute the term from the output of the network that is trained, without detach():
-        F.kl_div(F.log_softmax(student / T, 1), F.softmax(teacher / T, 1))
+    Why: A term that compares the teacher's output with itself, a detached output, or a tensor with
+        its own copy, adds a number to the loss and nothing to the gradients. The other terms are
+        trained, and what this one was written for is not.
+    How: Looks in three steps, at the author's full learning rate, for calls of torch's loss
+        functions with gradients enabled whose value has no graph in any step, or whose input and
+        target are equal in all of them (and not constant). Then repeats the first step from the
+        same state with a number added to what the call returned.
+        - Fails when the total loss changes but no gradient does, beyond ten times the difference of
+          two identical steps: a term of the sum that trains nothing.
+        - A call that weights or scales other terms changes their gradients; one that is only
+          logged, or has weight 0, does not change the loss. Both pass.
+    Fix: Compute the term from the output of the trained network, without detach():
+        `F.kl_div(F.log_softmax(student / T, 1), F.softmax(teacher / T, 1))`.
     References: PyTorch documentation, "Autograd mechanics".
     """
 

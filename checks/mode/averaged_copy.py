@@ -15,22 +15,23 @@ _TOWARD = 0.9
 
 
 class AveragedCopyStatistics(Check):
-    """Does a moving average of the network keep the statistics of its normalisation up to date?
+    """Does a moving average of the network include its running statistics?
 
-    Why: An average of the weights (EMA, SWA, a mean teacher) that is made by going through
-        parameters() leaves the buffers as they were when the copy was made: means and variances of
-        batch normalisation, of random features. In eval mode the averaged network normalises by
-        statistics of another network, and its score is far below the one that it could have.
-    How: Exact. Networks in memory with the same parameters and buffers as the trained one, by name
-        and shape, in no optimizer, are looked for. Three steps are taken. A copy whose weights
-        move, at a cosine of at least 0.9 to the way toward the trained weights, is an average of
-        them. Then the epoch is ended, validation included. It fails when statistics changed in the
-        trained network and not one bit of the same ones did in the copy, and validation called
-        the copy in eval mode. Where validation did not call it, or no end of an epoch can be
-        reached, it is a warning. Copies whose statistics follow, by copying or by a forward pass
-        of their own in train mode, pass. A program that recomputes them before use (update_bn) is
-        a note, and copies that stand still are not judged.
-    Fix: for average, b in zip(ema.buffers(), model.buffers()): average.copy_(b)
+    Why: An average of the weights (EMA, SWA, a mean teacher) over `parameters()` leaves the buffers
+        as they were when the copy was made: means and variances of batch normalisation. In eval
+        mode the averaged network normalises by the statistics of another network, and scores far
+        below what it could.
+    How: Looks for networks in memory with the same parameters and buffers as the trained one (names
+        and shapes) that no optimizer holds, and takes three steps. A copy whose weights move toward
+        the trained ones (cosine of at least 0.9) is an average. Then ends the epoch, validation
+        included.
+        - Fails when the statistics changed in the trained network but not one bit of them in the
+          average, and validation called the average in eval mode.
+        - Warns when validation did not call it, or the end of an epoch cannot be reached.
+        - Notes a program that recomputes the statistics before use (`update_bn`).
+        - A copy whose statistics follow, by copying or by its own forward pass in train mode,
+          passes. One that stands still is not judged.
+    Fix: `for average, b in zip(ema.buffers(), model.buffers()): average.copy_(b)`.
     References: PyTorch documentation of torch.optim.swa_utils.AveragedModel (use_buffers) and
         update_bn; Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
         Generalization" (2018), section 3.2.

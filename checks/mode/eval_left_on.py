@@ -13,20 +13,21 @@ _STRETCH = 3
 
 
 class EvalModeLeftOn(Check):
-    """Does the network stay in train mode through a whole epoch of training?
+    """Does the network stay in train mode for a whole epoch of training?
 
-    Why: A validation, a generate() or a callback every few hundred steps calls model.eval(), and
-        the model.train() at the beginning of the epoch is long past: from there to the end of the
-        epoch dropout does nothing, and batch normalisation neither uses nor updates the statistics
-        of the batch. The first steps, and the first of the next epoch, look as they should.
-    How: Exact. In the training run that other checks share (some hundred steps), the mode is read
-        whenever the network is called with gradients on. A step is asleep when the network, and
-        every dropout and batch normalisation in it, was in eval mode in all its calls. It fails
-        when the first step of an epoch is awake and three steps in a row of the same epoch are
-        asleep. Batch normalisation frozen on its own, which leaves the network itself in train
-        mode, and single steps in eval mode, as for pseudo-labels, are no fault. A program that
-        trains in eval mode from the first step is MODE101's.
-    Fix: call model.train() after every validation, not only at the beginning of an epoch.
+    Why: A validation, a `generate()` or a callback every few hundred steps calls `model.eval()`,
+        and the `model.train()` at the beginning of the epoch is long past. Until the epoch ends,
+        dropout is off and batch normalisation neither uses nor updates the batch's statistics. The
+        first steps, and the first of the next epoch, look right.
+    How: Reads the mode at every call with gradients enabled, in the training run that other checks
+        share (some hundred steps). A step counts when the network, and every dropout and batch
+        normalisation in it, was in eval mode in all its calls.
+        - Fails when the first step of the epoch was in train mode, and three or more consecutive
+          steps of the same epoch were in eval mode.
+        - Single steps in eval mode (pseudo-labels), and normalisation frozen on its own while the
+          network is in train mode, pass.
+        - Skipped when the first step is in eval mode already (MODE101).
+    Fix: Call `model.train()` after every validation, not only at the beginning of an epoch.
     References: PyTorch documentation, Autograd mechanics, "Evaluation mode".
     """
 

@@ -16,20 +16,20 @@ from nnaudit.report import Kind, Result
 class FrozenHead(Check):
     """Is an output layer with random weights trained?
 
-    Why: Freezing everything but some layers, or freezing by a loop over all parameters, also
-        freezes the new output layer. Its random weights then mix the features for good: what is
-        trained before it can only make up for a little of that.
-    How: Exact. The last layer with parameters that runs in the first step is looked at. Where none
-        of its parameters requires a gradient, while others of the network do, the program is
-        started anew under another seed. Weights that come out different are drawn at random, and
-        no part of what was loaded: a warning, since a random projection at the output can be meant.
-        Loaded weights of an output layer that stays as it is, as in a frozen decoder, pass.
-    Fix: model.fc.requires_grad_(True), and give its parameters to the optimizer
+    Why: Freezing everything but some layers, or freezing in a loop over all parameters, also
+        freezes the new output layer. Its random weights mix the features for good, and the layers
+        that are trained can make up for only a little of that.
+    How: Looks at the last layer with a weight matrix that runs in the first step.
+        - Warns when none of its parameters requires a gradient, others of the network do, and its
+          weights differ with another seed: they are random, not loaded. A random projection at the
+          output may be by design.
+        - A frozen output layer with loaded weights passes.
+    Fix: `model.fc.requires_grad_(True)`, and give its parameters to the optimizer.
     References: PyTorch tutorial, "Transfer Learning for Computer Vision", "ConvNet as fixed feature
         extractor".
     """
 
-    code, name, kind = "MODE110", "frozen-head", Kind.EXACT
+    code, name, kind = "MODE110", "frozen-head", Kind.JUDGEMENT
     needs = (Needs.OWN_STEPS, Needs.FRESH_RUN)
     probes = (FirstSteps,)
 

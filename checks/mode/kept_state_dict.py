@@ -13,20 +13,19 @@ from nnaudit.wording import count
 
 
 class KeptStateDict(Check):
-    """Is a state dict that the program keeps a copy of the weights?
+    """Is a state dict that is kept a copy of the weights?
 
-    Why: state_dict() returns the parameters themselves, not copies of them. best =
-        model.state_dict() keeps a reference: the next optimizer step changes what it holds, and
-        what is loaded or saved at the end as the best weights are the last ones.
-    How: Exact. Every call of state_dict() that a line of the program makes on its networks is
-        noted while training goes on across the end of two epochs, validation included; what it
-        returned is watched, not held. A state dict that is alive after a further step, and whose
-        tensors have changed in that step, is a reference. It fails where the program's text keeps
-        it under a condition (if score > best) and loads, saves or returns it outside that
-        condition, when it is no longer what it was. One that is saved at once, or kept whatever
-        comes, is used as it is meant. Where no use is found in that file, and the name says "best",
-        it is a warning.
-    Fix: best = copy.deepcopy(model.state_dict())
+    Why: `state_dict()` returns the parameters themselves, not copies. `best = model.state_dict()`
+        keeps a reference: the next optimizer step changes what it holds, and the weights that are
+        loaded or saved at the end as the best are the last ones.
+    How: Watches every `state_dict()` call of the program while it trains across the end of two
+        epochs, validation included, without holding what was returned. A state dict that is alive
+        after one more step, and whose tensors changed in that step, is a reference.
+        - Fails when the source keeps it under a condition (`if score > best:`) and loads, saves or
+          returns it outside of that condition.
+        - Warns when no such use is found in the file, and the name contains "best".
+        - One that is saved at once, or that is kept in every epoch, passes.
+    Fix: `best = copy.deepcopy(model.state_dict())`.
     References: PyTorch documentation, "Saving and Loading Models": a note on deepcopy of the best
         state_dict.
     """

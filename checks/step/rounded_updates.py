@@ -12,23 +12,23 @@ from nnaudit.report import Kind, Numbers, Result
 
 
 class RoundedUpdatesOfWeights(Check):
-    """Are updates large enough not to be rounded away by the precision of the weights?
+    """Are the updates large enough for the precision of the weights?
 
     Why: A bfloat16 number has 8 significant bits: 0.05 + 0.00002 is 0.05. An optimizer that holds
-        weights in bfloat16 or float16 itself loses every update that is smaller than half of the
-        distance to the next number, in every step again, so that many weights never move, however
-        long it trains. Autocast keeps the weights in float32; model.bfloat16() does not.
-    How: Exact. Up to 48 steps are taken at the author's highest learning rate (or 8 seconds of
-        them). With the very gradients that the optimizers are given, copies of the optimizers step
-        float32 copies of the weights. An element is due when its float32 copy, rounded to the
-        weights' precision, is another number than at the start; it is lost when the weight itself
-        still is what it was. It fails when more than half of the due elements are lost, and at
-        least a tenth of the elements with a gradient are due. Rounding to nearest in a single step
-        would lose none of them in the long run if it were repaired, as stochastic rounding and
-        compensated (Kahan) summation do: with these the weights follow their float32 copies, and
-        pass. Where fewer are due, the steps are too few to say.
-    Fix: keep the weights in float32 and compute in bfloat16: with torch.autocast("cuda",
-        dtype=torch.bfloat16): ...
+        weights in bfloat16 or float16 loses every update smaller than half the distance to the next
+        number, in every step, so that many weights never move. Autocast keeps the weights in
+        float32; `model.bfloat16()` does not.
+    How: Takes up to 48 steps (8 seconds) at the author's highest learning rate. With the gradients
+        that the optimizers get, copies of the optimizers step float32 copies of the weights. An
+        element is due when its float32 copy, rounded to the weights' precision, has changed since
+        the start, and lost when the weight itself has not.
+        - Fails when more than `lost` (half) of the due elements are lost, and at least `due` (a
+          tenth) of the elements with a gradient are due.
+        - Inconclusive when fewer are due, or the optimizer cannot be copied.
+        - Stochastic rounding and compensated (Kahan) summation follow the float32 copies: they
+          pass.
+    Fix: Keep the weights in float32 and compute in bfloat16:
+        `with torch.autocast("cuda", dtype=torch.bfloat16): ...`.
     References: Micikevicius et al., "Mixed Precision Training" (2018), section 3.1; Zamirai et
         al., "Revisiting BFloat16 Training" (2020).
     """

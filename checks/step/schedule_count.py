@@ -41,16 +41,16 @@ class ScheduleCount(Check):
     """Is the scheduler stepped as often as it was planned for?
 
     Why: With gradients accumulated over k batches, a schedule made for the number of optimizer
-        steps and stepped with every batch runs k times too fast: the learning rate is at its end
-        when 1/k of the run is over, and the rest trains at a rate of nearly zero.
-    How: Exact. In the first optimizer steps, the steps of each scheduler are counted. It fails
-        when a scheduler is stepped the same number of times, two or more, within every one of
-        them, and its plan (its T_max or total_steps, or where it stops falling) ends where the
-        optimizer's last step of the run is, within 5 % (an epoch may end with an incomplete
-        accumulation). The length of the run is known where the loop around the training counts its
-        epochs and the loader has a length. A plan made for the number of batches, and stepped with
-        each, passes.
-    Fix: step the scheduler after optimizer.step() only, when the accumulation is complete.
+        steps but stepped with every batch runs k times too fast: the learning rate is at its end
+        after 1/k of the run, and the rest trains at a rate of nearly zero.
+    How: Counts the steps of each scheduler in the first optimizer steps.
+        - Fails when a scheduler is stepped the same number of times, two or more, in each of them,
+          and its plan (T_max, total_steps, or where it stops falling) ends with the run's last
+          optimizer step, within 5 % (an epoch may end with an incomplete accumulation).
+        - The length of the run is known where the loop around the training counts its epochs and
+          the loader has a length.
+        - A plan for the number of batches that is stepped with each of them passes.
+    Fix: Step the scheduler only when the optimizer steps.
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation"; PyTorch
         documentation of torch.optim, "How to adjust learning rate".
     """
