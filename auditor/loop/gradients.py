@@ -40,25 +40,31 @@ class GradientRecorder:
         observation: Observation,
     ) -> None:
         self._names = {id(p): name for name, p in model.named_parameters() if not is_lazy(p)}
-        owned = {id(p) for optimizer in optimizers for p in _parameters_of(optimizer)}
-        self._orphans = [
-            p
-            for p in model.parameters()
-            if p.requires_grad and id(p) not in owned and id(p) in self._names
-        ]
+        self._model, self._optimizers = model, optimizers
+        self._began = False
         self._observation = observation
         self._before: dict[str, Tensor] = {}
 
     def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Record the gradients that ``optimizer`` is about to use; a hook before its step."""
-        for orphan in self._orphans:
-            self._record(orphan, owned=False)
-        self._orphans = []
+        if not self._began:
+            self._began = True
+            for orphan in self._orphans():
+                self._record(orphan, owned=False)
         for parameter in _parameters_of(optimizer):
             name = self._names.get(id(parameter), "")
             if name:
                 self._before[name] = parameter.detach().clone()
                 self._record(parameter, owned=True)
+
+    def _orphans(self) -> list[Tensor]:
+        """Return what no optimizer holds by now: layers may be thawed on the way to a step."""
+        owned = {id(p) for optimizer in self._optimizers for p in _parameters_of(optimizer)}
+        return [
+            p
+            for p in self._model.parameters()
+            if p.requires_grad and id(p) not in owned and id(p) in self._names
+        ]
 
     def _record(self, parameter: Tensor, *, owned: bool) -> None:
         self._observation.gradients.append(

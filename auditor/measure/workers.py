@@ -204,12 +204,13 @@ def reachable(dataset: Any) -> Iterator[tuple[str, Any]]:
         if depth > 0 and not isinstance(thing, _GENERATORS):
             todo += [
                 (f"{name}{step}", part, depth - 1)
-                for step, part in _parts(thing)
+                for step, part in parts(thing)
                 if not isinstance(part, _ATOMS)
             ]
 
 
-def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
+def parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what ``thing`` holds, with the way to it: ``.attribute``, ``[0]``, ``['key']``."""
     if isinstance(thing, dict):
         members: Iterable[tuple[Any, Any]] = thing.items() if len(thing) <= _SMALL else ()
         return ((f"[{key!r}]", value) for key, value in members)

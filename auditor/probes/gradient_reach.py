@@ -224,7 +224,10 @@ class _Intent:
         """Return the sign of a purpose, empty where there is none or nothing is cut."""
         if not (block.absent and block.moves_loss and block.called):
             return ""
-        inside = {m for m in self._seen.called if _within(m, block.name)}
+        if block.type:
+            inside = {m for m in self._seen.called if _within(m, block.name)}
+        else:  # a parameter alone is used by the module that keeps it
+            inside = self._seen.called & {block.name.rpartition(".")[0]}
         if not inside & self._seen.in_train_mode:
             return "it is in eval mode during training"
         if self._is_copy(block):

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+
+import torch
+from torch import nn
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
@@ -25,7 +28,7 @@ from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.probes.first_steps import is_given
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.layers import BatchNorm
+from nnaudit.targets.layers import BatchNorm, Dropout, StatisticsNorm
 from nnaudit.training.fitting import without_input
 from nnaudit.training.loss_bounds import best_constant
 from nnaudit.training.loss_reader import LossReader
@@ -45,6 +48,7 @@ _GAP_ROWS, _GAP_BATCHES = 256, 8
 _SETTLING_ROWS, _SETTLING_BATCHES = 1024, 20
 _OBSERVED_EVERY = 5
 _CALL_BYTES = 64 * 2**20
+_WITH_MODES = (Dropout, StatisticsNorm)
 _PERSISTENT = 5
 """So many losses in a row that are no number are no skipped step of mixed precision."""
 
@@ -98,6 +102,8 @@ class Training:
         error: what the user's code raised once training had begun; else empty.
         cut: the time was up before the run had its full length.
         seconds: what the steps took, as on a quiet machine.
+        asleep: steps in whose calls, gradients on, the network was in eval mode, with every
+            dropout and every normalisation by statistics in it.
         modes: what batch normalisation makes of the two modes in the end; None where the network
             has none that keeps averages, or a loss cannot be computed or is not finite in training.
     """
@@ -117,6 +123,7 @@ class Training:
     error: str = ""
     cut: bool = False
     seconds: float = 0.0
+    asleep: tuple[int, ...] = ()
     modes: Modes | None = None
 
     @property
@@ -159,7 +166,7 @@ def training_run(audit: Audit, *, steps: int = STEPS, val: bool = True) -> Train
     """
     held, whole = _validation(audit.loop) if val else ((), False)
     run = _Run(audit, steps, held)
-    with constant_lr(audit.loop) as rate:
+    with constant_lr(audit.loop) as rate, run.reading_modes():
         run.train(rate)
     return run.result(whole)
 
@@ -201,7 +208,9 @@ class _Run:
     cut: bool = False
     error: str = ""
     seconds: float = 0.0
+    asleep: list[int] = field(default_factory=list)
     modes: Modes | None = None
+    awake: list[bool] = field(default_factory=list)
     reader: LossReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -235,6 +244,24 @@ class _Run:
         if not self.error and math.isfinite(self.losses[-1]):
             self.modes = _modes(self.audit)
 
+    @contextmanager
+    def reading_modes(self) -> Iterator[None]:
+        """Note with every call that gradients flow through whether the network is in eval mode."""
+        model = self.audit.loop.model
+        parts = [m for m in model.modules() if isinstance(m, _WITH_MODES)]
+
+        def called(module: nn.Module, args: Any) -> None:
+            if torch.is_grad_enabled():
+                self.awake.append(module.training or any(part.training for part in parts))
+
+        scripted = isinstance(model, torch.jit.ScriptModule)
+        hook = model.register_forward_pre_hook(called) if parts and not scripted else None
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+
     def _stream(self, most: int) -> Iterator[Any]:
         """Yield batches epoch after epoch; only what the steps take counts as time."""
         while len(self.losses) < most:
@@ -257,6 +284,7 @@ class _Run:
         number = len(self.losses)
         observe = number % _OBSERVED_EVERY == 0 and not self.unknown and self.bytes < _CALL_BYTES
         watch = Stopwatch()
+        self.awake.clear()
         try:
             step = self.audit.loop.step(batch, losses=observe)
         except UserCodeError as error:
@@ -268,6 +296,7 @@ class _Run:
             self.rows.append(batches.size(batch))
             return False
         self.seconds += watch.seconds
+        self.asleep += [number] if self.awake and not any(self.awake) else []
         self.losses.append(step.loss)
         # The rate is set when the optimizer steps: what the step began with is the one before.
         self.rates.append(_highest(self.audit.loop))
@@ -324,6 +353,7 @@ class _Run:
             error=self.error,
             cut=self.cut,
             seconds=self.seconds,
+            asleep=tuple(self.asleep),
             modes=self.modes,
         )
 

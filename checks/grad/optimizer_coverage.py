@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gc
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.trace import parameters_of
+from nnaudit.measure.movement import same
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.gradient_reach import GradientReach, UnregisteredParameters
@@ -28,7 +34,12 @@ class OptimizerCoverage(Check):
         least one of the first steps, with the parameters of all optimizers. Fails when one is
         missing.
         - Parameters that change between steps all the same are updated by the program itself
-          (float32 master weights, by hand) and do not count.
+          (float32 master weights, by hand) and do not count. Neither do those beside them that
+          stand still, where the optimizers hold as many tensors of the same shapes that the model
+          does not have: a low-precision copy may need many steps to follow its master by one
+          rounding.
+        - Where something is frozen, the first steps of the second epoch are compared too: what is
+          thawed by then and is in no optimizer stays as it was.
         - Warns when only later layers are in the optimizer and the missing ones are loaded (another
           seed leaves them unchanged): a pretrained network used for its features, with gradients
           computed for nothing.
@@ -48,13 +59,16 @@ class OptimizerCoverage(Check):
         if not first.steps:
             first.require()
         loop = audit.loop
-        missing = _missing(first)
+        missing = _missing(loop, first)
         if missing:
             return self._missed(audit, missing)
         first.require()
         strays = audit.probe(GradientReach).strays
         if strays:
             return self._unregistered(audit, strays)
+        thawed = _thawed_later(audit, first)
+        if thawed:
+            return self._missed(audit, thawed, when=" from the second epoch on")
         notes = _notes(loop, first)
         held = len({id(p) for p in _held(loop)})
         if notes:
@@ -67,17 +81,17 @@ class OptimizerCoverage(Check):
             f"The optimizers hold every parameter that gets a gradient ({held} tensors)."
         )
 
-    def _missed(self, audit: Audit, missing: list[str]) -> Result:
+    def _missed(self, audit: Audit, missing: list[str], when: str = "") -> Result:
         loop = audit.loop
         sizes = {name: p.numel() for name, p in loop.model.named_parameters()}
         elements = sum(sizes.get(name, 0) for name in missing)
         groups = _grouped(missing)
         parts = ", ".join(groups[:3]) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
-        strangers = _strangers(loop)
+        strangers = len(_strangers(loop))
         what = (
             f"{count(len(missing), 'trainable tensor')} ({elements:,} parameters) "
-            f"{verb(len(missing), 'get a gradient but are', 'gets a gradient but is')} in no "
-            f"optimizer: {parts}"
+            f"{verb(len(missing), 'get a gradient', 'gets a gradient')}{when} but "
+            f"{verb(len(missing), 'are', 'is')} in no optimizer: {parts}"
         )
         if strangers:
             what += f"; instead it holds {count(strangers, 'tensor')} that the model does not have"
@@ -89,6 +103,14 @@ class OptimizerCoverage(Check):
             "module": groups[0],
             "modules": tuple(groups),
         }
+        if when:
+            return self.failed(
+                f"{what}. {verb(len(missing), 'They were', 'It was')} frozen when the optimizer "
+                "was made.",
+                fix="Give the optimizer what is thawed: optimizer.add_param_group({'params': "
+                "model.backbone.parameters()}) beside requires_grad_(True).",
+                **details,
+            )
         if not strangers and self._used_for_features(audit, missing):
             return self.warned(
                 f"{what}; only later layers are trained, on features of a pretrained part.",
@@ -120,8 +142,12 @@ class OptimizerCoverage(Check):
     @staticmethod
     def _used_for_features(audit: Audit, missing: list[str]) -> bool:
         """Whether the missing ones are the loaded first part of the network."""
-        names = [name for name, p in audit.loop.model.named_parameters() if p.requires_grad]
         absent = set(missing)
+        names = [
+            name
+            for name, p in audit.loop.model.named_parameters()
+            if p.requires_grad or name in absent  # thawed on the way
+        ]
         held = [i for i, name in enumerate(names) if name not in absent]
         if not held or held[0] < max(i for i, name in enumerate(names) if name in absent):
             return False
@@ -133,7 +159,7 @@ class OptimizerCoverage(Check):
         return not any(differing.get(name, False) for name in missing)
 
 
-def _missing(first: First) -> list[str]:
+def _missing(loop: Loop, first: First) -> list[str]:
     """Return the parameters that got a gradient in some step, are in no optimizer and stay."""
     strays = [g for seen in first.observations for g in seen.gradients if not g.owned]
     driven = [g.parameter for g in strays if g.norm is not None and g.norm != 0.0]
@@ -141,17 +167,74 @@ def _missing(first: First) -> list[str]:
     for gradient in strays:
         sizes.setdefault(gradient.parameter, set()).add(gradient.weight_norm)
     # What changes all the same is updated by the program: from master weights, by hand.
-    return [name for name in dict.fromkeys(driven) if len(sizes[name]) == 1]
+    still = [name for name in dict.fromkeys(driven) if len(sizes[name]) == 1]
+    return _without_masters(loop, still, [name for name in sizes if len(sizes[name]) > 1])
+
+
+def _without_masters(loop: Loop, still: list[str], moved: list[str]) -> list[str]:
+    """Return those of ``still`` that no master copy can stand for.
+
+    A program that writes the weights itself, as ``moved`` shows, writes them from what its
+    optimizers hold: copies of the same shapes, or all of them one after another in one vector.
+    """
+    strangers = _strangers(loop)
+    if not moved or not strangers:
+        return still
+    shapes = {n: tuple(p.shape) for n, p in loop.model.named_parameters()}
+    copies = Counter(tuple(p.shape) for p in strangers)
+    if not any(copies[shapes.get(name, ())] for name in moved):
+        needed = sum(math.prod(shapes.get(name, ())) for name in (*moved, *still))
+        return [] if sum(p.numel() for p in strangers) >= needed else still
+    copies.subtract(shapes.get(name, ()) for name in moved)
+    left = []
+    for name in still:
+        shape = shapes.get(name, ())
+        if copies[shape] > 0:
+            copies[shape] -= 1
+        else:
+            left.append(name)
+    return left
+
+
+def _thawed_later(audit: Audit, first: First) -> list[str]:
+    """Return what is frozen in the first epoch, trainable in the second, and in no optimizer."""
+    loop = audit.loop
+    frozen = {name: p for name, p in loop.model.named_parameters() if not p.requires_grad}
+    if not frozen or _strangers(loop):
+        return []
+    audit.clock.check()
+    loop.step(first.batches[0])
+    step = loop.next_epoch(first.batches[0])
+    if step is None or step.observation is None:
+        return []
+    driven = [
+        g.parameter
+        for g in step.observation.gradients
+        if not g.owned and g.parameter in frozen and g.norm is not None and g.norm > 0.0
+    ]
+    if not driven:
+        return []
+    before = {name: frozen[name].detach().clone() for name in driven}
+    loop.step(first.batches[0])
+    held = {id(p) for p in _held_by_any()}
+    return [n for n in driven if id(frozen[n]) not in held and same(before[n], frozen[n])]
+
+
+def _held_by_any() -> Iterator[Tensor]:
+    """Yield the parameters of every optimizer there is: one may have been made on the way."""
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.optim.Optimizer):
+            yield from parameters_of(thing)
 
 
 def _held(loop: Loop) -> list[Tensor]:
     return [p for o in loop.optimizers for group in o.param_groups for p in group["params"]]
 
 
-def _strangers(loop: Loop) -> int:
-    """Count the optimizers' parameters that no network and no loss of the program has."""
+def _strangers(loop: Loop) -> list[Tensor]:
+    """Return the optimizers' parameters that no network and no loss of the program has."""
     known = {id(p) for module in loop.subjects.models for p in module.parameters()}
-    return sum(id(p) not in known for p in _held(loop))
+    return [p for p in _held(loop) if id(p) not in known]
 
 
 def _notes(loop: Loop, first: First) -> list[str]:
@@ -169,7 +252,7 @@ def _notes(loop: Loop, first: First) -> list[str]:
             f"{count(len(silent), 'tensor')} {verb(len(silent), 'get')} no gradient and "
             f"{verb(len(silent), 'are', 'is')} in no optimizer ({parts})"
         )
-    if strangers := _strangers(loop):
+    if strangers := len(_strangers(loop)):
         notes.append(f"they also hold {count(strangers, 'tensor')} that the model does not have")
     if frozen := sum(not p.requires_grad for p in held):
         notes.append(f"they also hold {count(frozen, 'frozen tensor')}, without effect")

@@ -37,6 +37,7 @@ class Original:
         saved: the checkpoint's bytes.
         batch, fed: what the next step and the outputs are computed on.
         parts: what the model was made of when it was saved.
+        trainable: requires_grad of its parameters then.
         transient: names of what a forward pass in eval mode changes: hidden states, caches.
         output, noise: of the model in eval mode, and the difference between two such.
         weights, after: before and after the next step.
@@ -50,6 +51,7 @@ class Original:
     batch: Any = None
     fed: ModelInputs = field(default_factory=lambda: ModelInputs((), {}, None))
     parts: Anatomy = field(default_factory=dict)
+    trainable: dict[str, bool] = field(default_factory=dict)
     transient: list[str] = field(default_factory=list)
     output: Any = None
     noise: float = 0.0
@@ -80,7 +82,8 @@ class CheckpointRoundTrip(Check):
         - Warns when a counter or another plain number changes the next step only.
         - A difference without a proven cause is inconclusive.
         - Hidden states and caches, which a forward pass in eval mode changes, are copied over
-          first: a resumed run starts without them.
+          first: a resumed run starts without them. So is what is frozen by then: a program that
+          thaws layers sets it by a count of its own.
     Fix: `self.register_buffer(name, tensor)` for constants and statistics; `nn.ModuleList` for
         layers; `get_extra_state` and `set_extra_state` for the rest.
     References: PyTorch documentation, "Saving and Loading Models", nn.Module.register_buffer and
@@ -117,6 +120,8 @@ class CheckpointRoundTrip(Check):
             problem = _load(original.saved, fresh)
         except RuntimeError as error:
             return self._unloadable(audit, error)
+        for name, parameter in fresh.model.named_parameters():
+            parameter.requires_grad_(original.trainable.get(name, parameter.requires_grad))
         seed = audit.seed
         tolerance = max(10 * original.noise, rounding(original.output))
         present = anatomy(fresh.model)
@@ -259,6 +264,7 @@ def _original(audit: Audit) -> Original:
     found.optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in loop.optimizers]
     found.saved = _saved(loop)
     found.parts = anatomy(loop.model)
+    found.trainable = {name: p.requires_grad for name, p in loop.model.named_parameters()}
     try:
         _look_at(loop, seed, found)
     except UserCodeError as error:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import user_code
-from nnaudit.loop.base import Needs
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.movement import same
 from nnaudit.report import Kind, Result, Table
+from nnaudit.state.snapshot import preserved
 from nnaudit.targets.layers import StatisticsNorm
 from nnaudit.wording import count, verb
 
@@ -27,9 +28,10 @@ class FrozenSet(Check):
         trained at the first validation. A backbone whose weights are frozen still changes when its
         batch normalisation is in train mode: the running statistics follow the new data, and the
         features are no longer those that were loaded.
-    How: Reads `requires_grad` of every parameter, calls `model.eval()` and `model.train()` as
-        around a validation, and reads it again; then takes three steps.
-        - Fails when `requires_grad` of any parameter differs.
+    How: Takes a step, reads `requires_grad` of every parameter, calls `model.eval()` and
+        `model.train()` as around a validation, and reads it again; then takes three steps.
+        - Fails when `requires_grad` of any parameter differs: also where a `train()` that freezes
+          is never called by the program.
         - Fails when an optimizer changes a parameter that does not require a gradient (by weight
           decay, momentum or an old gradient). A parameter that no optimizer holds may be an average
           of others, and is not judged.
@@ -46,7 +48,7 @@ class FrozenSet(Check):
 
     def run(self, audit: Audit) -> Result:
         """Switch modes as around a validation, then take a few steps."""
-        flipped = _flipped(audit.loop.model)
+        flipped = _flipped(audit.loop)
         if flipped:
             return self._flips(audit, flipped)
         return self._steps(audit)
@@ -145,19 +147,21 @@ class FrozenSet(Check):
         )
 
 
-def _flipped(model: nn.Module) -> dict[str, bool]:
-    """Return what requires_grad becomes, for parameters where it changes over a validation."""
-    with user_code("switching between train and eval mode"):
-        model.train()
+def _flipped(loop: Loop) -> dict[str, bool]:
+    """Return what requires_grad becomes, for parameters where it changes over a validation.
+
+    What it is in training is read after a step: train() may be called on its way, or never.
+    """
+    model = loop.model
+    with preserved(loop.subjects):
+        for batch in consecutive_batches(loop, 1):
+            loop.step(batch)
         before = {name: p.requires_grad for name, p in model.named_parameters()}
-        model.eval()
-        model.train()
-    after = dict(model.named_parameters())
-    return {
-        name: after[name].requires_grad
-        for name, flag in before.items()
-        if name in after and after[name].requires_grad != flag
-    }
+        with user_code("switching between train and eval mode"):
+            model.eval()
+            model.train()
+        after = {name: p.requires_grad for name, p in model.named_parameters()}
+    return {n: after[n] for n, flag in before.items() if n in after and after[n] != flag}
 
 
 def _frozen_norms(model: nn.Module) -> dict[str, StatisticsNorm]:

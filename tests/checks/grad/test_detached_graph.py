@@ -160,3 +160,22 @@ def test_layers_of_a_list_that_begin_as_copies_are_no_target_networks() -> None:
 
 def test_dropout_does_not_hide_a_cut() -> None:
     assert audited(Net(lambda h: nn.functional.dropout(h, 0.5).detach())).status is Status.FAIL
+
+
+class Scaled(nn.Module):
+    """A number of its own, used as a plain number or as it is."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.tensor(2.0)), nn.Linear(8, 3)
+        self.plain = plain
+
+    def forward(self, x):
+        return self.layer(x) * (self.scale.item() if self.plain else self.scale)
+
+
+def test_a_parameter_held_by_the_network_itself_that_enters_as_a_number_fails() -> None:
+    result = audited(Scaled(plain=True))
+    assert result.status is Status.FAIL
+    assert result.module == "scale"
+    assert audited(Scaled(plain=False)).status is Status.PASS

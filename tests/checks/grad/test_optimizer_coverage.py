@@ -206,3 +206,101 @@ class TestHealthy:
         )
         result = run_check(OptimizerCoverage, Audit(DirectLoop(target, torch.device("cpu"), 0)))
         assert result.status is Status.NOTE
+
+
+def written_by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, masters: list[Any]) -> Any:
+    """A step in which ``masters`` are stepped and copied to the parameters they stand for."""
+
+    def step(model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer) -> Tensor:
+        model.zero_grad()
+        loss = F.cross_entropy(model(batch[0].bfloat16()).float(), batch[1])
+        loss.backward()
+        for master, parameter in zip(masters, model.parameters(), strict=False):
+            master.grad = parameter.grad.float()
+        optimizer.step()
+        with torch.no_grad():
+            for master, parameter in zip(masters, model.parameters(), strict=False):
+                parameter.copy_(master)
+        return loss
+
+    return step
+
+
+class Normed(nn.Module):
+    """Its gain begins at one, where a small update of bfloat16 is rounded away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def low_precision(kept: int | None, rate: float = 0.02) -> Result:
+    """Audit bfloat16 weights whose first ``kept`` parameters have masters in the optimizer."""
+    model = Normed().bfloat16()
+    masters = [p.detach().float().clone().requires_grad_() for p in model.parameters()][:kept]
+    optimizer = sgd(masters)
+    optimizer.param_groups[0]["lr"] = rate
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    target = Target(
+        model,
+        DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16),
+        training_step=written_by_hand(model, optimizer, masters),
+        optimizer=optimizer,
+    )
+    return run_check(OptimizerCoverage, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def test_a_rounded_copy_that_stands_still_beside_others_of_its_master_copies_passes() -> None:
+    result = low_precision(None)
+    assert result.status is Status.NOTE, result.message
+
+
+def test_a_layer_without_a_master_copy_beside_others_fails() -> None:
+    result = low_precision(4)
+    assert result.status is Status.FAIL
+    assert result.module == "head"
+
+
+THAWED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(128, 6)
+loader = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=32)
+model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+model[0].requires_grad_(False)
+optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+for epoch in range(5):
+    if epoch == 1:
+        model[0].requires_grad_(True)
+        THEN
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+def test_layers_thawed_in_the_second_epoch_and_given_to_no_optimizer_fail(ask_script) -> None:
+    result = ask_script(OptimizerCoverage, THAWED.replace("THEN", "pass"))
+    assert result.status is Status.FAIL
+    assert result.module == "0"
+    assert "add_param_group" in result.fix
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "optimizer.add_param_group({'params': model[0].parameters()})",
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.01)",
+    ],
+)
+def test_layers_thawed_and_given_to_an_optimizer_do_not_fail(then: str, ask_script) -> None:
+    result = ask_script(OptimizerCoverage, THAWED.replace("THEN", then))
+    assert result.status in (Status.PASS, Status.NOTE), result.message

@@ -276,3 +276,23 @@ def test_a_teacher_outside_of_the_model_is_not_judged(ask) -> None:
 
 def test_a_model_handed_over_as_an_object_is_skipped(ask) -> None:
     assert ask(CheckpointRoundTrip, Net()).status is Status.SKIP
+
+
+class Thawing(Net):
+    """Frozen but for its last layer, until it has been called in two training steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.requires_grad_(False)
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        if self.steps > 2:
+            self.a.requires_grad_(True)
+        return super().forward(x)
+
+
+def test_what_was_thawed_by_then_is_thawed_in_the_restored_run_too(ask) -> None:
+    optimizer = lambda m: torch.optim.SGD(m.parameters(), 0.1)  # noqa: E731
+    assert ask(CheckpointRoundTrip, Thawing, optimizer=optimizer).status is Status.PASS

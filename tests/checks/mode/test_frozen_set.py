@@ -125,3 +125,54 @@ def test_frozen_parts_that_stay_put_pass(ask) -> None:
         assert ask(FrozenSet, build).status is Status.PASS
     # torch's own optimizers leave alone what has no gradient.
     assert ask(FrozenSet, Kept, optimizer=held).status is Status.PASS
+
+
+FREEZES_IN_TRAIN = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(12, 24), nn.Linear(24, 5)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.backbone.requires_grad_(False)
+        return self
+
+    def forward(self, x):
+        return self.head(self.backbone(x).relu())
+
+torch.manual_seed(0)
+x = torch.randn(128, 12)
+loader = DataLoader(TensorDataset(x, x[:, :5].argmax(1)), batch_size=32)
+model = Net()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(3):
+    BEFORE
+    for x, y in loader:
+        WITHIN
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+def freezing_in_train(before: str = "pass", within: str = "pass") -> str:
+    return FREEZES_IN_TRAIN.replace("BEFORE", before).replace("WITHIN", within)
+
+
+def test_a_train_that_freezes_and_is_never_called_fails(ask_script) -> None:
+    result = ask_script(FrozenSet, freezing_in_train())
+    assert result.status is Status.FAIL
+    assert "2 trained parameters" in result.message
+
+
+def test_a_train_that_freezes_and_is_called_in_the_loop_passes(ask_script) -> None:
+    for script in (
+        freezing_in_train(before="model.train()"),
+        freezing_in_train(within="model.train()"),
+    ):
+        assert ask_script(FrozenSet, script).status is Status.PASS

@@ -1,0 +1,78 @@
+"""What the collate function makes of some items, together and one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError, user_code
+from nnaudit.loop.base import seed_everything
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.workers import fingerprint
+from nnaudit.targets import batch as batches
+
+ITEMS = 6
+
+
+@dataclass(frozen=True)
+class Collation:
+    """What became of the fields of some items.
+
+    Attributes:
+        items: how many were collated together.
+        fields: how many fields their batch has.
+        first_only: fields in which the batch holds what the first item alone has, whichever is
+            first, while the others have something else there.
+    """
+
+    items: int
+    fields: int
+    first_only: tuple[str, ...]
+
+
+class Collating(Probe[Collation | None]):
+    """Collates the same items in two orders, and one by one."""
+
+    def measure(self, audit: Audit) -> Collation | None:
+        """Return None where items cannot be looked up, or not collated alone.
+
+        Raises:
+            OutOfBudgetError: the time is used up.
+        """
+        access = RandomAccess.of(audit.loop.train_loader)
+        if access is None or access.loader.batch_sampler is None:
+            return None
+        audit.clock.check()
+        dataset: Any = access.loader.dataset
+        try:
+            with user_code("reading items of the training set"):
+                items = [dataset[index] for index in access.spread(ITEMS)]
+            alone = [_fields(audit, access, [item]) for item in items]
+            forward, back = (_fields(audit, access, order) for order in (items, items[::-1]))
+        except UserCodeError:
+            return None
+        if len(items) < ITEMS:
+            return None
+        return Collation(
+            len(items),
+            len(forward),
+            tuple(
+                name
+                for name in forward
+                if all(name in each for each in (*alone, back))
+                and len({each[name] for each in alone}) > 1
+                and alone[0][name] != alone[-1][name]
+                and forward[name] == alone[0][name]
+                and back[name] == alone[-1][name]
+            ),
+        )
+
+
+def _fields(audit: Audit, access: RandomAccess, items: Sequence[Any]) -> dict[str, str]:
+    """Return a hash of each field of the batch of ``items``."""
+    seed_everything(audit.seed)
+    with user_code("collating items of the training set"):
+        batch = access.loader.collate_fn(list(items))
+    return {str(path): fingerprint(value) for path, value in batches.leaves(batch)}

@@ -1,0 +1,225 @@
+"""State dicts that the program keeps while it goes on training, and what becomes of them."""
+
+from __future__ import annotations
+
+import ast
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.observer import caller
+from nnaudit.loop.trace import patched
+from nnaudit.measure.movement import same
+from nnaudit.report import Location
+
+_ROUNDS = 2
+"""Ends of epochs that are lived through: what is kept of the best is often kept at the first."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A statement that keeps a state dict under a condition, and where that is used afterwards.
+
+    Attributes:
+        name: the variable or attribute: ``best``, ``self.best_state``.
+        used: the line at which it is loaded, written or returned; 0 where none was found.
+    """
+
+    name: str
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """A state dict that was still held after further steps.
+
+    Attributes:
+        location: the user's line that called ``state_dict()``.
+        tensors: how many of its tensors lie in the memory of the network's own.
+        changed: how many of these have changed since.
+        kept: the statement that keeps it; None where the line is none that keeps the best.
+    """
+
+    location: Location
+    tensors: int
+    changed: int
+    kept: Assignment | None
+
+
+class KeptStates(Probe[tuple[KeptState, ...] | None]):
+    """Trains across the end of an epoch or two, and looks which state dicts have stayed."""
+
+    def measure(self, audit: Audit) -> tuple[KeptState, ...] | None:
+        """Return the state dicts that were kept; None where no end of an epoch can be reached.
+
+        Raises:
+            UserCodeError: a step raised.
+            OutOfBudgetError: the time is used up.
+        """
+        loop = audit.loop
+        batch = next(iter(loop.batches()))
+        with _listening() as calls:
+            audit.clock.check()
+            loop.step(batch)
+            for _ in range(_ROUNDS):
+                audit.clock.check()
+                if loop.next_epoch(batch) is None:
+                    return None
+            before = {id(call): call.values() for call in calls}
+            try:
+                loop.step(batch)
+            except UserCodeError:
+                return None
+        found = [_kept(call, before[id(call)]) for call in calls if id(call) in before]
+        return tuple(state for state in found if state is not None)
+
+
+class _Call:
+    """One call of ``state_dict()``: what it returned is not held, only watched."""
+
+    def __init__(self, result: Any, location: Location) -> None:
+        self.location = location
+        self._result = weakref.ref(result)
+
+    @property
+    def result(self) -> Any:
+        return self._result()
+
+    def values(self) -> dict[str, Tensor]:
+        """Return copies of the tensors in it by now; empty where it is gone."""
+        return {name: value.detach().clone() for name, value in _tensors(self.result)}
+
+
+def _tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, dict):
+        yield from ((str(k), v) for k, v in state.items() if isinstance(v, Tensor))
+
+
+@contextmanager
+def _listening() -> Iterator[list[_Call]]:
+    """Collect the calls of ``state_dict()`` that the user's lines make."""
+    calls: list[_Call] = []
+
+    def made(real: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(real)
+        def state_dict(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            result = real(module, *args, **kwargs)
+            outermost = not args and kwargs.get("destination") is None
+            where = caller() if outermost and isinstance(result, OrderedDict) else None
+            if where is not None:
+                calls.append(_Call(result, where))
+            return result
+
+        return state_dict
+
+    with patched(nn.Module, "state_dict", made):
+        yield calls
+
+
+def _kept(call: _Call, before: dict[str, Tensor]) -> KeptState | None:
+    state = call.result
+    if state is None:
+        return None
+    shared = [(name, value) for name, value in _tensors(state) if name in before]
+    changed = sum(not same(value, before[name]) for name, value in shared)
+    if not changed:
+        return None  # its tensors were copied in place of those that were given, or nothing moves
+    return KeptState(call.location, len(shared), changed, assignment(call.location))
+
+
+# --- what the user's text does with it -----------------------------------------------------------
+
+_USES = ("load", "save", "restore", "copy_")
+"""Parts of the names of functions by which weights are used later."""
+
+
+def assignment(location: Location) -> Assignment | None:
+    """Return what keeps the result of ``state_dict()`` at ``location``, under a condition.
+
+    None where the line keeps nothing, or keeps it whatever comes: then it is the last state, and
+    equal to the network's by design.
+    """
+    try:
+        tree = ast.parse(Path(location.file).read_text(errors="replace"))
+    except (OSError, SyntaxError):
+        return None
+    chain = _enclosing(tree, location.line)
+    statement = chain[-1] if chain else None
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:
+        return None
+    choice = isinstance(statement.value, ast.IfExp)
+    condition = statement if choice else _innermost_condition(chain)
+    if condition is None or not _is_reference(statement.value):
+        return None
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    name = next((ast.unparse(t) for t in targets if isinstance(t, (ast.Name, ast.Attribute))), "")
+    lines = _uses_of(tree, name)
+    at_once = {line for line in lines if condition.lineno <= line <= _end(condition)}
+    return None if not name or at_once else Assignment(name, min(lines, default=0))
+
+
+def _innermost_condition(chain: list[ast.stmt]) -> ast.stmt | None:
+    return next((node for node in reversed(chain) if isinstance(node, ast.If)), None)
+
+
+def _end(node: ast.stmt) -> int:
+    return node.end_lineno or node.lineno
+
+
+def _enclosing(tree: ast.AST, line: int) -> list[ast.stmt]:
+    """Return the statements around ``line``, outermost first."""
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.stmt) and node.lineno <= line <= _end(node)
+    ]
+    return sorted(found, key=lambda node: (node.lineno, -_end(node)))
+
+
+def _is_reference(value: ast.expr) -> bool:
+    """Whether ``value`` is what ``state_dict()`` returned, or a dict or tuple that holds it."""
+    if isinstance(value, ast.Call):
+        return isinstance(value.func, ast.Attribute) and value.func.attr == "state_dict"
+    if isinstance(value, ast.IfExp):
+        return _is_reference(value.body) or _is_reference(value.orelse)
+    if isinstance(value, ast.Dict):
+        return any(_is_reference(part) for part in value.values)
+    return isinstance(value, ast.Tuple) and any(_is_reference(part) for part in value.elts)
+
+
+def _uses_of(tree: ast.AST, name: str) -> list[int]:
+    """Return the lines at which ``name`` is loaded, saved or returned."""
+    attribute = name.rpartition(".")[2] if "." in name else ""
+
+    def mentions(node: ast.AST) -> bool:
+        return any(
+            (isinstance(part, ast.Attribute) and part.attr == attribute)
+            if attribute
+            else (isinstance(part, ast.Name) and part.id == name)
+            for part in ast.walk(node)
+        )
+
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Return) and node.value is not None and mentions(node.value))
+        or (isinstance(node, ast.Call) and _uses(node) and any(map(mentions, _given(node))))
+    ]
+
+
+def _uses(call: ast.Call) -> bool:
+    called = ast.unparse(call.func).rpartition(".")[2].lower()
+    return any(part in called for part in _USES)
+
+
+def _given(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(keyword.value for keyword in call.keywords)]

@@ -1,0 +1,206 @@
+"""Which tokens of the training texts are targets, and at what distance from the inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop
+from nnaudit.loop.losses import LossCall
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import ModelInputs
+
+BATCHES = 64
+SECONDS = 3.0
+
+OFFSETS = range(5)
+"""Distances at which a target is looked for among the inputs: it is to be the next token."""
+
+_FEWEST = 64
+"""Targets of which an offset can be told: as many equal by chance among few kinds of tokens."""
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """What the labels of some batches of texts say.
+
+    Attributes:
+        rows: how many texts were read.
+        unsupervised: those none of whose tokens is a target.
+        batches: how many batches were read.
+        empty: those without any target.
+        ended: texts whose last real token is the one that fills the padding.
+        unlearnt: those of them in which that token is no target, while the one before is.
+        padding: the token that fills the padding.
+        offsets: by loss call of the first step, how many tokens ahead its targets are; calls of
+            which that cannot be told are left out.
+    """
+
+    rows: int
+    unsupervised: int
+    batches: int
+    empty: int
+    ended: int
+    unlearnt: int
+    padding: int
+    offsets: tuple[int, ...]
+
+
+class TokenTargeting(Probe[TokenTargets | None]):
+    """Reads the labels of some batches, and the targets that reached the loss in the first step."""
+
+    probes = (FirstSteps,)
+
+    def measure(self, audit: Audit) -> TokenTargets | None:
+        """Return None where the inputs are no token ids with a label for each.
+
+        Raises:
+            OutOfBudgetError: the time is used up.
+        """
+        first = audit.probe(FirstSteps)
+        calls = first.observations[0].loss_calls if first.observations else []
+        ignored = next((c.arguments["ignore_index"] for c in calls if _has_ignored(c)), None)
+        counts = _Counts(ignored)
+        started = time.perf_counter()
+        for batch in islice(audit.loop.batches(), BATCHES):
+            audit.clock.check()
+            found = _texts(audit.loop, batch)
+            if found is None:
+                break
+            counts.add(*found)
+            if time.perf_counter() - started > SECONDS:
+                break
+        offsets = tuple(_offsets(audit.loop, first, calls))
+        if not counts.rows and not offsets:
+            return None
+        return TokenTargets(
+            counts.rows, counts.unsupervised, counts.batches, counts.empty, counts.ended,
+            counts.unlearnt, counts.padding, offsets,
+        )  # fmt: skip
+
+
+def _has_ignored(call: LossCall) -> bool:
+    return call.kind in ("cross_entropy", "nll") and "ignore_index" in call.arguments
+
+
+@dataclass
+class _Counts:
+    ignored: int | None
+    rows: int = 0
+    unsupervised: int = 0
+    batches: int = 0
+    empty: int = 0
+    ended: int = 0
+    unlearnt: int = 0
+    padding: int = -1
+
+    def add(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> None:
+        """Count one batch of texts, of shape ``(N, T)`` each."""
+        if self.ignored is None:
+            return
+        valid = labels != self.ignored
+        self.rows += len(ids)
+        self.unsupervised += int((~valid.any(1)).sum())
+        self.batches += 1
+        self.empty += not bool(valid.any())
+        if mask is not None:
+            self._add_ends(ids, valid, mask.bool())
+
+    def _add_ends(self, ids: Tensor, valid: Tensor, mask: Tensor) -> None:
+        filling = ids[~mask]
+        if not filling.numel() or bool((filling != filling[0]).any()):
+            return
+        self.padding = int(filling[0])
+        padded = (~mask).any(1) & (mask.sum(1) > 1)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        last = (mask * places).amax(1)
+        rows = torch.arange(len(ids), device=ids.device)
+        ends = padded & (ids[rows, last] == self.padding)
+        self.ended += int(ends.sum())
+        silent = ~valid[rows, last] & valid[rows, (last - 1).clamp(min=0)]
+        self.unlearnt += int((ends & silent).sum())
+
+
+def _taken_apart(loop: Loop, batch: Any) -> ModelInputs | None:
+    try:
+        return loop.split_batch(batch)
+    except UserCodeError:
+        return None
+
+
+def _ids_of(fed: ModelInputs) -> Tensor | None:
+    """Return the token ids, of shape ``(N, T)``, that the model is given."""
+    whole = [t for _, t in batches.tensors((fed.args, fed.kwargs)) if _is_ids(t)]
+    named = fed.kwargs.get("input_ids")
+    return named if isinstance(named, Tensor) and _is_ids(named) else next(iter(whole), None)
+
+
+def _is_ids(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.int64, torch.int32) and tensor.ndim == 2 and tensor.shape[1] > 1
+
+
+def _texts(loop: Loop, batch: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Return ids, labels and the mask of a batch of texts with a label for each token."""
+    fed = _taken_apart(loop, batch)
+    ids = _ids_of(fed) if fed is not None else None
+    if fed is None or ids is None:
+        return None
+    labels = fed.target
+    if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
+        return None
+    masks = [
+        tensor
+        for path, tensor in batches.tensors(batch)
+        if tensor.shape == ids.shape and "mask" in str(path).lower()
+    ]
+    return ids.cpu(), labels.cpu(), masks[0].cpu() if masks else None
+
+
+def _offsets(loop: Loop, first: First, calls: list[LossCall]) -> Iterator[int]:
+    if not first.batches:
+        return
+    fed = _taken_apart(loop, first.batches[0])
+    ids = _ids_of(fed) if fed is not None else None
+    if ids is None:
+        return
+    for call in calls:
+        if call.kind in ("cross_entropy", "nll") and call.compares:
+            offset = offset_of(ids.cpu(), call.target.cpu(), call.arguments.get("ignore_index"))
+            if offset is not None:
+                yield offset
+
+
+def offset_of(ids: Tensor, target: Tensor, ignored: Any) -> int | None:
+    """Return how many tokens after the input the ``target`` at each place is.
+
+    ``target`` is in the order of the texts, ``(N, T')`` or flattened, ``T'`` at most ``T`` of
+    ``ids``: what follows the first token comes first. None where no one distance of up to four
+    explains all targets, several do, or there are too few.
+    """
+    rows, length = ids.shape
+    if target.is_floating_point() or target.numel() % rows:
+        return None
+    target = target.reshape(rows, -1)
+    width = target.shape[1]
+    if not 0 < width <= length:
+        return None
+    valid = target != ignored if ignored is not None else torch.ones_like(target, dtype=torch.bool)
+    fits = []
+    for offset in OFFSETS:
+        shared = min(width, length - offset)
+        if shared <= 0:
+            continue
+        seen = valid[:, :shared]
+        equal = target[:, :shared] == ids[:, offset : offset + shared]
+        if int(seen.sum()) >= _FEWEST and bool(equal[seen].all()):
+            fits.append(offset)
+    return fits[0] if len(fits) == 1 else None

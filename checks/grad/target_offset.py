@@ -1,0 +1,53 @@
+"""GRAD109: whether a language model is trained on the next token."""
+
+from __future__ import annotations
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.token_targets import TokenTargeting
+from nnaudit.report import Kind, Result
+
+
+class TargetOffset(Check):
+    """Is the target of each token the next token?
+
+    Why: Many models shift the labels themselves. Labels that the data set or the collate function
+        has shifted already are then shifted twice: each token is trained to predict the one after
+        the next. The loss falls, more slowly, and generated text is garbled.
+    How: Compares the targets that reach the loss function in the first step with the token ids that
+        the network gets, at distances of 0 to 4. A distance counts when every target that is not
+        ignored (at least 64) equals the token that far ahead, and no other distance fits.
+        - Fails when the targets are two or more tokens ahead and no loss of the step is of the next
+          token (several tokens may be predicted by design).
+        - A distance of 0 is left to GRAD104.
+    Fix: Give the model unshifted labels (`labels = input_ids`), or shift them once.
+    References: Hugging Face documentation, GPT2LMHeadModel, labels: "the labels are shifted inside
+        the model".
+    """
+
+    code, name, kind = "GRAD109", "target-offset", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (TokenTargeting,)
+
+    def run(self, audit: Audit) -> Result:
+        """Judge the distance from inputs to targets."""
+        seen = audit.probe(TokenTargeting)
+        if seen is None or not seen.offsets:
+            return self.skipped("The targets are not the inputs' own tokens at one distance.")
+        if min(seen.offsets) < 2:
+            return self.passed(f"The targets are {_ahead(min(seen.offsets))}.")
+        ahead = min(seen.offsets)
+        return self.failed(
+            f"The labels are shifted {ahead} times: every target that reaches the loss is the "
+            f"token {ahead} places ahead of its input, not the next one.",
+            measured=f"targets are {_ahead(ahead)}",
+            threshold=_ahead(1),
+            location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
+            or audit.loop.locate("train_loader"),
+            fix="Shift the labels once: the model shifts them itself, so give it labels=input_ids.",
+        )
+
+
+def _ahead(tokens: int) -> str:
+    return f"{tokens} token{'' if tokens == 1 else 's'} ahead"

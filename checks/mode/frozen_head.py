@@ -1,0 +1,73 @@
+"""MODE110: whether the output layer, where it is new, is trained."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.measure.reseeded import differing_weights
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.report import Kind, Result
+
+
+class FrozenHead(Check):
+    """Is an output layer with random weights trained?
+
+    Why: Freezing everything but some layers, or freezing in a loop over all parameters, also
+        freezes the new output layer. Its random weights mix the features for good, and the layers
+        that are trained can make up for only a little of that.
+    How: Looks at the last layer with a weight matrix that runs in the first step.
+        - Warns when none of its parameters requires a gradient, others of the network do, and its
+          weights differ with another seed: they are random, not loaded. A random projection at the
+          output may be by design.
+        - A frozen output layer with loaded weights passes.
+    Fix: `model.fc.requires_grad_(True)`, and give its parameters to the optimizer.
+    References: PyTorch tutorial, "Transfer Learning for Computer Vision", "ConvNet as fixed feature
+        extractor".
+    """
+
+    code, name, kind = "MODE110", "frozen-head", Kind.JUDGEMENT
+    needs = (Needs.OWN_STEPS, Needs.FRESH_RUN)
+    probes = (FirstSteps,)
+
+    def run(self, audit: Audit) -> Result:
+        """Look at the last layer, and where it is frozen at another seed's."""
+        loop = audit.loop
+        name = _last_layer(audit.probe(FirstSteps), loop.model)
+        if name is None:
+            return self.inconclusive("No layer with parameters was seen to run.")
+        parameters = dict(loop.model.get_submodule(name).named_parameters())
+        trained = any(p.requires_grad for p in loop.model.parameters())
+        if any(p.requires_grad for p in parameters.values()) or not trained:
+            return self.passed(f"The output layer ({name or 'the model'}) is trained.")
+        audit.clock.check()
+        with loop.relaunched(audit.seed + 1) as other:
+            differing = differing_weights(loop, other)
+        prefix = f"{name}." if name else ""
+        if not any(differing.get(f"{prefix}{each}", False) for each in parameters):
+            return self.passed(f"The output layer ({name}) is frozen with loaded weights.")
+        elements = sum(p.numel() for p in parameters.values())
+        return self.warned(
+            f"The output layer ({name}) is frozen with random weights ({elements:,} numbers), "
+            "while layers before it are trained.",
+            measured="no parameter of the output layer requires a gradient",
+            threshold="a trained output layer",
+            module=name,
+            location=loop.locate(loop.model.get_submodule(name)) or loop.locate("model"),
+            fix=f"model.{name}.requires_grad_(True)  # and give its parameters to the optimizer",
+        )
+
+
+def _last_layer(first: First, model: nn.Module) -> str | None:
+    """Return the name of the last layer with parameters of its own that ran in the first step."""
+    modules = dict(model.named_modules())
+    for activation in reversed(first.observations[0].activations if first.observations else []):
+        module = modules.get(activation.module)
+        if module is None or not activation.is_leaf:
+            continue
+        if any(not is_lazy(p) and p.ndim > 1 for p in module.parameters(recurse=False)):
+            return activation.module
+    return None

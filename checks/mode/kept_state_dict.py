@@ -1,0 +1,74 @@
+"""MODE107: whether a state dict that is kept is a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.kept_states import Assignment, KeptState, KeptStates
+from nnaudit.report import Kind, Result
+from nnaudit.wording import count
+
+
+class KeptStateDict(Check):
+    """Is a state dict that is kept a copy of the weights?
+
+    Why: `state_dict()` returns the parameters themselves, not copies. `best = model.state_dict()`
+        keeps a reference: the next optimizer step changes what it holds, and the weights that are
+        loaded or saved at the end as the best are the last ones.
+    How: Watches every `state_dict()` call of the program while it trains across the end of two
+        epochs, validation included, without holding what was returned. A state dict that is alive
+        after one more step, and whose tensors changed in that step, is a reference.
+        - Fails when the source keeps it under a condition (`if score > best:`) and loads, saves or
+          returns it outside of that condition.
+        - Warns when no such use is found in the file, and the name contains "best".
+        - One that is saved at once, or that is kept in every epoch, passes.
+    Fix: `best = copy.deepcopy(model.state_dict())`.
+    References: PyTorch documentation, "Saving and Loading Models": a note on deepcopy of the best
+        state_dict.
+    """
+
+    code, name, kind = "MODE107", "kept-state-dict", Kind.EXACT
+    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    probes = (KeptStates,)
+
+    def run(self, audit: Audit) -> Result:
+        """Judge the state dicts that were kept."""
+        states = audit.probe(KeptStates)
+        if states is None:
+            return self.skipped("The end of an epoch, where weights are kept, cannot be reached.")
+        for state in states:
+            if state.kept is not None and state.kept.used:
+                return self._reference(state, state.kept)
+        for state in states:
+            if state.kept is not None and "best" in state.kept.name.lower():
+                return self._unused(state, state.kept)
+        return self.passed("No state dict is kept by reference from one epoch to the next.")
+
+    def _reference(self, state: KeptState, kept: Assignment) -> Result:
+        return self.failed(
+            f"{kept.name} is not a copy: {_changed(state)} changed in the next training step. "
+            f"Line {kept.used} uses the latest weights, not those that were kept.",
+            **_details(state, kept),
+        )
+
+    def _unused(self, state: KeptState, kept: Assignment) -> Result:
+        return self.warned(
+            f"{kept.name} is not a copy: {_changed(state)} changed in the next training step.",
+            **_details(state, kept),
+        )
+
+
+def _changed(state: KeptState) -> str:
+    return f"{state.changed} of its {count(state.tensors, 'tensor')}"
+
+
+def _details(state: KeptState, kept: Assignment) -> dict[str, Any]:
+    return {
+        "measured": f"{state.changed} of {count(state.tensors, 'tensor')} changed",
+        "threshold": "none",
+        "location": state.location,
+        "fix": f"{kept.name} = copy.deepcopy(model.state_dict())",
+    }

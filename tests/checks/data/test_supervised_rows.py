@@ -1,0 +1,94 @@
+"""DATA117: texts without a token to learn, and ends that are never learnt."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from nnaudit.checks.data.supervised_rows import SupervisedRows
+from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
+from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes.token_targets import TokenTargets
+from nnaudit.report import Result, Status
+from nnaudit.targets.target import Target
+
+LOOP = SimpleNamespace(locate=lambda thing: None, train_loader=None)
+
+
+def judged(**seen: Any) -> Result:
+    whole = {
+        "rows": 100, "unsupervised": 0, "batches": 4, "empty": 0, "ended": 0, "unlearnt": 0,
+        "padding": 0, "offsets": (1,),
+    } | seen  # fmt: skip
+    audit = SimpleNamespace(probe=lambda probe: TokenTargets(**whole), loop=LOOP)
+    return SupervisedRows().run(cast(Audit, audit))
+
+
+def test_the_share_of_rows_without_a_target_decides() -> None:
+    result = judged(unsupervised=80, empty=3)
+    assert result.status is Status.FAIL
+    assert "80 % of the training rows (80 of 100)" in result.message
+    assert "3 batches of 4 have no target at all" in result.message
+    assert judged(unsupervised=20).status is Status.WARN
+    assert judged(unsupervised=3).status is Status.PASS
+    assert judged(rows=0).status is Status.SKIP
+
+
+def test_an_end_that_is_padding_and_never_a_target_fails() -> None:
+    assert judged(ended=90, unlearnt=90).status is Status.FAIL
+    assert judged(ended=90, unlearnt=89).status is Status.PASS
+    assert judged(ended=4, unlearnt=4).status is Status.PASS
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(30, 16), nn.Linear(16, 30)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.embed(ids))
+
+
+def texts(kind: str) -> list[dict[str, Tensor]]:
+    """Return texts of token 2 as their end and 0 or 2 as their padding."""
+    g = torch.Generator().manual_seed(0)
+    rows = []
+    for n in range(96):
+        length = int(torch.randint(6, 12, (), generator=g))
+        ids = torch.randint(3, 30, (14,), generator=g)
+        mask = (torch.arange(14) < length).long()
+        ids[length - 1] = 2
+        ids[length:] = 2 if kind == "same token" else 0
+        labels = ids.clone()
+        labels[ids == 2 if kind == "same token" else mask == 0] = -100
+        if kind == "cut off" and n % 3:
+            labels[:] = -100
+        rows.append({"ids": ids, "attention_mask": mask, "labels": labels})
+    return rows
+
+
+def next_token(model: nn.Module, batch: Any) -> Tensor:
+    logits, labels = model(batch["ids"])[:, :-1], batch["labels"][:, 1:]
+    return F.cross_entropy(logits.reshape(-1, 30), labels.reshape(-1), ignore_index=-100)
+
+
+def audited(kind: str) -> Result:
+    rows: Any = texts(kind)
+    target = Target(Reader, DataLoader(rows, batch_size=16), training_step=next_token)
+    return run_check(SupervisedRows, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [("own token", Status.PASS), ("same token", Status.FAIL), ("cut off", Status.FAIL)],
+)
+def test_rows_and_ends_of_a_program(kind: str, status: Status) -> None:
+    result = audited(kind)
+    assert result.status is status, result.message

@@ -1,0 +1,77 @@
+"""MODE108: averages of a network whose statistics are left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from nnaudit.checks.mode.averaged_copy import AveragedCopyStatistics
+from nnaudit.context import Audit
+from nnaudit.probes.averaged_copies import AveragedCopy
+from nnaudit.report import Result, Status
+
+STALE = AveragedCopy("Net", "", 8, 0.99, 4, 4, evaluated=True, recomputed=False)
+
+
+def judged(*copies: AveragedCopy) -> Result:
+    loop = SimpleNamespace(locate=lambda thing: None)
+    audit = SimpleNamespace(probe=lambda probe: copies, loop=loop)
+    return AveragedCopyStatistics().run(cast(Audit, audit))
+
+
+def test_the_verdict() -> None:
+    result = judged(STALE)
+    assert result.status is Status.FAIL
+    assert "4 running statistics changed" in result.message
+    assert judged(replace(STALE, evaluated=False)).status is Status.WARN
+    assert judged(replace(STALE, evaluated=None)).status is Status.WARN
+    assert judged(replace(STALE, recomputed=True)).status is Status.NOTE
+    assert judged(replace(STALE, stale=0)).status is Status.PASS
+    assert judged(replace(STALE, statistics=0, stale=0)).status is Status.PASS
+    assert judged(replace(STALE, alignment=0.1)).status is Status.SKIP
+    assert judged().status is Status.SKIP
+
+
+SCRIPT = """
+import copy
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(96, 6)
+train = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16, shuffle=True)
+held_out = DataLoader(TensorDataset(x[:32], x[:32, :3].argmax(1)), batch_size=16)
+model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+average = copy.deepcopy(model).requires_grad_(False)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(4):
+    model.train()
+    for inputs, labels in train:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for a, p in zip(average.parameters(), model.parameters()):
+                a.lerp_(p, 0.05)
+            BUFFERS
+    average.eval()
+    with torch.no_grad():
+        right = sum((average(a).argmax(1) == b).sum().item() for a, b in held_out)
+"""
+
+
+@pytest.mark.parametrize(
+    ("buffers", "status"),
+    [
+        ("pass", Status.FAIL),
+        ("[a.copy_(b) for a, b in zip(average.buffers(), model.buffers())]", Status.PASS),
+        ("average.train()(inputs)", Status.PASS),
+    ],
+)
+def test_a_script_that_averages_its_weights(buffers: str, status: Status, ask_script: Any) -> None:
+    result = ask_script(AveragedCopyStatistics, SCRIPT.replace("BUFFERS", buffers))
+    assert result.status is status, result.message

@@ -1,0 +1,113 @@
+"""MODE107: state dicts kept by reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from nnaudit.checks.mode.kept_state_dict import KeptStateDict
+from nnaudit.context import Audit
+from nnaudit.probes.kept_states import Assignment, KeptState, assignment
+from nnaudit.report import Location, Result, Status
+
+AT = Location(file="train.py", line=7)
+
+
+def judged(*states: KeptState) -> Result:
+    audit = SimpleNamespace(probe=lambda probe: states)
+    return KeptStateDict().run(cast(Audit, audit))
+
+
+def test_a_reference_that_is_used_later_fails() -> None:
+    result = judged(KeptState(AT, 6, 6, Assignment("self.best", used=20)))
+    assert result.status is Status.FAIL
+    assert "Line 20 uses the latest weights" in result.message
+    assert result.fix == "self.best = copy.deepcopy(model.state_dict())"
+    assert result.location == AT
+
+
+def test_one_whose_use_is_not_found_is_a_warning_if_it_is_called_the_best() -> None:
+    assert judged(KeptState(AT, 6, 6, Assignment("best"))).status is Status.WARN
+    assert judged(KeptState(AT, 6, 6, Assignment("shared"))).status is Status.PASS
+
+
+def test_one_that_no_condition_keeps_passes() -> None:
+    assert judged(KeptState(AT, 6, 6, None)).status is Status.PASS
+    assert judged().status is Status.PASS
+
+
+LOOP = """
+for epoch in range(3):
+    train()
+    if score > top:
+        BODY
+AFTER
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "after", "found"),
+    [
+        ("best = net.state_dict()", "net.load_state_dict(best)", Assignment("best", 6)),
+        ("best = {'net': net.state_dict()}", "torch.save(best, 'x')", Assignment("best", 6)),
+        ("self.best = net.state_dict()", "save(that.best)", Assignment("self.best", 6)),
+        ("best = net.state_dict()", "", Assignment("best", 0)),
+        ("best = net.state_dict(); torch.save(best, 'x')", "", None),
+        ("best = copy.deepcopy(net.state_dict())", "torch.save(best)", None),
+        ("torch.save(net.state_dict(), 'x')", "", None),
+    ],
+)
+def test_what_a_line_keeps_under_a_condition(
+    tmp_path: Path, body: str, after: str, found: Assignment | None
+) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(LOOP.replace("BODY", body).replace("AFTER", after))
+    assert assignment(Location(file=str(file), line=5)) == found
+
+
+def test_what_is_kept_whatever_comes_is_not_judged(tmp_path: Path) -> None:
+    file = tmp_path / "train.py"
+    file.write_text("for e in range(3):\n    last = net.state_dict()\ntorch.save(last, 'x')\n")
+    assert assignment(Location(file=str(file), line=2)) is None
+    file.write_text("best = net.state_dict() if s > t else best\ntorch.save(best, 'x')\n")
+    assert assignment(Location(file=str(file), line=1)) == Assignment("best", 2)
+
+
+SCRIPT = """
+import copy
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(96, 6)
+train = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16)
+held_out = DataLoader(TensorDataset(x[:32], x[:32, :3].argmax(1)), batch_size=16)
+model = nn.Linear(6, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+lowest = float("inf")
+for epoch in range(4):
+    for inputs, labels in train:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        score = sum(nn.functional.cross_entropy(model(a), b).item() for a, b in held_out)
+    if score < lowest:
+        lowest = score
+        best = KEEP
+model.load_state_dict(best)
+"""
+
+
+def test_a_script_that_keeps_its_best_weights(ask_script: Any) -> None:
+    result = ask_script(KeptStateDict, SCRIPT.replace("KEEP", "model.state_dict()"))
+    assert result.status is Status.FAIL, result.message
+    assert "2 of its 2 tensors" in result.message
+    kept = "copy.deepcopy(model.state_dict())"
+    assert ask_script(KeptStateDict, SCRIPT.replace("KEEP", kept)).status is Status.PASS
+    kept = "{k: v.clone() for k, v in model.state_dict().items()}"
+    assert ask_script(KeptStateDict, SCRIPT.replace("KEEP", kept)).status is Status.PASS

@@ -1,0 +1,67 @@
+"""Validation every few steps, and back to train mode after it.
+
+zoo: near MODE109
+zoo script: near MODE109
+"""
+
+import torch
+from sklearn.datasets import load_wine
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def rows(train):
+    wine = load_wine()
+    x = torch.tensor((wine.data - wine.data.mean(0)) / wine.data.std(0), dtype=torch.float32)
+    order = torch.randperm(178, generator=torch.Generator().manual_seed(0))
+    order = order[:130] if train else order[130:]
+    return TensorDataset(x[order], torch.tensor(wine.target)[order])
+
+
+def train_loader():
+    return DataLoader(rows(True), batch_size=13, shuffle=True)
+
+
+def val_loader():
+    return DataLoader(rows(False), batch_size=48)
+
+
+def build_model(hidden=48):
+    return nn.Sequential(
+        nn.Linear(13, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.1),
+        nn.Linear(hidden, 3),
+    )  # fmt: skip
+
+
+loss_fn = nn.CrossEntropyLoss()
+
+
+def build_optimizer(model):
+    return torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+
+@torch.no_grad()
+def validated(model, val):
+    model.eval()
+    return sum(loss_fn(model(x), y).item() for x, y in val) / len(val)
+
+
+def main():
+    torch.manual_seed(0)
+    model, train, val = build_model(), train_loader(), val_loader()
+    optimizer = build_optimizer(model)
+    taken = 0
+    for _ in range(20):
+        model.train()
+        for x, y in train:
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            optimizer.step()
+            taken += 1
+            if taken % 4 == 0:
+                print(f"step {taken} validation {validated(model, val):.3f}")
+                model.train()
+
+
+if __name__ == "__main__":
+    main()
