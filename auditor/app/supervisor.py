@@ -50,9 +50,15 @@ def audit(
     record = Record()
     for _ in range(CHILDREN):
         death = _run_child(
-            _next_job(job, record, time.monotonic() - began), record, on_event or _ignore
+            _next_job(job, record, time.monotonic() - began),
+            record,
+            on_event or _ignore,
+            interruption,
         )
         if record.finished:
+            break
+        if death.how == INTERRUPTED:
+            _stop(record, interruption)
             break
         _record_crash(job, record, death)
     _give_up(record)

@@ -49,10 +49,15 @@ def why_no_kernel() -> str:
     return done.stderr.strip().rpartition("\n")[2]
 
 
-@pytest.fixture
-def kernel() -> None:
+@pytest.fixture(params=["privileged", "unprivileged"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first level, as root has it and as others do."""
     if why_no_kernel():
         pytest.skip(f"the kernel does not allow namespaces here: {why_no_kernel()}")
+    if request.param == "unprivileged":
+        monkeypatch.setenv("STAND_IN_UNPRIVILEGED", "yes")
+    elif os.geteuid() != 0:
+        pytest.skip("only root mounts without a user namespace")
 
 
 @pytest.fixture
