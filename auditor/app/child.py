@@ -100,7 +100,10 @@ class Child:
         self._output, output = os.pipe()
         self._kept = tempfile.TemporaryFile()
         os.set_blocking(self._output, False)
-        words = (str(events), job.model_dump_json(), str(os.getpid()))
+        # A command line has room for little; a job may hold the words of a long one.
+        task = Path(self._scratch, "job.json")
+        task.write_text(job.model_dump_json(), encoding="utf-8")
+        words = (str(events), str(task), str(os.getpid()))
         self._process = subprocess.Popen(
             [*COMMAND, *words],
             stdin=subprocess.DEVNULL,

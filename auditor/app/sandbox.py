@@ -1,8 +1,10 @@
 """The process between the parent and the program under audit: it keeps the user's files.
 
-Started as ``python -P -m nnaudit.app.sandbox FD JOB PARENT``. It enters namespaces where the kernel
-allows that, forks the worker, and stays: when the worker has ended, by whatever means, it ends
-everything that the program started and says what the program wrote; only then is the audit over.
+Started as ``python -P -m nnaudit.app.sandbox FD FILE PARENT``: events go to the file descriptor
+FD, FILE holds a :class:`nnaudit.engine.job.Job` as JSON, PARENT is the process with which this one
+ends. It enters namespaces where the kernel allows that, forks the worker, and stays: when the worker has
+ended, by whatever means, it ends everything that the program started and says what the program
+wrote; only then is the audit over.
 
 Must not import torch: it comes before the worker, which does.
 """
@@ -66,7 +68,8 @@ class Program:
 
 def main() -> None:
     """Do the job given on the command line."""
-    job, emit = Job.model_validate_json(sys.argv[2]), worker.writer(int(sys.argv[1]))
+    job = Job.model_validate_json(Path(sys.argv[2]).read_bytes())
+    emit = worker.writer(int(sys.argv[1]))
     # Held back until there is something to end; the worker lets it through again.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _end_with_parent(int(sys.argv[3]))
@@ -112,7 +115,6 @@ def _in_namespaces(program: Program, *, own_processes: bool) -> str:
             essential=program.places,
             own_processes=own_processes,
             own_users=own_users,
-            limit=program.limit,
         )
         root = layers.new_root()
         os.write(writing, b"!")

@@ -116,7 +116,6 @@ class Layers:
         essential: Iterable[str] = (),
         own_processes: bool,
         own_users: bool,
-        limit: int,
     ) -> None:
         """Prepare, in namespaces of this process's own.
 
@@ -126,7 +125,6 @@ class Layers:
             essential: folders that are of no use if they cannot be written.
             own_processes: whether this process is in a process namespace of its own.
             own_users: and whether in one of users.
-            limit: the bytes that a scratch folder in memory may take, where there must be one.
 
         Raises:
             OSError: the kernel does not allow it.
@@ -147,7 +145,8 @@ class Layers:
         self._roots = 0
         _mount("", "/", flags=_RECURSIVE | _SLAVE)
         if not self._takes_layers():
-            _mount("nnaudit", self.scratch, "tmpfs", options=f"mode=700,size={limit}")
+            # In memory, then: by default up to a half of it.
+            _mount("nnaudit", self.scratch, "tmpfs", options="mode=700")
 
     def _real(self, path: str) -> str:
         """Return the way to ``path`` as the host sees it, from within any root."""
