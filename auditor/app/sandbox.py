@@ -1,8 +1,8 @@
 """The process between the parent and the program under audit: it keeps the user's files.
 
 Started as ``python -P -m nnaudit.app.sandbox FD FILE PARENT``: events go to the file descriptor
-FD, FILE holds a :class:`nnaudit.engine.job.Job` as JSON, PARENT is the process with which this one
-ends. It enters namespaces where the kernel allows that, forks the worker, and stays: when the worker has
+FD, FILE holds a :class:`nnaudit.engine.job.Job` as JSON, with the process PARENT this one ends. It
+enters namespaces where the kernel allows that, forks the worker, and stays: when the worker has
 ended, by whatever means, it ends everything that the program started and says what the program
 wrote; only then is the audit over.
 
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,17 +53,14 @@ class Program:
     """What is to be run, and on which terms.
 
     Attributes:
+        places: the folders that the audit is about.
         limit: the bytes that the program may write.
     """
 
     job: Job
     emit: Callable[[Event], None]
+    places: tuple[str, ...]
     limit: int
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """The folders that the audit is about."""
-        return files.places_of(Path(self.job.path))
 
 
 def main() -> None:
@@ -77,7 +74,8 @@ def main() -> None:
     if missing:
         emit(Refused(message=f"--allow-write {missing[0]}: no such file or folder", exit_code=2))
         return
-    program = Program(job, emit, int(shutil.disk_usage(job.scratch).free * SHARE))
+    limit = int(shutil.disk_usage(job.scratch).free * SHARE)
+    program = Program(job, emit, files.places_of(Path(job.path)), limit)
     why = ""
     if job.settings.sandbox in ("auto", "kernel"):
         why = _in_namespaces(program, own_processes=True)
@@ -100,23 +98,26 @@ def _in_namespaces(program: Program, *, own_processes: bool) -> str:
     own_users = not _may_mount()
 
     def enter() -> None:
-        flags = namespaces.NEW_MOUNTS
-        flags |= namespaces.NEW_USERS if own_users else 0
-        flags |= namespaces.NEW_PROCESSES if own_processes else 0
-        namespaces.enter_namespaces(flags)
-        first = _fork(lambda: _told(writing, run))
+        with _telling(writing):
+            flags = namespaces.NEW_MOUNTS
+            flags |= namespaces.NEW_USERS if own_users else 0
+            flags |= namespaces.NEW_PROCESSES if own_processes else 0
+            namespaces.enter_namespaces(flags)
+        first = _fork(run)
         os.close(writing)
         _wait_for(first, signal.SIGTERM)
 
     def run() -> None:
-        layers = Layers(
-            program.job.scratch,
-            through=files.real(program.places, program.job.settings.allow_write),
-            essential=program.places,
-            own_processes=own_processes,
-            own_users=own_users,
-        )
-        root = layers.new_root()
+        _control(_ADOPT_ORPHANS, 1)
+        with _telling(writing):
+            layers = Layers(
+                program.job.scratch,
+                through=files.real(program.places, program.job.settings.allow_write),
+                essential=program.places,
+                own_processes=own_processes,
+                own_users=own_users,
+            )
+            root = layers.new_root()
         os.write(writing, b"!")
         os.close(writing)
         program.emit(Protected(level=layers.label))
@@ -127,7 +128,7 @@ def _in_namespaces(program: Program, *, own_processes: bool) -> str:
 
         _supervise(program, _fork(work), layers.written, everything=own_processes)
 
-    child = _fork(lambda: _told(writing, enter))
+    child = _fork(enter)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         said = pipe.read()
@@ -138,12 +139,14 @@ def _in_namespaces(program: Program, *, own_processes: bool) -> str:
     return said or "its first process was killed"
 
 
-def _told(pipe: int, act: Callable[[], None]) -> None:
-    """Do ``act``, and write into ``pipe`` what the kernel does not allow."""
+@contextmanager
+def _telling(pipe: int) -> Iterator[None]:
+    """Write into ``pipe`` what the kernel does not allow in the block, and end the process then."""
     try:
-        act()
+        yield
     except OSError as error:
         os.write(pipe, f"{error.filename}: {error.strerror}".encode())
+        os._exit(1)
 
 
 def _may_mount() -> bool:

@@ -1,5 +1,5 @@
 # The kernel takes text, and what stands before a path is not a folder that it lies in.
-# ruff: noqa: PTH101, PTH102, PTH103, PTH109, PTH112, PTH114, PTH116, PTH120
+# ruff: noqa: PTH101, PTH102, PTH109, PTH112, PTH114, PTH116, PTH120
 """Lets a program run beside the user's files: Linux namespaces and overlay mounts.
 
 The tree of mounts is built anew in a scratch folder. Over each mount that can be written lies an
@@ -142,7 +142,6 @@ class Layers:
         ]
         self._host = os.open("/", os.O_PATH | os.O_DIRECTORY)
         self._current = ""
-        self._roots = 0
         _mount("", "/", flags=_RECURSIVE | _SLAVE)
         if not self._takes_layers():
             # In memory, then: by default up to a half of it.
@@ -171,10 +170,9 @@ class Layers:
         Raises:
             OSError: the kernel does not allow it, or an essential folder cannot be written.
         """
-        self._roots += 1
-        place = self._real(f"{self.scratch}/{self._roots}")
+        place = tempfile.mkdtemp(dir=self._real(self.scratch))
         root = f"{place}/root"
-        os.makedirs(root)
+        os.mkdir(root)
         for mount in self._mounts:
             if os.path.lexists(root + mount.point):
                 self._cover(mount, place)
@@ -234,7 +232,7 @@ class Layers:
         except OSError:
             shutil.rmtree(upper)
             raise
-        if self._roots == 1:
+        if not self._current:
             self.written[point] = f"{upper}/files"
 
     def _overlay(self, lower: str, upper: str, target: str) -> None:
