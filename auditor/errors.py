@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -80,10 +80,15 @@ class OutOfBudgetError(NnauditError):
     exit_code = 4
 
 
+EXPLAIN: list[Callable[[BaseException], str]] = []
+"""What adds to the description of an error that nnaudit has a part in; empty text otherwise."""
+
+
 def describe(error: BaseException) -> str:
-    """Return ``error`` as ``Type: first line of its message``."""
+    """Return ``error`` as ``Type: first line of its message``, with what :data:`EXPLAIN` adds."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text + "".join(explain(error) for explain in EXPLAIN)
 
 
 _PACKAGE = Path(__file__).resolve().parent

@@ -260,7 +260,10 @@ class Tool(Model):
 
 
 class Environment(Model):
-    """The machine and the versions that matter to a number in the report."""
+    """The machine and the versions that matter to a number in the report.
+
+    ``sandbox`` says what kept the user's files as they were.
+    """
 
     python: str = ""
     torch: str = ""
@@ -270,6 +273,7 @@ class Environment(Model):
     device: str = ""
     device_name: str = ""
     threads: int = 0
+    sandbox: str = ""
 
 
 class Part(Model):

@@ -76,6 +76,9 @@ class Settings(BaseModel):
             2 for the one after. Those before it run to their end, each time that the script is
             started; where that takes long, ``check_timeout`` must allow for it. When not set, the
             first; in a script that speaks of loaders the first that has one.
+        sandbox: what keeps the program's hands off your files: ``kernel``, ``python``, ``off``, or
+            ``auto`` for the best that this machine allows.
+        allow_write: files and folders that the program writes for real.
         fail_on: the mildest finding that makes the exit code 1: ``fail`` or ``warn``.
         thresholds: by check code, options of the check.
         per_module_ignores: by pattern of module names, the checks whose findings about these
@@ -94,6 +97,8 @@ class Settings(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: Annotated[str, BeforeValidator(device_name)] = "auto"
     loop: int | None = Field(default=None, ge=1)
+    sandbox: Literal["auto", "kernel", "python", "off"] = "auto"
+    allow_write: Words = ()
     fail_on: Literal["fail", "warn"] = "fail"
     thresholds: dict[str, dict[str, Finite]] = Field(default_factory=dict)
     per_module_ignores: dict[str, Words] = Field(default_factory=dict)

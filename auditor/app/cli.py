@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 from nnaudit._version import __version__
 
 if TYPE_CHECKING:
+    from nnaudit.app.child import Interruption
     from nnaudit.engine.job import Job
     from nnaudit.engine.record import Record
     from nnaudit.report import Report
@@ -46,6 +47,25 @@ _file_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the report here.",
 )
+
+
+def _sandbox_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how the user's files are kept."""
+    for option in (
+        click.option(
+            "--allow-write",
+            multiple=True,
+            metavar="PATH",
+            help="Let the program write this file or folder for real; repeatable.",
+        ),
+        click.option(
+            "--sandbox",
+            type=click.Choice(["auto", "kernel", "python", "off"]),
+            help="What keeps your files as they are (auto: the best that this machine allows).",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 class DefaultGroup(click.Group):
@@ -128,6 +148,13 @@ def main() -> None:
     metavar="N",
     help="Audit a script's N-th training loop; those before it run to their end.",
 )
+@_sandbox_options
+@click.option(
+    "--keep-files",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Copy what the program wrote to this folder.",
+)
 @click.option(
     "-j", "--jobs", type=click.IntRange(1), default=1, help="Targets audited at once (1)."
 )
@@ -162,6 +189,7 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> No
 
 def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> None:
     from nnaudit import config
+    from nnaudit.app.child import Interruption
     from nnaudit.app.output import Output
 
     keys = (
@@ -174,9 +202,11 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         "seed",
         "device",
         "loop",
+        "sandbox",
         "fail_on",
     )
-    settings = config.load({key: _flat(options[key]) for key in keys})
+    flags = {key: _flat(options[key]) for key in keys}
+    settings = config.load({**flags, "allow_write": options["allow_write"]})
     chosen: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in paths]
     chosen = chosen or [config.target_of(text) for text in settings.targets]
     targets = [(path, (*own, *arguments)) for path, own in chosen]
@@ -192,8 +222,9 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         sources=[path for path, _ in targets],
     )
     options["before"] = _baseline(options["baseline"])
-    reports, code = _audit_all(targets, settings, options)
-    output.write(reports)
+    with Interruption() as interruption:
+        reports, code = _audit_all(targets, settings, options, interruption)
+        output.write(reports)
     if reports and (page := output.page(reports)) is not None:
         click.echo(f"HTML report with figures: {page}", err=True)
         if options["view"]:
@@ -222,7 +253,10 @@ def _flat(value: Any) -> Any:
 
 
 def _audit_all(
-    targets: list[tuple[str, tuple[str, ...]]], settings: Settings, options: dict[str, Any]
+    targets: list[tuple[str, tuple[str, ...]]],
+    settings: Settings,
+    options: dict[str, Any],
+    interruption: Interruption,
 ) -> tuple[list[Report], int]:
     """Audit every target; return the reports there are, in order, and the worst exit code.
 
@@ -243,12 +277,15 @@ def _audit_all(
             form=options["form"],
             settings=settings,
             threads=threads,
+            keep=str(options["keep_files"] or ""),
         )
-        return _audit_one(job, options["before"], verbose=options["verbose"], bar=jobs == 1)
+        return _audit_one(job, options["before"], interruption, options["verbose"], bar=jobs == 1)
 
     with ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(audit_one, targets))
     reports = [report for report, _ in outcomes if report is not None]
+    if interruption.signal:
+        return reports, interruption.exit_code
     return reports, _worst([code for _, code in outcomes])
 
 
@@ -258,7 +295,12 @@ def _worst(codes: list[int]) -> int:
 
 
 def _audit_one(
-    job: Job, compared: Callable[[Report], Report], *, verbose: bool, bar: bool
+    job: Job,
+    compared: Callable[[Report], Report],
+    interruption: Interruption,
+    verbose: bool,
+    *,
+    bar: bool,
 ) -> tuple[Report | None, int]:
     import shlex
 
@@ -274,13 +316,14 @@ def _audit_one(
                 job,
                 command=shlex.join(["nnaudit", *sys.argv[1:]]),
                 on_event=shown.take if shown else lambda event, record: None,
+                interruption=interruption,
             )
     except RefusedError as error:
         _tell(str(error))
         if error.detail and (verbose or error.exit_code == USER_CRASH):
             _quote(error.detail)
         return None, error.exit_code
-    for remark in record.remarks:
+    for remark in filter(None, (record.protection_remark, *record.remarks)):
         _tell(remark)
     if verbose and record.output:
         click.echo(f"--- output of {one_line(job.path)}", err=True)
@@ -404,6 +447,7 @@ def _indented(text: str) -> str:
     metavar="N",
     help="Use a script's N-th training loop; those before it run to their end.",
 )
+@_sandbox_options
 @click.pass_context
 def target_command(
     ctx: click.Context,
@@ -412,6 +456,8 @@ def target_command(
     device: str,
     form: Literal["module", "script"] | None,
     loop: int | None,
+    sandbox: str | None,
+    allow_write: tuple[str, ...],
 ) -> None:
     """Show which model, data, loss, ... were found in FILE, and what is skipped without each."""
     with _sentences():
@@ -421,7 +467,9 @@ def target_command(
         from nnaudit.engine.record import RefusedError
 
         arguments = tuple(ctx.meta.get(ARGUMENTS, ()))
-        settings = config.load({"device": device, "loop": loop})
+        settings = config.load(
+            {"device": device, "loop": loop, "sandbox": sandbox, "allow_write": allow_write}
+        )
         job = Job(path=file, arguments=arguments, form=form, settings=settings)
         try:
             started = supervisor.inspect(job)
@@ -430,6 +478,7 @@ def target_command(
         click.echo(
             f"{started.target.name} ({started.target.form} form, on {started.environment.device})"
         )
+        click.echo(f"  your files are protected by: {started.environment.sandbox}")
         for part in started.target.parts:
             where = f"  {part.location.file}:{part.location.line}" if part.location else ""
             origin = {"user": "yours", "default": "default", "absent": "missing"}[part.origin]

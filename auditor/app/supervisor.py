@@ -6,21 +6,15 @@ child goes on with the rest, and does not try again what killed the first.
 
 from __future__ import annotations
 
-import os
-import select
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
 
 from pydantic import ValidationError
 
-from nnaudit.engine.job import EVENT, PICTURES, Event, Job, Question, Started
+from nnaudit.app.child import Child, InterruptedAuditError, Interruption
+from nnaudit.engine.job import PICTURES, Event, Job, Question, Started
 from nnaudit.engine.record import Record, RefusedError
 from nnaudit.report import Report, Result, Status, Text
 
@@ -31,6 +25,9 @@ LOADING = 120.0
 """Seconds that importing torch and building the data may take at least, however short the timeout
 for a check is."""
 
+INTERRUPTED = "was interrupted"
+"""How an audit ends that somebody did not want to wait for."""
+
 CHILDREN = 6
 """Children started for one target before what remains is given up."""
 
@@ -40,8 +37,11 @@ def audit(
     *,
     command: str = "",
     on_event: Callable[[Event, Record], None] | None = None,
+    interruption: Interruption | None = None,
 ) -> tuple[Report, Record]:
     """Audit one target in child processes and return the report with what led to it.
+
+    ``interruption`` says when to stop; the report then holds what was answered.
 
     Raises:
         RefusedError: the target cannot be loaded, the settings name something unknown, ...
@@ -50,9 +50,15 @@ def audit(
     record = Record()
     for _ in range(CHILDREN):
         death = _run_child(
-            _next_job(job, record, time.monotonic() - began), record, on_event or _ignore
+            _next_job(job, record, time.monotonic() - began),
+            record,
+            on_event or _ignore,
+            interruption,
         )
         if record.finished:
+            break
+        if death.how == INTERRUPTED:
+            _stop(record, interruption)
             break
         _record_crash(job, record, death)
     _give_up(record)
@@ -70,7 +76,7 @@ def inspect(job: Job) -> Started:
         RefusedError: the target cannot be loaded.
     """
     record = Record()
-    death = _run_child(job.model_copy(update={"remaining": (), "inspect": True}), record, _ignore)
+    death = _run_child(job.model_copy(update={"remaining": (), "inspect": True}), record)
     if record.started is None:
         _record_crash(job, record, death)
     assert record.started is not None
@@ -84,7 +90,9 @@ def battery(job: Job) -> tuple[Question, ...]:
         RefusedError: the settings name something unknown.
     """
     record = Record()
-    death = _run_child(job.model_copy(update={"battery": True}), record, _ignore)
+    # No code of the user's is run.
+    settings = job.settings.model_copy(update={"sandbox": "off"})
+    death = _run_child(job.model_copy(update={"battery": True, "settings": settings}), record)
     if record.listed is None:
         raise RefusedError(f"the process that lists the checks {death.how}", 3, death.output)
     return record.listed
@@ -114,73 +122,37 @@ class Death:
     output: str
 
 
-def _run_child(job: Job, record: Record, on_event: Callable[[Event, Record], None]) -> Death:
-    reading, writing = os.pipe()
-    os.set_inheritable(writing, True)
-    words = (str(writing), job.model_dump_json(), str(os.getpid()))
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "nnaudit.engine.worker", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-            start_new_session=True,
-        )
-        os.close(writing)
+def _run_child(
+    job: Job,
+    record: Record,
+    on_event: Callable[[Event, Record], None] = _ignore,
+    interruption: Interruption | None = None,
+) -> Death:
+    how = ""
+    with Child(job, interruption) as child:
         try:
-            how = ""
-            with os.fdopen(reading, "rb", buffering=0) as pipe:
-                try:
-                    for line in _lines(pipe, lambda: _patience(job, record)):
-                        event = EVENT.validate_json(line)
-                        record.take(event)
-                        on_event(event, record)
-                except TimeoutError:
-                    how = f"hung for {_patience(job, record):g} s"
-                except ValidationError:
-                    how = "wrote to nnaudit's own pipe"
+            for event in child.events(lambda: _patience(job, record)):
+                record.take(event)
+                on_event(event, record)
+        except TimeoutError:
+            how = f"hung for {_patience(job, record):g} s"
+        except InterruptedAuditError:
+            how = INTERRUPTED
+        except ValidationError:
+            how = "wrote to nnaudit's own pipe"
         finally:
-            _end(child)
-            record.output += _read(output)
-        return Death(how or _manner(child.returncode), _read(output)[-TAIL:])
+            child.end()
+            record.output += child.output()
+            if child.ended is not None:
+                record.take(child.ended)
+        why = child.ended.why if child.ended else ""
+        return Death(how or why or _manner(child.code), child.output()[-TAIL:])
 
 
 def _patience(job: Job, record: Record) -> float:
     """Return for how many seconds a child may be silent now."""
     loading = not (record.asking or record.measuring)
     return max(job.settings.check_timeout, LOADING) if loading else job.settings.check_timeout
-
-
-def _lines(pipe: IO[bytes], patience: Callable[[], float]) -> Iterator[bytes]:
-    """Yield complete lines as they come.
-
-    Raises:
-        TimeoutError: nothing came for as long as ``patience()`` said.
-    """
-    pending = b""
-    while True:
-        if not select.select([pipe], [], [], patience())[0]:
-            raise TimeoutError
-        data = os.read(pipe.fileno(), 1 << 16)
-        if not data:
-            return
-        *complete, pending = (pending + data).split(b"\n")
-        yield from complete
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and every process it started."""
-    with suppress(subprocess.TimeoutExpired):
-        child.wait(timeout=0.5)
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
-def _read(output: IO[bytes]) -> str:
-    output.seek(0)
-    return output.read().decode(errors="replace")
 
 
 def _manner(code: int) -> str:
@@ -217,18 +189,37 @@ def _record_crash(job: Job, record: Record, death: Death) -> None:
     record.asking, record.measuring = "", []
 
 
+def _stop(record: Record, interruption: Interruption | None) -> None:
+    """Say of each check without an answer why it has none.
+
+    Raises:
+        RefusedError: no check was begun.
+    """
+    code = interruption.exit_code if interruption else 1
+    if record.started is None:
+        raise RefusedError("interrupted while the target was being loaded", code)
+    for question in record.started.questions:
+        if question.code not in record.results:
+            record.results[question.code] = _unanswered(
+                question, Status.INCONCLUSIVE, "Not answered: the audit was interrupted."
+            )
+
+
 def _crash(question: Question, reason: str, output: str) -> Result:
     evidence = (Text(title="Its last output", text=output),) if output else ()
+    result = _unanswered(question, Status.ERROR, f"{reason}.")
+    return result.model_copy(update={"evidence": evidence, "crash": "user"})
+
+
+def _unanswered(question: Question, status: Status, message: str) -> Result:
     return Result(
         code=question.code,
         name=question.name,
         family=question.family,
         kind=question.kind,
         question=question.question,
-        status=Status.ERROR,
-        message=f"{reason}.",
-        evidence=evidence,
-        crash="user",
+        status=status,
+        message=message,
     )
 
 

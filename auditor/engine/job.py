@@ -29,6 +29,8 @@ class Job(Model):
         elapsed: seconds that earlier children used of the budget.
         inspect: only say what the target is.
         battery: only say which checks the settings select; there is no target.
+        scratch: a folder for what the program writes.
+        keep: a folder for a copy of it, empty for none.
     """
 
     path: str
@@ -41,6 +43,8 @@ class Job(Model):
     elapsed: float = 0.0
     inspect: bool = False
     battery: bool = False
+    scratch: str = ""
+    keep: str = ""
 
 
 class Question(Model):
@@ -129,8 +133,45 @@ class Finished(Model):
     steps: int
 
 
+class Protected(Model):
+    """The program is about to start, and this protects the user's files; ``why`` not more does."""
+
+    event: Literal["protected"] = "protected"
+    level: str
+    why: str = ""
+
+
+class Ended(Model):
+    """The program and all that it started have ended: the last event of a child.
+
+    Attributes:
+        code: its exit code, or minus the number of the signal that killed it.
+        why: why nnaudit ended it; empty where it ended by itself.
+        files: how many files it wrote, each once.
+        names: the first of them.
+        kept: the folder that holds copies of them.
+    """
+
+    event: Literal["ended"] = "ended"
+    code: int
+    why: str = ""
+    files: int = 0
+    names: tuple[str, ...] = ()
+    kept: str = ""
+
+
 Event = Annotated[
-    Started | Listed | Asking | Measuring | Answered | Crashed | Pictured | Refused | Finished,
+    Protected
+    | Started
+    | Listed
+    | Asking
+    | Measuring
+    | Answered
+    | Crashed
+    | Pictured
+    | Refused
+    | Finished
+    | Ended,
     Field(discriminator="event"),
 ]
 

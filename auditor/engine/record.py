@@ -17,11 +17,13 @@ from nnaudit.engine.job import (
     Answered,
     Asking,
     Crashed,
+    Ended,
     Event,
     Finished,
     Listed,
     Measuring,
     Pictured,
+    Protected,
     Question,
     Refused,
     Started,
@@ -66,6 +68,8 @@ class Record:
     known_fatal: dict[str, str] = field(default_factory=dict)
     steps: int = 0
     output: str = ""
+    protection: Protected | None = None
+    ended: Ended | None = None
 
     def take(self, event: Event) -> None:
         """Write ``event`` down.
@@ -100,6 +104,20 @@ class Record:
                 # More than the results' own where a step was tried before the first question.
                 self.steps = max(self.steps, steps)
                 self.finished = True
+            case Protected():
+                self.protection = event
+            case Ended():
+                self.ended = event
+
+    @property
+    def protection_remark(self) -> str:
+        """Why the user's files are not protected by the kernel; empty where they are."""
+        if self.protection is None or not self.protection.why:
+            return ""
+        return (
+            f"your files are protected at the level {self.protection.level}, because the kernel "
+            f"does not allow more ({self.protection.why}); see docs/safety.md"
+        )
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -126,6 +144,9 @@ class Record:
         """
         started = self.started
         target = _target(started.target) if started else TargetInfo(name=path, path=path)
+        if self.ended is not None and self.ended.files:
+            parts = (*target.parts, _files_part(self.ended))
+            target = target.model_copy(update={"parts": parts})
         results = _ordered(self.results, started.questions if started else ())
         return Report(
             tool=Tool(
@@ -190,6 +211,15 @@ def _located(model: Located) -> Located:
         return model
     here = location.model_copy(update={"file": _nearby(location.file)})
     return model.model_copy(update={"location": here})
+
+
+def _files_part(ended: Ended) -> Part:
+    """Tell what the program wrote."""
+    names = ", ".join(_nearby(name) for name in ended.names)
+    more = ended.files - len(ended.names)
+    listed = f"{names} and {more} more" if more else names
+    goes = f"kept in {ended.kept}" if ended.kept else "written to a scratch folder instead"
+    return Part(name="files", description=f"{listed}: {goes}", origin="user")
 
 
 def _target(target: TargetInfo) -> TargetInfo:

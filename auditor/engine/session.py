@@ -46,6 +46,10 @@ from nnaudit.report import (
     Text,
 )
 from nnaudit.settings import Settings
+from nnaudit.state.files import protection
+
+NO_SANDBOX = "none: audited in the caller's own process"
+"""What an environment says of an audit in process."""
 
 _PICTURE_SECONDS = 5.0
 """What must be left of the budget for the pictures to take a few steps."""
@@ -84,6 +88,7 @@ def environment_of(device: torch.device) -> Environment:
         device=str(device),
         device_name=name,
         threads=torch.get_num_threads(),
+        sandbox=guard.label if (guard := protection()) else NO_SANDBOX,
     )
 
 

@@ -1,36 +1,42 @@
 """The child process: owns torch, the device and the user's code, and streams what it finds.
 
-Started as ``python -P -m nnaudit.engine.worker FD JOB PARENT``: events go to the file descriptor
-FD, because stdout and stderr belong to the user's code. JOB is a :class:`nnaudit.engine.job.Job` as
-JSON, PARENT the process without which there is nobody to report to.
+Forked by :mod:`nnaudit.app.sandbox`. Events go to a pipe of their own, because stdout and stderr
+belong to the user's code.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from nnaudit.engine.job import Event, Job, Refused
+from nnaudit.state import files, landlock
+from nnaudit.state.files import Protection
 
 if TYPE_CHECKING:
     from nnaudit.errors import NnauditError
     from nnaudit.loop.base import Loop
 
 
-def main() -> None:
-    """Do the job given on the command line."""
-    pipe, job = int(sys.argv[1]), Job.model_validate_json(sys.argv[2])
-    threading.Thread(target=_end_with_parent, args=(int(sys.argv[3]),), daemon=True).start()
-    emit = _writer(pipe)
+def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) -> NoReturn:
+    """Do ``job`` and end the process.
+
+    ``protection`` is what protects the user's files already, None where this process must.
+    """
+    from nnaudit.errors import EXPLAIN
+
+    EXPLAIN.append(files.explained)
     try:
-        _work(job, emit)
+        with _protected(job, protection):
+            _work(job, emit)
     except BaseException as error:
         emit(_refusal(error))
     sys.stdout.flush()
@@ -39,19 +45,33 @@ def main() -> None:
     os._exit(0)
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process when its parent is gone: nobody is left to end a program that hangs."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+def _protected(job: Job, protection: Protection | None) -> AbstractContextManager[Protection]:
+    if protection is not None:
+        return files.protected(lambda: nullcontext(protection))
+    places = files.places_of(Path(job.path))
+    real = files.real(places, job.settings.allow_write)
+    refusing = landlock.version() > 0
+    if refusing:
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(dir=job.scratch)
+        # Before there are threads, and torch starts some.
+        landlock.write_only_under((job.scratch, "/dev", "/proc", *real))
+
+    def make() -> AbstractContextManager[Protection]:
+        from nnaudit.loop.script.overlay import Overlay
+
+        return Overlay(places, real=real, scratch=job.scratch, refusing=refusing)
+
+    return files.protected(make)
 
 
-def _writer(pipe: int) -> Callable[[Event], None]:
+def writer(pipe: int) -> Callable[[Event], None]:
+    """Return what writes events to the file descriptor ``pipe``, a line each."""
     lock = threading.Lock()
     os.set_inheritable(pipe, False)
 
     def emit(event: Event) -> None:
-        data = event.model_dump_json().encode() + b"\n"
+        # A line may have been cut where its process was killed.
+        data = b"\n" + event.model_dump_json().encode() + b"\n"
         with lock:
             while data:
                 data = data[os.write(pipe, data) :]
@@ -154,7 +174,3 @@ def _refusal(error: BaseException) -> Refused:
         detail="".join(traceback.format_exception(error)),
         exit_code=3,
     )
-
-
-if __name__ == "__main__":
-    main()

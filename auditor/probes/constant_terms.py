@@ -14,11 +14,11 @@ from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop, seed_everything
 from nnaudit.loop.control import constant_lr
 from nnaudit.loop.losses import LOSS_FUNCTIONS
-from nnaudit.loop.observer import caller
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.report import Location
 from nnaudit.state.snapshot import preserved
+from nnaudit.targets import callstack
 
 STEPS = 3
 MOST = 4
@@ -75,7 +75,7 @@ class ConstantTerms(Probe[tuple[ConstantTerm, ...]]):
                 series.append(_calls_of(loop, batch))
         if len({tuple(call.kind for call in calls) for calls in series}) != 1:
             return ()
-        found = []
+        found: list[ConstantTerm] = []
         for index, calls in enumerate(zip(*series, strict=True)):
             constant = all(call.constant for call in calls)
             equal = all(call.equal for call in calls)
@@ -164,7 +164,7 @@ class _Tap(TorchFunctionMode):
         self.calls.append(
             _Call(
                 kind=LOSS_FUNCTIONS[func],
-                location=caller(),
+                location=callstack.user_line(),
                 value=float(value.detach().float().mean()),
                 constant=live and not value.requires_grad,
                 equal=live and _are_equal(given),

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.loop.observer import caller
 from nnaudit.loop.trace import patched
 from nnaudit.measure.movement import same
 from nnaudit.report import Location
+from nnaudit.targets import callstack
 
 _ROUNDS = 2
 """Ends of epochs that are lived through: what is kept of the best is often kept at the first."""
@@ -114,7 +114,7 @@ def _listening() -> Iterator[list[_Call]]:
         def state_dict(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = real(module, *args, **kwargs)
             outermost = not args and kwargs.get("destination") is None
-            where = caller() if outermost and isinstance(result, OrderedDict) else None
+            where = callstack.user_line() if outermost and isinstance(result, OrderedDict) else None
             if where is not None:
                 calls.append(_Call(result, where))
             return result

@@ -107,7 +107,7 @@ def renumbering(predicted: Tensor | None, wanted: Tensor | None) -> Renumbering 
         return None
     mapping: dict[int, int] = {}
     rows = right = mapped = 0
-    for label in wanted.unique().tolist():
+    for label in torch.unique(wanted).tolist():
         said = predicted[wanted == label]
         if len(said) < _ROWS:
             continue

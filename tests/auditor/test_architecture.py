@@ -22,11 +22,11 @@ ROOMS = {
     "__main__": {"app"},
     "api": {"config", "engine", "errors", "loop", "report", "settings", "state", "targets"},
     "app": {
-        "api", "checks", "config", "engine", "errors", "report", "reports", "settings",
+        "api", "checks", "config", "engine", "errors", "report", "reports", "settings", "state",
     },
     "engine": {
         "checks", "context", "errors", "loop", "loop.script", "overview", "report", "settings",
-        "targets",
+        "state", "targets",
     },
     "checks": {
         "context", "errors", "loop", "measure", "probes", "report", "state", "stats", "targets",
@@ -52,6 +52,7 @@ WITHOUT_TORCH = (
     *(f"auditor/{name}.py" for name in ("config", "errors", "report", "settings", "wording")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     *(f"auditor/targets/{name}.py" for name in ("callstack", "source")),
+    *(f"auditor/state/{name}.py" for name in ("files", "landlock", "namespaces")),
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "auditor/app").glob("*.py"))),
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "reports").glob("*.py"))),
 )

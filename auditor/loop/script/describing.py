@@ -134,11 +134,6 @@ def _manner(run: Run) -> Iterator[Part]:
             "a change of batch costs as many steps"
         )
         yield Part(name="look-ahead", description=text, origin="user")
-    if run.session.overlay.diverted:
-        places = run.session.overlay.diverted
-        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        text = f"{', '.join(places[:5])}{more}: written to a scratch folder instead"
-        yield Part(name="files", description=text, origin="user")
 
 
 def _loader(loader: Any) -> str:

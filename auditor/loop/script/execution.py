@@ -84,7 +84,8 @@ class Execution:
         path, heard = session.path, taps.active_listener
         main = main_module(path.stem if session.objects else "__main__", path)
         with ExitStack() as stack:
-            stack.enter_context(session.overlay.layer())
+            if session.executions > 1:
+                stack.enter_context(session.protection.fresh())
             stack.enter_context(as_main(main, path, session.argv, session.start))
             stack.enter_context(quiet_imports(path.parent))
             shift = (run.seed - session.seed) % 2**32

@@ -18,6 +18,7 @@ from nnaudit.loop.script.loop import ScriptLoop
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.patches import Patches
 from nnaudit.loop.script.run import Run, Session
+from nnaudit.state import files
 from nnaudit.state.snapshot import Subjects, preserved
 
 T = TypeVar("T")
@@ -75,13 +76,13 @@ def run_script(
         taps = stack.enter_context(Patches())
         # An audit is too short to compile for: what torch.compile made runs as it was written.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        overlay = stack.enter_context(Overlay((Path.cwd(), path.parent)))
+        protection = stack.enter_context(files.protected(lambda: Overlay(files.places_of(path))))
         session = Session(
             path,
             argv,
             seed,
             taps,
-            overlay,
+            protection,
             commands,
             start,
             device=device,

@@ -19,6 +19,7 @@ from typing import Any
 from nnaudit.errors import user_code
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.report import Part
+from nnaudit.state import files
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import target as targets
 
@@ -50,8 +51,8 @@ def trains_itself(path: Path) -> bool:
     )
     if not hinted and not targets.imports_any(tree, _HINTS):
         return False
-    overlay = Overlay((Path.cwd(), path.absolute().parent))
-    with preserved(Subjects()), overlay, overlay.layer():
+    protecting = files.protected(lambda: Overlay(files.places_of(path)))
+    with preserved(Subjects()), protecting as protection, protection.fresh():
         module = targets.imported(path)
         try:
             return training_of(module, path, "cpu") is not None

@@ -1,11 +1,11 @@
 # pathlib calls the very functions that are replaced here.
-# ruff: noqa: PTH100, PTH111, PTH115, PTH118, PTH120
-"""A copy-on-write view of the file system, for the time a script runs.
+# ruff: noqa: PTH100, PTH102, PTH115, PTH118, PTH120
+"""A copy-on-write view of the file system, made of patched functions.
 
-What the script writes, makes, renames or removes happens in a scratch folder; what it then reads
-comes from there where it differs. Its own files stay as they were. Paths under the working
-directory and the script's folder are always protected, and so is everything else except temporary
-folders, devices and download caches (a data set or pretrained weights fetched once are kept).
+For where the kernel will not lay one (:mod:`nnaudit.state.namespaces`). What the program writes,
+makes, renames or removes happens in a scratch folder; what it then reads comes from there where it
+differs. Its own files stay as they were. Everything is protected except devices and what is written
+for real; temporary folders are too, where the kernel refuses to write to them.
 
 It works on Python's own functions (``open``, ``os``, ``shutil.rmtree``) and on the few libraries
 that write from compiled code and are common in training programs (``torch.save``, safetensors,
@@ -27,26 +27,14 @@ import stat
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-TRACKERS = {
-    "WANDB_MODE": "disabled",
-    "WANDB_SILENT": "true",
-    "NEPTUNE_MODE": "debug",
-    "CLEARML_OFFLINE_MODE": "1",
-    "COMET_START_MODE": "create",
-    "COMET_OFFLINE_ONLY": "1",
-    "SWANLAB_MODE": "disabled",
-    "DVC_NO_ANALYTICS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
-"""Environment variables that silence experiment trackers."""
+from nnaudit.state.files import FIRST_LAYER
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -55,15 +43,32 @@ class Overlay:
     """Diverts writes into a scratch folder for the time of a ``with``.
 
     Attributes:
-        scratch: the folder, removed at the end.
-        diverted: what the script wrote, made or removed, in order, each path once.
+        label: how reports call this protection.
+        scratch: the folder that is written to.
     """
 
-    def __init__(self, protected: tuple[Path, ...]) -> None:
-        """``protected`` are folders whose files are the user's even inside a temporary folder."""
-        self.scratch = ""
-        self.diverted: list[str] = []
+    def __init__(
+        self,
+        protected: Iterable[str],
+        *,
+        real: Iterable[str] = (),
+        scratch: str = "",
+        refusing: bool = False,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            protected: folders whose files are the user's even inside a temporary folder.
+            real: files and folders that are written for real.
+            scratch: the folder to write to; a temporary one where none is given.
+            refusing: whether the kernel refuses to write what is not diverted.
+        """
+        self.label = "python with Landlock" if refusing else "python"
         self._protected = tuple(os.path.abspath(folder) for folder in protected)
+        self.scratch, self._refusing = scratch, refusing
+        self._allowed = ("/dev", "/proc", "/sys", *real)
+        if not refusing:
+            self._allowed += (tempfile.gettempdir(), "/tmp", "/var/tmp")
         self._hidden: set[str] = set()
         self._layer = ""
         self._off = False
@@ -72,16 +77,19 @@ class Overlay:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.scratch = os.path.realpath(tempfile.mkdtemp(prefix="nnaudit-"))
-            stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
-            self._allowed = _allowed_folders()
+            self.scratch = os.path.realpath(
+                self.scratch or stack.enter_context(tempfile.TemporaryDirectory(prefix="nnaudit-"))
+            )
+            self._layer = os.path.join(self.scratch, FIRST_LAYER)
+            os.mkdir(self._layer)
             for name in ("open", "mkdir", "rmdir", "rename", "stat", "lstat", "listdir", "scandir",
                          "unlink", "readlink", "access"):  # fmt: skip
                 self._real[name] = getattr(os, name)
             for owner, name, make in self._patches():
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, make(getattr(owner, name)))
-            self._set_environment(stack)
+            stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
+            sys.dont_write_bytecode = True
             self._stack = stack.pop_all()
         return self
 
@@ -94,17 +102,19 @@ class Overlay:
         self._stack.close()
 
     @contextmanager
-    def layer(self) -> Iterator[None]:
-        """Begin with the user's files as they are, for the time of a ``with``.
-
-        Another execution of a script must not find the checkpoints and run folders of the first.
-        """
+    def fresh(self) -> Iterator[None]:
+        """Begin with the user's files as they are, for the time of a ``with``."""
         before = self._layer, self._hidden
         self._layer, self._hidden = tempfile.mkdtemp(dir=self.scratch), set()
         try:
             yield
         finally:
             self._layer, self._hidden = before
+
+    def refuses(self, path: str) -> bool:
+        """Whether the kernel refuses to write ``path`` although its mode would allow it."""
+        there = path if self._really(path) else os.path.dirname(path)
+        return self._refusing and bool(self._real["access"](there, os.W_OK))
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:
@@ -114,20 +124,6 @@ class Overlay:
             yield
         finally:
             self._off = False
-
-    def _set_environment(self, stack: ExitStack) -> None:
-        values = {**TRACKERS, "MLFLOW_TRACKING_URI": f"file://{self.scratch}/mlruns"}
-        for name, value in values.items():
-            before = os.environ.get(name)
-            undo = (
-                (os.environ.pop, name, None)
-                if before is None
-                else (os.environ.update, {name: before})
-            )
-            stack.callback(*undo)
-            os.environ[name] = value
-        stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
-        sys.dont_write_bytecode = True
 
     def _patches(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
         for owner, name in (
@@ -141,8 +137,10 @@ class Overlay:
         yield os, "open", self._make_os_open
         for name in ("stat", "lstat", "access", "readlink", "statvfs"):
             yield os, name, self._make_reading
-        for name in ("chmod", "utime", "chown"):
-            yield os, name, self._make_touching
+        for name in ("chmod", "utime", "chown", "lchown", "fchmod", "fchown", "setxattr",
+                     "removexattr"):  # fmt: skip
+            if hasattr(os, name):
+                yield os, name, self._make_touching
         yield os, "chdir", self._make_chdir
         yield os, "truncate", lambda real: self._make_writing(real, keep=True)
         yield os, "mkdir", self._make_mkdir
@@ -228,7 +226,6 @@ class Overlay:
         if not place or self._is_folder(place):
             return path
         mirror = self._mirror(place)
-        self._note(place)
         parent = os.path.dirname(place)
         if self._exists(parent):
             self._make_folders(os.path.dirname(mirror))
@@ -236,10 +233,6 @@ class Overlay:
             with self._plainly():
                 shutil.copyfile(place, mirror)
         return mirror
-
-    def _note(self, place: str) -> None:
-        if place not in self.diverted:
-            self.diverted.append(place)
 
     def _make_folders(self, folder: str) -> None:
         if not self._really(folder):
@@ -307,12 +300,20 @@ class Overlay:
 
     def _make_touching(self, real: Any) -> Any:
         def touch(path: Any, *args: Any, **kwargs: Any) -> None:
-            place = self._protected_path(path) if kwargs.get("dir_fd") is None else ""
+            named = self._opened(path) if isinstance(path, int) else path
+            place = self._protected_path(named) if kwargs.get("dir_fd") is None else ""
             if place and not self._mirrored(place) and self._exists(place):
                 return
-            real(self._mirror(place) if place else path, *args, **kwargs)
+            real(self._mirror(place) if place and path is named else path, *args, **kwargs)
 
         return touch
+
+    def _opened(self, descriptor: int) -> Any:
+        """Return the path that ``descriptor`` was opened by, where the system can tell."""
+        try:
+            return self._real["readlink"](f"/proc/self/fd/{descriptor}")
+        except OSError:
+            return None
 
     def _make_mkdir(self, real: Any) -> Any:
         def mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
@@ -324,7 +325,6 @@ class Overlay:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             if not self._exists(os.path.dirname(place)):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            self._note(place)
             self._make_folders(os.path.dirname(self._mirror(place)))
             real(self._mirror(place), mode)
 
@@ -338,7 +338,8 @@ class Overlay:
                 return
             if not self._exists(place):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            self._note(place)
+            if real is self._real["rmdir"] and self._is_folder(place) and self._entries(place):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
             if self._mirrored(place):
                 real(self._mirror(place))
             if self._really(place):
@@ -356,7 +357,6 @@ class Overlay:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src)
             src = self._brought_along(source) if source else src
             if goal:
-                self._note(goal)
                 self._make_folders(os.path.dirname(self._mirror(goal)))
                 self._hidden.discard(goal)
                 dst = self._mirror(goal)
@@ -375,7 +375,6 @@ class Overlay:
     def _brought_along(self, place: str) -> str:
         """Make sure that ``place`` is in the scratch folder, with its content."""
         mirror = self._mirror(place)
-        self._note(place)
         if not self._mirrored(place):
             self._make_folders(os.path.dirname(mirror))
             copy: Callable[..., Any] = (
@@ -451,7 +450,6 @@ class Overlay:
             if not place or not self._exists(place):
                 real(path, *args, **kwargs)
                 return
-            self._note(place)
             if self._mirrored(place):
                 with self._plainly():
                     real(self._mirror(place))
@@ -504,11 +502,3 @@ def _from(folder: int | None, path: Any) -> Any:
         return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(path))
     except OSError:
         return None
-
-
-def _allowed_folders() -> tuple[str, ...]:
-    """Devices, temporary folders, and caches of downloads, which it would be rude to repeat."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    named = [os.environ.get(name) for name in ("TORCH_HOME", "HF_HOME", "HF_DATASETS_CACHE")]
-    folders = ["/dev", "/proc", "/sys", tempfile.gettempdir(), "/tmp", "/var/tmp", cache, *named]
-    return tuple({os.path.abspath(folder) for folder in folders if folder})

@@ -20,12 +20,12 @@ from torch import nn
 from nnaudit.errors import NnauditError
 from nnaudit.loop.direct import StepCount
 from nnaudit.loop.script.channel import CommandChannel, Invoke, Launch, StepRequest
-from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.patches import Listener, Patches
 from nnaudit.loop.script.planned_run import PlannedRun
 from nnaudit.loop.script.training_objects import Registers, TrainingObjects
 from nnaudit.loop.script.variables import ScriptVariables
 from nnaudit.report import Location, Part
+from nnaudit.state.files import Protection
 from nnaudit.state.snapshot import Snapshot, Subjects
 
 
@@ -60,7 +60,7 @@ class Session:
     argv: list[str]
     seed: int
     taps: Patches
-    overlay: Overlay
+    protection: Protection
     commands: CommandChannel
     on_first: Callable[[Run], None]
     device: str = "cpu"

@@ -181,9 +181,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_each_layer_starts_from_the_users_files(folder: Path) -> None:
     before = contents(folder)
-    with Overlay((folder,)) as overlay:
+    with Overlay((str(folder),)) as overlay:
         for _ in range(2):
-            with overlay.layer():
+            with overlay.fresh():
                 assert contents(folder) == before
                 (folder / "new.txt").write_text("new")
                 Path("old.txt").unlink()
@@ -199,7 +199,7 @@ def test_each_layer_starts_from_the_users_files(folder: Path) -> None:
 
 
 def test_appending_and_updating_keep_what_was_there(folder: Path) -> None:
-    with Overlay((folder,)) as overlay, overlay.layer():
+    with Overlay((str(folder),)):
         with Path("old.txt").open("r+") as file:
             file.write("O")
         assert Path("old.txt").read_text() == "Old"
@@ -212,7 +212,7 @@ def test_appending_and_updating_keep_what_was_there(folder: Path) -> None:
 
 def test_a_whole_folder_may_be_renamed(folder: Path) -> None:
     before = contents(folder)
-    with Overlay((folder,)) as overlay, overlay.layer():
+    with Overlay((str(folder),)):
         os.rename("sub", "other")  # noqa: PTH104
         assert Path("other/inner.txt").read_text() == "inner"
         assert not Path("sub").exists()
@@ -223,7 +223,7 @@ def test_a_whole_folder_may_be_renamed(folder: Path) -> None:
 
 def test_compiled_writers_are_diverted(folder: Path) -> None:
     before = contents(folder)
-    with Overlay((folder,)) as overlay, overlay.layer():
+    with Overlay((str(folder),)) as overlay:
         torch.save(torch.ones(2), folder / "a.pt")
         assert torch.load("a.pt").sum() == 2
         np.savez("b.npz", x=np.ones(2))
@@ -232,15 +232,16 @@ def test_compiled_writers_are_diverted(folder: Path) -> None:
         connection = sqlite3.connect("c.db")
         connection.execute("create table t (x)")
         connection.close()
-        assert {str(folder / name) for name in ("a.pt", "b.npz", "c.db")} == set(overlay.diverted)
+        scratch = {path.name for path in Path(overlay.scratch).rglob("*") if path.is_file()}
+        assert scratch == {"a.pt", "b.npz", "c.db"}
     assert contents(folder) == before
 
 
 def test_other_temporary_files_are_nobodys(folder: Path, tmp_path_factory: Any) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    with Overlay((folder,)) as overlay, overlay.layer():
+    with Overlay((str(folder),)) as overlay:
         (elsewhere / "file").write_text("x")
-        assert overlay.diverted == []
+        assert list(Path(overlay.scratch, "files").iterdir()) == []
     assert (elsewhere / "file").read_text() == "x"
 
 
