@@ -92,7 +92,8 @@ class ConstantTerms(Probe[tuple[ConstantTerm, ...]]):
 
 def _calls_of(loop: Loop, batch: Any) -> list[_Call]:
     loop.prepare(batch)
-    with _Tap() as tap:
+    tap = _Tap()
+    with tap:
         loop.step(batch)
     return tap.calls
 
