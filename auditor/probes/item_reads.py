@@ -35,8 +35,9 @@ class ItemReads:
 
     Attributes:
         items: how many were read three times: two of them with the same random state.
-        differing: how many of these gave another result the second time with that state.
-        changed: stored arrays that a reading wrote to, by their place in the data set.
+        differing: how many of these gave another result the second time with that state, and the
+            first result again once the stored arrays were put back.
+        changed: stored arrays that such a reading wrote to, by their place in the data set.
     """
 
     items: int
@@ -65,32 +66,49 @@ class ItemReading(Probe[ItemReads | None]):
         kept = [(name, store, _copy(store)) for name, store in stored]
         snapshot = Snapshot.take(Subjects(loaders=(access.loader,)))
         items = differing = 0
+        changed: dict[str, None] = {}
         started = time.perf_counter()
         try:
             for index in access.spread(ITEMS):
                 audit.clock.check()
                 items += 1
-                differing += _differs(dataset, index, audit.seed, snapshot)
+                written = _written(dataset, index, audit.seed, snapshot, kept)
+                differing += bool(written)
+                changed.update(dict.fromkeys(written))
                 if time.perf_counter() - started > SECONDS:
                     break
         except UserCodeError:
             return None  # what worker_init_fn sets up exists in workers only
         finally:
             snapshot.restore()
-            changed = tuple(name for name, store, copy in kept if _put_back(store, copy))
-        return ItemReads(items, differing, changed)
+            for _, store, copy in kept:
+                _put_back(store, copy)
+        return ItemReads(items, differing, tuple(changed))
 
 
-def _differs(dataset: Any, index: Any, seed: int, snapshot: Snapshot) -> bool:
-    """Whether an item comes out another after it was read with other random numbers."""
-    prints = []
-    for turn in (seed, seed + 1, seed):
-        if turn == seed:
-            snapshot.restore()  # the data set's own generators and counts too
-        seed_everything(turn)
+def _written(
+    dataset: Any, index: Any, seed: int, snapshot: Snapshot, kept: list[tuple[str, Any, Any]]
+) -> list[str]:
+    """Return the stored arrays whose change makes an item come out another the next time.
+
+    Empty where it does not, or where putting them back does not bring back the first result:
+    then something else is random.
+    """
+
+    def read(with_seed: int) -> str:
+        seed_everything(with_seed)
         with user_code("reading an item of the training set"):
-            prints.append(fingerprint(dataset[index]))
-    return prints[0] != prints[2]
+            return fingerprint(dataset[index])
+
+    snapshot.restore()  # the data set's own generators and counts too
+    first = read(seed)
+    read(seed + 1)
+    snapshot.restore()
+    if read(seed) == first:
+        return []
+    changed = [name for name, store, copy in kept if _put_back(store, copy)]
+    snapshot.restore()
+    return changed if read(seed) == first else []
 
 
 def _stored(dataset: Any) -> Iterator[tuple[str, Tensor | np.ndarray]]:

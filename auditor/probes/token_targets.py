@@ -25,6 +25,9 @@ SECONDS = 3.0
 OFFSETS = range(5)
 """Distances at which a target is looked for among the inputs: it is to be the next token."""
 
+_OWN = 0.9
+"""Labels that are found among the tokens: the last one of a text may be left out of these."""
+
 _FEWEST = 64
 """Targets of which an offset can be told: as many equal by chance among few kinds of tokens."""
 
@@ -41,6 +44,7 @@ class TokenTargets:
         ended: texts whose last real token is the one that fills the padding.
         unlearnt: those of them in which that token is no target, while the one before is.
         padding: the token that fills the padding.
+        own: the labels are the texts' own tokens, as in language modelling.
         offsets: by loss call of the first step, how many tokens ahead its targets are; calls of
             which that cannot be told are left out.
     """
@@ -52,6 +56,7 @@ class TokenTargets:
     ended: int
     unlearnt: int
     padding: int
+    own: bool
     offsets: tuple[int, ...]
 
 
@@ -84,7 +89,7 @@ class TokenTargeting(Probe[TokenTargets | None]):
             return None
         return TokenTargets(
             counts.rows, counts.unsupervised, counts.batches, counts.empty, counts.ended,
-            counts.unlearnt, counts.padding, offsets,
+            counts.unlearnt, counts.padding, counts.own, offsets,
         )  # fmt: skip
 
 
@@ -102,6 +107,14 @@ class _Counts:
     ended: int = 0
     unlearnt: int = 0
     padding: int = -1
+    targets: int = 0
+    same: int = 0
+    following: int = 0
+
+    @property
+    def own(self) -> bool:
+        """Whether the labels are the tokens at their own places, or the ones that follow."""
+        return max(self.same, self.following) >= _OWN * max(self.targets, 1)
 
     def add(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> None:
         """Count one batch of texts, of shape ``(N, T)`` each."""
@@ -112,6 +125,9 @@ class _Counts:
         self.unsupervised += int((~valid.any(1)).sum())
         self.batches += 1
         self.empty += not bool(valid.any())
+        self.targets += int(valid.sum())
+        self.same += int((valid & (labels == ids)).sum())
+        self.following += int((valid[:, :-1] & (labels[:, :-1] == ids[:, 1:])).sum())
         if mask is not None:
             self._add_ends(ids, valid, mask.bool())
 

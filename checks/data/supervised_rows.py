@@ -25,7 +25,8 @@ class SupervisedRows(Check):
           ignore_index; warns above 5 %.
         - Fails when, in all padded rows (at least 8), the last attended token is the one that fills
           the padding and is ignored, while the token before it is a target.
-        - Inputs that are no token ids, and one label per row, are not judged.
+        - Only labels that are the text's own tokens are judged (language modelling): rows without
+          a label may be by design in semi-supervised tagging.
     Fix: Raise the maximum length, or drop rows whose labels are all ignored. Give the padding a
         token of its own: `tokenizer.add_special_tokens({"pad_token": "<pad>"})`.
     References: Hugging Face documentation of DataCollatorForLanguageModeling, which ignores every
@@ -41,6 +42,8 @@ class SupervisedRows(Check):
         seen = audit.probe(TokenTargeting)
         if seen is None or not seen.rows:
             return self.skipped("The inputs are no token ids with a label for each.")
+        if not seen.own:
+            return self.skipped("The labels are not the texts' own tokens.")
         share = seen.unsupervised / seen.rows
         if seen.rows >= _FEWEST and share > _SOME:
             return self._unsupervised(audit, seen, share)

@@ -25,7 +25,7 @@ LOOP = SimpleNamespace(locate=lambda thing: None, train_loader=None)
 def judged(**seen: Any) -> Result:
     whole = {
         "rows": 100, "unsupervised": 0, "batches": 4, "empty": 0, "ended": 0, "unlearnt": 0,
-        "padding": 0, "offsets": (1,),
+        "padding": 0, "own": True, "offsets": (1,),
     } | seen  # fmt: skip
     audit = SimpleNamespace(probe=lambda probe: TokenTargets(**whole), loop=LOOP)
     return SupervisedRows().run(cast(Audit, audit))
@@ -39,6 +39,7 @@ def test_the_share_of_rows_without_a_target_decides() -> None:
     assert judged(unsupervised=20).status is Status.WARN
     assert judged(unsupervised=3).status is Status.PASS
     assert judged(rows=0).status is Status.SKIP
+    assert judged(unsupervised=80, own=False).status is Status.SKIP
 
 
 def test_an_end_that_is_padding_and_never_a_target_fails() -> None:

@@ -21,7 +21,7 @@ from nnaudit.targets.target import Target
 
 
 def judged(*offsets: int) -> Result:
-    seen = TokenTargets(100, 0, 4, 0, 0, 0, 0, offsets)
+    seen = TokenTargets(100, 0, 4, 0, 0, 0, 0, True, offsets)
     loop = SimpleNamespace(locate=lambda thing: None, train_loader=None)
     audit = SimpleNamespace(probe=lambda probe: seen, loop=loop)
     return TargetOffset().run(cast(Audit, audit))
