@@ -20,7 +20,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script import run_script
-from nnaudit.report import Result, Status
+from nnaudit.report import Result, Status, Text
 from nnaudit.targets.target import Target
 from support import programs
 
@@ -98,5 +98,6 @@ def _answer(
 
 
 def _sound(result: Result) -> Result:
-    assert result.status is not Status.ERROR or result.crash == "user", result.evidence
+    trace = "\n".join(part.text for part in result.evidence if isinstance(part, Text))
+    assert result.status is not Status.ERROR or result.crash == "user", trace
     return result

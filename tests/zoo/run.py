@@ -77,6 +77,7 @@ class Expected:
         also: checks that may fail or warn as a consequence.
         crashes: the program raises in training.
         missed: the fault is known not to be found.
+        apart: a line of its own says so for this form, which differs from the other.
         needs: a folder without which it cannot run.
     """
 
@@ -85,6 +86,7 @@ class Expected:
     also: tuple[str, ...] = ()
     crashes: bool = False
     missed: bool = False
+    apart: bool = False
     needs: str = ""
 
     @property
@@ -141,7 +143,8 @@ def expected(path: Path, form: str = "module") -> Expected:
     codes = tuple(words[1:cut])
     if words[0] in ("fails", "warns") and len(codes) != 1:
         raise ValueError(f"{path}: a fault names one check")
-    return Expected(words[0], codes, tuple(words[cut + 1 :]), crashes, missed, needs)
+    apart = f"zoo {form}" in said
+    return Expected(words[0], codes, tuple(words[cut + 1 :]), crashes, missed, apart, needs)
 
 
 def problems(outcome: Outcome, wanted: Expected) -> list[str]:
@@ -212,12 +215,13 @@ def quick_wish(wanted: Expected, form: str = "module") -> Wish:
     checks that train take nine tenths of a faulty program's time, since what cannot be learned is
     tried again and again: they are asked where they are the ones to find it, and of everything by
     the whole run, ``python tests/zoo/run.py``. In script form the same holds of the headline
-    battery and the checks that are cheap.
+    battery and the checks that are cheap; what a program shows as a script only is asked, too.
     """
     if form == "module":
         return Wish(quick=True, extend=wanted.codes) if wanted.faulty else Wish()
     left_out = set(TRAINING) - set(wanted.codes) if wanted.faulty else set()
-    return Wish("script", tuple(code for code in HEADLINE if code not in left_out) + CHEAP)
+    asked = tuple(code for code in HEADLINE if code not in left_out) + CHEAP
+    return Wish("script", asked + wanted.codes if wanted.apart else asked)
 
 
 def consequences(path: Path) -> set[str]:

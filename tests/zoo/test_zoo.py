@@ -79,3 +79,11 @@ def test_a_fault_is_missed_by_a_check_that_was_asked_and_no_other() -> None:
     passed = run.Outcome("faults/some", [{"code": "DATA101", "status": "pass"}])
     assert run.problems(passed, wanted) == ["missed: DATA101 is pass"]
     assert run.problems(run.Outcome("faults/some", []), wanted) == []
+
+
+def test_what_only_the_script_shows_is_asked_of_the_script(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text('"""A fault of its loop.\n\nzoo: healthy\nzoo script: fails MODE105\n"""\n')
+    assert "MODE105" in run.quick_wish(run.expected(file, "script"), "script").checks
+    file.write_text('"""A fault.\n\nzoo: fails MODE105\n"""\n')
+    assert "MODE105" not in run.quick_wish(run.expected(file, "script"), "script").checks
