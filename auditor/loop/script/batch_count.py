@@ -12,9 +12,11 @@ beyond the loader's end, and does not count as dependence.
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterable, Iterator
 
-from nnaudit.targets.source import LoopStatement, called
+from nnaudit.targets import callstack
+from nnaudit.targets.source import LoopStatement, called, source_of
 
 _SHOWN_BY = frozenset(
     {
@@ -25,6 +27,22 @@ _SHOWN_BY = frozenset(
     }
 )  # fmt: skip
 """Calls that show or note a number, by their last name: loggers, progress bars, trackers."""
+
+
+def counts_batches() -> bool:
+    """Return whether the training loop that the calling thread is in depends on the count.
+
+    That is the innermost loop of the user's around the call for a batch; where a generator of the
+    user's hands the batches on, the loop over that generator counts too.
+    """
+    for frame in reversed(callstack.user_frames()):
+        code = frame.f_code
+        loops = source_of(code.co_filename).loops_around(code, frame.f_lineno)
+        if loops and depends_on_count(loops[-1]):
+            return True
+        if loops and not code.co_flags & inspect.CO_GENERATOR:
+            return False
+    return False
 
 
 def depends_on_count(loop: LoopStatement) -> bool:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from nnaudit.errors import TargetError
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script import frameworks
+from nnaudit.loop.script.batch_count import counts_batches
 from nnaudit.loop.script.driver import Driver
 from nnaudit.loop.script.listener import ScriptListener
 from nnaudit.loop.script.loop_tracker import CallSite, LoopTracker, elsewhere, place
@@ -343,6 +344,8 @@ class Discovery(ScriptListener):
         run.planned_epochs = planned_epochs()
         # Of a run without a loader the loop counts steps.
         run.span = PlannedRun() if without_loader else counted_span()
+        run.counts_batches = not without_loader and counts_batches()
+        run.stops_at_loader_end |= run.counts_batches
         run.phase = max(self.phases.number, 1)
         self._reads.forget_samples()
         if session.without_loader is None:

@@ -216,7 +216,8 @@ class Driver(ScriptListener):
         assert run.roles is not None
         left = length - iterator.count
         if run.stops_at_loader_end:
-            return left < min(run.roles.per_step, length)
+            # The rest of a window of accumulated gradients is a step only to a loop that counts.
+            return left < (1 if run.counts_batches else min(run.roles.per_step, length))
         order.past_loader_end = left < run.roles.per_step
         if order.past_loader_end and left > -WARY and order.backup is None:
             with self.session.taps.muted():

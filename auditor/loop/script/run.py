@@ -169,7 +169,8 @@ class Run:
         reruns: how often the script had to be run again because it ended.
         fruitless: how often in a row it was run again without another optimizer step.
         rates_rise: the script raises its learning rate by itself, to a height that is not known.
-        stops_at_loader_end: its epochs end with the loader, for it failed in one that went on.
+        counts_batches: what its training loop does depends on how many batches there have been.
+        stops_at_loader_end: its epochs end with the loader: it counts, or failed in a longer one.
         handed_over: the auditor has, or had, control.
     """
 
@@ -193,7 +194,7 @@ class Run:
         self.reruns = 0
         self.fruitless = 0
         self.rates_rise = False
-        self.stops_at_loader_end = False
+        self.counts_batches = self.stops_at_loader_end = False
         self.handed_over = False
 
     @property

@@ -978,7 +978,11 @@ def test_an_epoch_ends_with_the_loader_where_the_script_cannot_go_on(
     head = f"for epoch in range({epochs}):\n    print(1 // len(x))\n    for i, (a, b) in "
     text = BODY.replace("for epoch in range(3):\n    for a, b in ", head + "enumerate(")
     text = HEAD + text.replace("(loader:", "(loader):\n        LATE")
-    count = "        rate = 0.05 / (len(loader) // (i + 1) + 1)\n"
+    # What a function does with the count is not seen in the loop's text.
+    text = text.replace(
+        "for epoch in", "def late(n):\n    1 // (len(loader) > n)\n\n\nfor epoch in", 1
+    )
+    count = "        print(i)\n"
 
     def body(loop: ScriptLoop) -> tuple[list[float], str, bool]:
         batch = first(loop)
@@ -989,9 +993,39 @@ def test_an_epoch_ends_with_the_loader_where_the_script_cannot_go_on(
         return losses, weights(loop), loop.run.stops_at_loader_end
 
     goes_on = drive(text.replace("LATE\n", "\n" + count), body)
-    fails = drive(text.replace("LATE\n", "\n" + count + "        1 // (len(loader) > i)\n"), body)
+    fails = drive(text.replace("LATE\n", "\n" + count + "        print(late(i))\n"), body)
     assert (goes_on[2], fails[2]) == (False, True)
     assert goes_on[:2] == fails[:2], "the seams do not show"
+
+
+@pytest.mark.parametrize("epochs", [50, 3])
+def test_an_epoch_ends_with_the_loader_where_the_script_counts(drive: Any, epochs: int) -> None:
+    """Eight batches: no count goes beyond seven, and the last window of three has two."""
+    text = (
+        HEAD
+        + f"""
+seen = []
+for epoch in range({epochs}):
+    for i, (a, b) in enumerate(loader):
+        group = min(3, len(loader) - i // 3 * 3)
+        seen.append((i, group))
+        (nn.functional.mse_loss(model(a), b) / group).backward()
+        if (i + 1) % 3 == 0 or i + 1 == len(loader):
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+    )
+
+    def body(loop: ScriptLoop) -> list[tuple[int, int]]:
+        batch = first(loop)
+        for _ in range(30):
+            assert loop.step(batch).loss > 0
+        found: list[tuple[int, int]] = sys.modules["__main__"].seen
+        return found
+
+    seen = drive(text, body)
+    assert {i for i, _ in seen} == set(range(8))
+    assert {(i, group) for i, group in seen if i > 5} == {(6, 2), (7, 2)}
 
 
 def test_a_schedule_that_is_at_its_end_is_no_failure(drive: Any) -> None:
