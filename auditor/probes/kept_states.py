@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from nnaudit.loop.trace import patched
 from nnaudit.measure.movement import same
 from nnaudit.report import Location
 from nnaudit.targets import callstack
+from nnaudit.targets.source import source_of
 
 _ROUNDS = 2
 """Ends of epochs that are lived through: what is kept of the best is often kept at the first."""
@@ -148,10 +148,7 @@ def assignment(location: Location) -> Assignment | None:
     None where the line keeps nothing, or keeps it whatever comes: then it is the last state, and
     equal to the network's by design.
     """
-    try:
-        tree = ast.parse(Path(location.file).read_text(errors="replace"))
-    except (OSError, SyntaxError):
-        return None
+    tree = source_of(location.file).tree
     chain = _enclosing(tree, location.line)
     statement = chain[-1] if chain else None
     if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:

@@ -84,8 +84,8 @@ class ClassNumbering(Check):
         pairs = ", ".join(f"{a} is {b}" for a, b in list(displaced.items())[:6])
         return answer(
             f"Validation numbers its classes differently from training: label {pairs} in the "
-            f"numbers of training. {100 * found.right:.0f} % of {found.rows} validation rows are "
-            f"right as they are labelled, {100 * found.mapped:.0f} % by training's numbers.",
+            f"numbers of training. {100 * found.right:.0f}% of {found.rows} validation rows are "
+            f"right as they are labelled, {100 * found.mapped:.0f}% by training's numbers.",
             measured=f"{len(displaced)} of {len(found.mapping)} classes have another number",
             threshold="0",
             evidence=(

@@ -22,7 +22,7 @@ class SupervisedRows(Check):
         learns to stop.
     How: Reads up to 64 batches (3 seconds) in which each token of a row has a label.
         - Fails when more than half of the rows (of at least 32) have no label other than the loss's
-          ignore_index; warns above 5 %.
+          ignore_index; warns above 5%.
         - Fails when, in all padded rows (at least 8), the last attended token is the one that fills
           the padding and is ignored, while the token before it is a target.
         - Only labels that are the text's own tokens are judged (language modelling): rows without
@@ -58,10 +58,10 @@ class SupervisedRows(Check):
         empty = f" {count(seen.empty, 'batch')[:-1]}es" if seen.empty > 1 else ""
         whole = f";{empty} of {seen.batches} have no target at all" if empty else ""
         return answer(
-            f"{100 * share:.0f} % of the training rows ({seen.unsupervised:,} of {seen.rows:,}) "
+            f"{100 * share:.0f}% of the training rows ({seen.unsupervised:,} of {seen.rows:,}) "
             f"have no token to learn: all their labels are ignored{whole}.",
-            measured=f"{100 * share:.0f} % of the rows",
-            threshold=f"{100 * (_MOST if share > _MOST else _SOME):.0f} %",
+            measured=f"{100 * share:.0f}% of the rows",
+            threshold=f"{100 * (_MOST if share > _MOST else _SOME):.0f}%",
             location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
             or audit.loop.locate("train_loader"),
             fix="Raise the maximum length so that the answers are not cut off, or leave out the "

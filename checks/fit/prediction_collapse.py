@@ -53,7 +53,7 @@ class Spread:
 
     @property
     def one_class(self) -> bool:
-        """Whether one class is predicted for over 99 %, and is under 90 % of the targets."""
+        """Whether one class is predicted for over 99%, and is under 90% of the targets."""
         return self.most > _COLLAPSED and max(self.prior) < _PRIOR
 
 

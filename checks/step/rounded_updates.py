@@ -64,7 +64,7 @@ class RoundedUpdatesOfWeights(Check):
             f"{seen.rate:.2g}, {_percent(seen.lost, seen.due)} of the weights stood still that "
             "move with the same gradients in float32.",
             measured=f"{seen.lost:,} of {seen.due:,} weights stood still",
-            threshold=f"{100 * self.option(audit, 'lost'):.0f} %",
+            threshold=f"{100 * self.option(audit, 'lost'):.0f}%",
             evidence=(_numbers(seen),),
             location=audit.loop.locate("optimizer") or audit.loop.locate("model"),
             fix="Keep the weights in float32 and compute in bfloat16: with torch.autocast(device, "
@@ -74,7 +74,7 @@ class RoundedUpdatesOfWeights(Check):
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.0f} %"
+    return f"{100 * part / max(whole, 1):.0f}%"
 
 
 def _numbers(seen: RoundedUpdates) -> Numbers:

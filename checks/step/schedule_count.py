@@ -46,7 +46,7 @@ class ScheduleCount(Check):
     How: Counts the steps of each scheduler in the first optimizer steps.
         - Fails when a scheduler is stepped the same number of times, two or more, in each of them,
           and its plan (T_max, total_steps, or where it stops falling) ends with the run's last
-          optimizer step, within 5 % (an epoch may end with an incomplete accumulation).
+          optimizer step, within 5% (an epoch may end with an incomplete accumulation).
         - The length of the run is known where the loop around the training counts its epochs and
           the loader has a length.
         - A plan for the number of batches that is stepped with each of them passes.

@@ -34,7 +34,7 @@ def judged(**seen: Any) -> Result:
 def test_the_share_of_rows_without_a_target_decides() -> None:
     result = judged(unsupervised=80, empty=3)
     assert result.status is Status.FAIL
-    assert "80 % of the training rows (80 of 100)" in result.message
+    assert "80% of the training rows (80 of 100)" in result.message
     assert "3 batches of 4 have no target at all" in result.message
     assert judged(unsupervised=20).status is Status.WARN
     assert judged(unsupervised=3).status is Status.PASS
