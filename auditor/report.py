@@ -35,6 +35,10 @@ class Status(StrEnum):
     ERROR = "error"
 
 
+ANSWERS = (Status.PASS, Status.NOTE, Status.WARN, Status.FAIL)
+"""What answers a question; the others say why there is no answer."""
+
+
 class Change(StrEnum):
     """How a result differs from the same check's in an earlier report, the baseline.
 
@@ -399,6 +403,21 @@ class Report(Model):
     def suppressed(self) -> tuple[Result, ...]:
         """The findings that the user suppressed, in battery order."""
         return tuple(result for result in self.results if result.suppressed)
+
+    @property
+    def answered(self) -> int:
+        """How many checks came to an answer, whatever it is; suppressed findings included."""
+        return sum(result.status in ANSWERS for result in self.results)
+
+    @property
+    def applicable(self) -> int:
+        """How many checks apply to the target: all that were not skipped."""
+        return sum(result.status is not Status.SKIP for result in self.results)
+
+    @property
+    def mostly_unanswered(self) -> bool:
+        """Whether fewer than half of the checks that apply came to an answer: no verdict."""
+        return 2 * self.answered < self.applicable
 
     def with_status(self, *statuses: Status) -> tuple[Result, ...]:
         """Return the results with one of ``statuses``, in battery order, none suppressed."""

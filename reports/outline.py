@@ -208,6 +208,9 @@ def _verdict(report: Report) -> Verdict:
         return Verdict(Status.FAIL, f"{fails} {of_all} {verb(fails, 'fail')}{crashed}")
     if errors:
         return Verdict(Status.ERROR, f"{errors} {of_all} crashed")
+    if report.mostly_unanswered and report.answered:
+        asked = f"{report.answered} of {report.applicable} checks that apply"
+        return Verdict(Status.INCONCLUSIVE, f"No verdict: only {asked} came to an answer")
     if warns := number.get(Status.WARN, 0):
         return Verdict(Status.WARN, f"No check fails, {warns} {of_all} {verb(warns, 'warn')}")
     return _quiet_verdict(number, total, of_all)

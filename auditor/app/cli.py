@@ -345,7 +345,7 @@ def _exit_code(report: Report, record: Record, settings: Settings) -> int:
     crashes = {result.crash for result in report.with_status(Status.ERROR) if result.is_new}
     if "nnaudit" in crashes:
         return OWN_FAULT
-    if crashes or crash or _nothing_answered(report):
+    if crashes or crash or _no_verdict(report):
         return USER_CRASH
     return OK
 
@@ -361,12 +361,9 @@ def _crash_sentence(record: Record) -> str:
     return record.known_fatal.get(FIRST_STEP, "")
 
 
-def _nothing_answered(report: Report) -> bool:
-    """Whether no check gave a verdict, as when the budget was too small for any."""
-    from nnaudit.report import Status
-
-    answered = report.with_status(Status.PASS, Status.NOTE, Status.WARN, Status.FAIL)
-    return bool(report.results) and not (answered or report.suppressed)
+def _no_verdict(report: Report) -> bool:
+    """Whether too few checks came to an answer, as when the budget was too small for most."""
+    return report.mostly_unanswered
 
 
 @main.command("report")
