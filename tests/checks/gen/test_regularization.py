@@ -157,7 +157,7 @@ def test_a_dropout_that_is_called_as_a_function_counts() -> None:
         )
     )
     assert found["weight decay and dropout"].on is True
-    assert "called as a function" in found["weight decay and dropout"].setting
+    assert "F.dropout called in forward" in found["weight decay and dropout"].setting
 
 
 def test_weight_decay_starts_at_a_hundredth() -> None:
