@@ -30,6 +30,7 @@ RESTORERS: tuple[tuple[Any, str], ...] = (
 """The functions that put their states back, likewise."""
 
 
-def is_torch_inside(caller: FrameType) -> bool:
+def is_torch_inside(caller: FrameType | None) -> bool:
     """Whether it is torch that calls: ``torch.manual_seed`` seeds the accelerators on its way."""
-    return caller.f_globals.get("__name__") in ("torch.random", "torch.cuda.random")
+    modules = ("torch.random", "torch.cuda.random")
+    return caller is not None and caller.f_globals.get("__name__") in modules

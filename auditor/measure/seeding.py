@@ -185,8 +185,7 @@ def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Calla
     def seed(*args: Any, **kwargs: Any) -> Any:
         # A library may stand in between, ``seed_everything``; where torch seeds the accelerators,
         # where nnaudit itself seeds, or runs once more what has seeded before, there are none.
-        caller = callstack.caller(Role.SEEDS)
-        by_torch = caller is not None and is_torch_inside(caller)
+        by_torch = is_torch_inside(callstack.caller(Role.SEEDS))
         callers = [] if by_torch else callstack.own_call(Role.SEEDS, repeated=False)[::-1]
         if callers and not (watch.loop is not None and watch.loop.starting):
             within = tuple(frame.f_code.co_name for frame in callers)

@@ -91,7 +91,7 @@ def _shifted(
     @registered(Role.SEEDS)
     def seed(*args: Any, **kwargs: Any) -> Any:
         caller = callstack.caller(Role.SEEDS)
-        by_torch = caller is not None and is_torch_inside(caller)
+        by_torch = is_torch_inside(caller)
         if in_control() and not by_torch and (in_preamble() or not _is_literal(caller)):
             args = tuple(_plus(value, shift) for value in args[:1]) + args[1:]
             kwargs = {name: _plus(value, shift) for name, value in kwargs.items()}
@@ -104,12 +104,6 @@ def _plus(value: Any, shift: int) -> Any:
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return (int(value) + shift) % 2**32
     return value
-
-
-def _is_torchs(caller: FrameType | None) -> bool:
-    """Whether torch.manual_seed calls, which seeds the accelerators by functions replaced here."""
-    modules = ("torch.random", "torch.cuda.random")
-    return caller is not None and caller.f_globals.get("__name__") in modules
 
 
 def _is_literal(caller: FrameType | None) -> bool:
