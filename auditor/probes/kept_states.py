@@ -158,10 +158,21 @@ def assignment(location: Location) -> Assignment | None:
     if condition is None or not _is_reference(statement.value):
         return None
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    name = next((ast.unparse(t) for t in targets if isinstance(t, (ast.Name, ast.Attribute))), "")
+    name = next(_names_of(targets, statement.value), "")
     lines = _uses_of(tree, name)
     at_once = {line for line in lines if condition.lineno <= line <= _end(condition)}
     return None if not name or at_once else Assignment(name, min(lines, default=0))
+
+
+def _names_of(targets: list[ast.expr], value: ast.expr) -> Iterator[str]:
+    """Yield the variables and attributes to which the state dict in ``value`` is assigned."""
+    for target in targets:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for part, each in zip(target.elts, value.elts, strict=False):
+                if _is_reference(each):
+                    yield from _names_of([part], each)
+        elif isinstance(target, (ast.Name, ast.Attribute)):
+            yield ast.unparse(target)
 
 
 def _innermost_condition(chain: list[ast.stmt]) -> ast.stmt | None:

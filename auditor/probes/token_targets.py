@@ -74,11 +74,11 @@ class TokenTargeting(Probe[TokenTargets | None]):
         first = audit.probe(FirstSteps)
         calls = first.observations[0].loss_calls if first.observations else []
         ignored = next((c.arguments["ignore_index"] for c in calls if _has_ignored(c)), None)
-        counts = _Counts(ignored)
+        counts = _Counts(-100 if ignored is None else int(ignored))
         started = time.perf_counter()
         for batch in islice(audit.loop.batches(), BATCHES):
             audit.clock.check()
-            found = _texts(audit.loop, batch)
+            found = _texts(audit.loop, batch, counts.ignored)
             if found is None:
                 break
             counts.add(*found)
@@ -99,7 +99,7 @@ def _has_ignored(call: LossCall) -> bool:
 
 @dataclass
 class _Counts:
-    ignored: int | None
+    ignored: int
     rows: int = 0
     unsupervised: int = 0
     batches: int = 0
@@ -118,8 +118,6 @@ class _Counts:
 
     def add(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> None:
         """Count one batch of texts, of shape ``(N, T)`` each."""
-        if self.ignored is None:
-            return
         valid = labels != self.ignored
         self.rows += len(ids)
         self.unsupervised += int((~valid.any(1)).sum())
@@ -164,20 +162,19 @@ def _is_ids(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.int64, torch.int32) and tensor.ndim == 2 and tensor.shape[1] > 1
 
 
-def _texts(loop: Loop, batch: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
+def _texts(loop: Loop, batch: Any, ignored: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Return ids, labels and the mask of a batch of texts with a label for each token."""
     fed = _taken_apart(loop, batch)
     ids = _ids_of(fed) if fed is not None else None
     if fed is None or ids is None:
         return None
-    labels = fed.target
+    named = [(str(path).lower(), tensor) for path, tensor in batches.tensors(batch)]
+    # The batch's own labels, where they are: those that reach the loss may be cut and flattened.
+    given = [(path, t) for path, t in named if _is_ids(t) and t.shape == ids.shape]
+    labels = next((t for path, t in given if "label" in path or (t == ignored).any()), fed.target)
     if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
         return None
-    masks = [
-        tensor
-        for path, tensor in batches.tensors(batch)
-        if tensor.shape == ids.shape and "mask" in str(path).lower()
-    ]
+    masks = [t for path, t in named if t.shape == ids.shape and "mask" in path]
     return ids.cpu(), labels.cpu(), masks[0].cpu() if masks else None
 
 

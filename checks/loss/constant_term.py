@@ -37,7 +37,7 @@ class ConstantTermOfLoss(Check):
         terms = audit.probe(ConstantTerms)
         if not terms:
             return self.passed("No term of the loss is a constant for what is trained.")
-        first = terms[0]
+        first = max(terms, key=lambda term: abs(term.value * term.weight))
         why = (
             "its input and its target hold the same values"
             if first.equal

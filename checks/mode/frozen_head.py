@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.loop.graph import LOSS
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Result
@@ -19,7 +20,8 @@ class FrozenHead(Check):
     Why: Freezing everything but some layers, or freezing in a loop over all parameters, also
         freezes the new output layer. Its random weights mix the features for good, and the layers
         that are trained can make up for only a little of that.
-    How: Looks at the last layer with a weight matrix that runs in the first step.
+    How: Looks at the layer with a weight matrix whose output the model returns, or the loss is
+        computed from, in the first step.
         - Warns when none of its parameters requires a gradient, others of the network do, and its
           weights differ with another seed: they are random, not loaded. A random projection at the
           output may be by design.
@@ -34,11 +36,11 @@ class FrozenHead(Check):
     probes = (FirstSteps,)
 
     def run(self, audit: Audit) -> Result:
-        """Look at the last layer, and where it is frozen at another seed's."""
+        """Look at the output layer, and where it is frozen at another seed's."""
         loop = audit.loop
-        name = _last_layer(audit.probe(FirstSteps), loop.model)
+        name = _output_layer(audit.probe(FirstSteps), loop.model)
         if name is None:
-            return self.inconclusive("No layer with parameters was seen to run.")
+            return self.skipped("No layer was seen whose output the model returns unchanged.")
         parameters = dict(loop.model.get_submodule(name).named_parameters())
         trained = any(p.requires_grad for p in loop.model.parameters())
         if any(p.requires_grad for p in parameters.values()) or not trained:
@@ -61,13 +63,13 @@ class FrozenHead(Check):
         )
 
 
-def _last_layer(first: First, model: nn.Module) -> str | None:
-    """Return the name of the last layer with parameters of its own that ran in the first step."""
+def _output_layer(first: First, model: nn.Module) -> str | None:
+    """Return the layer whose output the model returns, or the loss is computed from, unchanged."""
     modules = dict(model.named_modules())
-    for activation in reversed(first.observations[0].activations if first.observations else []):
-        module = modules.get(activation.module)
-        if module is None or not activation.is_leaf:
-            continue
-        if any(not is_lazy(p) and p.ndim > 1 for p in module.parameters(recurse=False)):
-            return activation.module
+    seen = first.observations[0] if first.observations else None
+    for maker, taker in reversed(seen.flows if seen is not None else []):
+        module = modules.get(maker) if taker in ("", LOSS) else None
+        own = module.parameters(recurse=False) if module is not None else ()
+        if any(not is_lazy(p) and p.ndim > 1 for p in own):
+            return maker
     return None

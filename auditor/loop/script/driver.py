@@ -285,7 +285,7 @@ class Driver(ScriptListener):
         value, order, roles = self.passes.value_of(root), self.order, self.run.roles
         wanted = True
         if order is not None and order.dry and roles is not None:
-            fill_with_zeros(roles.optimizers)
+            fill_with_zeros(roles.optimizers, roles.models)
             wanted = reaches_inputs(root, roles.models)
         if self.passes.counts() and order is not None:
             if self.passes.void:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 
@@ -30,8 +31,11 @@ def reaches_inputs(root: Tensor, models: Iterable[nn.Module]) -> bool:
     return False
 
 
-def fill_with_zeros(optimizers: Iterable[Optimizer]) -> None:
-    """Give every parameter without a gradient one of zero: a gradient scaler insists on some."""
+def fill_with_zeros(optimizers: Iterable[Optimizer], models: Iterable[nn.Module] = ()) -> None:
+    """Give every parameter without a gradient one of zero: a gradient scaler insists on some.
+
+    So does a program that copies the gradients of its ``models`` to master weights.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -39,3 +43,7 @@ def fill_with_zeros(optimizers: Iterable[Optimizer]) -> None:
                     zero = torch.zeros_like(parameter)
                     sparse = isinstance(optimizer, torch.optim.SparseAdam)
                     parameter.grad = zero.to_sparse() if sparse else zero
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.grad is None and parameter.requires_grad and not is_lazy(parameter):
+                parameter.grad = torch.zeros_like(parameter)

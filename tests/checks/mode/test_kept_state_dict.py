@@ -55,6 +55,7 @@ AFTER
         ("best = {'net': net.state_dict()}", "torch.save(best, 'x')", Assignment("best", 6)),
         ("self.best = net.state_dict()", "save(that.best)", Assignment("self.best", 6)),
         ("best = net.state_dict()", "", Assignment("best", 0)),
+        ("top, best = score, net.state_dict()", "net.load_state_dict(best)", Assignment("best", 6)),
         ("best = net.state_dict(); torch.save(best, 'x')", "", None),
         ("best = copy.deepcopy(net.state_dict())", "torch.save(best)", None),
         ("torch.save(net.state_dict(), 'x')", "", None),
