@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -164,7 +164,7 @@ def assignment(location: Location) -> Assignment | None:
     return None if not name or at_once else Assignment(name, min(lines, default=0))
 
 
-def _names_of(targets: list[ast.expr], value: ast.expr) -> Iterator[str]:
+def _names_of(targets: Sequence[ast.expr], value: ast.expr) -> Iterator[str]:
     """Yield the variables and attributes to which the state dict in ``value`` is assigned."""
     for target in targets:
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
