@@ -33,7 +33,7 @@ class Collation:
 
 
 class Collating(Probe[Collation | None]):
-    """Collates the same items in two orders, and one by one."""
+    """Collates the same items one by one, and together with each of them first."""
 
     def measure(self, audit: Audit) -> Collation | None:
         """Return None where items cannot be looked up, or not collated alone.
@@ -50,22 +50,20 @@ class Collating(Probe[Collation | None]):
             with user_code("reading items of the training set"):
                 items = [dataset[index] for index in access.spread(ITEMS)]
             alone = [_fields(audit, access, [item]) for item in items]
-            forward, back = (_fields(audit, access, order) for order in (items, items[::-1]))
+            turns = [_fields(audit, access, items[n:] + items[:n]) for n in range(len(items))]
         except UserCodeError:
             return None
         if len(items) < ITEMS:
             return None
         return Collation(
             len(items),
-            len(forward),
+            len(turns[0]),
             tuple(
                 name
-                for name in forward
-                if all(name in each for each in (*alone, back))
+                for name in turns[0]
+                if all(name in each for each in (*alone, *turns))
                 and len({each[name] for each in alone}) > 1
-                and alone[0][name] != alone[-1][name]
-                and forward[name] == alone[0][name]
-                and back[name] == alone[-1][name]
+                and all(turn[name] == one[name] for turn, one in zip(turns, alone, strict=True))
             ),
         )
 

@@ -15,10 +15,10 @@ class CollatedItems(Check):
     Why: A collate function or processor that keeps a field of the first item only gives all rows of
         the batch the same text, mask or table. Broadcasting hides that its first dimension is 1,
         and the network is trained on questions that belong to other pictures.
-    How: Collates six items from all over the training set one by one, together, and together in
-        reverse order, with the same random numbers.
-        - Fails when a field of the batch equals, bit for bit, what the first item alone gives, in
-          both orders, though these differ.
+    How: Collates six items from all over the training set one by one, and together with each of
+        them first, with the same random numbers.
+        - Fails when a field of the batch equals, bit for bit, what the first item alone gives,
+          whichever is first, though not all items give the same.
         - Fields that are equal for all items (positions), and those that depend on all (the longest
           length), pass.
     Fix: In collate_fn, use all items: `torch.stack([item["input_ids"] for item in items])`.

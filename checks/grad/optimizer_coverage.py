@@ -244,7 +244,7 @@ def _notes(loop: Loop, first: First) -> list[str]:
         gradient.parameter
         for seen in first.observations
         for gradient in seen.gradients
-        if not gradient.owned
+        if not gradient.owned and not gradient.norm
     }
     if silent:
         parts = ", ".join(_grouped(sorted(silent))[:3])
