@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.api import audit_loop
-from nnaudit.checks.fit.capacity import Candidate, Capacity, _gain, _outruns
+from nnaudit.checks.fit.capacity import Candidate, Capacity, _gain, _much_faster
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
 from nnaudit.settings import Settings
@@ -131,10 +131,10 @@ def test_a_network_on_its_way_is_outrun_only_by_far():
         return Candidate("", Run("", (1.0,), steps, 0.0), 0.0, held_out)
 
     own = candidate(800, 0.2, 0.21, 0.19, 0.2)
-    assert _outruns(own, candidate(200, 0.6, 0.6, 0.61, 0.6))
-    assert not _outruns(own, candidate(600, 0.6, 0.6, 0.61, 0.6))  # it needed as long
-    assert not _outruns(own, candidate(200, 0.3, 0.3, 0.31, 0.3))  # and gained little
-    assert not _outruns(own, candidate(200, 0.9, 0.1, 0.9, 0.2))  # or here and there only
+    assert _much_faster(own, candidate(200, 0.6, 0.6, 0.61, 0.6))
+    assert not _much_faster(own, candidate(600, 0.6, 0.6, 0.61, 0.6))  # it needed as long
+    assert not _much_faster(own, candidate(200, 0.3, 0.3, 0.31, 0.3))  # and gained little
+    assert not _much_faster(own, candidate(200, 0.9, 0.1, 0.9, 0.2))  # or here and there only
 
 
 def test_the_paired_t_rejects_equals_rarely_and_finds_what_matters():
