@@ -55,8 +55,8 @@ def test_a_file_has_it_only_for_the_time(tmp_path: Path) -> None:
     with turned_sets() as lines:
         turned = ran(file)
         assert turned["order"](WORDS) == expected
-    # Not those of usual["words"]: Python fills a display of constants from a frozenset, which may hold
-    # them in another order where hashes collide.
+    # Not usual["words"]: Python fills a display of constants from a frozenset, which may hold them
+    # in another order where hashes collide.
     assert turned["words"] == expected
     assert turned["letters"] == usual["letters"][::-1]
     assert turned["alphabet"] == usual["alphabet"] == sorted(WORDS)
