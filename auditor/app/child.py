@@ -225,10 +225,10 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        _remove(self._scratch)
+        remove(self._scratch)
 
 
-def _remove(folder: str) -> None:
+def remove(folder: str) -> None:
     """Remove a scratch folder, whatever modes the program and the kernel gave what is in it."""
     for above, folders, _ in os.walk(folder):
         for inner in (Path(above, name) for name in folders):

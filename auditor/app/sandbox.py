@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnaudit.app.child import remove
 from nnaudit.engine import worker
 from nnaudit.engine.job import Ended, Event, Job, Protected, Refused
 from nnaudit.errors import is_library, is_ours
@@ -65,11 +66,16 @@ class Program:
 
 def main() -> None:
     """Do the job given on the command line."""
-    job = Job.model_validate_json(Path(sys.argv[2]).read_bytes())
-    emit = worker.writer(int(sys.argv[1]))
+    job, parent = Job.model_validate_json(Path(sys.argv[2]).read_bytes()), int(sys.argv[3])
+    _do(job, worker.writer(int(sys.argv[1])), parent)
+    if os.getppid() != parent:
+        remove(job.scratch)  # as the parent would have done
+
+
+def _do(job: Job, emit: Callable[[Event], None], parent: int) -> None:
     # Held back until there is something to end; the worker lets it through again.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    _end_with_parent(int(sys.argv[3]))
+    _end_with_parent(parent)
     missing = [path for path in job.settings.allow_write if not Path(path).exists()]
     if missing:
         emit(Refused(message=f"--allow-write {missing[0]}: no such file or folder", exit_code=2))

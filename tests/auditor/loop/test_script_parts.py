@@ -20,6 +20,7 @@ from nnaudit.loop.script.mapping import find, loss_rule, recipe
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.training_objects import Registers, validation_loader, words
 from nnaudit.loop.script.variables import ScriptVariables, planned_epochs
+from nnaudit.state.files import FIRST_LAYER
 
 # --- mapping --------------------------------------------------------------------------------------
 
@@ -221,9 +222,9 @@ def test_a_whole_folder_may_be_renamed(folder: Path) -> None:
     assert contents(folder) == before
 
 
-def test_compiled_writers_are_diverted(folder: Path) -> None:
-    before = contents(folder)
-    with Overlay((str(folder),)) as overlay:
+def test_compiled_writers_are_diverted(folder: Path, tmp_path_factory: Any) -> None:
+    before, scratch = contents(folder), tmp_path_factory.mktemp("scratch")
+    with Overlay((str(folder),), scratch=str(scratch)):
         torch.save(torch.ones(2), folder / "a.pt")
         assert torch.load("a.pt").sum() == 2
         np.savez("b.npz", x=np.ones(2))
@@ -232,16 +233,16 @@ def test_compiled_writers_are_diverted(folder: Path) -> None:
         connection = sqlite3.connect("c.db")
         connection.execute("create table t (x)")
         connection.close()
-        scratch = {path.name for path in Path(overlay.scratch).rglob("*") if path.is_file()}
-        assert scratch == {"a.pt", "b.npz", "c.db"}
     assert contents(folder) == before
+    mirror = Path(f"{scratch}/{FIRST_LAYER}{folder}")
+    assert sorted(path.name for path in mirror.iterdir()) == ["a.pt", "b.npz", "c.db"]
 
 
 def test_other_temporary_files_are_nobodys(folder: Path, tmp_path_factory: Any) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    with Overlay((str(folder),)) as overlay:
+    elsewhere, scratch = (tmp_path_factory.mktemp(name) for name in ("elsewhere", "scratch"))
+    with Overlay((str(folder),), scratch=str(scratch)):
         (elsewhere / "file").write_text("x")
-        assert list(Path(overlay.scratch, "files").iterdir()) == []
+    assert list((scratch / FIRST_LAYER).iterdir()) == []
     assert (elsewhere / "file").read_text() == "x"
 
 
