@@ -1,8 +1,11 @@
-"""What is known of an optimizer by its class."""
+"""What is known of optimizers: by their class, and by what they hold."""
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
+
+from nnaudit.loop.base import Loop
 
 _SCALE_FREE = (
     "ada", "rms", "rprop", "sign", "lion", "lamb", "lars", "muon", "novograd", "prodigy",
@@ -11,6 +14,20 @@ _SCALE_FREE = (
 """Parts of the names of methods that divide by the size of the gradient, or take its sign."""
 
 _ADAPTIVE = frozenset({"Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"})
+
+
+def held_by(loop: Loop) -> list[Tensor]:
+    """Return the parameters of all optimizers, as often as they are held."""
+    return [p for o in loop.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def strangers_of(loop: Loop) -> list[Tensor]:
+    """Return the optimizers' parameters that no network and no loss of the program has.
+
+    Such are float32 copies of weights in low precision, from which the program writes these.
+    """
+    known = {id(p) for module in loop.subjects.models for p in module.parameters()}
+    return [p for p in held_by(loop) if id(p) not in known]
 
 
 def is_adaptive(optimizer: Optimizer) -> bool:

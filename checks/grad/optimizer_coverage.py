@@ -20,6 +20,7 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.gradient_reach import GradientReach, UnregisteredParameters
 from nnaudit.report import Kind, Result, Table
+from nnaudit.training.optimizers import held_by, strangers_of
 from nnaudit.wording import attribute, count, verb
 
 
@@ -70,7 +71,7 @@ class OptimizerCoverage(Check):
         if thawed:
             return self._missed(audit, thawed, when=" from the second epoch on")
         notes = _notes(loop, first)
-        held = len({id(p) for p in _held(loop)})
+        held = len({id(p) for p in held_by(loop)})
         if notes:
             return self.noted(
                 "The optimizers hold every parameter that gets a gradient. Note: "
@@ -87,7 +88,7 @@ class OptimizerCoverage(Check):
         elements = sum(sizes.get(name, 0) for name in missing)
         groups = _grouped(missing)
         parts = ", ".join(groups[:3]) + (f" and {len(groups) - 3} more" if len(groups) > 3 else "")
-        strangers = len(_strangers(loop))
+        strangers = len(strangers_of(loop))
         what = (
             f"{count(len(missing), 'trainable tensor')} ({elements:,} parameters) "
             f"{verb(len(missing), 'get a gradient', 'gets a gradient')}{when} but "
@@ -177,7 +178,7 @@ def _without_masters(loop: Loop, still: list[str], moved: list[str]) -> list[str
     A program that writes the weights itself, as ``moved`` shows, writes them from what its
     optimizers hold: copies of the same shapes, or all of them one after another in one vector.
     """
-    strangers = _strangers(loop)
+    strangers = strangers_of(loop)
     if not moved or not strangers:
         return still
     shapes = {n: tuple(p.shape) for n, p in loop.model.named_parameters()}
@@ -200,7 +201,7 @@ def _thawed_later(audit: Audit, first: First) -> list[str]:
     """Return what is frozen in the first epoch, trainable in the second, and in no optimizer."""
     loop = audit.loop
     frozen = {name: p for name, p in loop.model.named_parameters() if not p.requires_grad}
-    if not frozen or _strangers(loop):
+    if not frozen or strangers_of(loop):
         return []
     audit.clock.check()
     loop.step(first.batches[0])
@@ -227,18 +228,8 @@ def _held_by_any() -> Iterator[Tensor]:
             yield from parameters_of(thing)
 
 
-def _held(loop: Loop) -> list[Tensor]:
-    return [p for o in loop.optimizers for group in o.param_groups for p in group["params"]]
-
-
-def _strangers(loop: Loop) -> list[Tensor]:
-    """Return the optimizers' parameters that no network and no loss of the program has."""
-    known = {id(p) for module in loop.subjects.models for p in module.parameters()}
-    return [p for p in _held(loop) if id(p) not in known]
-
-
 def _notes(loop: Loop, first: First) -> list[str]:
-    held = _held(loop)
+    held = held_by(loop)
     notes = []
     silent = {
         gradient.parameter
@@ -252,7 +243,7 @@ def _notes(loop: Loop, first: First) -> list[str]:
             f"{count(len(silent), 'tensor')} {verb(len(silent), 'get')} no gradient and "
             f"{verb(len(silent), 'are', 'is')} in no optimizer ({parts})"
         )
-    if strangers := len(_strangers(loop)):
+    if strangers := len(strangers_of(loop)):
         notes.append(f"they also hold {count(strangers, 'tensor')} that the model does not have")
     if frozen := sum(not p.requires_grad for p in held):
         notes.append(f"they also hold {count(frozen, 'frozen tensor')}, without effect")

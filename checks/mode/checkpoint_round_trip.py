@@ -23,10 +23,15 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs, has_forward
 from nnaudit.training.checkpoint import Anatomy, anatomy, differing, is_tensorial, transplant
 from nnaudit.training.evaluation import IN_PARTS, distance, evaluate, fed_to, rounding
-from nnaudit.wording import verb
+from nnaudit.training.optimizers import strangers_of
+from nnaudit.wording import count, verb
 
 _STEPS = 3
 _CLOSE = 1e-3
+_OWN_RATE = (
+    "The restored run takes its next step at another learning rate, which the program computes from "
+    "a counter of its own."
+)
 
 
 @dataclass
@@ -80,7 +85,8 @@ class CheckpointRoundTrip(Check):
         - Fails when the state_dict cannot be saved or loaded, or when the optimizer's next step
           differs with equal gradients.
         - Warns when a counter or another plain number changes the next step only.
-        - A difference without a proven cause is inconclusive.
+        - A difference without a proven cause is inconclusive, and so is one where the optimizer
+          trains tensors of its own: float32 copies of the weights, say.
         - Hidden states and caches, which a forward pass in eval mode changes, are copied over
           first: a resumed run starts without them. So is what is frozen by then: a program that
           thaws layers sets it by a count of its own.
@@ -194,11 +200,15 @@ class CheckpointRoundTrip(Check):
             return self.passed(
                 "A restored checkpoint gives the same outputs and the same next step."
             )
-        if rates != original.rates and not different:
-            return self.inconclusive(
-                "The restored run takes its next step at another learning rate, which the program "
-                "computes from a counter of its own."
+        own = "" if rates == original.rates or different else _OWN_RATE
+        if strangers := len(strangers_of(audit.loop)):
+            own = (
+                f"The next step of the restored run differs ({worst}): the optimizer trains "
+                f"{count(strangers, 'tensor')} of its own, such as float32 copies of the weights, "
+                "which a checkpoint of the network does not cover."
             )
+        if own:
+            return self.inconclusive(own)
         if _alike(original.gradients, gradients):
             return self._optimizer_differs(audit, worst, different)
         with preserved(fresh.subjects):

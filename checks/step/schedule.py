@@ -11,7 +11,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import Event, EventKind
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
-from nnaudit.probes.step_trace import STEPS, StepTrace, Trace
+from nnaudit.probes.step_trace import STEPS, StepTrace, Trace, TracedStep
 from nnaudit.report import Curve, Kind, Location, Result, Series
 
 _DEAD = 0.0101
@@ -33,6 +33,7 @@ class Rhythm:
         epochs: how many its loop counts, at the most; 0 when unknown.
         whole: the loop does not leave off before.
         handed: batches that one optimizer step takes.
+        times: how often it is stepped for each optimizer step: by every micro-batch, say.
         batches: how many one epoch has; 0 when unknown.
         rising: the rate is raised by the script itself, to an unknown peak.
         location: the line that steps it.
@@ -45,6 +46,7 @@ class Rhythm:
     epochs: int = 0
     whole: bool = False
     handed: int = 1
+    times: int = 1
     batches: int = 0
     rising: bool = False
     location: Location | None = None
@@ -54,7 +56,7 @@ class Rhythm:
         """How often the scheduler is stepped in the whole run; 0 when unknown."""
         if not self.known:
             return 0
-        return self.epochs * (self.batches // self.handed if self.per_step else 1)
+        return self.epochs * (self.batches // self.handed * self.times if self.per_step else 1)
 
     @property
     def most(self) -> int:
@@ -187,10 +189,7 @@ def _stepped(trace: Trace, plan: Plan) -> list[Event]:
 def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
     stepped = _stepped(trace, plan)
     told = any(event.explicit for event in stepped)
-    in_each = all(
-        any(event.which == plan.number for event in step.of(EventKind.SCHEDULE))
-        for step in trace.steps
-    )
+    in_each = all(_times(step, plan) for step in trace.steps)
     return Rhythm(
         per_step=in_each and not told,
         known=not told and (bool(stepped) or trace.own_loop() or loop.counted_epochs > 0),
@@ -199,10 +198,16 @@ def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
         epochs=loop.counted_epochs,
         whole=loop.runs_whole,
         handed=max(step.step.handed for step in trace.steps),
+        times=max(min(_times(step, plan) for step in trace.steps), 1),
         batches=_batches_per_epoch(loop),
         rising=loop.rates_rise,
         location=stepped[0].location if stepped else None,
     )
+
+
+def _times(step: TracedStep, plan: Plan) -> int:
+    """Return how often ``plan``'s scheduler was stepped in ``step``."""
+    return sum(event.which == plan.number for event in step.of(EventKind.SCHEDULE))
 
 
 def _batches_per_epoch(loop: Loop) -> int:
@@ -349,6 +354,8 @@ def _over(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     """A rate that is zero, or a scheduler that raises, long before the run is over."""
     raises = bool(plan.ended)
     end = len(plan.rates) - 1 if raises else plan.dead_after(_OVER)
+    if rhythm.times > 1:
+        return None  # STEP112 asks whether it is stepped too often
     if end is None or end >= 0.9 * rhythm.run or not rhythm.whole:
         return None
     what = "raises an error" if raises else "has brought the learning rate to zero"

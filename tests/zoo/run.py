@@ -225,8 +225,14 @@ def quick_wish(wanted: Expected, form: str = "module") -> Wish:
 
 
 def consequences(path: Path) -> set[str]:
-    """Return the checks that may answer to a program's fault as a consequence, in either form."""
-    return {code for form in FORMS for code in expected(path, form).also}
+    """Return the checks that may answer otherwise in one form than in the other.
+
+    Those that may answer to the fault as a consequence, and its own where only one form has it.
+    """
+    wanted = [expected(path, form) for form in FORMS]
+    own = {code for each in wanted if each.faulty for code in each.codes}
+    only_one = len({each.faulty for each in wanted}) > 1
+    return {code for each in wanted for code in each.also} | (own if only_one else set())
 
 
 class Nursery:
