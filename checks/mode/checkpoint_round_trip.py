@@ -29,8 +29,8 @@ from nnaudit.wording import count, verb
 _STEPS = 3
 _CLOSE = 1e-3
 _OWN_RATE = (
-    "The restored run takes its next step at another learning rate, which the program computes from "
-    "a counter of its own."
+    "The restored run takes its next step at another learning rate, which the program computes "
+    "from a counter of its own."
 )
 
 
