@@ -176,13 +176,24 @@ def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:
             break
     if not certain and (early := _stepped_early(loop)) is not None:
         certain, where = True, loop.locate(early) or loop.locate("scheduler")
-    if not certain:
+    if not certain or _per_micro_batch(trace):
         return None
     return Disorder(
         "scheduler.step() comes before the optimizer's first step, so the first learning rate of "
         "the schedule is never used.",
         "call scheduler.step() after optimizer.step()",
         where,
+    )
+
+
+def _per_micro_batch(trace: Trace) -> bool:
+    """Whether a scheduler is stepped with each of several batches that one step takes.
+
+    Then it goes on in small steps before the optimizer's first, by design (see STEP112).
+    """
+    return any(
+        step.step.handed > 1 and len(step.of(EventKind.SCHEDULE)) >= step.step.handed
+        for step in trace.steps
     )
 
 

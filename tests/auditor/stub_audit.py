@@ -56,7 +56,9 @@ def battery(job: Job) -> tuple[Question, ...]:
     )
 
 
-def audit(job: Job, *, command: str = "", on_event: Any = None) -> tuple[Report, Record]:
+def audit(
+    job: Job, *, command: str = "", on_event: Any = None, interruption: Any = None
+) -> tuple[Report, Record]:
     codes = "all" if job.remaining is None else " ".join(job.remaining)
     _log(" ".join(("audit", Path(job.path).name, *job.arguments, codes)))
     if "refuse" in Path(job.path).read_text():

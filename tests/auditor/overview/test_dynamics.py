@@ -47,7 +47,7 @@ def test_the_right_class_becomes_likely() -> None:
 @pytest.mark.parametrize(
     ("y", "loss", "threshold"),
     [
-        (torch.randn(64, 1), nn.functional.mse_loss, "right"),
+        (torch.randn(64, 1), nn.functional.mse_loss, "correct"),
         (torch.rand(64, 1).round(), nn.functional.binary_cross_entropy_with_logits, "chance"),
     ],
 )

@@ -52,7 +52,7 @@ def test_rows_in_the_order_of_their_labels_leave_nothing_to_fit():
     )
     scaling = Audit(DirectLoop(target, torch.device("cpu"), seed=0)).probe(SubsetScaling)
     assert not scaling.subset_fits
-    assert "one target" in scaling.reason
+    assert "the same target" in scaling.reason
 
 
 def test_held_out_rows_are_in_no_subset():
