@@ -32,3 +32,11 @@ def consecutive_batches(loop: Loop, count: int) -> Iterator[Any]:
             "train_loader yields no batch: is the dataset empty, or smaller than one batch with "
             "drop_last=True?"
         )
+
+
+def batches_per_epoch(loop: Loop) -> int:
+    """Return the batches in one epoch of the training; 0 where the loader has no length."""
+    try:
+        return len(loop.train_loader)
+    except (TypeError, NotImplementedError):
+        return 0

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
-from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.base import Needs
+from nnaudit.measure.consecutive import batches_per_epoch
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.training_run import Modes, Training, TrainingRun
 from nnaudit.report import Kind, Numbers, Result
@@ -108,7 +109,7 @@ class BatchnormGap(Check):
                 fix="use larger batches, or nn.GroupNorm instead of BatchNorm",
                 **details,
             )
-        epoch = _length(audit.loop)
+        epoch = batches_per_epoch(audit.loop)
         for name, norm in norms.items():
             momentum = norm.momentum
             if momentum is None:
@@ -147,13 +148,6 @@ def _in_use(audit: Audit) -> dict[str, BatchNorm]:
         and module.running_mean is not None
         and flags.get(name, False)
     }
-
-
-def _length(loop: Loop) -> int:
-    try:
-        return len(loop.train_loader)
-    except (TypeError, NotImplementedError):
-        return 0
 
 
 def _excess(loss: float, train: float, first: float) -> float:

@@ -10,6 +10,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import Event, EventKind
+from nnaudit.measure.consecutive import batches_per_epoch
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace, TracedStep
 from nnaudit.report import Curve, Kind, Location, Result, Series
@@ -199,7 +200,7 @@ def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:
         whole=loop.runs_whole,
         handed=max(step.step.handed for step in trace.steps),
         times=max(min(_times(step, plan) for step in trace.steps), 1),
-        batches=_batches_per_epoch(loop),
+        batches=batches_per_epoch(loop),
         rising=loop.rates_rise,
         location=stepped[0].location if stepped else None,
     )
@@ -210,17 +211,9 @@ def _times(step: TracedStep, plan: Plan) -> int:
     return sum(event.which == plan.number for event in step.of(EventKind.SCHEDULE))
 
 
-def _batches_per_epoch(loop: Loop) -> int:
-    """Return the batches in one epoch; 0 where the loader has no length."""
-    try:
-        return len(loop.train_loader)
-    except (TypeError, NotImplementedError):
-        return 0
-
-
 def _steps_per_epoch(loop: Loop, trace: Trace) -> int:
     """Return the optimizer steps in one epoch; 0 where the loader has no length."""
-    batches = _batches_per_epoch(loop)
+    batches = batches_per_epoch(loop)
     passes = [e for e in trace.steps[-1].of(EventKind.BACKWARD) if e.within < 0]
     # Several losses, or a GAN's two players, go back several times per batch too: then the epoch
     # is longer than this, and less is said.

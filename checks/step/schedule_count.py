@@ -9,6 +9,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import EventKind
+from nnaudit.measure.consecutive import batches_per_epoch
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan
 from nnaudit.probes.step_trace import StepTrace, Trace
 from nnaudit.report import Kind, Location, Result
@@ -91,7 +92,7 @@ class ScheduleCount(Check):
 
 def _counts(loop: Loop, plans: list[Plan], trace: Trace) -> Iterator[Count]:
     handed = max(step.step.handed for step in trace.steps)
-    updates = loop.counted_epochs * (_length(loop) // handed)
+    updates = loop.counted_epochs * (batches_per_epoch(loop) // handed)
     for plan in plans:
         events = [
             [e for e in step.of(EventKind.SCHEDULE) if e.which == plan.number]
@@ -102,13 +103,6 @@ def _counts(loop: Loop, plans: list[Plan], trace: Trace) -> Iterator[Count]:
         if len(numbers) == 1 and not told and updates:
             first = events[0][0].location if events[0] else None
             yield Count(plan, numbers.pop(), updates, first)
-
-
-def _length(loop: Loop) -> int:
-    try:
-        return len(loop.train_loader)
-    except (TypeError, NotImplementedError):
-        return 0
 
 
 def _slack(updates: int) -> float:
