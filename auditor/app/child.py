@@ -106,7 +106,6 @@ class Child:
         words = (str(events), str(task), str(os.getpid()))
         self._process = subprocess.Popen(
             [*COMMAND, *words],
-            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             pass_fds=(events,),

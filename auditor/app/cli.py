@@ -111,8 +111,17 @@ def main() -> None:
     """
 
 
+_module_option = click.option(
+    "-m",
+    "--module",
+    metavar="NAME",
+    help="Audit a module of a package, as `python -m NAME` runs it.",
+)
+
+
 @main.command()
 @click.argument("targets", nargs=-1, shell_complete=_files)
+@_module_option
 @click.option(
     "--select",
     multiple=True,
@@ -190,6 +199,7 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> No
 def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> None:
     from nnaudit import config
     from nnaudit.app.child import Interruption
+    from nnaudit.app.module_name import file_of
     from nnaudit.app.output import Output
 
     keys = (
@@ -208,6 +218,10 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
     flags = {key: _flat(options[key]) for key in keys}
     settings = config.load({**flags, "allow_write": options["allow_write"]})
     chosen: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in paths]
+    if options["module"]:
+        if paths:
+            _stop(f"name either a file or -m {options['module']}, not both", USAGE)
+        chosen = [(file_of(options["module"]), ())]
     chosen = chosen or [config.target_of(text) for text in settings.targets]
     targets = [(path, (*own, *arguments)) for path, own in chosen]
     if not targets:
@@ -273,6 +287,7 @@ def _audit_all(
         path, arguments = target
         job = Job(
             path=path,
+            module=options["module"] or "",
             arguments=arguments,
             form=options["form"],
             settings=settings,
@@ -430,7 +445,8 @@ def _indented(text: str) -> str:
 
 
 @main.command("target")
-@click.argument("file", shell_complete=_files)
+@click.argument("file", shell_complete=_files, required=False)
+@_module_option
 @click.option("--device", default="cpu", metavar="NAME", help="Device to build the model on (cpu).")
 @click.option(
     "--as",
@@ -449,7 +465,8 @@ def _indented(text: str) -> str:
 def target_command(
     ctx: click.Context,
     /,
-    file: str,
+    file: str | None,
+    module: str | None,
     device: str,
     form: Literal["module", "script"] | None,
     loop: int | None,
@@ -460,14 +477,18 @@ def target_command(
     with _sentences():
         from nnaudit import config
         from nnaudit.app import supervisor
+        from nnaudit.app.module_name import file_of
         from nnaudit.engine.job import Job
         from nnaudit.engine.record import RefusedError
 
+        if (file is None) == (module is None):
+            _stop("name a file, or a module by -m, as in `nnaudit target train.py`", USAGE)
+        path = file or file_of(module or "")
         arguments = tuple(ctx.meta.get(ARGUMENTS, ()))
         settings = config.load(
             {"device": device, "loop": loop, "sandbox": sandbox, "allow_write": allow_write}
         )
-        job = Job(path=file, arguments=arguments, form=form, settings=settings)
+        job = Job(path=path, module=module or "", arguments=arguments, form=form, settings=settings)
         try:
             started = supervisor.inspect(job)
         except RefusedError as error:

@@ -158,7 +158,8 @@ def _patience(job: Job, record: Record) -> float:
 def _manner(code: int) -> str:
     if code >= 0:
         return f"ended the process with exit code {code}"
-    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    names = {one.value: one.name for one in signal.Signals}
+    name = names.get(-code, f"signal {-code}")  # those for real-time use have no names
     why = {
         "SIGKILL": ", as the system does when memory runs out",
         "SIGSEGV": ", a segmentation fault",

@@ -21,6 +21,7 @@ class Job(Model):
 
     Attributes:
         path: the target file.
+        module: the name under which it is run, as ``python -m`` does; empty for a file.
         arguments: what follows ``--`` on the command line.
         form: how to take the file, None to tell from its text.
         remaining: codes still to ask, None for all that the settings select.
@@ -34,6 +35,7 @@ class Job(Model):
     """
 
     path: str
+    module: str = ""
     arguments: tuple[str, ...] = ()
     form: Literal["module", "script"] | None = None
     settings: Settings

@@ -17,11 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from nnaudit.engine import stdin
 from nnaudit.engine.job import Event, Job, Refused
 from nnaudit.state import files, landlock
 from nnaudit.state.files import Protection
 
 if TYPE_CHECKING:
+    import torch
+
     from nnaudit.errors import NnauditError
     from nnaudit.loop.base import Loop
 
@@ -34,6 +37,7 @@ def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) 
     from nnaudit.errors import EXPLAIN
 
     EXPLAIN.append(files.explained)
+    stdin.leave_unanswered()
     try:
         with _protected(job, protection):
             _work(job, emit)
@@ -82,9 +86,6 @@ def writer(pipe: int) -> Callable[[Event], None]:
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit.engine import session as engine
-    from nnaudit.loop.base import seed_everything
-    from nnaudit.loop.direct import DirectLoop
-    from nnaudit.loop.script import objects, run_script
     from nnaudit.targets import target as targets
 
     if job.battery:
@@ -107,22 +108,47 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
             elapsed=job.elapsed,
         )
 
-    unused = ""
-    if (job.form or targets.form_of(path)) == "script":
+    failure = None
+    form = "script" if job.module else job.form or targets.form_of(path)
+    if form == "script":
         failure = _as_script(job, audit)
         if failure is None:
             return
-        unused = str(failure)
+    _as_module(job, device, audit, failure)
+
+
+def _as_module(
+    job: Job, device: torch.device, audit: Callable[[Loop], None], failure: NnauditError | None
+) -> None:
+    """Audit the parts that the file defines.
+
+    ``failure`` is why it was not audited as the script that it also is.
+
+    Raises:
+        NnauditError: ``failure``, where it cannot be audited by its parts either: it came first.
+    """
+    from nnaudit.errors import NnauditError
+    from nnaudit.loop.base import seed_everything
+    from nnaudit.loop.direct import DirectLoop
+    from nnaudit.loop.script import objects, run_script
+    from nnaudit.targets import target as targets
+
+    path, settings = Path(job.path), job.settings
     seed_everything(settings.seed)
-    itself = objects.trains_itself(path)
-    if not itself:
-        module = targets.imported(path)
-        itself = objects.training_of(module, path, settings.device) is not None
-        if not itself:
-            target = replace(targets.found_in(module, path), unused=unused)
-            audit(DirectLoop(target, device, settings.seed))
+    if not objects.trains_itself(path):
+        try:
+            module = targets.imported(path)
+            if objects.training_of(module, path, settings.device) is None:
+                found = replace(targets.found_in(module, path), unused=str(failure or ""))
+                loop = DirectLoop(found, device, settings.seed)
+            else:
+                targets.forget(module)
+                loop = None
+        except NnauditError as error:
+            raise failure or error from None
+        if loop is not None:
+            audit(loop)
             return
-        targets.forget(module)
     run_script(path, [], settings.device, settings.seed, audit, objects=True)
 
 
@@ -146,10 +172,16 @@ def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
     try:
         settings = job.settings
         run_script(
-            path, list(job.arguments), settings.device, settings.seed, body, loop=settings.loop
+            path,
+            list(job.arguments),
+            settings.device,
+            settings.seed,
+            body,
+            loop=settings.loop,
+            module=job.module,
         )
     except (TargetError, UserCodeError) as error:
-        if begun or job.form or job.arguments or not targets.has_all_parts(path):
+        if begun or job.form or job.module or job.arguments or not targets.has_all_parts(path):
             raise
         return error
     return None

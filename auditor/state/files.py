@@ -28,6 +28,9 @@ TRACKERS = {
 }
 """Environment variables that silence experiment trackers."""
 
+WINDOWS = {"MPLBACKEND": "Agg"}
+"""Environment variables that keep libraries from opening windows, and from waiting for them."""
+
 FIRST_LAYER = "files"
 """The folder in scratch that patched functions write to first, each file by its full path."""
 
@@ -96,7 +99,7 @@ def protected(
     if _IN_FORCE:
         yield _IN_FORCE[-1]
         return
-    with make() as made, _silenced_trackers():
+    with make() as made, _silenced():
         _IN_FORCE.append(made)
         try:
             yield made
@@ -147,9 +150,16 @@ def real(places: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _silenced_trackers() -> Iterator[None]:
-    """Keep experiment trackers from sending anything; MLflow writes to a temporary folder."""
-    values = {**TRACKERS, "MLFLOW_TRACKING_URI": f"file://{tempfile.gettempdir()}/mlruns"}
+def _silenced() -> Iterator[None]:
+    """Keep trackers from sending anything, and figures from being shown.
+
+    MLflow writes to a temporary folder.
+    """
+    values = {
+        **TRACKERS,
+        **WINDOWS,
+        "MLFLOW_TRACKING_URI": f"file://{tempfile.gettempdir()}/mlruns",
+    }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -18,7 +18,7 @@ from nnaudit.loop.script.channel import Close, Resume, StepRequest
 from nnaudit.loop.script.discovery import Discovery
 from nnaudit.loop.script.driver import Driver
 from nnaudit.loop.script.listener import Unwinding
-from nnaudit.loop.script.main_module import as_main, main_module
+from nnaudit.loop.script.main_module import as_main, join_package, main_module
 from nnaudit.loop.script.objects import training_of
 from nnaudit.loop.script.reseeding import quiet_imports, shifting
 from nnaudit.loop.script.run import EndedError, Rerun, Run, Session, TrainingLoop
@@ -86,7 +86,10 @@ class Execution:
         with ExitStack() as stack:
             if session.executions > 1:
                 stack.enter_context(session.protection.fresh())
-            stack.enter_context(as_main(main, path, session.argv, session.start))
+            module = session.module
+            stack.enter_context(
+                as_main(main, path, session.argv, session.start, by_name=bool(module))
+            )
             stack.enter_context(quiet_imports(path.parent))
             shift = (run.seed - session.seed) % 2**32
             stack.enter_context(
@@ -104,6 +107,8 @@ class Execution:
             error: BaseException | None = None
             try:
                 execute = callstack.run if run.rerun is None else callstack.run_again
+                if module:
+                    execute(join_package, main, module)
                 execute(exec, compiled(path, main.__dict__), main.__dict__)
                 if session.objects:
                     execute(self._train_objects, main)

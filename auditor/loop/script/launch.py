@@ -33,11 +33,13 @@ def run_script(
     *,
     objects: bool = False,
     loop: int | None = None,
+    module: str = "",
 ) -> T:
     """Run the script at ``path`` in the calling thread, and ``body`` on its loop in another.
 
     Must be called in the main thread: scripts install signal handlers, which works there only.
-    ``argv`` are the script's own arguments. With ``objects`` the file is no script: it hands over
+    ``argv`` are the script's own arguments. With ``module`` it is run as the module of that name,
+    as ``python -m`` does. With ``objects`` the file is no script: it hands over
     an object of a framework, whose own loop is run. ``loop`` says which of the script's training
     loops to audit, from 1. Returns what ``body`` returns.
 
@@ -46,7 +48,7 @@ def run_script(
         UserCodeError: it crashed before its first optimizer step.
         Exception: whatever ``body`` raised.
     """
-    path = path.absolute()
+    name, path = str(path), path.absolute()
     if not path.is_file():
         raise TargetError(f"{path}: no such file")
     outcome: list[tuple[Any, BaseException | None]] = []
@@ -79,7 +81,7 @@ def run_script(
         protection = stack.enter_context(files.protected(lambda: Overlay(files.places_of(path))))
         session = Session(
             path,
-            argv,
+            [str(path) if module else name, *argv],
             seed,
             taps,
             protection,
@@ -88,6 +90,7 @@ def run_script(
             device=device,
             objects=objects,
             loop=loop,
+            module=module,
         )
         try:
             Execution(session, seed).execute()

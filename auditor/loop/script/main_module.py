@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import os
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,41 @@ from typing import Any
 def main_module(name: str, path: Path) -> types.ModuleType:
     """Return an empty module as Python makes it for the file at ``path``, to be executed in."""
     main = types.ModuleType(name)
-    main.__dict__.update(__file__=str(path), __builtins__=builtins, __cached__=None)
+    main.__dict__.update(
+        __file__=str(path),
+        __builtins__=builtins,
+        __cached__=None,
+        __loader__=SourceFileLoader(name, str(path)),
+        __annotations__={},
+    )
     return main
 
 
+def join_package(main: types.ModuleType, module: str) -> None:
+    """Give ``main`` what ``python -m module`` gives it; the packages above are imported.
+
+    Raises:
+        ImportError: there is no such module, or a package above it cannot be imported.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{module}.__main__")
+    if spec is None:
+        raise ImportError(f"No module named {module}")
+    main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
+    main.__dict__["__cached__"] = spec.cached
+
+
 @contextmanager
-def as_main(main: types.ModuleType, path: Path, argv: list[str], start: Path) -> Iterator[None]:
-    """Make ``main`` the main module, as ``python path argv`` would, with its own modules anew."""
-    folder = path.parent
+def as_main(
+    main: types.ModuleType, path: Path, argv: list[str], start: Path, *, by_name: bool = False
+) -> Iterator[None]:
+    """Make ``main`` the main module, as ``python *argv`` would, with its own modules anew.
+
+    ``by_name`` says that it was named as a module: ``python -m`` has the working folder on the
+    path, and not the file's.
+    """
+    folder = start if by_name else Path(os.path.realpath(path)).parent
     saved_argv, saved_path, saved_folder = sys.argv, list(sys.path), Path.cwd()
     mine = {
         name: module
@@ -32,7 +61,7 @@ def as_main(main: types.ModuleType, path: Path, argv: list[str], start: Path) ->
     for name in mine:
         del sys.modules[name]
     sys.modules["__main__"] = sys.modules[main.__name__] = main
-    sys.argv = [str(path), *argv]
+    sys.argv = list(argv)
     sys.path.insert(0, str(folder))
     os.chdir(start)
     try:

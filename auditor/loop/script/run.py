@@ -46,6 +46,8 @@ class Session:
     """What all runs of one script share.
 
     Attributes:
+        argv: its words, the first of which names it.
+        module: its name, where it is run as ``python -m`` does; empty for a file.
         objects: the file does not train when it is run, but hands over an object that does: it is
             executed as a module, and :func:`objects.training_of` says what follows.
         trainer: whose loop it is then.
@@ -67,6 +69,7 @@ class Session:
     objects: bool = False
     trainer: Part | None = None
     loop: int | None = None
+    module: str = ""
     without_loader: bool | None = None
     executions: int = 0
     validates_whole: bool = False
