@@ -52,6 +52,12 @@ def test_help_and_version() -> None:
     assert run().exit_code == 2
 
 
+def test_a_file_and_a_module_are_not_named_at_once() -> None:
+    result = run("-m", "package.train", program())
+    assert result.exit_code == 2
+    assert "not both" in one_sentence(result)
+
+
 def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nnaudit", "--version"], capture_output=True, text=True, check=True
@@ -137,6 +143,15 @@ class TestAudits:
         parts = {p["name"]: p for p in json.loads(result.stdout)["target"]["parts"]}
         assert result.exit_code == 0
         assert "IndexError" in parts["own loop"]["description"]
+
+    def test_a_script_says_first_what_it_died_of_itself(self) -> None:
+        text = SOURCE + LOOP.replace("def main():", "open('data.bin')\n\ndef main():")
+        text = text.replace(
+            "open('data.bin')", "open('data.bin' if __name__ == '__main__' else '')"
+        )
+        result = run("--select", "STEP102", program(text))
+        assert result.exit_code == 4
+        assert "data.bin" in one_sentence(result)
 
     def test_json_on_stdout_is_nothing_but_json(self) -> None:
         noisy = program("print('hello')\n" + SOURCE)
