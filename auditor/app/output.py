@@ -12,7 +12,8 @@ from typing import Literal, Self, cast
 
 from nnaudit.errors import UsageError
 from nnaudit.report import Report, Status
-from nnaudit.reports import FORMATS, Options, Verbosity
+from nnaudit.reports import FORMATS
+from nnaudit.reports.base import Options, Verbosity
 
 SUFFIXES = {
     ".html": "html",

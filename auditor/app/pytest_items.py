@@ -16,7 +16,8 @@ import pytest
 
 from nnaudit import config as settings_of
 from nnaudit.app import supervisor
-from nnaudit.app.pytest_session import NnauditWarning, folder_of
+from nnaudit.app.pytest_session import folder_of
+from nnaudit.app.pytest_warning import NnauditWarning
 from nnaudit.engine.job import PLUGIN, Job, Question
 from nnaudit.engine.record import RefusedError
 from nnaudit.errors import UsageError

@@ -50,6 +50,7 @@ ROOMS = {
 
 WITHOUT_TORCH = (
     *(f"auditor/{name}.py" for name in ("config", "errors", "report", "settings", "wording")),
+    *(f"checks/{name}.py" for name in ("__init__", "catalog", "docstring", "selectors")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     *(f"auditor/targets/{name}.py" for name in ("callstack", "source")),
     *(f"auditor/state/{name}.py" for name in ("files", "landlock", "namespaces")),
@@ -118,8 +119,8 @@ def test_the_parent_process_has_no_torch(file: str) -> None:
     assert not any(name.partition(".")[0] == "torch" for name in imports(ROOT / file))
 
 
-def test_the_parent_process_asks_for_torch_in_two_functions_only() -> None:
-    """Of which one explains a check, the other audits objects in process, for a fixture.
+def test_the_parent_process_asks_for_torch_in_two_places_only() -> None:
+    """Of which one is for the checks of plug-ins, the other audits objects for a fixture.
 
     What runs in the sandbox is the child.
     """
@@ -135,7 +136,8 @@ def test_the_parent_process_asks_for_torch_in_two_functions_only() -> None:
         if room(name) == "app" and room(target) != "app"
     }
     child = ("app.sandbox", "engine.worker")
-    assert found == {("app.cli", "checks.registry"), ("app.pytest_items", "api"), child}
+    explaining = {(name, "checks.catalog") for name in ("app.cli", "app.command_line")}
+    assert found == {*explaining, ("app.pytest_items", "api"), child}
 
 
 def test_a_check_touches_no_hook_no_snapshot_of_process_and_no_renderer() -> None:
@@ -145,12 +147,18 @@ def test_a_check_touches_no_hook_no_snapshot_of_process_and_no_renderer() -> Non
         assert "Snapshot" not in text, file
 
 
-def test_help_does_not_import_torch() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["rule", "DATA104"], ["rule", "--all"], ["report", "tests/assets/report-v1.json"]],
+)
+def test_what_needs_no_training_imports_no_torch(words: list[str]) -> None:
     code = (
         "import sys; from click.testing import CliRunner; from nnaudit.app.cli import main;"
-        "assert CliRunner().invoke(main, ['--help']).exit_code == 0; print('torch' in sys.modules)"
+        f"assert CliRunner().invoke(main, {words}).exit_code == 0; print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 

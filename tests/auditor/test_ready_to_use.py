@@ -28,6 +28,13 @@ def test_the_first_word_completes_to_commands_and_files() -> None:
     assert completions("ru") == {"rule", "<file>"}
 
 
+def test_options_and_codes_complete_before_a_target() -> None:
+    assert "--select" in completions("--sel")
+    assert "DATA104" in completions("--select", "DATA1")
+    assert "shuffling" in completions("rule", "shuf")
+    assert completions("train.py", "--output-format", "js") == {"json"}
+
+
 def test_a_target_may_stand_where_a_command_may() -> None:
     assert "--select" in completions("train.py", "--sel")
     assert completions("train.py", "--preset", "") == {"quick", "full"}

@@ -19,8 +19,8 @@ from nnaudit.report import (
     TargetInfo,
     Text,
 )
-from nnaudit.reports import Options
 from nnaudit.reports import html as renderer
+from nnaudit.reports.base import Options
 from nnaudit.reports.html import render
 
 VOID = {"meta", "link", "img", "br"}

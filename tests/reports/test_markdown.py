@@ -5,7 +5,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from nnaudit.report import Curve, Series, Status, Table, Text
-from nnaudit.reports import Options
+from nnaudit.reports.base import Options
 from nnaudit.reports.markdown import MARKER, code, prose, render
 
 

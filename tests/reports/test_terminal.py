@@ -5,7 +5,8 @@ import pytest
 from rich.cells import cell_len
 
 from nnaudit.report import Status, Table
-from nnaudit.reports import Options, Verbosity, load
+from nnaudit.reports.base import Options, Verbosity
+from nnaudit.reports.load import load
 from nnaudit.reports.terminal import render
 
 ASSETS = Path(__file__).parents[1] / "assets"

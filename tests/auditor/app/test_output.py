@@ -10,7 +10,8 @@ import pytest
 
 from nnaudit.app.output import ROOTS, SUFFIXES, SUMMARY, Destination, Output
 from nnaudit.report import Report
-from nnaudit.reports import FORMATS, load
+from nnaudit.reports import FORMATS
+from nnaudit.reports.load import load
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
