@@ -407,9 +407,17 @@ def target_command(
 
 
 @main.command("config")
-def config_command() -> None:
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON schema of [tool.nnaudit], for editors."
+)
+def config_command(schema: bool) -> None:
     """Show the settings in force in this folder, and where each comes from."""
     with ErrorsAsSentences():
+        if schema:
+            from nnaudit.app.schema import schema_text
+
+            click.echo(schema_text(), nl=False)
+            return
         from nnaudit import config
 
         found = config.layers()
