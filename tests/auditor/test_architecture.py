@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -185,6 +186,18 @@ def test_public_names_can_be_imported() -> None:
         assert getattr(nnaudit, name) is not None
     with pytest.raises(AttributeError):
         _ = nnaudit.nonsense
+
+
+def test_what_one_use_needs_alone_is_an_extra() -> None:
+    """pytest runs the plug-in, torchvision an example; nobody who audits needs either."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
+    assert not required & {"pytest", "torchvision"}
+    plug_in = {"pytest_plugin.py", "pytest_session.py", "pytest_items.py"}
+    for file in (path for tree in TREES.values() for path in sources(tree)):
+        names = {name.partition(".")[0] for name in imports(file)}
+        assert "torchvision" not in names, file
+        assert "pytest" not in names or file.name in plug_in, file
 
 
 @pytest.mark.slow
