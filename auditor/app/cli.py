@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable
@@ -432,6 +433,24 @@ def _toml(value: Any) -> str:
         pairs = ", ".join(f'"{key}" = {_toml(inner)}' for key, inner in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     return json.dumps("" if value is None else value)
+
+
+@main.command()
+@options(*_SANDBOX)
+@click.option("--device", metavar="NAME", help="Device to look for (auto).")
+def doctor(device: str | None, sandbox: str | None, allow_write: tuple[str, ...]) -> None:
+    """Show what an audit would find on this machine, and what each gap means."""
+    with ErrorsAsSentences():
+        from nnaudit import config
+        from nnaudit.app.doctor import examine, lines
+
+        flags = {"device": device, "sandbox": sandbox, "allow_write": allow_write}
+        found = examine(config.load(flags))
+        for line in lines(found, min(shutil.get_terminal_size().columns, 100)):
+            click.echo(line)
+        works = all(finding.name != "audit" for finding in found)
+        click.echo("An audit can run here." if works else "No audit can run here.")
+        sys.exit(OK if works else USAGE)
 
 
 @main.command()
