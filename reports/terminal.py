@@ -94,6 +94,18 @@ def render(reports: Sequence[Report], options: Options) -> str:
     return page.text()
 
 
+def render_changes(reports: Sequence[Report], options: Options) -> str:
+    """Return what each report says of the comparison with its baseline, and what is new in full."""
+    page = _Page(options)
+    for report in reports:
+        page.head(report)
+        for finding in outline.ordered(report):
+            if finding.result.is_new:
+                page.finding(finding)
+        page.blank()
+    return page.text()
+
+
 def _encoded(text: str, encoding: str) -> str:
     try:
         return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -165,9 +177,7 @@ class _Page:
 
     def report(self, report: Report) -> None:
         verbosity = self.options.verbosity
-        self.verdict(outline.verdict(report), one_line(report.target.label))
-        for item in outline.since(report):
-            self.field(item.label, one_line(item.text), _WIDE_LABEL)
+        self.head(report)
         self.field("not audited", one_line(report.target.other_loops), _WIDE_LABEL)
         for status in outline.FINDINGS:
             if verbosity is not Verbosity.QUIET or status in (Status.FAIL, Status.ERROR):
@@ -181,6 +191,12 @@ class _Page:
         self.accounted(report)
         self.totals(report)
         self.blank()
+
+    def head(self, report: Report) -> None:
+        """Print the verdict, and what changed since the baseline where there is one."""
+        self.verdict(outline.verdict(report), one_line(report.target.label))
+        for item in outline.since(report):
+            self.field(item.label, one_line(item.text), _WIDE_LABEL)
 
     def verdict(self, verdict: outline.Verdict, target: str = "") -> None:
         style = _STYLES[verdict.status]

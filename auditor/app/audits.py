@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import click
 
-from nnaudit.app import supervisor
+from nnaudit.app import runs, supervisor
 from nnaudit.app.child import Interruption
 from nnaudit.app.messages import FINDINGS, OK, OWN_FAULT, USAGE, USER_CRASH, quote, tell
 from nnaudit.app.progress import Progress
@@ -36,6 +36,7 @@ class Call:
         jobs: targets audited at once.
         verbose: whether the programs' own output is shown.
         compared: what compares a report with the baseline.
+        only_unpassed: whether only that is asked which did not pass last time.
     """
 
     targets: tuple[tuple[str, tuple[str, ...]], ...]
@@ -45,6 +46,21 @@ class Call:
     jobs: int = 1
     verbose: bool = False
     compared: Callable[[Report], Report] = lambda report: report
+    only_unpassed: bool = False
+
+    def settings_for(self, path: str) -> Settings:
+        """Return the settings of one target's audit.
+
+        Raises:
+            UsageError: the report of the last audit cannot be read.
+        """
+        if not self.only_unpassed:
+            return self.settings
+        codes = runs.unpassed(path)
+        if not codes:
+            tell(f"{path}: no check is known not to pass, so all are run")
+            return self.settings
+        return self.settings.model_copy(update={"select": codes, "extend_select": ()})
 
 
 def audit_all(call: Call, interruption: Interruption) -> tuple[list[Report], int]:
@@ -58,7 +74,7 @@ def audit_all(call: Call, interruption: Interruption) -> tuple[list[Report], int
             path=path,
             arguments=arguments,
             form=call.form,
-            settings=call.settings,
+            settings=call.settings_for(path),
             threads=threads,
             keep=str(call.keep_files or ""),
         )

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,8 @@ from nnaudit.app.messages import FINDINGS, OK, USAGE, ErrorsAsSentences, stop
 from nnaudit.reports import FORMATS
 
 if TYPE_CHECKING:
+    from nnaudit.app.output import Output
+    from nnaudit.app.runs import Run
     from nnaudit.checks.catalog import Entry
     from nnaudit.report import Report
 
@@ -121,6 +123,14 @@ _AUDIT = (
         metavar="CODES",
         shell_complete=codes,
         help="Run these checks, too.",
+    ),
+    option(
+        CHECKS,
+        "--lf",
+        "--last-failed",
+        "last_failed",
+        is_flag=True,
+        help="Run only what did not pass in the last audit: failed, crashed, warned, inconclusive.",
     ),
     option(
         CHECKS,
@@ -237,6 +247,7 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **chosen: Any) -> Non
 
 def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) -> None:
     from nnaudit import config
+    from nnaudit.app import runs
     from nnaudit.app.audits import Call, audit_all
     from nnaudit.app.child import Interruption
     from nnaudit.app.output import Output
@@ -254,7 +265,10 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
         jobs=options["jobs"],
         verbose=options["verbose"],
         compared=_baseline(options["baseline"]),
+        only_unpassed=options["last_failed"],
     )
+    if options["last_failed"] and options["select"]:
+        stop("--lf chooses the checks, and so does --select: give one of them", USAGE)
     if not call.targets:
         stop(
             "no target: name a training script, as in `nnaudit train.py`, or name targets under "
@@ -273,13 +287,26 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
     with Interruption() as interruption:
         reports, code = audit_all(call, interruption)
         output.write(reports)
-    if reports and (page := output.page(reports)) is not None:
-        click.echo(f"HTML report with figures: {page}", err=True)
-        if options["view"]:
+    _show_pages(output, [runs.keep(report) for report in reports], view=options["view"])
+    sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
+
+
+def _show_pages(output: Output, kept: Sequence[Run | None], *, view: bool) -> None:
+    """Say where the HTML report lies, if a person reads the terminal, and open it if asked to."""
+    pages = [output.page] if output.page else [run.page for run in kept if run]
+    for page in pages:
+        if output.page or output.is_for_a_person:
+            click.echo(f"HTML report with figures: {_short(page)}", err=True)
+        if view:
             import webbrowser
 
             webbrowser.open(page.resolve().as_uri())
-    sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
+
+
+def _short(path: Path) -> Path:
+    """Return ``path`` as it is written from here, if it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _baseline(file: Path | None) -> Callable[[Report], Report]:
@@ -303,9 +330,11 @@ def _flat(value: Any) -> Any:
 
 
 @main.command("report", cls=SectionedCommand)
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), shell_complete=files)
+@click.argument("file", required=False, metavar="FILE|TARGET", shell_complete=files)
+@click.option("--last", is_flag=True, help="The last audit of TARGET, or of any target here.")
 @options(*_RENDERING)
 @option(REPORT, "-v", "--verbose", is_flag=True, help="All details.")
+@option(REPORT, "--view", is_flag=True, help="Open the HTML report of the last audit in a browser.")
 @option(
     REPORT,
     "--baseline",
@@ -313,22 +342,49 @@ def _flat(value: Any) -> Any:
     help="An earlier JSON report to compare with.",
 )
 def report_command(
-    file: Path,
-    formats: tuple[str, ...],
-    output_file: Path | None,
-    baseline: Path | None,
-    color: str,
-    quiet: bool,
-    verbose: bool,
+    file: str | None, last: bool, view: bool, baseline: Path | None, **chosen: Any
 ) -> None:
-    """Render the saved JSON report FILE again, in any format."""
+    """Render the saved JSON report FILE again, in any format, or with --last an audit just made."""
     with ErrorsAsSentences():
+        from nnaudit.app import runs
         from nnaudit.app.output import Output
         from nnaudit.reports.load import load
 
-        output = Output.parse(formats, output_file, color=color, quiet=quiet, verbose=verbose)
+        if file is None and not last:
+            stop("name a JSON report, or --last for the last audit", USAGE)
+        output = Output.parse(chosen.pop("formats"), chosen.pop("output_file"), **chosen)
         compared = _baseline(baseline)
-        output.write([compared(report) for report in load(file)])
+        run = runs.latest(file) if last else None
+        reports = load(run.json if run else Path(str(file)))
+        output.write([compared(report) for report in reports])
+        if run is not None:
+            _show_pages(output, [run], view=view)
+
+
+@main.command(cls=SectionedCommand)
+@click.argument("old", required=False, shell_complete=files)
+@click.argument("new", required=False, shell_complete=files)
+@options(*_RENDERING)
+def diff(old: str | None, new: str | None, **chosen: Any) -> None:
+    """Say what changed from the JSON report OLD to NEW: findings, times, measured numbers.
+
+    OLD and NEW are JSON reports. Without NEW, it is the last audit; without OLD, the one of the
+    same target before that. OLD may also be the target, whose last two audits are compared then.
+    The exit code is 1 where something new fails.
+    """
+    with ErrorsAsSentences():
+        from nnaudit.app import runs
+        from nnaudit.app.baseline import compare
+        from nnaudit.app.output import Output
+        from nnaudit.reports.load import load
+        from nnaudit.reports.terminal import render_changes
+
+        output = Output.parse(chosen.pop("formats"), chosen.pop("output_file"), **chosen)
+        before, after = runs.pair(old, new)
+        reports = compare(load(after), load(before), str(_short(before)))
+        output.write(reports, text=render_changes)
+        news = any(result.is_new for report in reports for result in report.failed)
+        sys.exit(FINDINGS if news else OK)
 
 
 @main.command()
