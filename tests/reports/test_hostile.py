@@ -74,6 +74,7 @@ class Tags(HTMLParser):
 
 READERS = {
     "text": str.splitlines,
+    "concise": str.splitlines,
     "json": json.loads,
     "html": Tags,
     "markdown": str.splitlines,
