@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,3 +34,19 @@ FORMATS: dict[str, Renderer] = {
     "github": _from("github"),
     "gitlab": _from("gitlab"),
 }
+
+SUFFIXES = {
+    ".html": "html",
+    ".htm": "html",
+    ".json": "json",
+    ".md": "markdown",
+    ".sarif": "sarif",
+    ".txt": "text",
+    ".xml": "junit",
+}
+"""The formats by the suffix of a file."""
+
+
+def format_of(path: PurePath) -> str | None:
+    """Return the format that the suffix of ``path`` stands for; None where it stands for none."""
+    return SUFFIXES.get(path.suffix.lower())

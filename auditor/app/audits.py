@@ -17,10 +17,10 @@ import click
 from nnaudit.app import runs, supervisor
 from nnaudit.app.child import Interruption
 from nnaudit.app.messages import FINDINGS, OK, OWN_FAULT, USAGE, USER_CRASH, quote, tell
-from nnaudit.app.progress import Progress
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import Record, RefusedError
 from nnaudit.errors import FIRST_STEP
+from nnaudit.progress import Progress
 from nnaudit.report import Report, Status
 from nnaudit.reports.text import one_line
 from nnaudit.settings import Settings
@@ -96,7 +96,7 @@ def worst(codes: Iterable[int]) -> int:
 def _audit_one(
     job: Job, call: Call, interruption: Interruption, *, shows_progress: bool
 ) -> tuple[Report | None, int]:
-    progress: Any = Progress(job.path) if shows_progress else nullcontext()
+    progress: Any = Progress(job.path, findings=call.verbose) if shows_progress else nullcontext()
     try:
         with progress as shown:
             report, record = supervisor.audit(

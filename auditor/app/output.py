@@ -12,18 +12,8 @@ from typing import Literal, Self, cast
 
 from nnaudit.errors import UsageError
 from nnaudit.report import Report, Status
-from nnaudit.reports import FORMATS
+from nnaudit.reports import FORMATS, format_of
 from nnaudit.reports.base import Options, Renderer, Verbosity
-
-SUFFIXES = {
-    ".html": "html",
-    ".htm": "html",
-    ".json": "json",
-    ".md": "markdown",
-    ".sarif": "sarif",
-    ".txt": "text",
-    ".xml": "junit",
-}
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable in which GitHub names the file that a job's summary is appended to."""
@@ -138,7 +128,7 @@ def _destination(text: str) -> Destination:
 
 def _with_file(destinations: list[Destination], file: Path) -> list[Destination]:
     if not destinations:
-        return [Destination(SUFFIXES.get(file.suffix.lower(), "text"), file)]
+        return [Destination(format_of(file) or "text", file)]
     homeless = [d for d in destinations if d.path is None]
     if len(homeless) != 1:
         raise UsageError(
