@@ -11,7 +11,7 @@ from nnaudit._version import __version__
 
 if TYPE_CHECKING:
     from nnaudit.api import audit as audit
-    from nnaudit.app.pytest_session import NnauditWarning as NnauditWarning
+    from nnaudit.app.pytest_warning import NnauditWarning as NnauditWarning
     from nnaudit.checks.base import Check as Check
     from nnaudit.report import Report as Report
     from nnaudit.targets.target import Target as Target
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "audit": "nnaudit.api",
-    "NnauditWarning": "nnaudit.app.pytest_session",
+    "NnauditWarning": "nnaudit.app.pytest_warning",
     "Check": "nnaudit.checks.base",
     "Report": "nnaudit.report",
     "Target": "nnaudit.targets.target",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from nnaudit import config
+from nnaudit.display import AuditReport
 from nnaudit.engine import session as engine
+from nnaudit.engine.job import Event
 from nnaudit.engine.record import Record
 from nnaudit.errors import TargetError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.report import Report
 from nnaudit.settings import Settings
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets.target import Target
@@ -32,7 +35,7 @@ def audit(
     training_step: Callable[..., Tensor] | None = None,
     name: str = "model",
     **settings: Any,
-) -> Report:
+) -> AuditReport:
     """Audit a model and its training in this process, and leave everything as it was.
 
     The parts are those of :class:`nnaudit.Target`; factories are best, since some checks need the
@@ -81,18 +84,36 @@ def _refuse_one_with_its_own_loop(model: nn.Module, target: Target) -> None:
         )
 
 
-def audit_loop(loop: Loop, settings: Settings) -> Report:
-    """Audit ``loop`` in this process.
+def audit_loop(loop: Loop, settings: Settings) -> AuditReport:
+    """Audit ``loop`` in this process; a notebook shows how far it has come.
 
     Raises:
         NnauditError: the audit cannot be done.
     """
     began, record = time.perf_counter(), Record()
-    with preserved(loop.subjects):
-        engine.run_audit(loop, settings, record.take)
+    with preserved(loop.subjects), _shown(loop.name) as show:
+
+        def take(event: Event) -> None:
+            record.take(event)
+            show(event, record)
+
+        engine.run_audit(loop, settings, take)
     for remark in record.remarks:
         warnings.warn(remark, stacklevel=2)
-    return record.report(loop.name, settings, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return AuditReport.of(record.report(loop.name, settings, seconds=seconds))
+
+
+@contextmanager
+def _shown(title: str) -> Iterator[Callable[[Event, Record], None]]:
+    """Yield what shows the events of an audit: a bar in a notebook, nothing elsewhere."""
+    if "ipykernel" not in sys.modules:
+        yield lambda event, record: None
+        return
+    from nnaudit.progress import Progress
+
+    with Progress(title) as progress:
+        yield progress.take
 
 
 def _device_of(target: Target) -> str | None:

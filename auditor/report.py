@@ -208,12 +208,23 @@ class Location(Model):
     line: int
 
 
+class Source(Model):
+    """The lines of the user's source around a result's location, as they were when it was found.
+
+    ``first`` is the number of the first of them.
+    """
+
+    first: int
+    lines: tuple[str, ...]
+
+
 class Result(Model):
     """A check's answer, complete in itself.
 
     ``measured`` and ``threshold`` are phrases for a person ("0.98 of neighbours share a label").
     ``cause`` is the code of a failed check of which this failure is the consequence, or of one
     that crashed in the same way. ``crash`` says, for an ``error``, whose code it was that crashed.
+    ``source`` holds the lines around ``location``, for findings whose file can be read.
     ``module`` is the first module that the answer is about, ``modules`` are all, where there are
     several. ``suppressed`` is the reason why the user does not want to act on this finding: it is
     listed, and counts in no verdict; ``suppressed_by`` says whether a comment in the source or the
@@ -233,6 +244,7 @@ class Result(Model):
     threshold: str = ""
     evidence: tuple[Evidence, ...] = ()
     location: Location | None = None
+    source: Source | None = None
     module: str = ""
     modules: tuple[str, ...] = ()
     fix: str = ""

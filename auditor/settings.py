@@ -5,10 +5,11 @@ Must not import torch: the command line reads settings before it starts anything
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 LONGEST = 366 * 24 * 3600.0
 """Seconds of the longest duration that is accepted: what waits for longer cannot be waited for."""
@@ -40,22 +41,40 @@ def words(value: Any) -> Any:
     return value
 
 
+_DEVICES = r"auto|cpu|mps|xpu|cuda(:\d+)?"
+
+
 def device_name(value: Any) -> Any:
     """Return the name of a device.
 
     Raises:
         ValueError: it is none that torch has.
     """
-    if not re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", str(value)):
+    if not re.fullmatch(_DEVICES, str(value)):
         raise ValueError("a device is auto, cpu, cuda, cuda:1, mps or xpu")
     return value
 
 
-Duration = Annotated[float, BeforeValidator(seconds)]
+_TEXT: dict[str, Any] = {"type": "string"}
 
-
+Duration = Annotated[
+    float,
+    BeforeValidator(seconds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST},
+                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(s|m|min|h)?\s*$"},
+            ]
+        }
+    ),
+]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Words = Annotated[tuple[str, ...], BeforeValidator(words)]
+Words = Annotated[
+    tuple[str, ...],
+    BeforeValidator(words),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
+]
 
 
 class Settings(BaseModel):
@@ -95,10 +114,25 @@ class Settings(BaseModel):
     budget: Duration | None = None
     check_timeout: Duration = 300.0
     seed: int = Field(default=0, ge=0, lt=2**32)
-    device: Annotated[str, BeforeValidator(device_name)] = "auto"
+    device: Annotated[
+        str,
+        BeforeValidator(device_name),
+        WithJsonSchema(_TEXT | {"pattern": f"^({_DEVICES})$"}),
+    ] = "auto"
     loop: int | None = Field(default=None, ge=1)
     sandbox: Literal["auto", "kernel", "python", "off"] = "auto"
     allow_write: Words = ()
     fail_on: Literal["fail", "warn"] = "fail"
     thresholds: dict[str, dict[str, Finite]] = Field(default_factory=dict)
     per_module_ignores: dict[str, Words] = Field(default_factory=dict)
+
+
+def descriptions() -> dict[str, str]:
+    """Return what each setting means, by its name, from the documentation of :class:`Settings`."""
+    _, _, attributes = inspect.cleandoc(Settings.__doc__ or "").partition("Attributes:")
+    described = re.split(r"\n\s{4,8}(?=[a-z_, ]+: )", attributes)
+    return {
+        name.strip(): " ".join(meaning.split())
+        for names, _, meaning in (part.partition(": ") for part in described)
+        for name in names.split(",")
+    }

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nnaudit.checks.base import Check
 
+GROUP = "nnaudit.checks"
+"""The group of entry points under which checks are registered, ours and plug-ins'."""
+
 
 def builtin() -> list[type[Check]]:
     """Return nnaudit's own checks: every check class defined in this package's families.

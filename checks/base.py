@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from nnaudit.checks.docstring import SECTIONS, sections
+from nnaudit.checks.selectors import family_of
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Needs
 from nnaudit.report import Evidence, Kind, Location, Result, Status
-
-SECTIONS = ("Why", "How", "Fix", "References")
-"""What a check's docstring holds after its first line, the question."""
 
 
 class CheckDefinitionError(TypeError):
@@ -53,16 +51,12 @@ class Check(ABC):
     @classmethod
     def family(cls) -> str:
         """The letters of the code."""
-        return cls.code.rstrip("0123456789")
+        return family_of(cls.code)
 
     @classmethod
     def documentation(cls) -> dict[str, str]:
         """The docstring by section: ``question`` and each of :data:`SECTIONS`."""
-        text = inspect.cleandoc(cls.__doc__ or "")
-        parts = re.split(rf"^({'|'.join(SECTIONS)}):\s*", text, flags=re.MULTILINE)
-        found = {"question": parts[0].strip()}
-        found.update({parts[i]: parts[i + 1].strip() for i in range(1, len(parts), 2)})
-        return found
+        return sections(cls.__doc__ or "")
 
     @classmethod
     def validate(cls) -> None:

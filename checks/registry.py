@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
+from nnaudit.checks import GROUP
 from nnaudit.checks.base import Check
+from nnaudit.checks.selectors import order, unknown
 from nnaudit.errors import UsageError, describe
-
-GROUP = "nnaudit.checks"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Registry:
                     checks[check.code] = check
             except Exception as error:  # a plug-in may raise anything
                 broken.append(BrokenPlugin(point.name, describe(error)))
-        ordered = sorted(checks.values(), key=battery_order)
+        ordered = sorted(checks.values(), key=lambda check: order(check.code))
         return cls(tuple(ordered), tuple(broken))
 
     def select(
@@ -92,25 +90,7 @@ class Registry:
 
     def _unknown(self, selector: str) -> UsageError:
         known = [word for c in self.checks for word in (c.code, c.family(), c.name)]
-        # Letters that look like the digits of a code are read as these.
-        code = re.sub(r"(?<=\d)[OIL]", lambda m: _DIGITS[m.group()], selector.upper())
-        near = [code] if code in known else []
-        for word in (selector, selector.upper()):
-            near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`nnaudit rule --all` lists them"
-        return UsageError(f"no check has the code, family or name {selector!r}: {hint}")
-
-
-_DIGITS = {"O": "0", "I": "1", "L": "1"}
-
-FAMILIES = ("DATA", "INIT", "LOSS", "GRAD", "STEP", "MODE", "NORM", "FIT", "SEED", "GEN", "PERF")
-"""The battery's order."""
-
-
-def battery_order(check: type[Check]) -> tuple[int, str]:
-    """Return the key that sorts checks by family, unknown families last, and by code in each."""
-    family = check.family()
-    return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), check.code
+        return UsageError(unknown(selector, known))
 
 
 def _matches(check: type[Check], selector: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnaudit.report import Report, Status
 from nnaudit.reports import outline
 from nnaudit.reports.base import Options
-from nnaudit.reports.issues import place, sentence, suppressed
+from nnaudit.reports.issues import closing, place, sentence
 from nnaudit.reports.outline import Finding, title
 from nnaudit.reports.text import one_line
 
@@ -22,7 +22,7 @@ def render(reports: Sequence[Report], options: Options) -> str:
     every = [(report, finding) for report in reports for finding in outline.ordered(report)]
     every.sort(key=lambda pair: outline.rank(pair[1].result))
     lines = [_annotation(finding, report, options) for report, finding in every[:LIMIT]]
-    lines += [_plain(f"nnaudit: {_name(report)}: {_closing(report)}") for report in reports]
+    lines += [_plain(f"nnaudit: {_name(report)}: {closing(report)}") for report in reports]
     if rest := every[LIMIT:]:
         names = ", ".join(one_line(title(finding.result)) for _, finding in rest)
         lines.append(_plain(f"nnaudit: {len(rest)} more without an annotation: {names}"))
@@ -40,15 +40,6 @@ def _annotation(finding: Finding, report: Report, options: Options) -> str:
     }
     head = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     return f"::{command} {head}::{_data(sentence(finding))}"
-
-
-def _closing(report: Report) -> str:
-    hidden = "; ".join(
-        f"{one_line(title(finding.result))} is suppressed: {one_line(finding.result.suppressed)}"
-        for finding in suppressed(report)
-    )
-    since = "; ".join(f"{item.label}: {one_line(item.text)}" for item in outline.since(report))
-    return "; ".join(part for part in (outline.verdict(report).headline, hidden, since) if part)
 
 
 def _name(report: Report) -> str:

@@ -101,3 +101,14 @@ def sentence(finding: Finding) -> str:
 def suppressed(report: Report) -> tuple[Finding, ...]:
     """Return the suppressed findings: they are listed, each for itself."""
     return tuple(Finding(result) for result in report.suppressed)
+
+
+def closing(report: Report) -> str:
+    """Return the verdict on a target, with what no finding tells: suppressed, new, fixed."""
+    hidden = "; ".join(
+        f"{one_line(outline.title(finding.result))} is suppressed: "
+        f"{one_line(finding.result.suppressed)}"
+        for finding in suppressed(report)
+    )
+    since = "; ".join(f"{item.label}: {one_line(item.text)}" for item in outline.since(report))
+    return "; ".join(part for part in (outline.verdict(report).headline, hidden, since) if part)

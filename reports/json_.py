@@ -25,6 +25,7 @@ def schema_text() -> str:
     schema = TypeAdapter(Report | Reports).json_schema(mode="serialization")
     heading = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:nnaudit:report:{SCHEMA_VERSION}",
         "title": f"nnaudit report, schema version {SCHEMA_VERSION}",
     }
     return json.dumps(heading | schema, indent=2) + "\n"

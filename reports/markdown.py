@@ -132,7 +132,7 @@ def _row(finding: Finding) -> str:
 def _details(finding: Finding) -> str:
     """Return what the table leaves out; nothing where it says all."""
     result = finding.result
-    parts = [_head(result), *_evidence(result)]
+    parts = [_head(result), _source(result), *_evidence(result)]
     for other in finding.told:
         parts.append(f"Leads to **{prose(title(other), 60)}**: {prose(other.message)}")
         parts += [_head(other), *_evidence(other)]
@@ -150,6 +150,19 @@ def _head(result: Result) -> str:
     labels = ("measured", "threshold", "module", "crash")
     lines = [f"- {label}: {prose(text)}" for label, text in facts(result) if label in labels]
     return "\n".join(lines)
+
+
+def _source(result: Result) -> str:
+    """Return the lines of source around a finding's place; the line itself is marked."""
+    lines = outline.quoted(result)
+    if not lines or result.location is None:
+        return ""
+    digits = len(str(lines[-1].number))
+    text = "\n".join(
+        f"{'>' if line.marked else ' '} {line.number:{digits}} | {visible(line.text)}"
+        for line in lines
+    )
+    return _fenced(f"{result.location.file}:{result.location.line}", text)
 
 
 def _evidence(result: Result) -> list[str]:

@@ -7,10 +7,11 @@ so that two formats never disagree about the verdict.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnaudit.report import Change, Moved, Report, Result, Slower, Status
+from nnaudit.report import ANSWERS, Change, Kind, Moved, Report, Result, Slower, Status
 from nnaudit.reports.text import format_noisy, format_seconds, one_line
 from nnaudit.wording import count, verb
 
@@ -27,6 +28,9 @@ SEVERITY = (
 
 #: Statuses that ask something of the reader; the others are only accounted for.
 FINDINGS = (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE)
+
+#: The most certain evidence first.
+_CERTAINTY = (Kind.EXACT, Kind.STATISTICAL, Kind.JUDGEMENT)
 
 #: More consequences of one kind are listed by their codes only.
 _NAMED = 4
@@ -94,6 +98,46 @@ class Reason:
     results: tuple[Result, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class QuotedLine:
+    """A line of the user's source; ``marked`` is the one that a finding is about."""
+
+    number: int
+    text: str
+    marked: bool
+
+
+def quoted(result: Result) -> tuple[QuotedLine, ...]:
+    """Return the source around the result's place, without the indentation all lines share."""
+    if result.source is None or result.location is None:
+        return ()
+    text = textwrap.dedent("\n".join(line.expandtabs(4) for line in result.source.lines))
+    return tuple(
+        QuotedLine(number, line.rstrip(), number == result.location.line)
+        for number, line in enumerate(text.split("\n"), result.source.first)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How many of a family's checks passed, of those that came to an answer."""
+
+    family: str
+    passed: int
+    answered: int
+
+
+def scores(report: Report) -> tuple[Score, ...]:
+    """Return the score of each family of which a check came to an answer, in battery order."""
+    families: dict[str, list[Result]] = {}
+    for result in report.with_status(*ANSWERS):
+        families.setdefault(result.family, []).append(result)
+    return tuple(
+        Score(family, sum(result.status is Status.PASS for result in results), len(results))
+        for family, results in families.items()
+    )
+
+
 def title(result: Result) -> str:
     """Return the result's code and name, as it is called everywhere."""
     return f"{result.code} {result.name}"
@@ -125,9 +169,10 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def findings(report: Report, status: Status) -> tuple[Finding, ...]:
-    """Return the findings of ``status``, new ones first, each with its consequences.
+    """Return the findings of ``status``, each with its consequences, in the order to mend them.
 
-    A consequence never stands alone.
+    New ones come first, then those that explain others, then the more certain ones. A consequence
+    never stands alone.
     """
     by_code = {result.code: result for result in report.results}
     groups: dict[int, list[Result]] = {}
@@ -136,11 +181,17 @@ def findings(report: Report, status: Status) -> tuple[Finding, ...]:
         if root is not result:
             groups.setdefault(id(root), []).append(result)
     folded = {id(result) for group in groups.values() for result in group}
-    return tuple(
+    found = (
         Finding(result, tuple(groups.get(id(result), ())))
-        for result in sorted(report.with_status(status), key=rank)
+        for result in report.with_status(status)
         if id(result) not in folded
     )
+    return tuple(sorted(found, key=_order))
+
+
+def _order(finding: Finding) -> tuple[tuple[bool, int], int, int]:
+    kind = _CERTAINTY.index(finding.result.kind)
+    return rank(finding.result), -len(finding.consequences), kind
 
 
 def _root(result: Result, by_code: dict[str, Result]) -> Result:
@@ -161,7 +212,7 @@ def _explains(cause: Result) -> bool:
 def ordered(report: Report) -> tuple[Finding, ...]:
     """Return all findings, what the baseline has last, else worst first."""
     every = [finding for status in FINDINGS for finding in findings(report, status)]
-    return tuple(sorted(every, key=lambda finding: rank(finding.result)))
+    return tuple(sorted(every, key=_order))
 
 
 def rank(result: Result) -> tuple[bool, int]:

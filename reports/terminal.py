@@ -94,6 +94,18 @@ def render(reports: Sequence[Report], options: Options) -> str:
     return page.text()
 
 
+def render_changes(reports: Sequence[Report], options: Options) -> str:
+    """Return what each report says of the comparison with its baseline, and what is new in full."""
+    page = _Page(options)
+    for report in reports:
+        page.head(report)
+        for finding in outline.ordered(report):
+            if finding.result.is_new:
+                page.finding(finding)
+        page.blank()
+    return page.text()
+
+
 def _encoded(text: str, encoding: str) -> str:
     try:
         return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -165,9 +177,7 @@ class _Page:
 
     def report(self, report: Report) -> None:
         verbosity = self.options.verbosity
-        self.verdict(outline.verdict(report), one_line(report.target.label))
-        for item in outline.since(report):
-            self.field(item.label, one_line(item.text), _WIDE_LABEL)
+        self.head(report)
         self.field("not audited", one_line(report.target.other_loops), _WIDE_LABEL)
         for status in outline.FINDINGS:
             if verbosity is not Verbosity.QUIET or status in (Status.FAIL, Status.ERROR):
@@ -181,6 +191,12 @@ class _Page:
         self.accounted(report)
         self.totals(report)
         self.blank()
+
+    def head(self, report: Report) -> None:
+        """Print the verdict, and what changed since the baseline where there is one."""
+        self.verdict(outline.verdict(report), one_line(report.target.label))
+        for item in outline.since(report):
+            self.field(item.label, one_line(item.text), _WIDE_LABEL)
 
     def verdict(self, verdict: outline.Verdict, target: str = "") -> None:
         style = _STYLES[verdict.status]
@@ -220,6 +236,7 @@ class _Page:
         self.field("measured", result.measured)
         self.field("threshold", result.threshold)
         self.field("where", _where(result))
+        self.source(result)
         self.field("crash", outline.CRASHES[result.crash])
         self.field("fix", Line(self.safe(result.fix), style="green"))
         if result.cause:
@@ -228,6 +245,19 @@ class _Page:
             self.field("kind", f"{result.kind.value}, {_cost(result.steps, result.seconds)}")
         for evidence in result.evidence:
             self.evidence(evidence, result.status)
+
+    def source(self, result: Result) -> None:
+        """Print the line that a finding is about, underlined, with the lines around it."""
+        lines = outline.quoted(result)
+        digits = len(str(lines[-1].number)) if lines else 0
+        for line in lines:
+            number = Line(f"{line.number:{digits}} |", style="dim")
+            text = self.safe(line.text)
+            self.hang(number, Line(text, style="bold" if line.marked else ""), 4, 7 + digits)
+            if line.marked and (shown := text.strip()):
+                below = " " * (len(text) - len(text.lstrip())) + "^" * cell_len(shown)
+                caret = Line(below[: self.width - 7 - digits], style=_STYLES[result.status])
+                self.hang(Line(" " * digits + " |", style="dim"), caret, 4, 7 + digits)
 
     # Evidence ----------------------------------------------------------------------------
 
@@ -378,8 +408,15 @@ class _Page:
         cost = _cost(report.totals.steps, report.totals.seconds)
         device = f" on {one_line(report.environment.device)}" if report.environment.device else ""
         seed = f"seed {report.tool.seed}, preset {one_line(report.tool.preset)}"
+        families = ", ".join(f"{s.family} {s.passed}/{s.answered}" for s in outline.scores(report))
         self.blank()
+        if families:
+            self.hang("", Line(self.safe(f"Passed by family: {families}."), style="dim"), 0, 0)
         for text in (f"{checks}: {numbers or 'none'}.", f"{cost}{device}, {seed}."):
+            self.hang("", Line(self.safe(text), style="dim"), 0, 0)
+        if first := outline.ordered(report)[:1]:
+            code = one_line(first[0].result.code)
+            text = f"`nnaudit rule {code}` explains a check: why it asks, how it decides, the fix."
             self.hang("", Line(self.safe(text), style="dim"), 0, 0)
 
 

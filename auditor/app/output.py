@@ -12,17 +12,8 @@ from typing import Literal, Self, cast
 
 from nnaudit.errors import UsageError
 from nnaudit.report import Report, Status
-from nnaudit.reports import FORMATS, Options, Verbosity
-
-SUFFIXES = {
-    ".html": "html",
-    ".htm": "html",
-    ".json": "json",
-    ".md": "markdown",
-    ".sarif": "sarif",
-    ".txt": "text",
-    ".xml": "junit",
-}
+from nnaudit.reports import FORMATS, format_of
+from nnaudit.reports.base import Options, Renderer, Verbosity
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable in which GitHub names the file that a job's summary is appended to."""
@@ -86,8 +77,8 @@ class Output:
         options = Options(verbosity=level, folder=_folder(), failing=failing)
         return cls(tuple(destinations), cast(Color, color), options)
 
-    def write(self, reports: Sequence[Report]) -> None:
-        """Render ``reports`` into every destination.
+    def write(self, reports: Sequence[Report], *, text: Renderer = FORMATS["text"]) -> None:
+        """Render ``reports`` into every destination; ``text`` writes the one for the terminal.
 
         Raises:
             UsageError: a file cannot be written.
@@ -95,42 +86,26 @@ class Output:
         if not reports:
             return
         for destination in self.destinations:
-            render = FORMATS[destination.format]
+            render = text if destination.format == "text" else FORMATS[destination.format]
             if destination.path is None:
                 options = self.options.for_stream(sys.stdout, color=self.color)
                 sys.stdout.write(render(reports, options))
                 sys.stdout.flush()
             else:
-                _write(destination.path, render(reports, self.options))
+                write(destination.path, render(reports, self.options))
             if destination.format == "github" and (summary := os.environ.get(SUMMARY)):
                 _append(Path(summary), FORMATS["markdown"](reports, self.options))
 
-    def page(self, reports: Sequence[Report]) -> Path | None:
-        """Return where the HTML report lies.
+    @property
+    def page(self) -> Path | None:
+        """Where the HTML report goes that was asked for."""
+        paths = [d.path for d in self.destinations if d.format == "html" and d.path is not None]
+        return paths[0] if paths else None
 
-        Where none was asked for and a person reads the terminal report, one is written to the
-        cache folder; None when that is not possible.
-        """
-        for destination in self.destinations:
-            if destination.format == "html" and destination.path is not None:
-                return destination.path
-        if self.destinations != (Destination("text", None),):
-            return None
-        path = cache_folder() / f"{Path(reports[0].target.name).stem or 'report'}.html"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, FORMATS["html"](reports, Options()))
-        except (OSError, UsageError):
-            return None
-        return path
-
-
-def cache_folder() -> Path:
-    """Return ``NNAUDIT_CACHE``, else nnaudit's folder in the user's cache."""
-    if chosen := os.environ.get("NNAUDIT_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "nnaudit"
+    @property
+    def is_for_a_person(self) -> bool:
+        """Whether nothing was asked for but the report on the terminal."""
+        return self.destinations == (Destination("text", None),)
 
 
 def _folder() -> str:
@@ -153,7 +128,7 @@ def _destination(text: str) -> Destination:
 
 def _with_file(destinations: list[Destination], file: Path) -> list[Destination]:
     if not destinations:
-        return [Destination(SUFFIXES.get(file.suffix.lower(), "text"), file)]
+        return [Destination(format_of(file) or "text", file)]
     homeless = [d for d in destinations if d.path is None]
     if len(homeless) != 1:
         raise UsageError(
@@ -177,8 +152,12 @@ def _require_writable(path: Path | None, sources: Sequence[str]) -> None:
         )
 
 
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all: a report that was there before survives a full disk."""
+def write(path: Path, text: str) -> None:
+    """Write whole or not at all: a report that was there before survives a full disk.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     if path.exists() and not path.is_file():
         return _append(path, text)  # a device or a pipe, such as /dev/stderr
     path = path.resolve()  # a link stays one, and what it leads to is written

@@ -16,7 +16,9 @@ import pytest
 
 from nnaudit import config as settings_of
 from nnaudit.app import supervisor
-from nnaudit.app.pytest_session import NnauditWarning, folder_of
+from nnaudit.app.pytest_session import folder_of
+from nnaudit.app.pytest_warning import NnauditWarning
+from nnaudit.display import AuditReport
 from nnaudit.engine.job import PLUGIN, Job, Question
 from nnaudit.engine.record import RefusedError
 from nnaudit.errors import UsageError
@@ -338,7 +340,7 @@ class Auditor:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
-    def __call__(self, target: Any = None, **parts: Any) -> Report:
+    def __call__(self, target: Any = None, **parts: Any) -> AuditReport:
         """Audit ``target`` and return the report.
 
         ``target`` is the path of a file, audited in a process of its own, once for all tests of the
@@ -359,9 +361,9 @@ class Auditor:
         outcome = Store(folder_of(self._config)).audit(job)
         if outcome.report is None:
             pytest.fail("\n".join(filter(None, (outcome.refusal, outcome.detail))), pytrace=False)
-        return outcome.report
+        return AuditReport.of(outcome.report)
 
-    def check(self, target: Any = None, *, fail_on: str = "", **parts: Any) -> Report:
+    def check(self, target: Any = None, *, fail_on: str = "", **parts: Any) -> AuditReport:
         """Audit ``target``, fail the test where there are findings, and return the report.
 
         Raises:

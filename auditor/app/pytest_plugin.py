@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nnaudit.app.pytest_session import FOLDER, NnauditWarning, folder_of
+from nnaudit.app.pytest_session import FOLDER, folder_of
+from nnaudit.app.pytest_warning import NnauditWarning
 
 if TYPE_CHECKING:
     from nnaudit.app.pytest_items import Auditor

@@ -13,10 +13,6 @@ FOLDER = pytest.StashKey["Path"]()
 """Where the processes of one session leave audits for each other."""
 
 
-class NnauditWarning(UserWarning):
-    """A check warned, or nnaudit has something to say about the target's source."""
-
-
 def folder_of(config: pytest.Config) -> Path:
     """Return the folder that all processes of this session share; it need not exist yet."""
     if FOLDER not in config.stash:

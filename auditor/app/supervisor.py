@@ -75,12 +75,22 @@ def inspect(job: Job) -> Started:
     Raises:
         RefusedError: the target cannot be loaded.
     """
+    started = load(job).started
+    assert started is not None
+    return started
+
+
+def load(job: Job) -> Record:
+    """Load one target in a child process; the record says what was found and how it was kept safe.
+
+    Raises:
+        RefusedError: the target cannot be loaded.
+    """
     record = Record()
     death = _run_child(job.model_copy(update={"remaining": (), "inspect": True}), record)
     if record.started is None:
         _record_crash(job, record, death)
-    assert record.started is not None
-    return record.started
+    return record
 
 
 def battery(job: Job) -> tuple[Question, ...]:

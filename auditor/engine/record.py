@@ -5,6 +5,7 @@ Must not import torch.
 
 from __future__ import annotations
 
+import linecache
 import shlex
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,12 +35,19 @@ from nnaudit.report import (
     Part,
     Report,
     Result,
+    Source,
     Status,
     TargetInfo,
     Tool,
     totals_of,
 )
 from nnaudit.settings import Settings
+
+FINDINGS = (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE)
+"""Statuses that ask something of the reader: these have causes, and the source is quoted."""
+
+CONTEXT, WIDEST = 2, 300
+"""Lines of source quoted before and after a finding's line; characters of each."""
 
 Located = TypeVar("Located", Part, Result)
 
@@ -183,7 +191,7 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
     crashed = {_crash(r): r.code for r in reversed(placed) if r.status is Status.ERROR}
 
     def with_cause(result: Result) -> Result:
-        if result.status not in (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE):
+        if result.status not in FINDINGS:
             return result
         cause = next((c for c in explains.get(result.code, ()) if c in failed), "")
         if result.status is Status.ERROR:
@@ -191,7 +199,7 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
             cause = cause or (first if first != result.code else "")
         return result.model_copy(update={"cause": cause})
 
-    return tuple(_located(with_cause(result)) for result in placed)
+    return tuple(_located(_quoted(with_cause(result))) for result in placed)
 
 
 def _crash(result: Result) -> str:
@@ -203,6 +211,19 @@ def _nearby(path: str) -> str:
     """Name a file in the current folder from there: a report is read on other machines, too."""
     inside = path and Path(path).is_relative_to(Path.cwd())
     return str(Path(path).relative_to(Path.cwd())) if inside else path
+
+
+def _quoted(result: Result) -> Result:
+    """Return a finding with the lines of source around its place, where these can be read."""
+    if (place := result.location) is None or result.status not in FINDINGS:
+        return result
+    linecache.checkcache(place.file)  # an earlier audit may have read it before it was edited
+    lines = linecache.getlines(place.file)
+    if not 0 < place.line <= len(lines):
+        return result
+    first = max(1, place.line - CONTEXT)
+    around = tuple(line.rstrip("\n")[:WIDEST] for line in lines[first - 1 : place.line + CONTEXT])
+    return result.model_copy(update={"source": Source(first=first, lines=around)})
 
 
 def _located(model: Located) -> Located:

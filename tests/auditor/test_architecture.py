@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,10 +21,16 @@ TREES = {"nnaudit": "auditor", "nnaudit.checks": "checks", "nnaudit.reports": "r
 ROOMS = {
     "": {"app", "api", "checks", "report", "targets"},
     "__main__": {"app"},
-    "api": {"config", "engine", "errors", "loop", "report", "settings", "state", "targets"},
-    "app": {
-        "api", "checks", "config", "engine", "errors", "report", "reports", "settings", "state",
+    "api": {
+        "config", "display", "engine", "errors", "loop", "progress", "settings", "state",
+        "targets",
     },
+    "app": {
+        "api", "checks", "config", "display", "engine", "errors", "progress", "report", "reports",
+        "settings", "state",
+    },
+    "display": {"report", "reports"},
+    "progress": {"engine", "report", "reports"},
     "engine": {
         "checks", "context", "errors", "loop", "loop.script", "overview", "report", "settings",
         "state", "targets",
@@ -49,7 +56,9 @@ ROOMS = {
 """Which room may import which: the folders, and the modules at the root by their names."""
 
 WITHOUT_TORCH = (
-    *(f"auditor/{name}.py" for name in ("config", "errors", "report", "settings", "wording")),
+    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "progress", "report")),
+    *(f"auditor/{name}.py" for name in ("settings", "wording")),
+    *(f"checks/{name}.py" for name in ("__init__", "catalog", "docstring", "selectors")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     *(f"auditor/targets/{name}.py" for name in ("callstack", "source")),
     *(f"auditor/state/{name}.py" for name in ("files", "landlock", "namespaces")),
@@ -118,8 +127,8 @@ def test_the_parent_process_has_no_torch(file: str) -> None:
     assert not any(name.partition(".")[0] == "torch" for name in imports(ROOT / file))
 
 
-def test_the_parent_process_asks_for_torch_in_two_functions_only() -> None:
-    """Of which one explains a check, the other audits objects in process, for a fixture.
+def test_the_parent_process_asks_for_torch_in_two_places_only() -> None:
+    """Of which one explains checks and imports only plug-ins', the other audits for a fixture.
 
     What runs in the sandbox is the child.
     """
@@ -135,7 +144,8 @@ def test_the_parent_process_asks_for_torch_in_two_functions_only() -> None:
         if room(name) == "app" and room(target) != "app"
     }
     child = ("app.sandbox", "engine.worker")
-    assert found == {("app.cli", "checks.registry"), ("app.pytest_items", "api"), child}
+    explaining = {edge for edge in found if edge[1] in ("checks", "checks.catalog")}
+    assert found - explaining == {("app.pytest_items", "api"), child}
 
 
 def test_a_check_touches_no_hook_no_snapshot_of_process_and_no_renderer() -> None:
@@ -145,12 +155,18 @@ def test_a_check_touches_no_hook_no_snapshot_of_process_and_no_renderer() -> Non
         assert "Snapshot" not in text, file
 
 
-def test_help_does_not_import_torch() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["rule", "DATA104"], ["rule", "--all"], ["report", "tests/assets/report-v1.json"]],
+)
+def test_what_needs_no_training_imports_no_torch(words: list[str]) -> None:
     code = (
         "import sys; from click.testing import CliRunner; from nnaudit.app.cli import main;"
-        "assert CliRunner().invoke(main, ['--help']).exit_code == 0; print('torch' in sys.modules)"
+        f"assert CliRunner().invoke(main, {words}).exit_code == 0; print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -177,6 +193,18 @@ def test_public_names_can_be_imported() -> None:
         assert getattr(nnaudit, name) is not None
     with pytest.raises(AttributeError):
         _ = nnaudit.nonsense
+
+
+def test_what_one_use_needs_alone_is_an_extra() -> None:
+    """pytest runs the plug-in, torchvision an example; nobody who audits needs either."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
+    assert not required & {"pytest", "torchvision"}
+    plug_in = {"pytest_plugin.py", "pytest_session.py", "pytest_items.py"}
+    for file in (path for tree in TREES.values() for path in sources(tree)):
+        names = {name.partition(".")[0] for name in imports(file)}
+        assert "torchvision" not in names, file
+        assert "pytest" not in names or file.name in plug_in, file
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from click.shell_completion import ShellComplete
+from programs import LOOP, SOURCE
 
 from nnaudit.app.cli import main
 
@@ -26,6 +27,13 @@ def completions(*words: str) -> set[str]:
 def test_the_first_word_completes_to_commands_and_files() -> None:
     assert {"check", "report", "rule", "config", "<file>"} <= completions("")
     assert completions("ru") == {"rule", "<file>"}
+
+
+def test_options_and_codes_complete_before_a_target() -> None:
+    assert "--select" in completions("--sel")
+    assert "DATA104" in completions("--select", "DATA1")
+    assert "shuffling" in completions("rule", "shuf")
+    assert completions("train.py", "--output-format", "js") == {"json"}
 
 
 def test_a_target_may_stand_where_a_command_may() -> None:
@@ -66,7 +74,7 @@ def test_hooks_and_action_use_options_that_exist() -> None:
     for step in action["runs"]["steps"]:
         assert "inputs." not in step["run"], "an input must not become part of a command"
     script = (ROOT / "scripts" / "github-action").read_text()
-    assert set(re.findall(r"--[a-z][a-z-]+", script)) <= known
+    assert set(re.findall(r"(?<= )--[a-z][a-z-]+", script)) <= known
     assert set(re.findall(r"\bTARGETS|ARGUMENTS|BASELINE|FOLDER\b", script)) == set(
         action["runs"]["steps"][1]["env"]
     )
@@ -74,70 +82,78 @@ def test_hooks_and_action_use_options_that_exist() -> None:
 
 STUB = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > words.txt
-echo "::error file=train.py,line=3::shuffled"
-echo "# report" > "$FOLDER/report.md"
 exit 1
 """
 
 
-def test_the_step_of_the_action(tmp_path: Path) -> None:
-    """Runs it as GitHub does, with a program in nnaudit's place that says how it was called."""
-    program = tmp_path / "bin" / "nnaudit"
-    program.parent.mkdir()
-    program.write_text(STUB)
-    program.chmod(0o755)
-    done = subprocess.run(
+def run_action(folder: Path, nnaudit: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
+    """Run the action's step as GitHub does, with the program ``nnaudit``."""
+    return subprocess.run(
         ["bash", ROOT / "scripts" / "github-action"],
-        cwd=tmp_path,
+        cwd=folder,
         env={
-            "PATH": f"{program.parent}:{os.environ['PATH']}",
-            "TARGETS": "train.py $(touch stolen)",
-            "ARGUMENTS": "--preset quick",
-            "BASELINE": "old.json",
+            **os.environ,
+            "PATH": f"{nnaudit.parent}:{os.environ['PATH']}",
+            "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
             "FOLDER": "out",
-            "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+            **inputs,
         },
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Path:
+    """A program in nnaudit's place that says how it was called."""
+    program = tmp_path / "bin" / "nnaudit"
+    program.parent.mkdir()
+    program.write_text(STUB)
+    program.chmod(0o755)
+    (program.parent / "python").symlink_to(sys.executable)
+    return program
+
+
+def test_the_action_passes_words_on_and_expands_nothing(tmp_path: Path, stub: Path) -> None:
+    done = run_action(
+        tmp_path,
+        stub,
+        TARGETS="train.py $(touch stolen) *",
+        ARGUMENTS="--preset quick -- --name 'two words' --select",
+        BASELINE="old.json",
+    )
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("::error file=train.py,line=3::")
-    assert (tmp_path / "summary.md").read_text() == "# report\n"
     assert not (tmp_path / "stolen").exists()
     words = (tmp_path / "words.txt").read_text().splitlines()
-    assert words[:7] == [
-        "check",
-        "train.py",
-        "$(touch",
-        "stolen)",
-        "--preset",
-        "quick",
-        "--baseline",
-    ]
-    assert "sarif:out/report.sarif" in words
+    ours, script = words[: words.index("--")], words[words.index("--") + 1 :]
+    assert ours[:9] == [
+        "check", "train.py", "$(touch", "stolen)", "*", "--preset", "quick", "--baseline",
+        "old.json",
+    ]  # fmt: skip
+    assert "sarif:out/report.sarif" in ours
+    assert script == ["--name", "two words", "--select"]
 
 
-def test_contributors_hooks_run_what_is_there() -> None:
-    yaml = pytest.importorskip("yaml")
-    settings = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
-    (source,) = settings["repos"]
-    assert source["repo"] == "local"
-    for hook in source["hooks"]:
-        re.compile(hook.get("files", ""))
-        scripts = [word for word in hook["entry"].split() if word.startswith("scripts/")]
-        tools = [word for word in hook["entry"].split() if word.startswith(".venv/bin/")]
-        assert all((ROOT / script).is_file() for script in scripts)
-        assert tools or scripts, hook["id"]
+def test_the_action_refuses_a_quotation_that_does_not_end(tmp_path: Path, stub: Path) -> None:
+    done = run_action(tmp_path, stub, TARGETS="train.py", ARGUMENTS="--name 'two words")
+    assert done.returncode == 2
+    assert not (tmp_path / "words.txt").exists()
 
 
-def test_issue_forms_ask_for_something_each_under_a_name_of_its_own() -> None:
-    yaml = pytest.importorskip("yaml")
-    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
-    assert len(forms) == 4
-    for form in forms:
-        content = yaml.safe_load(form.read_text())
-        assert content["name"] and content["description"]
-        asked = [part for part in content["body"] if part["type"] != "markdown"]
-        assert len({part["id"] for part in asked}) == len(asked)
-        assert any(part.get("validations", {}).get("required") for part in asked)
+@pytest.mark.slow
+def test_the_action_audits_a_script_with_options_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        f"import sys\n\nassert sys.argv[1:] == ['a b']\n{SOURCE}{LOOP}"
+    )
+    done = run_action(
+        tmp_path,
+        Path(sys.executable).with_name("nnaudit"),
+        TARGETS="train.py",
+        ARGUMENTS="--select DATA101 -- 'a b'",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nnaudit: train.py" in done.stdout
+    assert (tmp_path / "summary.md").read_text() == (tmp_path / "out" / "report.md").read_text()
+    present = {file.name for file in (tmp_path / "out").iterdir()}
+    assert present == {"report.md", "report.html", "report.json", "report.sarif"}

@@ -2,7 +2,8 @@ import io
 
 import pytest
 
-from nnaudit.reports import FORMATS, Options
+from nnaudit.reports import FORMATS
+from nnaudit.reports.base import Options
 
 
 class Stream(io.StringIO):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.reports import Options, load
+from nnaudit.reports.base import Options
 from nnaudit.reports.html import render
+from nnaudit.reports.load import load
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -2,7 +2,7 @@ import re
 
 from nnaudit.app.baseline import compare
 from nnaudit.report import Location, Status
-from nnaudit.reports import Options
+from nnaudit.reports.base import Options
 from nnaudit.reports.github import LIMIT, render
 
 COMMAND = re.compile(r"^::(error|warning|notice) file=[^,:]*,line=\d+,title=[^,:]*::.+$")

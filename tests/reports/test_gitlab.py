@@ -1,7 +1,7 @@
 import json
 
 from nnaudit.report import Status
-from nnaudit.reports import Options
+from nnaudit.reports.base import Options
 from nnaudit.reports.gitlab import render
 
 

@@ -24,7 +24,8 @@ from nnaudit.report import (
     Tool,
     totals_of,
 )
-from nnaudit.reports import FORMATS, Options
+from nnaudit.reports import FORMATS
+from nnaudit.reports.base import Options
 
 HIDDEN = ("\x00", "\x1b[2J", "\x85", "\r\n", "\t", "\u202e", "\ud800", "\ufffe", "x" * 3000)
 MARKUP = "]]> --> <b> &lt; ' \" ` | # * _ ~ \\ $x$ @me ##[x] ::error:: %0A {{1}} 数"
@@ -73,6 +74,7 @@ class Tags(HTMLParser):
 
 READERS = {
     "text": str.splitlines,
+    "concise": str.splitlines,
     "json": json.loads,
     "html": Tags,
     "markdown": str.splitlines,

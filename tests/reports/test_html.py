@@ -19,8 +19,8 @@ from nnaudit.report import (
     TargetInfo,
     Text,
 )
-from nnaudit.reports import Options
 from nnaudit.reports import html as renderer
+from nnaudit.reports.base import Options
 from nnaudit.reports.html import render
 
 VOID = {"meta", "link", "img", "br"}
@@ -270,3 +270,15 @@ def test_a_plain_report_needs_no_optional_part(make_report, make_result):
     page = show(make_result(), make_report=make_report, target=target)
     assert "Reproduce this report" not in page.text()
     assert "Look at your data" not in page.text()
+
+
+def test_the_line_of_source_is_marked_among_its_neighbours(realistic):
+    html = render([realistic], Options())
+    (quoted,) = re.findall(r'<pre class="source">(.*?)</pre>', html, re.DOTALL)
+    lines = re.sub(r"<[^>]+>", "", quoted).splitlines()
+    assert lines[:3] == [
+        "40 self.head = nn.Sequential(",
+        "41     nn.Linear(128, 10),",
+        "42     nn.Softmax(dim=1),",
+    ]
+    assert re.findall(r"<mark>.*?</mark>", quoted, re.DOTALL)[0].count("Softmax") == 1

@@ -7,8 +7,9 @@ import pytest
 
 import nnaudit.reports
 from nnaudit.report import Curve, Numbers, Series, Table
-from nnaudit.reports import Options, load
+from nnaudit.reports.base import Options
 from nnaudit.reports.json_ import render, schema_text
+from nnaudit.reports.load import load
 
 SCHEMA = Path(nnaudit.reports.__file__).with_name("report.schema.json")
 

@@ -5,7 +5,7 @@ import pytest
 
 from nnaudit.app.baseline import compare
 from nnaudit.report import Status
-from nnaudit.reports import Options
+from nnaudit.reports.base import Options
 from nnaudit.reports.junit import render
 
 #: What Jenkins's schema allows of it; the xUnit plug-in refuses a file with anything else.

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.reports import FORMATS, Options, ReportFileError, load
+from nnaudit.reports import FORMATS
+from nnaudit.reports.base import Options
+from nnaudit.reports.load import ReportFileError, load
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -5,7 +5,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from nnaudit.report import Curve, Series, Status, Table, Text
-from nnaudit.reports import Options
+from nnaudit.reports.base import Options
 from nnaudit.reports.markdown import MARKER, code, prose, render
 
 
@@ -135,3 +135,9 @@ def test_several_targets_have_a_verdict_on_all(make_report, make_result):
     reports = [make_report(make_result()), make_report(make_result(status=Status.FAIL))]
     assert "## nnaudit: 1 of 2 targets fails" in render(reports, Options())
     assert shown(render([], Options())) == "nnaudit: No target was audited"
+
+
+def test_the_line_of_source_is_marked_among_its_neighbours(realistic):
+    text = render([realistic], Options())
+    assert "examples/mnist/net.py:42\n```text\n" in text
+    assert "> 42 |     nn.Softmax(dim=1)," in text

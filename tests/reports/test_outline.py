@@ -1,6 +1,6 @@
 import pytest
 
-from nnaudit.report import Status
+from nnaudit.report import Kind, Location, Source, Status
 from nnaudit.reports import outline
 from nnaudit.reports.outline import LABELS, SEVERITY, findings, reasons, verdict, verdict_of_all
 
@@ -116,3 +116,39 @@ def test_numbers_of_results_are_followed_by_the_right_word():
         "skipped",
         "notes",
     ]
+
+
+def test_what_explains_others_is_mended_first_then_what_is_most_certain(make_report, make_result):
+    report = make_report(
+        make_result("A", Status.FAIL, kind=Kind.STATISTICAL),
+        make_result("B", Status.FAIL, kind=Kind.EXACT),
+        make_result("C", Status.FAIL, kind=Kind.STATISTICAL),
+        make_result("D", Status.FAIL, cause="C"),
+        make_result("E", Status.WARN),
+    )
+    assert codes(findings(report, Status.FAIL)) == [("C", ["D"]), ("B", []), ("A", [])]
+    ordered = [finding.result.code for finding in outline.ordered(report)]
+    assert ordered == ["C", "B", "A", "E"]
+
+
+def test_each_family_has_a_score_of_what_was_answered(make_report, make_result):
+    report = make_report(
+        make_result("A1", family="A"),
+        make_result("A2", Status.FAIL, family="A"),
+        make_result("A3", Status.SKIP, family="A"),
+        make_result("B1", Status.WARN, family="B", suppressed="by design"),
+        make_result("C1", Status.NOTE, family="C"),
+    )
+    scores = [(s.family, s.passed, s.answered) for s in outline.scores(report)]
+    assert scores == [("A", 1, 2), ("C", 0, 1)]
+
+
+def test_source_is_quoted_without_the_indentation_it_shares(make_result):
+    source = Source(first=9, lines=("    def f():", "\treturn 1", ""))
+    result = make_result(location=Location(file="a.py", line=10), source=source)
+    assert [(q.number, q.text, q.marked) for q in outline.quoted(result)] == [
+        (9, "def f():", False),
+        (10, "return 1", True),
+        (11, "", False),
+    ]
+    assert outline.quoted(make_result(location=Location(file="a.py", line=10))) == ()

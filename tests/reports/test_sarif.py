@@ -7,7 +7,8 @@ import pytest
 
 from nnaudit.app.baseline import compare
 from nnaudit.report import Location, Status, TargetInfo
-from nnaudit.reports import Options, load
+from nnaudit.reports.base import Options
+from nnaudit.reports.load import load
 from nnaudit.reports.sarif import render
 
 ASSETS = Path(__file__).parents[1] / "assets"

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from nnaudit.app.baseline import compare
-from nnaudit.reports import FORMATS, Options, load
+from nnaudit.reports import FORMATS
+from nnaudit.reports.base import Options
+from nnaudit.reports.load import load
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SNAPSHOTS = {
     "text": "failing-v1.txt",
+    "concise": "failing-v1.concise.txt",
     "markdown": "failing-v1.md",
     "junit": "failing-v1.xml",
     "sarif": "failing-v1.sarif",

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from nnaudit.report import Status, Table
-from nnaudit.reports import Options, Verbosity, load
+from nnaudit.report import Location, Source, Status, Table
+from nnaudit.reports.base import Options, Verbosity
+from nnaudit.reports.load import load
 from nnaudit.reports.terminal import render
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -156,3 +157,24 @@ def test_a_long_table_is_cut(make_report, make_result):
     assert "... 80 more rows in the JSON report" in render(
         [report], Options(verbosity=Verbosity.VERBOSE)
     )
+
+
+SOURCE = Source(
+    first=8, lines=("import x", "", "    loader = Loader(data)", "", "for batch in loader:")
+)
+
+
+def test_the_line_of_source_is_shown_with_a_caret(make_report, make_result):
+    place = Location(file="train.py", line=10)
+    report = make_report(make_result("A101", "fail", location=place, source=SOURCE))
+    text = render([report], Options())
+    assert (
+        "     8 | import x\n"
+        "     9 |\n"
+        "    10 |     loader = Loader(data)\n"
+        "       |     ^^^^^^^^^^^^^^^^^^^^^\n"
+        "    11 |\n"
+        "    12 | for batch in loader:\n"
+    ) in text
+    narrow = render([report], Options(width=24)).splitlines()
+    assert max(map(len, narrow)) <= 24

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.app.output import ROOTS, SUFFIXES, SUMMARY, Destination, Output
+from nnaudit.app.output import ROOTS, SUMMARY, Destination, Output
 from nnaudit.report import Report
-from nnaudit.reports import FORMATS, load
+from nnaudit.reports import FORMATS, SUFFIXES
+from nnaudit.reports.load import load
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
@@ -48,7 +49,7 @@ def test_github_gets_a_summary_of_the_job(
     Path("summary.md").write_text("before\n")
     monkeypatch.setenv(SUMMARY, "summary.md")
     Output.parse(["github"], None).write(reports)
-    assert capsys.readouterr().out.startswith("::error file=train.py,line=48,")
+    assert capsys.readouterr().out.startswith("::error file=train.py,line=98,")
     assert Path("summary.md").read_text().startswith("before\n<!-- nnaudit report -->\n")
     Output.parse(["json:run.json"], None).write(reports)
     assert Path("summary.md").read_text().count("nnaudit report -->") == 1

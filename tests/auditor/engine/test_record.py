@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from nnaudit.checks.registry import BrokenPlugin
 from nnaudit.engine.job import Answered, Question, Started
 from nnaudit.engine.record import Record
@@ -13,6 +15,7 @@ from nnaudit.report import (
     Part,
     Report,
     Result,
+    Source,
     Status,
     TargetInfo,
 )
@@ -95,3 +98,31 @@ def test_files_in_this_folder_are_named_from_here(tmp_path, monkeypatch) -> None
     assert report.target.path == "a/train.py"
     assert report.target.parts[0].location == Location(file="a/train.py", line=1)
     assert [r.location.file for r in report.results] == ["a/train.py", outside]
+
+
+def test_a_finding_quotes_the_source_as_it_is_now(tmp_path: Path) -> None:
+    file = tmp_path / "train.py"
+
+    def quoted(line: int, status: Status = Status.FAIL) -> Source | None:
+        record = Record()
+        question = Question(
+            code="A101", name="a", family="A", kind=Kind.EXACT, question="?", consequence_of=()
+        )
+        record.take(
+            Started(target=TargetInfo(name="net"), environment=Environment(), questions=(question,))
+        )
+        place = Location(file=str(file), line=line)
+        result = Result(
+            code="A101", name="a", family="A", kind=Kind.EXACT, status=status, message="m",
+            location=place,
+        )  # fmt: skip
+        record.take(Answered(result=result))
+        return record.report("net.py", Settings(), seconds=1.0).results[0].source
+
+    assert quoted(3) is None
+    file.write_text("a = 1\nb = 2\nc = 3\nd = 4\ne = 5\nf = 6\n")
+    assert quoted(4) == Source(first=2, lines=("b = 2", "c = 3", "d = 4", "e = 5", "f = 6"))
+    file.write_text("a\n" + "b" * 1000)
+    assert quoted(1) == Source(first=1, lines=("a", "b" * 300))
+    assert quoted(1, Status.PASS) is None
+    assert quoted(77) is None

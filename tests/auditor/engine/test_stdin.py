@@ -34,13 +34,7 @@ def test_a_terminal_is_one_and_gives_no_answer() -> None:
     outside, inside = pty.openpty()
     try:
         os.write(outside, b"typed\n")
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            stdin=inside,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        lines = answer_to(stdin=inside)
     finally:
         os.close(outside)
         os.close(inside)
