@@ -92,7 +92,7 @@ def test_an_unforeseen_error_is_one_sentence(here: Path, monkeypatch: pytest.Mon
     def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(cli, "_check", fails)
+    monkeypatch.setattr(cli, "_audit", fails)
     code, text = said("net.py")
     assert code == 3
     assert "bug in nnaudit: ZeroDivisionError: division by zero" in text
