@@ -29,6 +29,7 @@ ROOMS = {
         "api", "checks", "config", "display", "engine", "errors", "progress", "report", "reports",
         "settings", "state",
     },
+    "callbacks": {"app", "config", "display", "engine", "errors", "report", "reports"},
     "display": {"report", "reports"},
     "progress": {"engine", "report", "reports"},
     "engine": {
@@ -62,6 +63,7 @@ WITHOUT_TORCH = (
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     *(f"auditor/targets/{name}.py" for name in ("callstack", "source")),
     *(f"auditor/state/{name}.py" for name in ("files", "landlock", "namespaces")),
+    "auditor/callbacks/before_training.py",
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "auditor/app").glob("*.py"))),
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "reports").glob("*.py"))),
 )
