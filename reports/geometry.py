@@ -13,6 +13,12 @@ from itertools import pairwise
 
 Point = tuple[float, float | None]
 
+NOTICEABLE = 0.1
+"""The least part of its own size that fills the height of a chart of values.
+
+A loss that goes from 0.6911 to 0.6904 must not look like a fall.
+"""
+
 _HUGE = 1e300
 _TINY = 1e-300
 
@@ -56,9 +62,10 @@ class Axis:
 def axis(
     values: Iterable[float], start: float, end: float, *, log: bool = False, rounded: bool = False
 ) -> Axis:
-    """Return an axis over ``values``; a ``rounded`` one ends at round values.
+    """Return an axis over ``values``; a ``rounded`` one, of heights, ends at round values.
 
-    A logarithmic axis without a positive value to show becomes linear.
+    A logarithmic axis without a positive value to show becomes linear. Heights that hardly differ
+    are drawn as such.
     """
     every = list(values)
     shown = [value for value in every if drawable(value, log=log)]
@@ -68,6 +75,7 @@ def axis(
     if rounded and log:
         low, high = low / 1.25, high * 1.25
     elif rounded:
+        low, high = _opened(low, high)
         step = _step(low, high, 5)
         low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     return Axis(low, high, start, end, log)
@@ -86,6 +94,12 @@ def _widened(low: float, high: float, *, log: bool) -> tuple[float, float]:
     if size < _TINY:
         return -1.0, 1.0
     return (low - size / 2, high + size / 2) if high - low < 1e-9 * size else (low, high)
+
+
+def _opened(low: float, high: float) -> tuple[float, float]:
+    """Open a range around its middle to the :data:`NOTICEABLE` part of its size."""
+    missing = NOTICEABLE * max(abs(low), abs(high)) - (high - low)
+    return (low - missing / 2, high + missing / 2) if missing > 0 else (low, high)
 
 
 def _step(low: float, high: float, target: int) -> float:
@@ -233,8 +247,12 @@ def levels(
         for i in range(columns)
     ]
     finite = [mean for mean in means if mean is not None]
-    low = 0.0 if from_zero else min(finite, default=0.0)
-    span = max(finite, default=low) - low
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    if from_zero:
+        low = 0.0
+    elif not log and high > low:
+        low, high = _opened(low, high)
+    span = high - low
     top = height - 1
     return [
         None if m is None else round((m - low) / span * top) if span else top // 2 for m in means
