@@ -232,21 +232,19 @@ def levels(
     height: int,
     log: bool = False,
     from_zero: bool = False,
+    beside: Sequence[Sequence[float]] = (),
 ) -> list[int | None]:
     """Return the heights, 0 to ``height - 1``, of a sparkline of at most ``width`` columns.
 
     Each column is the mean of its values on the chosen scale, or ``None`` where none is finite.
+    ``beside`` are the lines that it is compared with: all have one scale.
     """
-    scale: Callable[[float], float] = math.log10 if log else float
-    if log and not any(drawable(value, log=True) for value in values):
-        log, scale = False, float
-    scaled = [scale(value) if drawable(value, log=log) else None for value in values]
-    columns = min(width, len(scaled))
-    means = [
-        _mean(scaled[i * len(scaled) // columns : (i + 1) * len(scaled) // columns])
-        for i in range(columns)
-    ]
-    finite = [mean for mean in means if mean is not None]
+    every = [values, *beside]
+    if log and not any(drawable(value, log=True) for line in every for value in line):
+        log = False
+    means = _columns(values, width, log=log)
+    others = [mean for line in beside for mean in _columns(line, width, log=log)]
+    finite = [mean for mean in (*means, *others) if mean is not None]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     if from_zero:
         low = 0.0
@@ -256,6 +254,17 @@ def levels(
     top = height - 1
     return [
         None if m is None else round((m - low) / span * top) if span else top // 2 for m in means
+    ]
+
+
+def _columns(values: Sequence[float], width: int, *, log: bool) -> list[float | None]:
+    """Return the means of at most ``width`` pieces of ``values``, on a scale of decades or not."""
+    scale: Callable[[float], float] = math.log10 if log else float
+    scaled = [scale(value) if drawable(value, log=log) else None for value in values]
+    columns = min(width, len(scaled))
+    return [
+        _mean(scaled[i * len(scaled) // columns : (i + 1) * len(scaled) // columns])
+        for i in range(columns)
     ]
 
 

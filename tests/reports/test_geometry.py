@@ -152,3 +152,4 @@ def test_heights_that_hardly_differ_look_so():
     fallen = axis([0.7, 0.3], 200, 0, rounded=True)
     assert abs(fallen.place(0.7) - fallen.place(0.3)) > 150
     assert levels([0.7, 0.3], width=2, height=8) == [7, 0]
+    assert levels([0.7, 0.3], width=2, height=8, beside=[[0.3, 1.7], [NAN]]) == [2, 0]
