@@ -63,7 +63,7 @@ class Program:
 
 
 def _inside(inner: CodeRange, outer: CodeRange) -> bool:
-    return outer.start.line <= inner.start.line and inner.end.line <= outer.end.line
+    return bool(outer.start.line <= inner.start.line and inner.end.line <= outer.end.line)
 
 
 def fixed(result: Result, source: str) -> str | None:
@@ -144,7 +144,7 @@ def _takes_keyword(call: cst.Call, *, position: int) -> bool:
     return len(call.args) > 0 and by_place <= position and not any(arg.star for arg in call.args)
 
 
-class _After(cst.CSTTransformer):
+class _After(cst.CSTTransformer):  # type: ignore[misc, unused-ignore]
     """Puts ``addition`` after ``statement``."""
 
     def __init__(self, statement: cst.CSTNode, addition: cst.BaseStatement) -> None:
