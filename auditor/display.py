@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Self
 
 from nnaudit.report import Report, Result
 from nnaudit.reports import FORMATS, format_of
@@ -22,10 +21,11 @@ class AuditReport(Report):
     ``print(report)`` writes the report of the terminal, a notebook shows the one with figures.
     """
 
-    @classmethod
-    def of(cls, report: Report) -> Self:
+    @staticmethod
+    def of(report: Report) -> AuditReport:
         """Return ``report`` as one that shows itself."""
-        return cls.model_construct(**{name: getattr(report, name) for name in Report.model_fields})
+        fields = {name: getattr(report, name) for name in Report.model_fields}
+        return AuditReport.model_construct(**fields)
 
     def __getitem__(self, code: str) -> Result:
         """Return the result of the check ``code``: ``report["DATA104"]``.

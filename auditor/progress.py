@@ -69,10 +69,13 @@ class Progress:
             self._say(f"{self._done} of {self._total} checks answered, now {one_line(place)}")
 
     def _say(self, line: str) -> None:
-        """Write a line above the bar, or where there is none as it is."""
+        """Write a line above the bar, or where there is none as it is.
+
+        It begins with a blank: a CI log obeys commands at the beginning of a line only.
+        """
         self._last_line = time.monotonic()
         self._console.print(
-            f"nnaudit: {self._title}: {line}", markup=False, highlight=False, soft_wrap=True
+            f"  {self._title}: {line}", markup=False, highlight=False, soft_wrap=True
         )
 
     def __enter__(self) -> Self:

@@ -33,6 +33,7 @@ FORMATS: dict[str, Renderer] = {
     "sarif": _from("sarif"),
     "github": _from("github"),
     "gitlab": _from("gitlab"),
+    "badge": _from("badge"),
 }
 
 SUFFIXES = {

@@ -13,6 +13,12 @@ from itertools import pairwise
 
 Point = tuple[float, float | None]
 
+NOTICEABLE = 0.1
+"""The least part of its own size that fills the height of a chart of values.
+
+A loss that goes from 0.6911 to 0.6904 must not look like a fall.
+"""
+
 _HUGE = 1e300
 _TINY = 1e-300
 
@@ -56,9 +62,10 @@ class Axis:
 def axis(
     values: Iterable[float], start: float, end: float, *, log: bool = False, rounded: bool = False
 ) -> Axis:
-    """Return an axis over ``values``; a ``rounded`` one ends at round values.
+    """Return an axis over ``values``; a ``rounded`` one, of heights, ends at round values.
 
-    A logarithmic axis without a positive value to show becomes linear.
+    A logarithmic axis without a positive value to show becomes linear. Heights that hardly differ
+    are drawn as such.
     """
     every = list(values)
     shown = [value for value in every if drawable(value, log=log)]
@@ -68,6 +75,7 @@ def axis(
     if rounded and log:
         low, high = low / 1.25, high * 1.25
     elif rounded:
+        low, high = _opened(low, high)
         step = _step(low, high, 5)
         low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     return Axis(low, high, start, end, log)
@@ -86,6 +94,12 @@ def _widened(low: float, high: float, *, log: bool) -> tuple[float, float]:
     if size < _TINY:
         return -1.0, 1.0
     return (low - size / 2, high + size / 2) if high - low < 1e-9 * size else (low, high)
+
+
+def _opened(low: float, high: float) -> tuple[float, float]:
+    """Open a range around its middle to the :data:`NOTICEABLE` part of its size."""
+    missing = NOTICEABLE * max(abs(low), abs(high)) - (high - low)
+    return (low - missing / 2, high + missing / 2) if missing > 0 else (low, high)
 
 
 def _step(low: float, high: float, target: int) -> float:
@@ -218,26 +232,39 @@ def levels(
     height: int,
     log: bool = False,
     from_zero: bool = False,
+    beside: Sequence[Sequence[float]] = (),
 ) -> list[int | None]:
     """Return the heights, 0 to ``height - 1``, of a sparkline of at most ``width`` columns.
 
     Each column is the mean of its values on the chosen scale, or ``None`` where none is finite.
+    ``beside`` are the lines that it is compared with: all have one scale.
     """
-    scale: Callable[[float], float] = math.log10 if log else float
-    if log and not any(drawable(value, log=True) for value in values):
-        log, scale = False, float
-    scaled = [scale(value) if drawable(value, log=log) else None for value in values]
-    columns = min(width, len(scaled))
-    means = [
-        _mean(scaled[i * len(scaled) // columns : (i + 1) * len(scaled) // columns])
-        for i in range(columns)
-    ]
-    finite = [mean for mean in means if mean is not None]
-    low = 0.0 if from_zero else min(finite, default=0.0)
-    span = max(finite, default=low) - low
+    every = [values, *beside]
+    if log and not any(drawable(value, log=True) for line in every for value in line):
+        log = False
+    means = _columns(values, width, log=log)
+    others = [mean for line in beside for mean in _columns(line, width, log=log)]
+    finite = [mean for mean in (*means, *others) if mean is not None]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    if from_zero:
+        low = 0.0
+    elif not log and high > low:
+        low, high = _opened(low, high)
+    span = high - low
     top = height - 1
     return [
         None if m is None else round((m - low) / span * top) if span else top // 2 for m in means
+    ]
+
+
+def _columns(values: Sequence[float], width: int, *, log: bool) -> list[float | None]:
+    """Return the means of at most ``width`` pieces of ``values``, on a scale of decades or not."""
+    scale: Callable[[float], float] = math.log10 if log else float
+    scaled = [scale(value) if drawable(value, log=log) else None for value in values]
+    columns = min(width, len(scaled))
+    return [
+        _mean(scaled[i * len(scaled) // columns : (i + 1) * len(scaled) // columns])
+        for i in range(columns)
     ]
 
 

@@ -28,10 +28,17 @@ ASCII = Ink("_.:-=+*#", " ", "->")
 
 
 def sparkline(
-    values: Sequence[float], ink: Ink, *, log: bool = False, from_zero: bool = False
+    values: Sequence[float],
+    ink: Ink,
+    *,
+    log: bool = False,
+    from_zero: bool = False,
+    beside: Sequence[Sequence[float]] = (),
 ) -> str:
-    """Draw ``values`` in at most ``WIDTH`` columns, each the mean of its values."""
-    heights = levels(values, width=WIDTH, height=len(ink.ramp), log=log, from_zero=from_zero)
+    """Draw ``values`` in at most ``WIDTH`` columns, on one scale with the lines ``beside``."""
+    heights = levels(
+        values, width=WIDTH, height=len(ink.ramp), log=log, from_zero=from_zero, beside=beside
+    )
     return "".join(ink.gap if height is None else ink.ramp[height] for height in heights)
 
 
@@ -51,8 +58,9 @@ def curve_rows(
 ) -> list[tuple[str, str]]:
     """Return a labelled row for each of the first ``shown`` lines, then one for the limits."""
     rows = []
+    drawn = [series.y for series in curve.series[:shown]]
     for series in curve.series[:shown]:
-        line = sparkline(series.y, ink, log=curve.log_y)
+        line = sparkline(series.y, ink, log=curve.log_y, beside=drawn)
         ends = span(series.y, ink, extremes=extremes)
         rows.append((one_line(series.name, limit=60), f"{line}  {ends}"))
     if len(curve.series) > shown:

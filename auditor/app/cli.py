@@ -402,6 +402,27 @@ def diff(old: str | None, new: str | None, **chosen: Any) -> None:
 
 
 @main.command()
+@click.argument("code", shell_complete=codes)
+@click.argument("target", required=False, shell_complete=files)
+@click.option("--diff", "_show", is_flag=True, help="Show the change (the default).")
+@click.option("--apply", "apply", is_flag=True, help="Make the change, and ask the check again.")
+def fix(code: str, target: str | None, _show: bool, apply: bool) -> None:
+    """Mend what the last audit found by CODE, where one change of a line is certain to.
+
+    The change is shown as a diff; --apply makes it and runs the check again.
+    """
+    with ErrorsAsSentences():
+        from nnaudit.app import fixing
+
+        found = fixing.find(code, target)
+        click.echo(found.diff, nl=False)
+        if apply:
+            found.apply()
+            audited = found.report.target
+            main([audited.path, "--select", code, "--", *audited.arguments], prog_name="nnaudit")
+
+
+@main.command()
 @click.argument("selector", required=False, metavar="CODE|NAME", shell_complete=codes)
 @click.option("--all", "everything", is_flag=True, help="List all checks, one per line.")
 def rule(selector: str | None, everything: bool) -> None:

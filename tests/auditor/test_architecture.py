@@ -26,9 +26,11 @@ ROOMS = {
         "targets",
     },
     "app": {
-        "api", "checks", "config", "display", "engine", "errors", "progress", "report", "reports",
-        "settings", "state",
+        "api", "checks", "config", "display", "engine", "errors", "fixes", "progress", "report",
+        "reports", "settings", "state",
     },
+    "fixes": {"report"},
+    "callbacks": {"app", "config", "display", "engine", "errors", "report", "reports"},
     "display": {"report", "reports"},
     "progress": {"engine", "report", "reports"},
     "engine": {
@@ -56,12 +58,13 @@ ROOMS = {
 """Which room may import which: the folders, and the modules at the root by their names."""
 
 WITHOUT_TORCH = (
-    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "progress", "report")),
-    *(f"auditor/{name}.py" for name in ("settings", "wording")),
+    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "progress")),
+    *(f"auditor/{name}.py" for name in ("report", "settings", "wording")),
     *(f"checks/{name}.py" for name in ("__init__", "catalog", "docstring", "selectors")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     *(f"auditor/targets/{name}.py" for name in ("callstack", "source")),
     *(f"auditor/state/{name}.py" for name in ("files", "landlock", "namespaces")),
+    "auditor/callbacks/before_training.py",
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "auditor/app").glob("*.py"))),
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "reports").glob("*.py"))),
 )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = (
     "CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/README.md", "docs/architecture.md",
     "docs/ci.md", "docs/configuration.md", "docs/editors.md", "docs/plugins.md",
-    "docs/stability.md",
+    "docs/questions.md", "docs/safety.md", "docs/stability.md", "docs/training.md",
 )  # fmt: skip
 
 

@@ -43,5 +43,5 @@ def test_a_long_one_says_now_and_then_where_it_is(
 
 def test_findings_are_told_as_they_come_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys, Status.FAIL, findings=True)
-    assert told == "nnaudit: train.py: fail DATA101 finite-values: [red]2\\x1b NaN.\n"
+    assert told == "  train.py: fail DATA101 finite-values: [red]2\\x1b NaN.\n"
     assert said(capsys, Status.PASS, findings=True) == ""

@@ -156,4 +156,4 @@ def test_the_action_audits_a_script_with_options_of_its_own(tmp_path: Path) -> N
     assert "nnaudit: train.py" in done.stdout
     assert (tmp_path / "summary.md").read_text() == (tmp_path / "out" / "report.md").read_text()
     present = {file.name for file in (tmp_path / "out").iterdir()}
-    assert present == {"report.md", "report.html", "report.json", "report.sarif"}
+    assert present == {"badge.json", "report.md", "report.html", "report.json", "report.sarif"}

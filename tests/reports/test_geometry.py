@@ -142,3 +142,14 @@ def test_sparkline_levels():
 @given(floats, st.booleans())
 def test_sparkline_levels_are_always_glyphs(values, log):
     assert all(h is None or 0 <= h < 8 for h in levels(values, width=7, height=8, log=log))
+
+
+def test_heights_that_hardly_differ_look_so():
+    shown = axis([0.6911, 0.6904], 200, 0, rounded=True)
+    places = [shown.place(value) for value in (0.6911, 0.6904)]
+    assert abs(places[0] - places[1]) < 10
+    assert levels([0.6911, 0.6904], width=2, height=8) == [4, 3]
+    fallen = axis([0.7, 0.3], 200, 0, rounded=True)
+    assert abs(fallen.place(0.7) - fallen.place(0.3)) > 150
+    assert levels([0.7, 0.3], width=2, height=8) == [7, 0]
+    assert levels([0.7, 0.3], width=2, height=8, beside=[[0.3, 1.7], [NAN]]) == [2, 0]

@@ -82,6 +82,7 @@ READERS = {
     "sarif": json.loads,
     "github": str.splitlines,
     "gitlab": json.loads,
+    "badge": json.loads,
 }
 
 

@@ -1,0 +1,1 @@
+"""Callbacks that audit a script before its own framework trains it."""
