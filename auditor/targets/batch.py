@@ -199,6 +199,14 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*(each.detach().cpu().double().reshape(-1) for each in (a, b)))
 
 
+def place(tensor: Tensor) -> tuple[Any, ...]:
+    """Return where in memory the elements of ``tensor`` lie, and how: the same for two views."""
+    if tensor.layout is torch.strided:
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+    values = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+    return values.data_ptr(), tensor.shape, tensor.layout
+
+
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
