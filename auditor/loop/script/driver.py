@@ -29,6 +29,7 @@ from nnaudit.loop.script.training_objects import helpers, recorded
 from nnaudit.state.process import keep_autocast, keep_grad_mode
 from nnaudit.state.snapshot import Snapshot
 from nnaudit.targets import batch as batches
+from nnaudit.targets import callstack
 
 _CUDA: Any = torch.cuda
 
@@ -152,8 +153,20 @@ class Driver(ScriptListener):
         run = self.run
         if run.loop.original(iterator.loader) is run.train_loader:
             return True
-        training = run.roles is not None and run.roles.model.training
-        return training and same_data(iterator.loader, run.train_loader)
+        if run.roles is None or not run.roles.model.training:
+            return False
+        return same_data(iterator.loader, run.train_loader) or self._is_made_anew(iterator.loader)
+
+    def _is_made_anew(self, loader: Any) -> bool:
+        """Whether ``loader`` has taken the training loader's place, its data loaded once more.
+
+        It was made at the same line, and is read at the same line, as the training loader was.
+        """
+        run = self.run
+        made = run.registers.place(loader)
+        if made is None or made != run.registers.place(run.train_loader):
+            return False
+        return callstack.user_line() == run.training_at
 
     def on_next_batch(self, iterator: TappedIterator) -> Any:
         """Give the script what the auditor wants it to have."""
@@ -209,8 +222,10 @@ class Driver(ScriptListener):
         order = self.order
         if order is None or not order.evaluates:
             return
+        roles = self.run.roles
         between = order.epoch_ended and not order.handed
-        if between or not torch.is_grad_enabled():
+        asleep = roles is not None and not roles.model.training
+        if (between and asleep) or not torch.is_grad_enabled():
             self.run.evaluated.read(self.run.loop.original(iterator.loader))
 
     def _give_up_execution(self) -> None:

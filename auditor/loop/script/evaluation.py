@@ -27,7 +27,12 @@ from nnaudit.loop.script.naming import (
     words_of_data,
 )
 from nnaudit.loop.script.patches import is_wrapper
-from nnaudit.loop.script.training_objects import Registers, TrainingObjects, recorded
+from nnaudit.loop.script.training_objects import (
+    Registers,
+    TrainingObjects,
+    recorded,
+    unwrapped,
+)
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
@@ -75,6 +80,7 @@ class EvaluationLog:
         self.calls: list[EvaluationCall] = []
         self.closed = False
         self._looked_at = 0
+        self._known: set[str] = set()
         self._bytes = 0
         self._comparing = Listening()
 
@@ -123,6 +129,9 @@ class EvaluationLog:
             self._bytes += sum(each.numel() * each.element_size() for each in tensors)
             if self._bytes > _BYTES or purpose_of(tensors) != "validation":
                 return None
+            if (digest := batches.digest((args, kwargs))) in self._known:
+                return None
+            self._known.add(digest)
             seen = EvaluationCall(
                 recorded(module, args, kwargs),
                 named=tuple(_named_after_validation(tensors)),
@@ -300,7 +309,8 @@ def evaluated_batches(
     found: list[Any] = []
     location = None
     for seen in calls:
-        if seen.call.module is not entry.module or _is_training(seen.call, entry):
+        same = unwrapped(seen.call.module) is unwrapped(entry.module)
+        if not same or _is_training(seen.call, entry):
             continue
         batch = _as_batch(roles, seen)
         if batch is not None:

@@ -18,6 +18,7 @@ from nnaudit.loop.base import seed_everything
 from nnaudit.loop.script.channel import Close, Restart, Resume, StepRequest
 from nnaudit.loop.script.discovery import Discovery
 from nnaudit.loop.script.driver import Driver
+from nnaudit.loop.script.evaluation import EvaluationLog
 from nnaudit.loop.script.listener import Unwinding
 from nnaudit.loop.script.main_module import as_main, main_module
 from nnaudit.loop.script.objects import training_of
@@ -64,7 +65,7 @@ class Execution:
             if ended is not None and not discovery.found and discovery.waiting_since is not None:
                 # It was in vain: what has trained without a loader was all there is.
                 self.session.without_loader = True
-                self.run.registers = Registers()
+                self.run.registers, self.run.evaluated = Registers(), EvaluationLog()
                 discovery, ended = self._once()
             if ended is not None and not discovery.found:
                 raise untrained(discovery, ended.error)
@@ -84,6 +85,7 @@ class Execution:
         run.loop = TrainingLoop()
         path, heard = session.path, taps.active_listener
         main = main_module(path.stem if session.objects else "__main__", path)
+        run.variables = vars(main)
         with ExitStack() as stack:
             if session.executions > 1:
                 stack.enter_context(session.protection.fresh())

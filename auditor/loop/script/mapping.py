@@ -86,7 +86,7 @@ def find(value: Tensor, whole: Any, *, name: str = "") -> Take | None:
     )
     for cut in CUTS:
         for path, leaf in candidates:
-            if cut and leaf.ndim < 2:
+            if cut and (leaf.ndim < 2 or leaf.layout is not torch.strided):
                 continue
             take = _matching(goal, leaf[cut] if cut else leaf, Take(path, cut))
             if take is not None:
@@ -95,12 +95,10 @@ def find(value: Tensor, whole: Any, *, name: str = "") -> Take | None:
 
 
 def _matching(goal: Tensor, leaf: Tensor, take: Take) -> Take | None:
-    if (
-        goal.numel() != leaf.numel()
-        or goal.layout is not torch.strided
-        or leaf.layout is not torch.strided
-    ):
+    if goal.numel() != leaf.numel():
         return None
+    if goal.layout is not torch.strided or leaf.layout is not torch.strided:
+        return take if goal.dtype == leaf.dtype and batches.same_values(goal, leaf) else None
     cast = leaf.to(goal.dtype) if leaf.is_complex() == goal.is_complex() else leaf
     if cast.dtype != goal.dtype or not _same(cast.reshape(goal.shape), goal):
         return None

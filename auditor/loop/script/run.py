@@ -162,6 +162,7 @@ class Run:
         state: who listens to the script; None while it is not being executed.
         loop: how its training loop goes round.
         roles: who is who, once control was taken.
+        variables: the global ones of its file, in its latest execution.
         evaluated: what it evaluates its network on, until its validation was found.
         validation_known: its validation was looked for, and is ``val_loader`` if there is one.
         training_at: the user's line at which the run is led: where it asks for a batch, or steps.
@@ -187,6 +188,7 @@ class Run:
         self.roles: TrainingObjects | None = None
         self.train_loader: Any = None
         self.val_loader: Any = None
+        self.variables: dict[str, Any] = {}
         self.evaluated = EvaluationLog()
         self.validation_known = False
         self.training_at: Location | None = None

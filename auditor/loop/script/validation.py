@@ -9,7 +9,6 @@ file may define ``val_loader()`` beside a loop that makes no use of it.
 from __future__ import annotations
 
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -96,16 +95,16 @@ def _chosen(run: Run) -> Any:
     loader = validation_loader(run.registers, run.train_loader, seen.loaders, seen.names)
     if loader is not None:
         return loader
-    return evaluated_batches(roles, seen.calls) or _by_convention(run.session.path)
+    return evaluated_batches(roles, seen.calls) or _by_convention(run)
 
 
-def _by_convention(path: Path) -> Any:
+def _by_convention(run: Run) -> Any:
     """Return the loader that the script's file defines under a conventional name."""
-    defined = vars(sys.modules["__main__"])
+    defined = run.variables
     for name in NAMES["val_loader"]:
         found = defined.get(name)
         code = getattr(found, "__code__", None)
-        if code is None or code.co_filename != str(path):
+        if code is None or code.co_filename != str(run.session.path):
             continue
         if code.co_argcount - len(found.__defaults__ or ()) == 0 and not code.co_kwonlyargcount:
             try:

@@ -237,3 +237,20 @@ def validate():
     rows, reruns = found(text + EPOCHS.format(epochs=50, after="validate()"))
     assert rows == HELD
     assert reruns == 1
+
+
+def test_a_training_loader_made_anew_for_every_epoch_is_no_validation(found: Any) -> None:
+    text = """
+def train_loader():
+    return DataLoader(TensorDataset(X[:32].clone(), Y[:32].clone()), batch_size=8)
+
+def val_loader():
+    return DataLoader(TensorDataset(X_val, y_val), batch_size=8)
+
+for epoch in range(50):
+    model.train()
+    for x, y in train_loader():
+        fit(x, y)
+"""
+    rows, reruns = found(text)
+    assert (rows, reruns) == (HELD, 0)
