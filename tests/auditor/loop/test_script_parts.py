@@ -96,6 +96,26 @@ def test_arguments_are_filled_from_another_batch() -> None:
     assert learnt.paths() == {"['ids']", "['labels']"}
 
 
+def test_a_number_that_counts_targets_follows_from_the_batch() -> None:
+    batch = {"ids": torch.arange(6).reshape(3, 2), "labels": torch.tensor([0, -100, 1])}
+    learnt = recipe((), {**batch, "num_items": torch.tensor(2)}, batch)
+    assert learnt is not None
+    other = {"ids": torch.zeros(4, 2).long(), "labels": torch.tensor([1, 0, 1, -100])}
+    assert learnt.fill(other)[1]["num_items"] == 3
+    assert recipe((), {**batch, "temperature": torch.tensor(0.3)}, batch) is None
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_a_sparse_tensor_is_known_by_what_it_holds(layout: str) -> None:
+    dense = torch.eye(4)
+    made, other = (getattr(each, layout)() for each in (dense, 2 * dense))
+    batch = {"x": torch.randn(4, 2), "graph": made}
+    take = find(getattr(dense, layout)(), batch)
+    assert take is not None
+    assert take.path == "['graph']"
+    assert find(other, batch) is None
+
+
 def test_a_loss_is_computed_for_another_output_and_batch() -> None:
     weight = torch.tensor([1.0, 2.0, 3.0])
     batch = (torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
