@@ -130,7 +130,7 @@ class Driver(ScriptListener):
         run.counters.write()
         self.order = order
         self._round_over = False
-        if order.watch and not run.without_loader:
+        if (order.watch or order.evaluates) and not run.without_loader:
             self.listening.also(self.session.taps.calls())
         self.listening.enter(order.observer, order.modes)
         if run.without_loader and order.batch is not None and run.roles is not None:

@@ -17,13 +17,13 @@ from nnaudit.loop.script.mapping import find
 from nnaudit.loop.script.naming import (
     TRAINING,
     VALIDATION,
+    Named,
     is_held,
     meaning,
     named_values,
     names_of,
     purpose_of,
     same_memory,
-    words,
     words_of_data,
 )
 from nnaudit.loop.script.patches import is_wrapper
@@ -53,12 +53,14 @@ class EvaluationCall:
 
     Attributes:
         call: the call, its arguments copied.
+        by: whose name says that the data are for validation.
         compared: what its output was compared with since, the first first.
         named: tensors in variables that are named after validation data.
         location: the user's line that called the network.
     """
 
     call: Call
+    by: Named
     compared: list[Tensor] = field(default_factory=list)
     named: tuple[Tensor, ...] = ()
     location: Location | None = None
@@ -127,13 +129,15 @@ class EvaluationLog:
             if any(find(tensors[0], batch) is not None for batch in given):
                 return None
             self._bytes += sum(each.numel() * each.element_size() for each in tensors)
-            if self._bytes > _BYTES or purpose_of(tensors) != "validation":
+            purpose, named = purpose_of(tensors) or (None, "function")
+            if self._bytes > _BYTES or purpose != "validation":
                 return None
             if (digest := batches.digest((args, kwargs))) in self._known:
                 return None
             self._known.add(digest)
             seen = EvaluationCall(
                 recorded(module, args, kwargs),
+                by=named,
                 named=tuple(_named_after_validation(tensors)),
                 location=callstack.user_line(),
             )
@@ -219,7 +223,7 @@ def validation_loader(
     called: dict[int, set[str]] = {}
     held: dict[int, Any] = {id(loader): loader for loader in registers.of["loader"].alive()}
     for name, value in named_values():
-        called.setdefault(id(value), set()).update(words(name))
+        called.setdefault(id(value), set()).update(words_of_data(name))
         if isinstance(value, DataLoader) or is_wrapper(value):
             held.setdefault(id(value), value)
     seen = [loader for loader in seen if loader is not train]
@@ -320,14 +324,19 @@ def evaluated_batches(
 
 
 def _is_training(call: Call, entry: Call) -> bool:
-    """Whether a call is on the very tensors of a training step, as with masks over one graph."""
-    return any(same_memory(a, b) for a in call.given for b in entry.given)
+    """Whether a call is on the tensors of a training step, as with masks over one graph."""
+    if any(same_memory(a, b) for a in call.given for b in entry.given):
+        return True
+    return batches.digest((call.args, call.kwargs)) == batches.digest((entry.args, entry.kwargs))
 
 
 def _as_batch(roles: TrainingObjects, seen: EvaluationCall) -> Any:
     assert roles.recipe is not None
     values = roles.recipe.taken_back(seen.call.args, seen.call.kwargs, roles.batch)
-    if not values:
+    leaves = [path for path, leaf in batches.leaves(roles.batch) if isinstance(leaf, Tensor)]
+    # An agent is tried out in a function of that name, too: on states, with no target to them.
+    alone = len(leaves) == 1 and seen.by != "data"
+    if not values or alone or (seen.by == "function" and {*leaves} <= values.keys()):
         return None
     rows = len(next(iter(values.values())))
     for path, leaf in batches.leaves(roles.batch):

@@ -14,6 +14,8 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 
 Purpose = Literal["training", "validation"]
+Named = Literal["data", "text", "function"]
+"""What has a name that tells a purpose."""
 
 VALIDATION = (
     ("val", "valid", "validation"), ("dev",), ("eval", "evaluation"), ("test",),
@@ -25,7 +27,7 @@ TRAINING = frozenset({"train", "training"})
 
 _VALIDATES = frozenset(word for meant in VALIDATION for word in meant)
 _SHORT = {"tr": "train", "trn": "train", "va": "val", "te": "test", "tst": "test"}
-"""As in ``Xtr`` and ``y_te``: of tensors only, where they mean nothing else."""
+"""As in ``Xtr`` and ``y_te``."""
 
 _FUNCTIONS = frozenset({"val", "valid", "validate", "validation", "dev", "test"})
 """Words in the names of functions; many an ``evaluate`` is called with training data, too."""
@@ -73,26 +75,29 @@ def named_values() -> Iterator[tuple[str, Any]]:
 def names_of(things: Iterable[Any]) -> set[str]:
     """Return the words of all names under which any of the ``things`` is held."""
     wanted = {id(thing) for thing in things if thing is not None}
-    return {word for name, value in named_values() if id(value) in wanted for word in words(name)}
+    names = {name for name, value in named_values() if id(value) in wanted}
+    return {word for name in names for word in words_of_data(name)}
 
 
-def purpose_of(tensors: Sequence[Tensor]) -> Purpose | None:
+def purpose_of(tensors: Sequence[Tensor]) -> tuple[Purpose, Named] | None:
     """Return what a network is called with ``tensors`` for, as far as the script's names tell.
 
     First by the variables that hold the tensors, or what they are a part of; then by a text in a
     variable of the functions on the way (``split="val"``); then by the names of these functions.
+    Returned with which of these tell, for each says less than the one before.
     """
     functions = [frame for frame in callstack.user_frames() if not callstack.is_module(frame)]
-    told = (
-        _holders(tensors),
-        _texts(functions),
-        {
+    told: dict[Named, set[str]] = {
+        "data": _holders(tensors),
+        "text": _texts(functions),
+        "function": {
             "val" if word in _FUNCTIONS else word
             for frame in functions
             for word in words(frame.f_code.co_name) & (_FUNCTIONS | TRAINING)
         },
-    )
-    return next((said for each in told if (said := meaning(each)) is not None), None)
+    }
+    found = ((meaning(names), named) for named, names in told.items())
+    return next(((purpose, named) for purpose, named in found if purpose is not None), None)
 
 
 def meaning(names: Collection[str]) -> Purpose | None:
@@ -126,7 +131,7 @@ def _holders(tensors: Sequence[Tensor]) -> set[str]:
 
 
 def words_of_data(name: str) -> set[str]:
-    """Return the words of a name of tensors: those behind an x or y, and short ones."""
+    """Return the words of a name of data: those behind an x or y, and what short ones stand for."""
     found = words(name)
     found |= {word[1:] for word in found if word[0:1] in ("x", "y") and len(word) > 2}
     return found | {_SHORT[word] for word in found if word in _SHORT}

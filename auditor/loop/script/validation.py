@@ -71,7 +71,6 @@ def _go_on(run: Run, steps: ScriptSteps) -> None:
         while gone < rounds and not run.evaluated and time.perf_counter() - started < PATIENCE:
             order = StepRequest(
                 batch,
-                watch=True,
                 evaluates=True,
                 ends_epoch=run.has_epochs,
                 deadline=time.perf_counter() + SECONDS,
