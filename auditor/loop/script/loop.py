@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from nnaudit.loop.script.evaluation import EvaluatedBatches
 from nnaudit.loop.script.execution import Execution
 from nnaudit.loop.script.frameworks import as_left
 from nnaudit.loop.script.mapping import LossRule, Recipe
+from nnaudit.loop.script.naming import named_values
 from nnaudit.loop.script.own_batches import OwnBatches
 from nnaudit.loop.script.run import Run
 from nnaudit.loop.script.splitting import BatchSplitter
@@ -30,7 +30,7 @@ from nnaudit.loop.script.validation import find_validation
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.metrics import metrics_in
+from nnaudit.targets.metrics import Metric, library_metrics, metrics_in
 from nnaudit.targets.model_inputs import ModelInputs, device_of
 from nnaudit.targets.target import defined_at
 
@@ -57,7 +57,10 @@ class ScriptLoop(Loop):
         self._steps = ScriptSteps(run)
         self._splitter = BatchSplitter(self._steps)
         self._own_batches = OwnBatches(self._steps)
-        self.metrics = metrics_in(vars(sys.modules["__main__"]))
+        self.metrics = metrics_in(run.variables) or self._steps.invoke(self._library_metrics)
+
+    def _library_metrics(self) -> tuple[Metric, ...]:
+        return library_metrics([*named_values(), *self.model.named_modules()])
 
     @property
     def val_loader(self) -> Any:  # type: ignore[override]
