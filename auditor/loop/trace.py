@@ -169,6 +169,7 @@ class Recorder:
         self._backwards = 0
         self._scheduling = 0
         self._stepping: list[int] = []
+        self._awaited: set[int] = set()
         self._scale = 1.0
         self._norm_type = 2.0
         self._clips: list[Clip] = []
@@ -348,6 +349,7 @@ class Recorder:
             closures = [value for value in (*args[1:], *kwargs.values()) if callable(value)]
             if len(closures) == 1 and not isinstance(optimizer, torch.optim.LBFGS):
                 noted = self._noted_within(which, closures[0])
+                self._awaited.add(which)
 
                 def given(value: Any) -> Any:
                     return noted if value is closures[0] else value
@@ -388,6 +390,7 @@ class Recorder:
                 result = closure(*args, **kwargs)
             finally:
                 self._stepping = stepping
+            self._awaited.discard(which)
             self._add_step(which, closure=False)
             return result
 
@@ -407,6 +410,9 @@ class Recorder:
         def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             if self._stepping:  # empty where recording began in the midst of a step: in a closure
                 self._stepping.pop()
+            if which in self._awaited:  # it has stepped without a call of its closure
+                self._awaited.discard(which)
+                self._add_step(which, closure=True)
             self._forget_clips(which)
 
         return after

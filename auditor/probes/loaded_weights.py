@@ -306,7 +306,8 @@ def _watched_checkpoint(original: Any, watch: Watch) -> Any:
         model, told = original.__func__(cls, *args, output_loading_info=True, **kwargs)
         absent = {*told.get("missing_keys", ()), *map(_first, told.get("mismatched_keys", ()))}
         own = _weights(model)
-        taken, room = {}, _COPIED
+        taken: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        room = _COPIED
         for name, parameter in own.items():
             if name not in absent and parameter.numel() <= room:
                 taken[name] = (parameter, parameter.detach().clone())

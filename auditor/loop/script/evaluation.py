@@ -129,15 +129,15 @@ class EvaluationLog:
             if any(find(tensors[0], batch) is not None for batch in given):
                 return None
             self._bytes += sum(each.numel() * each.element_size() for each in tensors)
-            purpose, named = purpose_of(tensors) or (None, "function")
-            if self._bytes > _BYTES or purpose != "validation":
+            told = purpose_of(tensors)
+            if self._bytes > _BYTES or told is None or told[0] != "validation":
                 return None
             if (digest := batches.digest((args, kwargs))) in self._known:
                 return None
             self._known.add(digest)
             seen = EvaluationCall(
                 recorded(module, args, kwargs),
-                by=named,
+                by=told[1],
                 named=tuple(_named_after_validation(tensors)),
                 location=callstack.user_line(),
             )
