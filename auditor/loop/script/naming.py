@@ -160,7 +160,7 @@ def same_memory(left: Tensor, right: Tensor) -> bool:
         return True
     if left.shape != right.shape or left.layout != right.layout or not left.numel():
         return False
-    return batches.place(left)[0] == batches.place(right)[0]
+    return bool(batches.place(left)[0] == batches.place(right)[0])
 
 
 def _lies_within(part: Tensor, whole: Tensor) -> bool:
