@@ -169,6 +169,7 @@ class Recorder:
         self._backwards = 0
         self._scheduling = 0
         self._stepping: list[int] = []
+        self._awaited: set[int] = set()
         self._scale = 1.0
         self._norm_type = 2.0
         self._clips: list[Clip] = []
@@ -339,24 +340,79 @@ class Recorder:
 
         return step
 
-    def _before(self, which: int) -> Callable[..., None]:
-        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if not self._stepping:  # an optimizer that wraps another steps once
-                now = tuple(
-                    (clip, clip.measure())
-                    for clip in self._clips
-                    if any(id(p) in self._ids[which] for p in clip.parameters)
-                )
-                closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
-                self._add(EventKind.STEP, which, clipped=now, closure=closure)
+    def _before(self, which: int) -> Callable[..., Any]:
+        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+            outermost = not self._stepping  # an optimizer that wraps another steps once
             self._stepping.append(which)
+            if not outermost:
+                return None
+            closures = [value for value in (*args[1:], *kwargs.values()) if callable(value)]
+            if len(closures) == 1 and not isinstance(optimizer, torch.optim.LBFGS):
+                noted = self._noted_within(which, closures[0])
+                self._awaited.add(which)
+
+                def given(value: Any) -> Any:
+                    return noted if value is closures[0] else value
+
+                return tuple(map(given, args)), {k: given(v) for k, v in kwargs.items()}
+            self._add_step(which, closure=bool(closures))
+            return None
 
         return before
+
+    def _add_step(self, which: int, *, closure: bool) -> None:
+        now = tuple(
+            (clip, clip.measure())
+            for clip in self._clips
+            if any(id(p) in self._ids[which] for p in clip.parameters)
+        )
+        self._add(EventKind.STEP, which, clipped=now, closure=closure)
+
+    def _noted_within(self, which: int, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``closure``, after which the step is noted: that is when parameters change.
+
+        Frameworks hand over one that does all that a plain loop does before its step. An optimizer
+        that calls it again, from other parameters, computes its gradients itself.
+        """
+        begins, calls = len(self.events), 0
+
+        @wraps(closure)
+        @callstack.registered(Role.STANDS_IN)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                if calls == 2:
+                    self._take_back(which, begins)
+                return closure(*args, **kwargs)
+            stepping, self._stepping = self._stepping, []
+            try:
+                result = closure(*args, **kwargs)
+            finally:
+                self._stepping = stepping
+            self._awaited.discard(which)
+            self._add_step(which, closure=False)
+            return result
+
+        return noted
+
+    def _take_back(self, which: int, begins: int) -> None:
+        """Say of the step that was noted last that it began before its closure was called."""
+        within = [
+            replace(e, within=which) if e.kind is EventKind.BACKWARD else e
+            for e in self.events[begins:]
+        ]
+        steps = [e for e in within if e.kind is EventKind.STEP and e.which == which]
+        rest = [e for e in within if e not in steps[-1:]]
+        self.events[begins:] = [*(replace(step, closure=True) for step in steps[-1:]), *rest]
 
     def _after(self, which: int) -> Callable[..., None]:
         def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             if self._stepping:  # empty where recording began in the midst of a step: in a closure
                 self._stepping.pop()
+            if which in self._awaited:  # it has stepped without a call of its closure
+                self._awaited.discard(which)
+                self._add_step(which, closure=True)
             self._forget_clips(which)
 
         return after

@@ -219,9 +219,12 @@ def watching_loads() -> Iterator[Watch]:
     published = getattr(sys.modules.get("torchvision.models._api"), "WeightsEnum", None)
     if published is not None:
         places.append((published, "get_state_dict", _watched_publication))
+    transformers = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    if transformers is not None:
+        places.append((transformers, "from_pretrained", _watched_checkpoint))
     with ExitStack() as stack:
         for owner, name, watched in places:
-            original = getattr(owner, name)
+            original = vars(owner).get(name, getattr(owner, name))
             setattr(owner, name, watched(original, watch))
             stack.callback(setattr, owner, name, original)
         yield watch
@@ -286,6 +289,48 @@ def _watched_download(original: Any, watch: Watch) -> Any:
             raise
 
     return download
+
+
+_COPIED = 2**28
+"""Elements of a checkpoint's weights that are copied, to see later what became of them."""
+
+
+def _watched_checkpoint(original: Any, watch: Watch) -> Any:
+    """Watch the class method by which transformers loads weights, without ``load_state_dict``."""
+
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        where = _user_line() if watch.building else None
+        if where is None:
+            return original.__func__(cls, *args, **kwargs)
+        asked = kwargs.pop("output_loading_info", False)
+        model, told = original.__func__(cls, *args, output_loading_info=True, **kwargs)
+        absent = {*told.get("missing_keys", ()), *map(_first, told.get("mismatched_keys", ()))}
+        own = _weights(model)
+        taken: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        room = _COPIED
+        for name, parameter in own.items():
+            if name not in absent and parameter.numel() <= room:
+                taken[name] = (parameter, parameter.detach().clone())
+                room -= parameter.numel()
+        watch.loadings.append(
+            Loading(
+                module=model,
+                strict=False,
+                taken=taken,
+                unexpected={name: torch.empty(0) for name in told.get("unexpected_keys", ())},
+                missing={name: own[name] for name in absent & own.keys()},
+                changed=len(taken),
+                location=where,
+            )
+        )
+        return (model, told) if asked else model
+
+    return classmethod(from_pretrained)
+
+
+def _first(key: Any) -> Any:
+    """Return the name in a mismatched key, which comes with the two shapes."""
+    return key[0] if isinstance(key, (tuple, list)) else key
 
 
 def _watched_publication(original: Any, watch: Watch) -> Any:

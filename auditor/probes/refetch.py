@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.workers import fingerprint, reachable
+from nnaudit.probes.rows import Layout, columns_of
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.model_inputs import ModelInputs
 
 ROWS = 32
 CHUNK = 4
@@ -116,8 +115,12 @@ def _read_through(audit: Audit) -> Repeat | None:
     except UserCodeError:
         return None
     pairs = list(zip(first, second, strict=False))
+    if not pairs:
+        return None
+    layout = Layout.of(loop, pairs[0][0])
     targets = [
-        (inputs_and_target(loop, a).target, inputs_and_target(loop, b).target) for a, b in pairs
+        (_values(columns_of(a), layout.targets), _values(columns_of(b), layout.targets))
+        for a, b in pairs
     ]
     fixed = all(fingerprint((a,)) == fingerprint((b,)) for a, b in targets)
     # Labels at the same place show that the same items are: if there are any, and several kinds.
@@ -130,27 +133,34 @@ def _read_through(audit: Audit) -> Repeat | None:
 def _compared(
     audit: Audit, pairs: list[tuple[Any, Any]], transforms: list[Any], called: bool
 ) -> Repeat | None:
-    rows = inputs = targets = 0
-    labelled = True
-    for one, other in pairs:
-        first, second = inputs_and_target(audit.loop, one), inputs_and_target(audit.loop, other)
-        rows += max(batches.size(first.inputs), 1)
-        inputs += _differing(first.inputs, second.inputs)
-        if first.target is not None:
-            targets += _differing((first.target,), (second.target,))
-        labelled = labelled and _is_labelled(first)
-    if not rows:
+    if not pairs:
         return None
+    # What the loader gave, not what the user's step makes of it: that may draw random numbers.
+    layout = Layout.of(audit.loop, pairs[0][0])
+    rows = inputs = targets = 0
+    labelled = bool(layout.targets) and set(layout.targets).isdisjoint(layout.inputs)
+    for one, other in pairs:
+        first, second = columns_of(one), columns_of(other)
+        # Pictures that are no tensors yet are no columns: the whole batch is compared.
+        given = _values(first, layout.inputs) or one
+        rows += max(batches.size(given), 1)
+        inputs += _differing(given, _values(second, layout.inputs) or other)
+        if layout.targets:
+            compared = _values(first, layout.targets)
+            targets += _differing(compared, _values(second, layout.targets))
+            labelled = labelled and _is_labelled(_values(first, layout.inputs), compared)
     names = tuple(dict.fromkeys(type(each).__name__ for each in transforms))
     return Repeat(rows, inputs, targets, labelled, names, called)
 
 
-def _is_labelled(fed: ModelInputs) -> bool:
-    """Whether the target is something else than an input, or a picture of the input's shape."""
-    if fed.target is None or any(fed.target is each for each in fed.inputs):
-        return False
-    shapes = {tuple(t.shape) for _, t in batches.tensors(fed.inputs) if t.ndim > 1}
-    return all(tuple(t.shape) not in shapes for _, t in batches.tensors((fed.target,)))
+def _values(columns: Mapping[str, Tensor], paths: Sequence[str]) -> list[Tensor]:
+    return [columns[path] for path in paths if path in columns]
+
+
+def _is_labelled(inputs: list[Tensor], targets: list[Tensor]) -> bool:
+    """Whether the targets are something else than a picture of an input's shape."""
+    shapes = {tuple(t.shape) for t in inputs if t.ndim > 1}
+    return all(tuple(t.shape) not in shapes for t in targets)
 
 
 def _differing(one: Any, other: Any) -> int:

@@ -155,6 +155,8 @@ def _take_rows(batch: Any, index: Tensor, n: int) -> Any:
     if isinstance(batch, (Tensor, np.ndarray)):
         if batch.ndim == 0 or batch.shape[0] != n:
             return batch
+        if isinstance(batch, Tensor) and batch.layout is not torch.strided:
+            raise NotSliceableError("the rows of a sparse tensor cannot be taken apart")
         return batch[index.to(batch.device) if isinstance(batch, Tensor) else index.numpy()]
     if _is_opaque(batch):
         raise NotSliceableError(f"the rows of a {type(batch).__name__} cannot be taken apart")
@@ -193,10 +195,40 @@ def same_values(a: Tensor, b: Tensor) -> bool:
     if a.numel() != b.numel() or a.is_complex() or b.is_complex():
         return False
     if a.layout is not torch.strided or b.layout is not torch.strided:
-        return False
+        return a.shape == b.shape and a.layout == b.layout and _same_parts(a, b)
     if a is b or (a.data_ptr() == b.data_ptr() and _layout(a) == _layout(b)):
         return True
     return torch.equal(*(each.detach().cpu().double().reshape(-1) for each in (a, b)))
+
+
+def parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the strided tensors that ``tensor`` consists of: of a sparse one, places and values.
+
+    What is neither strided nor of torch's sparse layouts is made dense.
+    """
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor.to_dense(),)
+
+
+def place(tensor: Tensor) -> tuple[Any, ...]:
+    """Return where in memory the elements of ``tensor`` lie, and how: the same for two views."""
+    if tensor.layout is torch.strided:
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+    return parts(tensor)[-1].data_ptr(), tensor.shape, tensor.layout
+
+
+def _same_parts(a: Tensor, b: Tensor) -> bool:
+    pairs = zip(parts(a), parts(b), strict=True)
+    return all(
+        x.shape == y.shape and torch.equal(x.detach().cpu(), y.detach().cpu()) for x, y in pairs
+    )
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -215,7 +247,7 @@ def row_digests(tensor: Tensor) -> list[str]:
 
 def _bytes(tensor: Tensor) -> bytes:
     if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
+        return b"".join(_bytes(part) for part in parts(tensor))
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     # A single element may have any stride; bytes can only be seen at a stride of one.
     flat = flat.as_strided(flat.shape, (1,))

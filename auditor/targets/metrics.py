@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +82,40 @@ def metrics_in(namespace: Mapping[str, Any]) -> tuple[Metric, ...]:
     """Return the metrics that a program holds under a conventional name."""
     found = (metrics_of(namespace[name], name) for name in NAMES if name in namespace)
     return next((metrics for metrics in found if metrics), ())
+
+
+_LIBRARIES = frozenset({"torchmetrics", "torcheval"})
+_OF_SKLEARN = frozenset(
+    {
+        "accuracy_score", "balanced_accuracy_score", "matthews_corrcoef", "cohen_kappa_score",
+        "r2_score", "mean_absolute_error", "mean_squared_error",
+    }
+)  # fmt: skip
+"""Functions of scikit-learn that need to be told nothing beside targets and predictions."""
+
+
+def library_metrics(held: Iterable[tuple[str, Any]]) -> tuple[Metric, ...]:
+    """Return the metrics of known libraries among named values, whatever their names: one of each.
+
+    Objects that compare predictions with targets (a mean of losses does not), and functions.
+    """
+    found: dict[str, Metric] = {}
+    for _, value in held:
+        package = str(getattr(type(value), "__module__", "")).partition(".")[0]
+        if package in _LIBRARIES and _compares(value):
+            name = type(value).__name__
+            found.setdefault(name, Metric(name, value, stateful=True))
+        name = str(getattr(value, "__name__", ""))
+        if name in _OF_SKLEARN and str(getattr(value, "__module__", "")).startswith("sklearn."):
+            found.setdefault(name, Metric(name, value, stateful=False))
+    return tuple(found.values())
+
+
+def _compares(metric: Any) -> bool:
+    if not all(callable(getattr(metric, part, None)) for part in ("update", "compute", "reset")):
+        return False
+    names = _required(metric.update)
+    return len(names) == 2 and names[1] in _TARGET_FIRST
 
 
 def metrics_of(made: Any, name: str = "metric") -> tuple[Metric, ...]:

@@ -40,7 +40,7 @@ class DetachedGraph(Check):
     """
 
     code, name, kind = "GRAD107", "detached-graph", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (GradientReach, StepTrace)
     consequence_of = ("STEP102", "STEP106")
 

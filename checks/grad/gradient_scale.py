@@ -47,7 +47,7 @@ class GradientScale(Check):
     """
 
     code, name, kind = "GRAD105", "gradient-scale", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     consequence_of = ("GRAD106", "NORM101")
     options: ClassVar[dict[str, float]] = {"vanishing": 1e-3, "exploding": 1e3}

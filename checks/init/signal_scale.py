@@ -39,7 +39,7 @@ class SignalScale(Check):
     """
 
     code, name, kind = "INIT104", "signal-scale", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     options: ClassVar[dict[str, float]] = {"factor": 1e3}
 

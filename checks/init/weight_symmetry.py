@@ -32,7 +32,7 @@ class WeightSymmetry(Check):
     """
 
     code, name, kind = "INIT103", "weight-symmetry", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (Symmetry,)
 
     def run(self, audit: Audit) -> Result:

@@ -39,7 +39,7 @@ class DropoutPlacement(Check):
     """
 
     code, name, kind = "NORM103", "dropout-placement", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     options: ClassVar[dict[str, float]] = {"ratio": 1.5}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -18,6 +20,10 @@ from nnaudit.state.snapshot import Snapshot
 
 class Unwind(BaseException):
     """Ends a run from inside its script; nothing that catches exceptions should catch it."""
+
+
+class Restart(BaseException):
+    """Ends an execution of the script, which is then executed again to go on with the audit."""
 
 
 @dataclass
@@ -56,6 +62,9 @@ class StepRequest:
         ends_epoch: tell the script first that its training loader has no more batches.
         epoch_ended: it was told so.
         dry: gradients are zero instead of being computed: only what came before them is wanted.
+        evaluates: note what the script evaluates its network on meanwhile.
+        restarts: end this execution of the script first, and take the step in another.
+        deadline: when to end this execution, where the script is not training then.
         train: the mode that modules are put into whenever they are called; None for the script's.
         handed: how many times the script was given the batch.
         reshaped: the batch has other shapes than what the script has drawn itself.
@@ -74,6 +83,9 @@ class StepRequest:
     ends_epoch: bool = False
     epoch_ended: bool = False
     dry: bool = False
+    evaluates: bool = False
+    restarts: bool = False
+    deadline: float = math.inf
     train: bool | None = None
     handed: int = 0
     reshaped: bool = False
@@ -95,6 +107,11 @@ class StepRequest:
         self.reshaped = self.shortened = False
         self.pending, self.roots, self.calls = [], [], []
         self.ended = 0.0
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the execution of the script in which it is being done is to end."""
+        return self.restarts or time.perf_counter() > self.deadline
 
     @property
     def observation(self) -> Observation | None:

@@ -9,6 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from nnaudit.loop.base import Loop, Needs
+from nnaudit.loop.script.evaluation import EvaluatedBatches
 from nnaudit.loop.script.run import Run
 from nnaudit.report import OTHER_LOOPS, Part, TargetInfo
 from nnaudit.wording import count
@@ -37,10 +38,14 @@ def _parts(loop: Loop, run: Run) -> Iterator[Part]:
     if loop.val_loader is None:
         yield Part(
             name="val_loader",
-            description="none seen before the training began",
+            description="none seen, up to the end of the first epoch",
             origin="absent",
             disables=("checks on validation data",),
         )
+    elif isinstance(loop.val_loader, EvaluatedBatches):
+        rows = count(loop.val_loader.rows, "row")
+        text = f"none: the script evaluates its network on {rows} of its own"
+        yield _part(loop, "val_loader", text)
     else:
         yield _part(loop, "val_loader", _loader(loop.val_loader))
     yield _batch(run)

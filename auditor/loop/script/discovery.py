@@ -22,6 +22,7 @@ from nnaudit.loop.observer import Observer
 from nnaudit.loop.script import frameworks
 from nnaudit.loop.script.batch_count import counts_batches
 from nnaudit.loop.script.driver import Driver
+from nnaudit.loop.script.evaluation import validation_loader
 from nnaudit.loop.script.listener import ScriptListener
 from nnaudit.loop.script.loop_tracker import CallSite, LoopTracker, elsewhere, place
 from nnaudit.loop.script.patches import TappedIterator
@@ -36,7 +37,6 @@ from nnaudit.loop.script.training_objects import (
     helpers,
     recorded,
     settle_rates,
-    validation_loader,
 )
 from nnaudit.loop.script.variables import planned_epochs
 from nnaudit.state.process import keep_autocast, keep_grad_mode
@@ -102,6 +102,7 @@ class Discovery(ScriptListener):
 
     def leave(self) -> None:
         """Take away what listens, and keep which losses it saw."""
+        self.run.evaluated.rest()
         if self.listening.observer is not None:
             self._log.loss_calls += self.listening.observer.observation.loss_calls
         super().leave()
@@ -174,7 +175,7 @@ class Discovery(ScriptListener):
         self._log.recent.appendleft((iterator.key, iterator.latest))
         self._log.asked.append(iterator.key)
         if not torch.is_grad_enabled():
-            self._reads.evaluated.append(iterator.loader)
+            self.run.evaluated.read(iterator.loader)
         elif not self.steps:
             self._reads.sample(iterator)
         self.listening.enter(Observer(nn.Identity(), losses_only=True))
@@ -205,11 +206,15 @@ class Discovery(ScriptListener):
             return run(args, kwargs)
         self.calls_networks = True
         if torch.is_grad_enabled():
+            self.run.evaluated.rest()
             if not self._reads.being_read():
                 self._enter_phase()
             driver = None if self.passing_by else self._learn_from(module)
             if driver is not None:
                 return driver.on_forward(module, run, args, kwargs)
+        elif not (self.passing_by or self.run.rerun):
+            given = [each.latest for each in self._reads.being_read().values()]
+            return self.run.evaluated.on_forward(module, run, args, kwargs, given)
         if not self._is_of_note(module):
             return run(args, kwargs)
         call = recorded(module, args, kwargs, self._log.recent)
@@ -386,7 +391,8 @@ class Discovery(ScriptListener):
                 "the optimizer trains: there is nothing to audit"
             ) from None
         run.train_loader = train_loader
-        found = validation_loader(run.registers, train_loader, self._reads.evaluated)
+        seen = run.evaluated
+        found = validation_loader(run.registers, train_loader, seen.loaders, seen.names)
         # Not `or`: a loader has a truth value only where its data set has a length.
         run.val_loader = found if found is not None else frameworks.validation_of_framework()
         run.roles = roles

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnaudit.loop.script import frameworks
-from nnaudit.loop.script.channel import Close, Resume, StepRequest, Unwind
+from nnaudit.loop.script.channel import Close, Restart, Resume, StepRequest, Unwind
 from nnaudit.loop.script.gradients import fill_with_zeros, reaches_inputs
 from nnaudit.loop.script.listener import ScriptListener, Unwinding
 from nnaudit.loop.script.patches import TappedIterator
@@ -29,6 +29,7 @@ from nnaudit.loop.script.training_objects import helpers, recorded
 from nnaudit.state.process import keep_autocast, keep_grad_mode
 from nnaudit.state.snapshot import Snapshot
 from nnaudit.targets import batch as batches
+from nnaudit.targets import callstack
 
 _CUDA: Any = torch.cuda
 
@@ -55,6 +56,7 @@ class Driver(ScriptListener):
         self._last = last
         self._round_over = False
         self._slot: Any = None
+        self._aside_batch: Any = None
 
     # --- control ----------------------------------------------------------------------------------
 
@@ -87,6 +89,11 @@ class Driver(ScriptListener):
         loop.counted = frameworks.make_endless()
         run.rerun = None
         self._set_off(rerun.order)
+
+    def leave(self) -> None:
+        """Take away what listens in the script's thread."""
+        self.run.evaluated.rest()
+        super().leave()
 
     def _pause(self) -> None:
         """Tell the auditor what became of its order, and wait for the next.
@@ -123,7 +130,7 @@ class Driver(ScriptListener):
         run.counters.write()
         self.order = order
         self._round_over = False
-        if order.watch and not run.without_loader:
+        if (order.watch or order.evaluates) and not run.without_loader:
             self.listening.also(self.session.taps.calls())
         self.listening.enter(order.observer, order.modes)
         if run.without_loader and order.batch is not None and run.roles is not None:
@@ -146,8 +153,20 @@ class Driver(ScriptListener):
         run = self.run
         if run.loop.original(iterator.loader) is run.train_loader:
             return True
-        training = run.roles is not None and run.roles.model.training
-        return training and same_data(iterator.loader, run.train_loader)
+        if run.roles is None or not run.roles.model.training:
+            return False
+        return same_data(iterator.loader, run.train_loader) or self._is_made_anew(iterator.loader)
+
+    def _is_made_anew(self, loader: Any) -> bool:
+        """Whether ``loader`` has taken the training loader's place, its data loaded once more.
+
+        It was made at the same line, and is read at the same line, as the training loader was.
+        """
+        run = self.run
+        made = run.registers.place(loader)
+        if made is None or made != run.registers.place(run.train_loader):
+            return False
+        return callstack.user_line() == run.training_at
 
     def on_next_batch(self, iterator: TappedIterator) -> Any:
         """Give the script what the auditor wants it to have."""
@@ -157,9 +176,11 @@ class Driver(ScriptListener):
             return batches.clone(run.loop.frozen[id(iterator.loader)][1])
         if not self._is_training(iterator):
             self._note_validation(not same_data(iterator.loader, run.train_loader))
+            self._note_evaluation(iterator)
             return self._aside(iterator)
         if self.order is None or self.order.attempts:
             self._pause()
+        self._give_up_execution()
         if self.before is not None:
             self._resume(self.before)
         order, roles = self.order, run.roles
@@ -189,9 +210,32 @@ class Driver(ScriptListener):
             if self.order is not None:
                 self.order.shortened = True
             raise StopIteration
+        self._give_up_execution()
         batch = iterator.draw()
         iterator.count += 1
+        if self.order is not None and self.order.evaluates:
+            self._aside_batch = batch
         return batch
+
+    def _note_evaluation(self, iterator: TappedIterator) -> None:
+        """Note which loader the script reads beside its training steps."""
+        order = self.order
+        if order is None or not order.evaluates:
+            return
+        roles = self.run.roles
+        between = order.epoch_ended and not order.handed
+        asleep = roles is not None and not roles.model.training
+        if (between and asleep) or not torch.is_grad_enabled():
+            self.run.evaluated.read(self.run.loop.original(iterator.loader))
+
+    def _give_up_execution(self) -> None:
+        """End this execution of the script, where the order says so.
+
+        Raises:
+            Restart: it does.
+        """
+        if self.order is not None and self.order.gives_up:
+            raise Restart
 
     def _copy(self, batch: Any, iterator: TappedIterator) -> Any:
         """Return ``batch`` for the script to keep, or to write to."""
@@ -250,6 +294,12 @@ class Driver(ScriptListener):
         if self.run.without_loader and torch.is_grad_enabled():
             args, kwargs = self._substituted(module, args, kwargs)
         order = self.order
+        if order is not None and order.evaluates:
+            self.run.evaluated.rest()
+            if not torch.is_grad_enabled():
+                self._give_up_execution()
+                given = [each for each in (self._slot, self._aside_batch) if each is not None]
+                return self.run.evaluated.on_forward(module, run, args, kwargs, given)
         if order is not None and order.train is not None:
             module.train(order.train)
         if order is None or not order.watch:

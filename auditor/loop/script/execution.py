@@ -8,15 +8,17 @@ here happens in the script's thread.
 from __future__ import annotations
 
 import gc
+import math
 import types
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from nnaudit.errors import TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import seed_everything
-from nnaudit.loop.script.channel import Close, Resume, StepRequest
+from nnaudit.loop.script.channel import Close, Restart, Resume, StepRequest
 from nnaudit.loop.script.discovery import Discovery
 from nnaudit.loop.script.driver import Driver
+from nnaudit.loop.script.evaluation import EvaluationLog
 from nnaudit.loop.script.listener import Unwinding
 from nnaudit.loop.script.main_module import as_main, join_package, main_module
 from nnaudit.loop.script.objects import training_of
@@ -63,7 +65,7 @@ class Execution:
             if ended is not None and not discovery.found and discovery.waiting_since is not None:
                 # It was in vain: what has trained without a loader was all there is.
                 self.session.without_loader = True
-                self.run.registers = Registers()
+                self.run.registers, self.run.evaluated = Registers(), EvaluationLog()
                 discovery, ended = self._once()
             if ended is not None and not discovery.found:
                 raise untrained(discovery, ended.error)
@@ -83,6 +85,7 @@ class Execution:
         run.loop = TrainingLoop()
         path, heard = session.path, taps.active_listener
         main = main_module(path.stem if session.objects else "__main__", path)
+        run.variables = vars(main)
         with ExitStack() as stack:
             if session.executions > 1:
                 stack.enter_context(session.protection.fresh())
@@ -184,7 +187,7 @@ class Execution:
         run = self.run
         if self._dead is not None:
             self._refuse(order, self._dead)
-        elif ended.error is not None and not self._gives_way(order):
+        elif ended.error is not None and not self._gives_way(order, ended.error):
             run.fruitless = 0
             self._refuse(order, _failure(order, ended.error))
         elif order.attempts:
@@ -195,12 +198,15 @@ class Execution:
             return False
         return True
 
-    def _gives_way(self, order: StepRequest) -> bool:
+    def _gives_way(self, order: StepRequest, error: BaseException) -> bool:
         """Whether the script failed over what the audit has changed, and will not change again.
 
         It took a step, or is to try once more: an error that it owes to the audit is not its own.
         """
         run, session = self.run, self.session
+        if isinstance(error, Restart):
+            order.restarts, order.deadline = False, math.inf
+            return True
         if order.shortened and not session.validates_whole:
             session.validates_whole = True
             order.ends_epoch = order.epoch_ended

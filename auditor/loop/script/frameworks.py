@@ -61,12 +61,26 @@ def validation_of_framework() -> Any:
                 return owner.get_eval_dataloader()
             except Exception:
                 return None
+        if "_FitLoop" in names and (loader := _lightning_validation(owner)) is not None:
+            return loader
         if "Learner" in names and len(getattr(owner, "dls", ())) > 1:
             return owner.dls[1]
     return None
 
 
 # --- Lightning ------------------------------------------------------------------------------------
+
+
+def _lightning_validation(loop: Any) -> Any:
+    """Return the first validation loader that Lightning would ask for at the epoch's end."""
+    source = getattr(loop.epoch_loop.val_loop, "_data_source", None)
+    try:
+        made = source.dataloader() if source is not None and source.is_defined() else None
+    except Exception:
+        return None
+    if isinstance(made, dict):
+        made = list(made.values())
+    return next(iter(made), None) if isinstance(made, (list, tuple)) else made
 
 
 def _unbind_lightning(loop: Any) -> None:

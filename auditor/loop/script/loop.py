@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -12,22 +11,26 @@ from torch import Tensor, nn
 
 from nnaudit.errors import UserCodeError, user_code
 from nnaudit.loop.base import Forward, Loop, Needs, Step
+from nnaudit.loop.batch_target import inputs_and_target
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script import describing
 from nnaudit.loop.script.channel import Call, Close, Launch, StepRequest
+from nnaudit.loop.script.evaluation import EvaluatedBatches
 from nnaudit.loop.script.execution import Execution
 from nnaudit.loop.script.frameworks import as_left
 from nnaudit.loop.script.mapping import LossRule, Recipe
+from nnaudit.loop.script.naming import named_values
 from nnaudit.loop.script.own_batches import OwnBatches
 from nnaudit.loop.script.run import Run
 from nnaudit.loop.script.splitting import BatchSplitter
 from nnaudit.loop.script.steps import Own, ScriptSteps, function_modes
 from nnaudit.loop.script.substitute import placed, why_not
+from nnaudit.loop.script.validation import find_validation
 from nnaudit.report import Location, TargetInfo
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.metrics import metrics_in
+from nnaudit.targets.metrics import Metric, library_metrics, metrics_in
 from nnaudit.targets.model_inputs import ModelInputs, device_of
 from nnaudit.targets.target import defined_at
 
@@ -48,14 +51,24 @@ class ScriptLoop(Loop):
         self.schedulers = self._roles.schedulers
         self.device = device_of(self.model)
         self.train_loader = _Stream(self) if run.without_loader else run.train_loader
-        self.val_loader = run.val_loader
         self.rates_rise = run.rates_rise
         self.planned_epochs = run.planned_epochs
         self.counted_epochs, self.runs_whole = run.span.epochs, run.span.whole
         self._steps = ScriptSteps(run)
         self._splitter = BatchSplitter(self._steps)
         self._own_batches = OwnBatches(self._steps)
-        self.metrics = metrics_in(vars(sys.modules["__main__"]))
+        self.metrics = metrics_in(run.variables) or self._steps.invoke(self._library_metrics)
+
+    def _library_metrics(self) -> tuple[Metric, ...]:
+        return library_metrics([*named_values(), *self.model.named_modules()])
+
+    @property
+    def val_loader(self) -> Any:  # type: ignore[override]
+        """What the script validates with: a loader, batches of its own, or None."""
+        if not self._run.validation_known:
+            self._run.validation_known = True
+            find_validation(self._run, self._steps)
+        return self._run.val_loader
 
     @property
     def epoch_per_step(self) -> bool:  # type: ignore[override]
@@ -98,7 +111,7 @@ class ScriptLoop(Loop):
         return reasons[need]
 
     def _why_no_targets(self) -> str:
-        fed = self.split_batch(self._roles.batch)
+        fed = inputs_and_target(self, self._roles.batch)
         tensors = [value for value in fed.inputs if isinstance(value, Tensor)]
         alone = fed.target is None or (bool(tensors) and fed.target is tensors[0])
         return "the batches hold inputs only" if alone else ""
@@ -295,6 +308,8 @@ class ScriptLoop(Loop):
 
     def _made(self, thing: Any) -> Location | None:
         place = self._run.registers.place
+        if isinstance(thing, EvaluatedBatches):
+            return thing.location
         within = getattr(thing, "base_dataloader", None)
         return None if thing is None else place(within) or place(thing)
 

@@ -86,7 +86,7 @@ def find(value: Tensor, whole: Any, *, name: str = "") -> Take | None:
     )
     for cut in CUTS:
         for path, leaf in candidates:
-            if cut and leaf.ndim < 2:
+            if cut and (leaf.ndim < 2 or leaf.layout is not torch.strided):
                 continue
             take = _matching(goal, leaf[cut] if cut else leaf, Take(path, cut))
             if take is not None:
@@ -95,12 +95,10 @@ def find(value: Tensor, whole: Any, *, name: str = "") -> Take | None:
 
 
 def _matching(goal: Tensor, leaf: Tensor, take: Take) -> Take | None:
-    if (
-        goal.numel() != leaf.numel()
-        or goal.layout is not torch.strided
-        or leaf.layout is not torch.strided
-    ):
+    if goal.numel() != leaf.numel():
         return None
+    if goal.layout is not torch.strided or leaf.layout is not torch.strided:
+        return take if goal.dtype == leaf.dtype and batches.same_values(goal, leaf) else None
     cast = leaf.to(goal.dtype) if leaf.is_complex() == goal.is_complex() else leaf
     if cast.dtype != goal.dtype or not _same(cast.reshape(goal.shape), goal):
         return None
@@ -138,6 +136,8 @@ class Recipe:
         def make(leaf: Any) -> Any:
             if isinstance(leaf, _Fixed):
                 return leaf.of_size(self.rows, next((len(v) for v in made.values()), self.rows))
+            if isinstance(leaf, _Counted):
+                return leaf.of(batch)
             if not isinstance(leaf, _Slot):
                 return leaf
             if leaf.take not in made:
@@ -145,6 +145,30 @@ class Recipe:
             return made[leaf.take]
 
         return batches.map_leaves(self.args, make), batches.map_leaves(self.kwargs, make)
+
+    def taken_back(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any
+    ) -> dict[str, Tensor]:
+        """Return the leaves of a batch of the form of ``like`` that a call's arguments come from.
+
+        Empty where an argument is of another form, or only a part of a leaf.
+        """
+        given, whole = dict(batches.leaves((args, kwargs))), dict(batches.tensors(like))
+        found: dict[str, Tensor] = {}
+        for path, slot in batches.leaves((self.args, self.kwargs)):
+            if not isinstance(slot, _Slot) or not isinstance(given.get(path), Tensor):
+                continue
+            take, value = slot.take, given[path].cpu()
+            leaf = whole.get(take.path)
+            if leaf is None or take.cut or not value.ndim or not leaf.ndim:
+                return {}
+            value = value.to(leaf.dtype)
+            if take.tail is not None:
+                if value.numel() % max(leaf[0].numel(), 1):
+                    return {}
+                value = value.reshape(-1, *leaf.shape[1:])
+            found[take.path] = value
+        return found
 
     def same_as(self, take: Take, args: Any, kwargs: Any, value: Any) -> Any:
         """Return the argument made by ``take``, where there is one, else ``value``."""
@@ -167,6 +191,61 @@ class _Slot:
 
     def __init__(self, take: Take) -> None:
         self.take = take
+
+
+class _Counted:
+    """A number, as a tensor without dimensions, that is counted in a leaf of the batch.
+
+    Frameworks hand a model how many rows, or valid targets, it is to divide its loss by.
+    """
+
+    def __init__(self, path: str, count: Callable[[Tensor], int], like: Tensor) -> None:
+        self.path = path
+        self._count = count
+        self._like = like
+
+    @classmethod
+    def find(cls, value: Tensor, batch: Any) -> _Counted | None:
+        """Return what ``value`` counts in ``batch``, or None."""
+        if value.ndim or value.dtype is torch.bool or value.is_complex():
+            return None
+        for count in _COUNTS:
+            for path, leaf in batches.tensors(batch):
+                if leaf.ndim and count(leaf) == value.item():
+                    return cls(path, count, value.detach())
+        return None
+
+    def of(self, batch: Any) -> Tensor:
+        """Count it in ``batch``.
+
+        Raises:
+            LookupError: ``batch`` has no such leaf.
+        """
+        return torch.full_like(self._like, self._count(_tensor(batch, self.path)))
+
+
+def _tensor(whole: Any, path: str) -> Tensor:
+    found = next((tensor for at, tensor in batches.tensors(whole) if at == path), None)
+    if found is None:
+        raise LookupError(path)
+    return found
+
+
+def _valid(leaf: Tensor) -> int:
+    """Count the targets that torch's losses do not ignore; of other leaves, none."""
+    whole = not (leaf.is_floating_point() or leaf.is_complex())
+    return int((leaf != IGNORED).sum()) if whole else -1
+
+
+_COUNTS: tuple[Callable[[Tensor], int], ...] = (
+    _valid,
+    lambda leaf: _valid(leaf[:, 1:]) if leaf.ndim > 1 else -1,
+    len,
+    lambda leaf: leaf.numel(),
+)
+
+IGNORED = -100
+"""The target that torch's losses leave out, unless told otherwise."""
 
 
 class _Fixed:
@@ -215,6 +294,8 @@ def _slotted(value: Any, batch: Any, name: str, fix: bool) -> Any:
             take = find(leaf, batch, name=name)
             if take is not None:
                 return _Slot(take)
+            if (counted := _Counted.find(leaf, batch)) is not None:
+                return counted
             if fix and nested:
                 return _Fixed(leaf.detach())
             raise LookupError

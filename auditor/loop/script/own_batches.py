@@ -26,7 +26,7 @@ class OwnBatches:
         """``steps`` are taken to see what the script draws."""
         self._steps = steps
         self._moves = True
-        self._full_batch = False
+        self._full_batch: bool | None = None
 
     def drawn(self) -> Iterator[Any]:
         """Yield what the script draws by itself, step after step, the steps undone.
@@ -52,10 +52,24 @@ class OwnBatches:
         """Yield what makes the script draw one of its batches, where others cannot take its place.
 
         Each is from random numbers of its own, and the same whenever a step is taken on it, as far
-        as what the script draws depends on them.
+        as what the script draws depends on them. Where every step is on the very same tensors, as
+        with masks over one graph, there is one batch, and the random numbers go on.
         """
+        if self._uses_one_batch():
+            yield Own(None)
+            return
         for _ in range(EPOCH):
             yield Own(int(torch.randint(2**31, ())))
+
+    def _uses_one_batch(self) -> bool:
+        if self._full_batch is None:
+            calls = []
+            for _ in range(2):
+                with self._steps.undone():
+                    order = self._steps.command(StepRequest(None, watch=True, dry=True))
+                    calls.append(self._steps.entry_of(order))
+            self._full_batch = _in_one_place(*calls)
+        return self._full_batch
 
     def _draw(self) -> tuple[Call, Any]:
         """Return what the script draws next, and the call that shows it; the step is undone.
@@ -106,6 +120,9 @@ def _is_same(a: tuple[Call, Any], b: tuple[Call, Any]) -> bool:
 
     The same place in memory: what is drawn or copied anew has another, for ``a`` is still held.
     """
-    pairs = [(each.data_ptr(), each.shape, each.stride()) for each in a[0].given]
-    again = [(each.data_ptr(), each.shape, each.stride()) for each in b[0].given]
-    return bool(pairs) and pairs == again and batches.digest(a[1]) == batches.digest(b[1])
+    return _in_one_place(a[0], b[0]) and batches.digest(a[1]) == batches.digest(b[1])
+
+
+def _in_one_place(one: Call, other: Call) -> bool:
+    pairs, again = ([batches.place(each) for each in call.given] for call in (one, other))
+    return bool(pairs) and pairs == again

@@ -36,6 +36,12 @@ WRAPPERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Loader classes that are not DataLoaders or hold one, by module: the outermost one is tapped."""
 
 
+def is_wrapper(thing: Any) -> bool:
+    """Whether ``thing`` is a loader of one of the classes in :data:`WRAPPERS`."""
+    kinds = {(cls.__module__, cls.__name__) for cls in type(thing).__mro__}
+    return any((module, name) in kinds for module, names in WRAPPERS for name in names)
+
+
 class Listener(Protocol):
     """What a run hears of its script."""
 

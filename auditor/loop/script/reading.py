@@ -15,13 +15,11 @@ class LoaderReads:
     Attributes:
         live: by loader, the iterators that were being read when the script first back-propagated.
         redraws: every batch is the first of an iterator of its own.
-        evaluated: loaders that were read without gradients.
     """
 
     def __init__(self) -> None:
         self.live: dict[int, TappedIterator] = {}
         self.redraws = False
-        self.evaluated: list[Any] = []
         self._iterators: list[weakref.ref[TappedIterator]] = []
         self._clock = 0
         self._asked: dict[int, int] = {}

@@ -20,6 +20,7 @@ from torch import nn
 from nnaudit.errors import NnauditError
 from nnaudit.loop.direct import StepCount
 from nnaudit.loop.script.channel import CommandChannel, Invoke, Launch, StepRequest
+from nnaudit.loop.script.evaluation import EvaluationLog
 from nnaudit.loop.script.patches import Listener, Patches
 from nnaudit.loop.script.planned_run import PlannedRun
 from nnaudit.loop.script.training_objects import Registers, TrainingObjects
@@ -164,6 +165,9 @@ class Run:
         state: who listens to the script; None while it is not being executed.
         loop: how its training loop goes round.
         roles: who is who, once control was taken.
+        variables: the global ones of its file, in its latest execution.
+        evaluated: what it evaluates its network on, until its validation was found.
+        validation_known: its validation was looked for, and is ``val_loader`` if there is one.
         training_at: the user's line at which the run is led: where it asks for a batch, or steps.
         phase: the number of the training loop that is audited, among those that the script came to.
         elsewhere: what else its text trains by, and where; see :func:`loop_tracker.elsewhere`.
@@ -187,6 +191,9 @@ class Run:
         self.roles: TrainingObjects | None = None
         self.train_loader: Any = None
         self.val_loader: Any = None
+        self.variables: dict[str, Any] = {}
+        self.evaluated = EvaluationLog()
+        self.validation_known = False
         self.training_at: Location | None = None
         self.planned_epochs = 0
         self.span = PlannedRun()

@@ -33,9 +33,12 @@ _GENERATORS = (keep_python_rng, keep_numpy_rng, keep_torch_rng, keep_accelerator
 
 @dataclass(frozen=True)
 class Own:
-    """In a batch's place: the script draws its own, from random numbers seeded with ``seed``."""
+    """In a batch's place: the script draws its own, from random numbers seeded with ``seed``.
 
-    seed: int
+    None leaves the random numbers as they are: it has only one.
+    """
+
+    seed: int | None
 
 
 class ScriptSteps:
@@ -78,7 +81,8 @@ class ScriptSteps:
     def given(self, batch: Any) -> Any:
         """Return what is handed to the script for ``batch``: nothing where it draws its own."""
         if isinstance(batch, Own):
-            seed_everything(batch.seed)
+            if batch.seed is not None:
+                seed_everything(batch.seed)
             return None
         return batch
 

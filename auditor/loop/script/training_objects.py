@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import RandomSampler, SequentialSampler
 
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.script.channel import Call
@@ -396,76 +394,6 @@ def _room(value: Any) -> int:
             leaves = item.values() if isinstance(item, dict) else item
             total += sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))
     return total
-
-
-VALIDATION = (
-    ("val", "valid", "validation"), ("dev",), ("eval", "evaluation"), ("test",),
-    ("holdout", "heldout"),
-)  # fmt: skip
-"""Words in the names that scripts give to their validation loader, the best first."""
-
-_TRAINING = ("train", "training")
-
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_LOADERS = re.compile(r"(data)?(loaders?|sets?|iter|batch(es)?|dl|ds|gen|generator)$")
-
-
-def words(name: str) -> set[str]:
-    """Return the words of a name in snake or camel case, in lower case.
-
-    What is written together with a word for a loader counts by itself: ``testloader``.
-    """
-    found = {word.lower() for word in _WORD.findall(name)}
-    return found | {_LOADERS.sub("", word) for word in found}
-
-
-def validation_loader(registers: Registers, train: Any, seen: Iterable[Any]) -> Any:
-    """Return the loader that the script validates with, as far as one can tell; or None.
-
-    By the name of its variable, attribute or entry; else one that was iterated over without
-    training, unless it reads the training rows: these are looked at for the training's own
-    accuracy.
-    """
-    others = [loader for loader in registers.of["loader"].alive() if loader is not train]
-    names: dict[int, set[str]] = {}
-    frames = callstack.user_frames()
-    variables = [(n, v) for f in frames for n, v in {**f.f_globals, **f.f_locals}.items()]
-    attributes = [pair for _, value in variables for pair in _held_by(value)]
-    for name, value in (*variables, *attributes):
-        names.setdefault(id(value), words(name))
-
-    def called(loader: Any, meant: Iterable[str]) -> bool:
-        return not names.get(id(loader), set()).isdisjoint(meant)
-
-    untrained = [loader for loader in others if not called(loader, _TRAINING)]
-    for meant in VALIDATION:
-        for loader in untrained:
-            if called(loader, meant):
-                return loader
-    evaluated = [e for e in seen if e is not train and not called(e, _TRAINING)]
-    return next((e for e in evaluated if not _same_rows(e, train)), None)
-
-
-def _held_by(value: Any) -> list[tuple[str, Any]]:
-    """Return what a dictionary, or an object of a class of the script's own, holds by name."""
-    own = type(value).__module__ == "__main__"
-    held = value if type(value) is dict else getattr(value, "__dict__", None) if own else None
-    if not isinstance(held, dict) or len(held) > _MANY:
-        return []
-    return [(name, each) for name, each in list(held.items()) if isinstance(name, str)]
-
-
-_MANY = 200
-"""Entries beyond which a dictionary is data: a vocabulary, an index."""
-
-
-def _same_rows(loader: Any, train: Any) -> bool:
-    """Whether both read all of one data set: with samplers they may share it out."""
-    dataset = getattr(loader, "dataset", None)
-    if dataset is None or dataset is not getattr(train, "dataset", None):
-        return False
-    plain = (SequentialSampler, RandomSampler)
-    return all(type(getattr(each, "sampler", None)) in plain for each in (loader, train))
 
 
 def recorded(

@@ -73,6 +73,37 @@ def weights(loop: ScriptLoop) -> str:
     return batches.digest([p.detach() for p in loop.model.parameters()])
 
 
+LABELS_FIRST = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+rows = [{"labels": i % 3, "x": torch.randn(4)} for i in range(32)]
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x=None, labels=None):
+        out = self.layer(x)
+        return nn.functional.cross_entropy(out, labels), out
+
+model = Net()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(9):
+    for batch in DataLoader(rows, batch_size=8):
+        loss, _ = model(**batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_labels_may_come_first_in_a_batch(drive: Any) -> None:
+    assert drive(LABELS_FIRST, lambda loop: loop.lacks(Needs.TARGETS)) == ""
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 

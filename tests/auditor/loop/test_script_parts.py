@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.mapping import find, loss_rule, recipe
 from nnaudit.loop.script.overlay import Overlay
-from nnaudit.loop.script.training_objects import Registers, validation_loader, words
 from nnaudit.loop.script.variables import ScriptVariables, planned_epochs
 from nnaudit.state.files import FIRST_LAYER
 
@@ -96,6 +94,26 @@ def test_arguments_are_filled_from_another_batch() -> None:
     assert kwargs["labels"] is other["labels"]
     assert (kwargs["scale"], kwargs["flag"]) == (2.0, None)
     assert learnt.paths() == {"['ids']", "['labels']"}
+
+
+def test_a_number_that_counts_targets_follows_from_the_batch() -> None:
+    batch = {"ids": torch.arange(6).reshape(3, 2), "labels": torch.tensor([0, -100, 1])}
+    learnt = recipe((), {**batch, "num_items": torch.tensor(2)}, batch)
+    assert learnt is not None
+    other = {"ids": torch.zeros(4, 2).long(), "labels": torch.tensor([1, 0, 1, -100])}
+    assert learnt.fill(other)[1]["num_items"] == 3
+    assert recipe((), {**batch, "temperature": torch.tensor(0.3)}, batch) is None
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_a_sparse_tensor_is_known_by_what_it_holds(layout: str) -> None:
+    dense = torch.eye(4)
+    made, other = (getattr(each, layout)() for each in (dense, 2 * dense))
+    batch = {"x": torch.randn(4, 2), "graph": made}
+    take = find(getattr(dense, layout)(), batch)
+    assert take is not None
+    assert take.path == "['graph']"
+    assert find(other, batch) is None
 
 
 def test_a_loss_is_computed_for_another_output_and_batch() -> None:
@@ -244,47 +262,3 @@ def test_other_temporary_files_are_nobodys(folder: Path, tmp_path_factory: Any) 
         (elsewhere / "file").write_text("x")
     assert list((scratch / FIRST_LAYER).iterdir()) == []
     assert (elsewhere / "file").read_text() == "x"
-
-
-# --- the validation loader ------------------------------------------------------------------------
-
-
-def test_a_second_look_at_the_training_rows_is_no_validation() -> None:
-    data = TensorDataset(torch.zeros(8, 1))
-    train, again, other = DataLoader(data, shuffle=True), DataLoader(data), DataLoader([1, 2])
-    assert validation_loader(Registers(), train, [again]) is None
-    assert validation_loader(Registers(), train, [again, other]) is other
-
-
-@pytest.mark.parametrize(
-    ("name", "meant", "means"),
-    [
-        ("val_dl", "val", True),
-        ("testLoader", "test", True),
-        ("testloader", "test", True),
-        ("XTestSet", "test", True),
-        ("dataloader_eval2", "eval", True),
-        ("latest_batches", "test", False),
-        ("retrieval_loader", "eval", False),
-        ("devices", "dev", False),
-        ("interval", "val", False),
-    ],
-)
-def test_a_name_is_made_of_words(name: str, meant: str, means: bool) -> None:
-    assert (meant in words(name)) is means
-
-
-def test_a_validation_loader_is_known_by_a_whole_word() -> None:
-    registers, train = Registers(), DataLoader([1])
-    retrieval_loader, valid_loader = DataLoader([2]), DataLoader([3])
-    for loader in (train, retrieval_loader):
-        registers.of["loader"].add(loader)
-    assert validation_loader(registers, train, []) is None
-    registers.of["loader"].add(valid_loader)
-    assert validation_loader(registers, train, []) is valid_loader
-
-
-def test_samplers_may_share_out_one_data_set() -> None:
-    data = TensorDataset(torch.zeros(8, 1))
-    parts = [DataLoader(data, sampler=SubsetRandomSampler(r)) for r in (range(6), range(6, 8))]
-    assert validation_loader(Registers(), parts[0], [parts[1]]) is parts[1]

@@ -112,6 +112,50 @@ def test_a_closure_is_seen_and_its_backward_lies_within_the_step() -> None:
     assert all(e.location is None for e in events)
 
 
+class Twice(torch.optim.SGD):
+    """Calls its closure twice, as an optimizer that looks ahead does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            closure()
+        super().step()
+        with torch.enable_grad():
+            closure()
+        return super().step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "within"),
+    [
+        (torch.optim.SGD, ["zero_grad", "backward", "clip", "optimizer.step"], -1),
+        (Twice, ["optimizer.step", *["zero_grad", "backward", "clip"] * 2], 0),
+    ],
+)
+def test_what_a_closure_does_comes_before_the_step(
+    loop: DirectLoop, kind: Any, order: list[str], within: int
+) -> None:
+    optimizer = kind(loop.model.parameters(), lr=0.1)
+    loop.optimizers = (optimizer,)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(loop)
+        loss.backward()
+        nn.utils.clip_grad_norm_(loop.model.parameters(), 0.1)
+        return loss
+
+    with Recorder(loop) as recorder:
+        optimizer.step(closure)
+    events = recorder.take()
+    assert [event.kind for event in events] == order
+    step = next(event for event in events if event.kind is EventKind.STEP)
+    assert step.closure is (within == 0)
+    assert {e.within for e in events if e.kind is EventKind.BACKWARD} <= {within, 0}
+    if within < 0:
+        assert [used == pytest.approx(0.1, rel=1e-3) for _, used in step.clipped] == [True]
+
+
 @pytest.mark.parametrize(("factor", "skipped"), [(1.0, False), (float("inf"), True)])
 def test_a_scaler_tries_a_step_and_may_leave_it_out(
     loop: DirectLoop, factor: float, skipped: bool

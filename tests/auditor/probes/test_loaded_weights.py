@@ -8,7 +8,7 @@ import torch
 
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.loaded_weights import LoadedWeights
+from nnaudit.probes.loaded_weights import LoadedWeights, watching_loads
 from nnaudit.targets import target as targets
 
 PROGRAM = """
@@ -53,3 +53,29 @@ def test_only_a_program_that_may_load_weights_is_started_anew(
     monkeypatch.setattr(loop, "relaunched", relaunched)
     Audit(loop).probe(LoadedWeights)
     assert bool(begun) is loads
+
+
+def test_weights_that_transformers_loads_are_seen(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=20, intermediate_size=8, **sizes)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    (tmp_path / "user.py").write_text(
+        "from transformers import BertForSequenceClassification\n"
+        "def load(path):\n"
+        "    return BertForSequenceClassification.from_pretrained(path)\n"
+    )
+    user = _module(tmp_path / "user.py")
+    with watching_loads() as watch:
+        user["load"](tmp_path / "bert")
+    (loading,) = watch.loadings
+    assert loading.changed == len(loading.taken) > 5
+    assert list(loading.missing) == ["classifier.weight"]
+    assert loading.location is not None
+    assert loading.location.line == 3
+
+
+def _module(path: Path) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(path.read_text(), str(path), "exec"), names)
+    return names

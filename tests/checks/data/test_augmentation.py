@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
+from support.verdicts import ask_script
 
 
 class RandomShift(nn.Module):
@@ -148,3 +150,30 @@ def test_a_stream_is_inconclusive() -> None:
     target = Target(lambda: nn.Linear(4, 2), lambda: batches)
     audit = Audit(DirectLoop(target, torch.device("cpu"), seed=0))
     assert run_check(Augmentation, audit).status is Status.INCONCLUSIVE
+
+
+MIXED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+x, y = torch.randn(96, 4), torch.arange(96) % 3
+train = DataLoader(TensorDataset(x[:64], y[:64]), batch_size=16, shuffle=True)
+val_loader = DataLoader(TensorDataset(x[64:], y[64:]), batch_size=16)
+model = nn.Linear(4, 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(9):
+    for a, b in train:
+        share, order = torch.rand(()), torch.randperm(len(a))
+        out = model(share * a + (1 - share) * a[order])
+        loss = nn.functional.cross_entropy(out, b) * share
+        loss = loss + nn.functional.cross_entropy(out, b[order]) * (1 - share)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_what_the_script_does_to_a_batch_is_no_change_of_the_items(tmp_path: Path) -> None:
+    result = ask_script(Augmentation, tmp_path / "train.py", MIXED)
+    assert result.status is Status.PASS, result.message
