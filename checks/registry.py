@@ -103,7 +103,20 @@ class Registry:
 
 _DIGITS = {"O": "0", "I": "1", "L": "1"}
 
-FAMILIES = ("DATA", "INIT", "LOSS", "GRAD", "STEP", "MODE", "NORM", "FIT", "SEED", "GEN", "PERF")
+FAMILIES = (
+    "DATA",
+    "INIT",
+    "LOSS",
+    "GRAD",
+    "STEP",
+    "MODE",
+    "NORM",
+    "FIT",
+    "SEED",
+    "GEN",
+    "PERF",
+    "DIST",
+)
 """The battery's order."""
 
 

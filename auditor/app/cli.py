@@ -148,6 +148,12 @@ def main() -> None:
     metavar="N",
     help="Audit a script's N-th training loop; those before it run to their end.",
 )
+@click.option(
+    "--nproc-per-node",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Start a script in N processes, as torchrun does, and ask the checks of DIST, too.",
+)
 @_sandbox_options
 @click.option(
     "--keep-files",
@@ -189,6 +195,7 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **options: Any) -> No
 
 def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> None:
     from nnaudit import config
+    from nnaudit.app import launch
     from nnaudit.app.child import Interruption
     from nnaudit.app.output import Output
 
@@ -202,10 +209,13 @@ def _check(paths: list[str], arguments: list[str], options: dict[str, Any]) -> N
         "seed",
         "device",
         "loop",
+        "nproc_per_node",
         "sandbox",
         "fail_on",
     )
     flags = {key: _flat(options[key]) for key in keys}
+    if (launched := launch.processes()) is not None:
+        flags["nproc_per_node"] = flags["nproc_per_node"] or launched
     settings = config.load({**flags, "allow_write": options["allow_write"]})
     chosen: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in paths]
     chosen = chosen or [config.target_of(text) for text in settings.targets]

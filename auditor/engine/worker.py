@@ -12,18 +12,19 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from nnaudit.engine.job import Event, Job, Refused
+from nnaudit.engine.job import RANKS, Event, Job, Measuring, Refused
 from nnaudit.state import files, landlock
 from nnaudit.state.files import Protection
 
 if TYPE_CHECKING:
     from nnaudit.errors import NnauditError
     from nnaudit.loop.base import Loop
+    from nnaudit.ranks.record import Ranks
 
 
 def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) -> NoReturn:
@@ -81,6 +82,7 @@ def writer(pipe: int) -> Callable[[Event], None]:
 
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
     # Imported here, so that a torch that cannot be imported is reported like anything else.
+    from nnaudit.engine import ranks
     from nnaudit.engine import session as engine
     from nnaudit.loop.base import seed_everything
     from nnaudit.loop.direct import DirectLoop
@@ -94,6 +96,11 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     path, settings = Path(job.path), job.settings
     device = engine.device_for(settings.device)
 
+    form = job.form or targets.form_of(path)
+    seen: Ranks | None = None
+    if settings.nproc_per_node is not None and not job.inspect:
+        seen = _ranks(job, form, emit)
+
     def audit(loop: Loop) -> None:
         if job.inspect:
             emit(engine.started(loop, ()))
@@ -105,11 +112,16 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
             remaining=job.remaining,
             known_fatal=job.known_fatal,
             elapsed=job.elapsed,
+            ranks=seen,
+            parts=() if seen is None else (ranks.part(seen),),
         )
 
     unused = ""
-    if (job.form or targets.form_of(path)) == "script":
-        failure = _as_script(job, audit)
+    if form == "script":
+        with ExitStack() as stack:
+            if settings.nproc_per_node is not None:
+                stack.enter_context(ranks.alone())
+            failure = _as_script(job, audit)
         if failure is None:
             return
         unused = str(failure)
@@ -124,6 +136,30 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
             return
         targets.forget(module)
     run_script(path, [], settings.device, settings.seed, audit, objects=True)
+
+
+def _ranks(job: Job, form: str, emit: Callable[[Event], None]) -> Ranks:
+    """Run the script on several ranks, on the user's files as they are, and say what they did.
+
+    Raises:
+        UsageError: it is no script.
+        RanksError: it does not run so.
+    """
+    from nnaudit.engine import ranks
+    from nnaudit.errors import UsageError
+
+    if form != "script":
+        raise UsageError(
+            f"--nproc-per-node starts a script in several processes, and {job.path} is taken as a "
+            "module: use --as script, or leave the option out"
+        )
+    protection = files.protection()
+    assert protection is not None
+    emit(Measuring(probe=RANKS, begins=True))
+    with protection.fresh():
+        found = ranks.observed(job, overlay=protection.label.startswith("python"))
+    emit(Measuring(probe=RANKS, begins=False))
+    return found
 
 
 def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
