@@ -8,13 +8,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from nnaudit.engine.job import Job
 from nnaudit.state import files
+
+if TYPE_CHECKING:
+    from nnaudit.loop.script.patches import Patches
+    from nnaudit.ranks.collectives import Collectives
+    from nnaudit.ranks.journal import Journal
+    from nnaudit.ranks.watch import Watch
 
 POLL = 0.05
 
@@ -59,70 +67,87 @@ def _protection(task: Task) -> AbstractContextManager[files.Protection]:
 
 
 def _watch(task: Task, rank: int, world: int) -> int:
-    """Run the script; return the process's exit code."""
+    """Run the script and write its journal; return the process's exit code."""
     import torch
 
     from nnaudit.errors import describe, user_location, user_traceback
-    from nnaudit.loop.base import seed_everything
-    from nnaudit.loop.script.channel import Unwind
-    from nnaudit.loop.script.launch import on_device
-    from nnaudit.loop.script.main_module import as_main, main_module
     from nnaudit.loop.script.patches import Patches
-    from nnaudit.ranks.collectives import Collectives, gloo_without_gpu
+    from nnaudit.ranks.collectives import Collectives
+    from nnaudit.ranks.first_step import place
     from nnaudit.ranks.journal import Journal
     from nnaudit.ranks.record import Done, Failed
     from nnaudit.ranks.watch import Watch
-    from nnaudit.ranks.writes import noted
-    from nnaudit.targets import callstack
-    from nnaudit.targets.set_order import compiled
 
-    folder, job = Path(task.folder), task.job
-    path = Path(job.path).absolute()
+    folder = Path(task.folder)
     journal = Journal(folder, rank)
     collectives = Collectives(journal)
-    places = files.places_of(path)
     with ExitStack() as stack:
-        stack.enter_context(on_device(job.settings.device))
-        stack.enter_context(gloo_without_gpu())
-        stack.enter_context(noted(journal, files.download_caches(places)))
-        stack.enter_context(collectives.heard())
+        for context in _contexts(task, journal, collectives):
+            stack.enter_context(context)
         taps = stack.enter_context(Patches())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        watch = Watch(journal, taps, shortens=task.shortens)
-        stack.enter_context(watch.listening())
-        main = main_module("__main__", path)
-        stack.enter_context(as_main(main, path, list(job.arguments), Path.cwd()))
-        stack.enter_context(taps.calls())
-        # A script that does not seed has another state on every rank, as when it is launched.
-        seed_everything(job.settings.seed + 1 + rank)
-        taps.listener = watch
-        error: BaseException | None = None
-        try:
-            callstack.run(exec, compiled(path, main.__dict__), main.__dict__)
-        except Unwind:
-            pass
-        except SystemExit as exit_:
-            error = exit_ if exit_.code else None
-        except BaseException as raised:
-            error = raised
+        watch = Watch(journal, shortens=task.shortens)
+        error = _run(task.job, taps, watch, rank)
         if error is not None:
-            journal.add(
-                Failed(
-                    message=describe(error),
-                    doing=journal.doing,
-                    at=user_location(error),
-                    traceback=user_traceback(error),
-                )
-            )
+            doing, at, trace = journal.doing, user_location(error), user_traceback(error)
+            journal.add(Failed(message=describe(error), doing=doing, at=at, traceback=trace))
             return 1
-        watch.finish(collectives.names)
+        watch.finish()
+        if watch.first_step is not None:
+            # A batch may be of a class that cannot be pickled: one check less.
+            with suppress(Exception):
+                torch.save(watch.first_step, place(folder, rank))
         journal.add(Done())
         journal.over = True
         _wait_for_all(folder, rank, world)
-        # What a process group does when it is taken down is not watched.
         sys.stdout.flush()
         sys.stderr.flush()
+        # What a process group does when it is taken down is not watched.
         os._exit(0)
+
+
+def _contexts(
+    task: Task, journal: Journal, collectives: Collectives
+) -> Iterator[AbstractContextManager[Any]]:
+    """Yield what has to be in place before the script runs."""
+    import torch
+
+    from nnaudit.loop.script.launch import on_device
+    from nnaudit.ranks.collectives import gloo_without_gpu
+    from nnaudit.ranks.writes import noted
+
+    places = files.places_of(Path(task.job.path))
+    yield on_device(task.job.settings.device)
+    yield gloo_without_gpu()
+    yield noted(journal, files.download_caches(places))
+    yield collectives.heard()
+    yield torch.compiler.set_stance("force_eager")
+
+
+def _run(job: Job, taps: Patches, watch: Watch, rank: int) -> BaseException | None:
+    """Run the script as its launcher would; return what it raised."""
+    from nnaudit.loop.base import seed_everything
+    from nnaudit.loop.script.channel import Unwind
+    from nnaudit.loop.script.main_module import as_main, main_module
+    from nnaudit.targets import callstack
+    from nnaudit.targets.set_order import compiled
+
+    path = Path(job.path).absolute()
+    main = main_module("__main__", path)
+    with as_main(main, path, list(job.arguments), Path.cwd()), taps.calls(), watch.listening():
+        # A script that does not seed has another state on every rank, as when it is launched.
+        seed_everything(job.settings.seed + 1 + rank)
+        taps.listener = watch
+        try:
+            callstack.run(exec, compiled(path, main.__dict__), main.__dict__)
+        except Unwind:
+            return None
+        except SystemExit as exit_:
+            return exit_ if exit_.code else None
+        except BaseException as raised:
+            return raised
+        finally:
+            taps.listener = None
+    return None
 
 
 def _wait_for_all(folder: Path, rank: int, world: int) -> None:

@@ -16,7 +16,11 @@ from pathlib import Path
 from nnaudit.engine.job import Job
 from nnaudit.engine.rank import Task
 from nnaudit.errors import NnauditError
+from nnaudit.ranks import first_step
+from nnaudit.ranks.collectives import gloo_without_gpu
+from nnaudit.ranks.first_step import FirstStep
 from nnaudit.ranks.record import Rank, Ranks, journal, read
+from nnaudit.ranks.unsharded import unsharded
 from nnaudit.report import Part
 
 QUIET = 12.0
@@ -24,7 +28,7 @@ QUIET = 12.0
 wait for ever."""
 
 SHARE = 0.8
-"""Of the time that a check may take, the part that the ranks may be silent for."""
+"""Of the time that a check may take, the part that the ranks may."""
 
 _POLL = 0.2
 
@@ -47,9 +51,10 @@ def observed(job: Job, *, overlay: bool) -> Ranks:
     Raises:
         RanksError: it raised on a rank, and not because another did something else.
     """
-    found = _launch(job, overlay=overlay, shortens=True)
+    deadline = time.monotonic() + job.settings.check_timeout * SHARE
+    found = _launch(job, deadline, overlay=overlay, shortens=True)
     if found.failures and found.mismatch is None and any(r.steps for r in found.ranks):
-        found = _launch(job, overlay=overlay, shortens=False)
+        found = _launch(job, deadline, overlay=overlay, shortens=False)
     if found.mismatch is None:
         _refuse_failed(found)
     return found
@@ -65,18 +70,18 @@ def _refuse_failed(found: Ranks) -> None:
             f"{len(found.ranks)} in {rank.failed.doing}",
             rank.failed.traceback,
         )
-    if found.hung or not any(rank.steps for rank in found.ranks):
+    if not all(rank.steps for rank in found.ranks):
         stood = "; ".join(f"rank {rank.rank} {rank.standing}" for rank in found.ranks)
         why = found.hung or "ended without an optimizer step"
         raise RanksError(f"the {len(found.ranks)} processes {why}: {stood}", "")
 
 
-def _launch(job: Job, *, overlay: bool, shortens: bool) -> Ranks:
+def _launch(job: Job, deadline: float, *, overlay: bool, shortens: bool) -> Ranks:
     with tempfile.TemporaryDirectory(prefix="nnaudit-ranks-") as folder:
-        return _launch_in(Path(folder), job, overlay=overlay, shortens=shortens)
+        return _launch_in(Path(folder), job, deadline, overlay=overlay, shortens=shortens)
 
 
-def _launch_in(folder: Path, job: Job, *, overlay: bool, shortens: bool) -> Ranks:
+def _launch_in(folder: Path, job: Job, deadline: float, *, overlay: bool, shortens: bool) -> Ranks:
     count = job.settings.nproc_per_node
     assert count is not None
     task = folder / "task.json"
@@ -94,7 +99,7 @@ def _launch_in(folder: Path, job: Job, *, overlay: bool, shortens: bool) -> Rank
         start_new_session=True,
     )
     try:
-        hung = _wait(process, folder, count, job.settings.check_timeout * SHARE)
+        hung = _wait(process, folder, count, deadline)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -103,27 +108,30 @@ def _launch_in(folder: Path, job: Job, *, overlay: bool, shortens: bool) -> Rank
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return Ranks(ranks=_read(folder, count), hung=hung, shortened=shortens)
+    first_steps: tuple[FirstStep, ...] = ()
+    with suppress(Exception):  # pickled by the user's code, and not for this process
+        first_steps = first_step.load(folder, count)
+    ranks = _read(folder, count)
+    return Ranks(ranks=ranks, hung=hung, shortened=shortens, first_steps=first_steps)
 
 
 def _read(folder: Path, count: int) -> tuple[Rank, ...]:
     return tuple(read(folder, rank) for rank in range(count))
 
 
-def _wait(process: subprocess.Popen[bytes], folder: Path, count: int, patience: float) -> str:
+def _wait(process: subprocess.Popen[bytes], folder: Path, count: int, deadline: float) -> str:
     """Wait for the ranks to end; return why they have to be ended, empty where they need not."""
     sizes, since, looked = [0] * count, time.monotonic(), False
     while process.poll() is None:
         time.sleep(_POLL)
+        if time.monotonic() > deadline:
+            return "did not come to the end in time"
         files = [journal(folder, rank) for rank in range(count)]
         now = [file.stat().st_size if file.exists() else 0 for file in files]
         if now != sizes:
             sizes, since, looked = now, time.monotonic(), False
             continue
-        quiet = time.monotonic() - since
-        if quiet > patience:
-            return f"did nothing for {quiet:.0f} s"
-        if quiet > QUIET and not looked:
+        if time.monotonic() - since > QUIET and not looked:
             looked = True
             if Ranks(ranks=_read(folder, count), hung="wait").mismatch is not None:
                 return "wait for one another"
@@ -148,7 +156,7 @@ def part(found: Ranks) -> Part:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Give the script the environment of the only process of a launch, for a ``with``."""
+    """Let the script find what the only process of a launch finds, for the time of a ``with``."""
     values = {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -161,7 +169,8 @@ def alone() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
-        yield
+        with gloo_without_gpu(), unsharded():
+            yield
     finally:
         for name, value in before.items():
             if value is None:

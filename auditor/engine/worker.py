@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from nnaudit.ranks.record import Ranks
 
 
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that a launcher of several processes sets."""
+
+
 def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) -> NoReturn:
     """Do ``job`` and end the process.
 
@@ -35,6 +39,8 @@ def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) 
     from nnaudit.errors import EXPLAIN
 
     EXPLAIN.append(files.explained)
+    if job.settings.nproc_per_node is None:
+        EXPLAIN.append(lambda error: _unlaunched(error, job.path))
     try:
         with _protected(job, protection):
             _work(job, emit)
@@ -189,6 +195,19 @@ def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
             raise
         return error
     return None
+
+
+def _unlaunched(error: BaseException, path: str) -> str:
+    """Say how to start a script that failed for want of a launcher of several processes."""
+    asked = str(error)
+    missing = isinstance(error, KeyError) and asked.strip("'") in _LAUNCHED
+    rendezvous = isinstance(error, ValueError) and "rendezvous" in asked and "not set" in asked
+    if not (missing or rendezvous):
+        return ""
+    return (
+        f" (the script is to be started in several processes: `nnaudit --nproc-per-node 2 {path}` "
+        "does so)"
+    )
 
 
 def _refusal(error: BaseException) -> Refused:

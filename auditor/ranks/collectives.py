@@ -37,14 +37,9 @@ _C10D: Any = distributed_c10d
 
 
 class Collectives:
-    """Writes down every collective that is entered, and that it has returned.
-
-    Attributes:
-        names: the collectives that were called.
-    """
+    """Writes down every collective that is entered, and that it has returned."""
 
     def __init__(self, journal: Journal) -> None:
-        self.names: set[str] = set()
         self._journal = journal
         self._within = threading.local()
         self._forwards: list[tuple[str, tuple[int, ...]]] = []
@@ -94,7 +89,6 @@ class Collectives:
         @wraps(real)
         @registered(Role.STANDS_IN)
         def collective(*args: Any, **kwargs: Any) -> Any:
-            self.names.add(name)
             group = kwargs.get("group")
             group = group or next((a for a in args if isinstance(a, _C10D.ProcessGroup)), None)
             what = _form(args, kwargs) if name in SAME_SHAPE else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -316,7 +316,7 @@ class Rank(Model):
         if self.failed is not None:
             return f"raised {self.failed.message} in {self.failed.doing}"
         if self.done:
-            return "had gone on to the end"
+            return "goes on to the end"
         return f"had taken {len(self.steps)} optimizer steps"
 
 
@@ -327,11 +327,14 @@ class Ranks(Model):
         ranks: one for each process.
         hung: why the run was ended from outside; empty where it ended by itself.
         shortened: epochs and validations were cut short.
+        first_steps: what each rank kept of its first step, a
+            :class:`nnaudit.ranks.first_step.FirstStep`; empty where one kept nothing.
     """
 
     ranks: tuple[Rank, ...]
     hung: str = ""
     shortened: bool = True
+    first_steps: tuple[Any, ...] = ()
 
     def pairs(self) -> Iterator[tuple[Rank, Rank]]:
         """Yield every two ranks."""

@@ -11,7 +11,7 @@ import os
 import random
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from nnaudit.loop.base import seed_everything
 from nnaudit.loop.script.channel import Unwind
-from nnaudit.loop.script.patches import Patches, TappedIterator
+from nnaudit.loop.script.patches import TappedIterator
+from nnaudit.ranks.first_step import FirstStep, kept
 from nnaudit.ranks.journal import Journal
 from nnaudit.ranks.record import (
     Batch,
@@ -52,6 +53,8 @@ UNCUT_STEPS = 200
 ASIDE = 3
 """Batches of a validation, where it is cut short."""
 
+_CUDA: Any = torch.cuda
+
 FOLLOWED = 2_000_000
 """Items of an epoch that are followed."""
 
@@ -61,22 +64,21 @@ class Watch:
 
     Attributes:
         leads, repeats: the script is not driven.
+        first_step: what the first optimizer step was taken with.
     """
 
     leads = False
     repeats = False
 
-    def __init__(self, journal: Journal, taps: Patches, *, shortens: bool) -> None:
+    def __init__(self, journal: Journal, *, shortens: bool) -> None:
         """``shortens`` says whether epochs and validations are cut short."""
         self.journal = journal
-        self._taps = taps
         self._shortens = shortens
         self._loaders: list[Any] = []
         self._passes: list[int] = []
         self._training: set[int] = set()
         self._since_backward: list[int] = []
         self._steps_in_epoch = 0
-        self._passes_begun = 0
         self._main: Optimizer | None = None
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._networks: list[nn.Module] = []
@@ -87,6 +89,8 @@ class Watch:
         self._states: dict[str, str] = {}
         self._inputs = ""
         self._data: Any = None
+        self._kept: list[Any] = []
+        self.first_step: FirstStep | None = None
 
     # --- what is made -----------------------------------------------------------------------------
 
@@ -105,18 +109,19 @@ class Watch:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Follow what the loaders' samplers give, for the time of a ``with``."""
-        real = _BaseDataLoaderIter._next_index
-        indices = self._indices
+        owner: Any = _BaseDataLoaderIter
+        real, indices = owner._next_index, self._indices
 
         def next_index(base: Any) -> Any:
             found = real(base)
             indices.add(base, found)
             return found
 
-        with ExitStack() as stack:
-            stack.callback(setattr, _BaseDataLoaderIter, "_next_index", real)
-            _BaseDataLoaderIter._next_index = next_index  # type: ignore[method-assign]
+        owner._next_index = next_index
+        try:
             yield
+        finally:
+            owner._next_index = real
 
     def on_iterate(self, iterator: TappedIterator) -> None:
         """Begin the loader's own iterator, as the script would."""
@@ -186,6 +191,8 @@ class Watch:
             raise
         self._states = states()
         self._remember_data(iterator.loader)
+        if self._main is None:
+            self._kept.append(batches.clone(batch))
         base = self._indices.base(iterator)
         workers = getattr(iterator.loader, "num_workers", 0)
         self.journal.add(
@@ -210,7 +217,7 @@ class Watch:
     def _note_order(self, iterator: TappedIterator, number: int) -> None:
         """Write down the order of the whole epoch, what is left of it without loading it."""
         base = self._indices.base(iterator)
-        data = getattr(iterator.loader, "dataset", None)
+        data: Any = getattr(iterator.loader, "dataset", None)
         if base is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
             return
         complete = self._indices.follow(base)
@@ -292,6 +299,8 @@ class Watch:
         if self._main is None:
             self._main = optimizer
             self._note_weights("the first step")
+            self.first_step = kept(self._networks, self._kept)
+            self._kept = []
         self._optimizers.add(optimizer)
 
     def on_step_end(self, optimizer: Optimizer) -> None:
@@ -346,9 +355,8 @@ class Watch:
 
     # --- the end ----------------------------------------------------------------------------------
 
-    def finish(self, names: set[str]) -> None:
-        """Write down what is known at the end; ``names`` are the collectives that were called."""
-        self._taps.listener = None
+    def finish(self) -> None:
+        """Write down what is known at the end."""
         self._resume()
         if self._main is not None:
             self._note_weights("the end")
@@ -416,7 +424,8 @@ class _Wrapper:
 
     @property
     def _network(self) -> nn.Module | None:
-        return self._wrapper.__dict__.get("_modules", {}).get("module")
+        network: nn.Module | None = self._wrapper.__dict__.get("_modules", {}).get("module")
+        return network
 
     @property
     def broadcasts(self) -> bool:
@@ -533,7 +542,7 @@ def states() -> dict[str, str]:
         "numpy": numpy[1].tobytes() + str(numpy[2:]).encode(),
         "random": str(random.getstate()).encode(),
     }
-    if torch.cuda.is_initialized():
+    if _CUDA.is_initialized():
         found["cuda"] = torch.cuda.get_rng_state().numpy().tobytes()
     return {name: hashlib.blake2b(raw, digest_size=8).hexdigest() for name, raw in found.items()}
 
