@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -103,9 +104,11 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     device = engine.device_for(settings.device)
 
     form = job.form or targets.form_of(path)
+    began = time.monotonic()
     seen: Ranks | None = None
     if settings.nproc_per_node is not None and not job.inspect:
         seen = _ranks(job, form, emit)
+    watching = time.monotonic() - began
 
     def audit(loop: Loop) -> None:
         if job.inspect:
@@ -117,7 +120,7 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
             emit,
             remaining=job.remaining,
             known_fatal=job.known_fatal,
-            elapsed=job.elapsed,
+            elapsed=job.elapsed + watching,
             ranks=seen,
             parts=() if seen is None else (ranks.part(seen),),
         )

@@ -17,7 +17,8 @@ from nnaudit.engine import session as engine
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = (
     "CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/README.md", "docs/architecture.md",
-    "docs/ci.md", "docs/configuration.md", "docs/plugins.md", "docs/stability.md",
+    "docs/ci.md", "docs/configuration.md", "docs/distributed.md", "docs/plugins.md",
+    "docs/stability.md",
 )  # fmt: skip
 
 
