@@ -79,6 +79,7 @@ class Watch:
         self._training: set[int] = set()
         self._since_backward: list[int] = []
         self._steps_in_epoch = 0
+        self._backwards = self._begun_at = 0
         self._main: Optimizer | None = None
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._networks: list[nn.Module] = []
@@ -131,38 +132,54 @@ class Watch:
     def on_next_batch(self, iterator: TappedIterator) -> Any:
         """Give the script the loader's own next batch, until enough was seen."""
         number = self._number(iterator.loader)
-        if not torch.is_grad_enabled():
-            return self._aside(iterator)
         if iterator.count == 0:
-            self._begin_pass(number)
-        training = number in self._training
-        if training:
+            self._begun_at = self._backwards
+            if torch.is_grad_enabled():
+                self._begin_pass(number)
+        if not torch.is_grad_enabled() or self._is_aside(iterator, number):
+            return self._aside(iterator, number)
+        if number in self._training:
             self._resume()
             self._end_if_seen(iterator, number)
-        elif self._shortens and iterator.count >= ASIDE and not self._since_backward:
-            raise StopIteration  # neither training nor, as far as gradients tell, validation
-        if iterator.count == 0 and number in self._training:
-            self._note_weights(f"the start of epoch {self._passes[number] - 1}")
+            if iterator.count == 0:
+                self._note_weights(f"the start of epoch {self._passes[number] - 1}")
         self._since_backward.append(number)
         self.journal.doing = f"training step {self.journal.step + 1}"
         return self._draw(iterator, number)
 
+    def _is_aside(self, iterator: TappedIterator, number: int) -> bool:
+        """Whether a loader that is read with gradients does not seem to be trained on."""
+        if number in self._training:
+            return False
+        unused = self._backwards == self._begun_at
+        return bool(self.journal.step) or (self._shortens and unused and iterator.count >= ASIDE)
+
     def _number(self, loader: Any) -> int:
+        """Return the number of a loader; one made anew for the same data has the same."""
+        data, place = getattr(loader, "dataset", None), self._places.get(id(loader))
         for number, known in enumerate(self._loaders):
-            if known is loader:
+            anew = place is not None and place == self._places.get(id(known))
+            if known is loader or (anew and getattr(known, "dataset", None) is data):
                 return number
         self._loaders.append(loader)
         self._passes.append(0)
         return len(self._loaders) - 1
 
     def _begin_pass(self, number: int) -> None:
+        """A loader is read from its beginning, with gradients.
+
+        Raises:
+            Unwind: enough epochs, or steps, were seen.
+        """
         self._passes[number] += 1
+        enough = self.journal.step >= EPOCHS * STEPS
+        if enough or (number in self._training and self._passes[number] > EPOCHS):
+            self._resume()
+            self.journal.doing = f"what follows step {self.journal.step}"
+            raise Unwind
         if number in self._training:
             self._resume()
             self._steps_in_epoch = 0
-            if self._passes[number] > EPOCHS:
-                self.journal.doing = f"the start of epoch {self._passes[number] - 1}"
-                raise Unwind
 
     def _end_if_seen(self, iterator: TappedIterator, number: int) -> None:
         """End the epoch, or what is watched, where enough steps were seen.
@@ -240,13 +257,20 @@ class Watch:
 
     # --- validation -------------------------------------------------------------------------------
 
-    def _aside(self, iterator: TappedIterator) -> Any:
+    def _aside(self, iterator: TappedIterator, number: int) -> Any:
         """Give the script a batch that it does not train on, of the first few."""
         if self._shortens and iterator.count >= ASIDE:
+            self._leave(number)
             raise StopIteration
         self._validating = True
         self.journal.doing = f"the validation after step {self.journal.step}"
-        batch = iterator.draw()
+        try:
+            batch = iterator.draw()
+        except StopIteration:
+            self._leave(number)
+            raise
+        if torch.is_grad_enabled():
+            self._since_backward.append(number)  # unless it is trained on after all
         iterator.count += 1
         self.journal.add(
             Validation(
@@ -257,6 +281,10 @@ class Watch:
             )
         )
         return batch
+
+    def _leave(self, number: int) -> None:
+        """A pass is over, and no gradient was computed from its last batches."""
+        self._since_backward = [each for each in self._since_backward if each != number]
 
     def _resume(self) -> None:
         """The script trains, or is at its end: what was validation is over."""
@@ -279,7 +307,8 @@ class Watch:
         return run(args, kwargs)
 
     def on_backward(self, root: Tensor) -> bool:
-        """Note that what was read since the last pass is trained on."""
+        """Note that what was read since the last one is trained on."""
+        self._backwards += 1
         self._training.update(self._since_backward)
         self._since_backward.clear()
         self._validating = False
@@ -315,6 +344,7 @@ class Watch:
         drew = drawn(self._states, states()) if self._states else {}
         journal.add(Stepped(step=journal.step, drew=drew, inputs=self._inputs))
         journal.step += 1
+        journal.doing = f"what follows step {journal.step}"
         self._steps_in_epoch += 1
         self._inputs = ""
         if journal.step in (1, STEPS):
@@ -509,14 +539,15 @@ class _Indices:
 
 def _sampling(loader: Any) -> dict[str, Any]:
     """Describe what chooses the items of ``loader``."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    chain = [getattr(loader, "sampler", None), batch_sampler]
-    chain.append(getattr(batch_sampler, "sampler", None))
-    chain = [each for each in chain if each is not None]
-    main = chain[0] if chain else loader
+    chain = [loader]
+    for each in chain:  # which grows: a batch sampler may wrap another one, or a sampler
+        inner = [getattr(each, name, None) for name in ("sampler", "batch_sampler")]
+        chain += [x for x in inner if x is not None and not any(x is known for known in chain)]
+    chain = chain[1:]
+    waiting = [each for each in chain if callable(getattr(each, "set_epoch", None))]
     return {
-        "sampler": type(main).__name__,
-        "waits_for_epoch": any(callable(getattr(each, "set_epoch", None)) for each in chain),
+        "sampler": type((waiting or chain or [loader])[0]).__name__,
+        "waits_for_epoch": bool(waiting),
         "replaces": any(
             isinstance(each, (RandomSampler, WeightedRandomSampler)) and each.replacement
             for each in chain
