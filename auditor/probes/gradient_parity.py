@@ -70,7 +70,8 @@ class GradientParity(Probe[Parity | NoParity]):
         if not shared:
             return NoParity("no parameter has a gradient in both")
         several = _flat(reduced, shared)
-        one, again = (_flat(mean, shared) for mean in means)
+        under = [_flat(mean, shared) for mean in means]
+        one = torch.stack(under).mean(0)
         length = float(one.norm())
         if not length or not float(several.norm()):
             return NoParity("the gradient is zero")
@@ -79,7 +80,7 @@ class GradientParity(Probe[Parity | NoParity]):
             ranks=len(steps),
             factor=factor,
             rest=float((several - factor * one).norm() / several.norm()),
-            noise=float((one - again).norm()) / length,
+            noise=float((under[0] - under[1]).norm()) / length,
             norms=(float(several.norm()), length),
         )
 

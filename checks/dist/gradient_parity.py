@@ -10,6 +10,9 @@ from nnaudit.loop.base import Needs
 from nnaudit.probes.gradient_parity import GradientParity, NoParity, Parity
 from nnaudit.report import Kind, Numbers, Result
 
+_NOISE = 0.3
+"""Above it, 1 and a factor of 2, the smallest there is, would not be told apart for certain."""
+
 _ALONG = 0.5
 """What of the ranks' gradient may point elsewhere, for a factor to be one: cosine 0.87."""
 
@@ -24,9 +27,9 @@ class RanksGradient(Check):
         reduction, with the weights and every rank's batch. One process then takes the step of every
         rank from these weights, and the mean of its gradients is compared: batch by batch, so that
         normalisation sees the same rows. Fails when the former is the latter times the number of
-        ranks, or divided by it, within `near`, and points the same way. What is random in a step is
-        measured by two seeds; where it moves the gradient by more than `near` the check is
-        inconclusive.
+        ranks, or divided by it, within `near`, and points the same way. What is random in a step
+        (dropout) is measured by two seeds: where it moves the gradient by more than `near`, that is
+        the tolerance, and above 0.3 of its length the check is inconclusive.
     Fix: loss = criterion(model(x), y), without `* world_size`: the wrapper averages.
     References: PyTorch documentation, DistributedDataParallel ("averages gradients").
     """
@@ -45,11 +48,12 @@ class RanksGradient(Check):
         if found.ranks < 2:
             return self.skipped("One process averages nothing.")
         near = self.option(audit, "near")
-        if found.noise > near:
+        if found.noise > _NOISE:
             return self.inconclusive(
                 f"Not judged: two gradients of one process differ by {found.noise:.0%} with the "
                 "seed (dropout, or another random layer)."
             )
+        near = max(near, found.noise)
         if abs(found.factor - 1) <= near:
             return self.passed(
                 f"The gradient of {found.ranks} ranks is {found.factor:.3g} times that of one "

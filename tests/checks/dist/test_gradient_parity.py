@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from support import programs
 from support.ranks import of_ranks
 
@@ -39,13 +40,24 @@ def test_any_other_difference_is_left_open() -> None:
 
 
 def test_noise_and_what_cannot_be_compared_leave_it_open() -> None:
-    assert judged(replace(FOUR, factor=4.0, noise=0.3)).status is Status.INCONCLUSIVE
+    assert judged(replace(FOUR, factor=4.0, noise=0.4)).status is Status.INCONCLUSIVE
     assert judged(NoParity("the gradient is zero")).status is Status.INCONCLUSIVE
+
+
+def test_dropout_widens_the_tolerance() -> None:
+    noisy = replace(FOUR, noise=0.25)
+    assert judged(replace(noisy, factor=1.2)).status is Status.PASS
+    assert judged(replace(noisy, factor=3.2)).status is Status.FAIL
+    assert judged(replace(noisy, factor=1.5)).status is Status.INCONCLUSIVE
+
+
+def _plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 5))
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 def test_the_gradient_of_two_ranks_is_measured_beside_that_of_one_process(factor: float) -> None:
-    loop = DirectLoop(programs.target(), torch.device("cpu"), 0)
+    loop = DirectLoop(programs.target(model=_plain), torch.device("cpu"), 0)
     weights = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
     batches = [next(iter(loop.batches())) for _ in range(2)]
     audit = Audit(loop, ranks=Ranks(ranks=(Rank(rank=0), Rank(rank=1))))
