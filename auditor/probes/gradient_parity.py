@@ -23,9 +23,9 @@ class Parity:
 
     Attributes:
         ranks: how many there are.
-        factor: the former's projection on the latter: 1 where they agree.
+        factor: the former's length along the latter, in the latter's: 1 where they agree.
         rest: the part of the former that is not along the latter, of its length.
-        noise: the difference between two gradients of one process under two seeds, of their length.
+        noise: the difference between the factors that two seeds give.
         norms: the length of both.
     """
 
@@ -70,18 +70,21 @@ class GradientParity(Probe[Parity | NoParity]):
         if not shared:
             return NoParity("no parameter has a gradient in both")
         several = _flat(reduced, shared)
-        under = [_flat(mean, shared) for mean in means]
-        one = torch.stack(under).mean(0)
-        length = float(one.norm())
-        if not length or not float(several.norm()):
-            return NoParity("the gradient is zero")
-        factor = float(several @ one) / length**2
+        one, again = (_flat(mean, shared) for mean in means)
+        # What is random in both is no part of their product, as it would be of either's square.
+        square = float(one @ again)
+        along = float(several @ one), float(several @ again)
+        if square <= 0 or not float(several.norm()):
+            return NoParity("the gradient is zero, or random for the most part")
+        factor = sum(along) / 2 / square
+        middle = (one + again) / 2
+        rest = several - float(several @ middle / (middle @ middle)) * middle
         return Parity(
             ranks=len(steps),
             factor=factor,
-            rest=float((several - factor * one).norm() / several.norm()),
-            noise=float((under[0] - under[1]).norm()) / length,
-            norms=(float(several.norm()), length),
+            rest=float(rest.norm() / several.norm()),
+            noise=abs(along[0] - along[1]) / square,
+            norms=(float(several.norm()), square**0.5),
         )
 
 

@@ -28,8 +28,8 @@ class RanksGradient(Check):
         rank from these weights, and the mean of its gradients is compared: batch by batch, so that
         normalisation sees the same rows. Fails when the former is the latter times the number of
         ranks, or divided by it, within `near`, and points the same way. What is random in a step
-        (dropout) is measured by two seeds: where it moves the gradient by more than `near`, that is
-        the tolerance, and above 0.3 of its length the check is inconclusive.
+        (dropout) is measured by two seeds: where it moves the factor by more than `near`, that is
+        the tolerance, and above 0.3 the check is inconclusive.
     Fix: loss = criterion(model(x), y), without `* world_size`: the wrapper averages.
     References: PyTorch documentation, DistributedDataParallel ("averages gradients").
     """
@@ -50,8 +50,8 @@ class RanksGradient(Check):
         near = self.option(audit, "near")
         if found.noise > _NOISE:
             return self.inconclusive(
-                f"Not judged: two gradients of one process differ by {found.noise:.0%} with the "
-                "seed (dropout, or another random layer)."
+                f"Not judged: two seeds give factors that differ by {found.noise:.2g} (dropout, or "
+                "another random layer)."
             )
         near = max(near, found.noise)
         if abs(found.factor - 1) <= near:
