@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nnaudit.engine.job import Job
 from nnaudit.engine.rank import Task
-from nnaudit.errors import NnauditError
+from nnaudit.errors import NnauditError, UserCodeError
 from nnaudit.ranks import first_step
 from nnaudit.ranks.collectives import gloo_without_gpu
 from nnaudit.ranks.first_step import FirstStep
@@ -156,7 +156,11 @@ def part(found: Ranks) -> Part:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let the script find what the only process of a launch finds, for the time of a ``with``."""
+    """Let the script find what the only process of a launch finds, for the time of a ``with``.
+
+    Raises:
+        RanksError: it does not run so.
+    """
     values = {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -171,6 +175,13 @@ def alone() -> Iterator[None]:
     try:
         with gloo_without_gpu(), unsharded():
             yield
+    except UserCodeError as error:
+        at = f"{error.location.file}:{error.location.line}: " if error.location else ""
+        raise RanksError(
+            f"{at}your code raised {error}, in a launch of one process (on several it ran): all "
+            "checks but those of DIST are asked of one",
+            error.traceback,
+        ) from error
     finally:
         for name, value in before.items():
             if value is None:
