@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from nnaudit.errors import FIRST_STEP, NnauditError, OutOfBudgetError
-from nnaudit.loop.base import Loop
+from nnaudit.loop.base import Loop, Needs
+from nnaudit.ranks.record import Ranks
 from nnaudit.state.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class Audit:
         seed: what every random choice of the audit derives from.
         clock: the time left.
         options: ``thresholds."CODE"`` of the configuration, by code.
+        ranks: what was seen of a run of several processes; None where one process is audited.
         broken: the codes of exact checks that have failed by now: what others find may follow.
 
     A probe whose result is handed over in ``measured`` is not measured: so tests ask a check about
@@ -78,8 +80,10 @@ class Audit:
         known_fatal: Mapping[str, str] | None = None,
         measured: Mapping[type[Probe[Any]], Any] | None = None,
         on_measure: Callable[[str, bool], None] = lambda probe, begins: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.loop = loop
+        self.ranks = ranks
         self.seed = seed
         self.clock = Clock(budget)
         self.options = dict(options or {})
@@ -90,6 +94,12 @@ class Audit:
         self._measured: dict[type[Probe[Any]], Any] = dict(measured or {})
         self._failed: dict[type[Probe[Any]], tuple[Exception, TracebackType | None]] = {}
         self._allowed: tuple[type[Probe[Any]], ...] | None = None
+
+    def lacks(self, need: Needs) -> str:
+        """Return why ``need`` is not offered, or an empty string when it is."""
+        if need is not Needs.RANKS:
+            return self.loop.lacks(need)
+        return "" if self.ranks is not None else "one process is audited (see --nproc-per-node)"
 
     def probe(self, probe: type[Probe[T]]) -> T:
         """Return what ``probe`` measured, measuring it first where nobody has.

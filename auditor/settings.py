@@ -95,6 +95,9 @@ class Settings(BaseModel):
             2 for the one after. Those before it run to their end, each time that the script is
             started; where that takes long, ``check_timeout`` must allow for it. When not set, the
             first; in a script that speaks of loaders the first that has one.
+        nproc_per_node: as of torchrun: how many processes to start the script in, for the checks
+            that compare them; the others are asked of one. Not set for a program that is run as
+            one process.
         sandbox: what keeps the program's hands off your files: ``kernel``, ``python``, ``off``, or
             ``auto`` for the best that this machine allows.
         allow_write: files and folders that the program writes for real.
@@ -120,6 +123,7 @@ class Settings(BaseModel):
         WithJsonSchema(_TEXT | {"pattern": f"^({_DEVICES})$"}),
     ] = "auto"
     loop: int | None = Field(default=None, ge=1)
+    nproc_per_node: int | None = Field(default=None, ge=1, le=1024)
     sandbox: Literal["auto", "kernel", "python", "off"] = "auto"
     allow_write: Words = ()
     fail_on: Literal["fail", "warn"] = "fail"

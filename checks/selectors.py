@@ -9,7 +9,20 @@ import difflib
 import re
 from collections.abc import Collection
 
-FAMILIES = ("DATA", "INIT", "LOSS", "GRAD", "STEP", "MODE", "NORM", "FIT", "SEED", "GEN", "PERF")
+FAMILIES = (
+    "DATA",
+    "INIT",
+    "LOSS",
+    "GRAD",
+    "STEP",
+    "MODE",
+    "NORM",
+    "FIT",
+    "SEED",
+    "GEN",
+    "PERF",
+    "DIST",
+)
 """The battery's order."""
 
 _DIGITS = {"O": "0", "I": "1", "L": "1"}

@@ -80,6 +80,13 @@ _MODULE = option(
     metavar="NAME",
     help="Audit a module of a package, as `python -m NAME` runs it.",
 )
+_RANKS = option(
+    PROGRAM,
+    "--nproc-per-node",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Start a script in N processes, as torchrun does, and ask the checks of DIST, too.",
+)
 _RENDERING = (
     option(
         REPORT,
@@ -165,6 +172,7 @@ _AUDIT = (
     _MODULE,
     _FORM,
     _LOOP,
+    _RANKS,
     option(
         PROGRAM,
         "-j",
@@ -208,6 +216,7 @@ _SETTINGS = (
     "seed",
     "device",
     "loop",
+    "nproc_per_node",
     "sandbox",
     "fail_on",
 )
@@ -255,13 +264,15 @@ def check(ctx: click.Context, /, targets: tuple[str, ...], **chosen: Any) -> Non
 
 def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) -> None:
     from nnaudit import config
-    from nnaudit.app import runs
+    from nnaudit.app import launch, runs
     from nnaudit.app.audits import Call, audit_all
     from nnaudit.app.child import Interruption
     from nnaudit.app.module_name import file_of
     from nnaudit.app.output import Output
 
     flags = {key: _flat(options[key]) for key in _SETTINGS}
+    if (launched := launch.processes()) is not None:
+        flags["nproc_per_node"] = flags["nproc_per_node"] or launched
     settings = config.load({**flags, "allow_write": options["allow_write"]})
     chosen: list[tuple[str, tuple[str, ...]]] = [(path, ()) for path in paths]
     if options["module"]:

@@ -12,6 +12,9 @@ from nnaudit.settings import Settings
 PICTURES = "taking the pictures of the data"
 """The stage that fills the report's overview."""
 
+RANKS = "running the script in several processes"
+"""The stage that watches the ranks."""
+
 PLUGIN = "PLUGIN"
 """The code under which plug-ins that could not be loaded are reported, each by its name."""
 

@@ -57,7 +57,7 @@ def _answer(check: type[Check], audit: Audit) -> Result:
     asked = check()
     try:
         for need in check.needs:
-            if reason := audit.loop.lacks(need):
+            if reason := audit.lacks(need):
                 return asked.skipped(f"{reason[0].upper()}{reason[1:]}.")
         audit.clock.check()
         if not {Needs.STEPS, Needs.OWN_STEPS}.isdisjoint(check.needs):

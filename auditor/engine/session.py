@@ -34,11 +34,13 @@ from nnaudit.engine.runner import plugin_errors, run_checks
 from nnaudit.errors import FIRST_STEP, UnfitError, UsageError, UserCodeError, describe
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.overview.pictures import overview_of
+from nnaudit.ranks.record import Ranks
 from nnaudit.report import (
     Environment,
     Kind,
     Location,
     Overview,
+    Part,
     Result,
     Section,
     Status,
@@ -125,6 +127,10 @@ def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:
             registry.select(selectors)
     quick = settings.preset == "quick"
     battery = registry.select(settings.select, settings.ignore, settings.extend_select, quick=quick)
+    if settings.nproc_per_node is None and not settings.select:
+        # What is between processes is no question where there is one; by name it can be asked.
+        named = registry.select(settings.extend_select) if settings.extend_select else ()
+        battery = tuple(c for c in battery if Needs.RANKS not in c.needs or c in named)
     if not battery:
         raise UsageError("no check is left to run: --ignore removes everything that --select names")
     return battery
@@ -147,8 +153,13 @@ def run_audit(
     remaining: tuple[str, ...] | None = None,
     known_fatal: dict[str, str] | None = None,
     elapsed: float = 0.0,
+    ranks: Ranks | None = None,
+    parts: tuple[Part, ...] = (),
 ) -> None:
     """Audit ``loop`` and emit everything that happens.
+
+    ``ranks`` is what was seen of a run of several processes, ``parts`` describe the target beside
+    what the loop says of itself.
 
     Raises:
         NnauditError: the audit cannot be done.
@@ -156,7 +167,7 @@ def run_audit(
     known_fatal = known_fatal or {}
     registry = Registry.load()
     battery = selected(registry, settings)
-    opening = started(loop, battery)
+    opening = started(loop, battery, parts)
     emit(opening.model_copy(update={"remarks": _remarks(opening.target, registry)}))
     budget = None if settings.budget is None else max(settings.budget - elapsed, 0.0)
     audit = Audit(
@@ -166,6 +177,7 @@ def run_audit(
         options={registry.find(name).code: o for name, o in settings.thresholds.items()},
         known_fatal=known_fatal,
         on_measure=lambda probe, begins: emit(Measuring(probe=probe, begins=begins)),
+        ranks=ranks,
     )
     if remaining is None:
         for result in plugin_errors(registry.broken):
@@ -215,10 +227,11 @@ def listed(settings: Settings) -> Listed:
     return Listed(questions=(*(_question(c) for c in selected(registry, settings)), *broken))
 
 
-def started(loop: Loop, battery: tuple[type[Check], ...]) -> Started:
+def started(loop: Loop, battery: tuple[type[Check], ...], parts: tuple[Part, ...] = ()) -> Started:
     """Return the event that opens an audit."""
+    target = loop.info()
     return Started(
-        target=loop.info(),
+        target=target.model_copy(update={"parts": (*target.parts, *parts)}),
         environment=environment_of(loop.device),
         questions=tuple(_question(check) for check in battery),
     )

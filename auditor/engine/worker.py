@@ -10,15 +10,16 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nnaudit.engine import stdin
-from nnaudit.engine.job import Event, Job, Refused
+from nnaudit.engine.job import RANKS, Event, Job, Measuring, Refused
 from nnaudit.state import files, landlock
 from nnaudit.state.files import Protection
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
     from nnaudit.errors import NnauditError
     from nnaudit.loop.base import Loop
+    from nnaudit.ranks.record import Ranks
+
+
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that a launcher of several processes sets."""
 
 
 def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) -> NoReturn:
@@ -38,6 +44,8 @@ def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) 
 
     EXPLAIN.append(files.explained)
     stdin.leave_unanswered()
+    if job.settings.nproc_per_node is None:
+        EXPLAIN.append(lambda error: _unlaunched(error, job.path))
     try:
         with _protected(job, protection):
             _work(job, emit)
@@ -85,6 +93,7 @@ def writer(pipe: int) -> Callable[[Event], None]:
 
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
     # Imported here, so that a torch that cannot be imported is reported like anything else.
+    from nnaudit.engine import ranks
     from nnaudit.engine import session as engine
     from nnaudit.targets import target as targets
 
@@ -94,6 +103,13 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     engine.limit_threads(job.threads)
     path, settings = Path(job.path), job.settings
     device = engine.device_for(settings.device)
+
+    form = "script" if job.module else job.form or targets.form_of(path)
+    began = time.monotonic()
+    seen: Ranks | None = None
+    if settings.nproc_per_node is not None and not job.inspect:
+        seen = _ranks(job, form, emit)
+    watching = time.monotonic() - began
 
     def audit(loop: Loop) -> None:
         if job.inspect:
@@ -105,13 +121,17 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
             emit,
             remaining=job.remaining,
             known_fatal=job.known_fatal,
-            elapsed=job.elapsed,
+            elapsed=job.elapsed + watching,
+            ranks=seen,
+            parts=() if seen is None else (ranks.part(seen),),
         )
 
     failure = None
-    form = "script" if job.module else job.form or targets.form_of(path)
     if form == "script":
-        failure = _as_script(job, audit)
+        with ExitStack() as stack:
+            if settings.nproc_per_node is not None:
+                stack.enter_context(ranks.alone())
+            failure = _as_script(job, audit)
         if failure is None:
             return
     _as_module(job, device, audit, failure)
@@ -152,6 +172,30 @@ def _as_module(
     run_script(path, [], settings.device, settings.seed, audit, objects=True)
 
 
+def _ranks(job: Job, form: str, emit: Callable[[Event], None]) -> Ranks:
+    """Run the script on several ranks, on the user's files as they are, and say what they did.
+
+    Raises:
+        UsageError: it is no script.
+        RanksError: it does not run so.
+    """
+    from nnaudit.engine import ranks
+    from nnaudit.errors import UsageError
+
+    if form != "script":
+        raise UsageError(
+            f"--nproc-per-node starts a script in several processes, and {job.path} is taken as a "
+            "module: use --as script, or leave the option out"
+        )
+    protection = files.protection()
+    assert protection is not None
+    emit(Measuring(probe=RANKS, begins=True))
+    with protection.fresh():
+        found = ranks.observed(job, overlay=protection.label.startswith("python"))
+    emit(Measuring(probe=RANKS, begins=False))
+    return found
+
+
 def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
     """Audit the file as a script; return why it cannot be, where its parts will do instead.
 
@@ -185,6 +229,19 @@ def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
             raise
         return error
     return None
+
+
+def _unlaunched(error: BaseException, path: str) -> str:
+    """Say how to start a script that failed for want of a launcher of several processes."""
+    asked = str(error)
+    missing = isinstance(error, KeyError) and asked.strip("'") in _LAUNCHED
+    rendezvous = isinstance(error, ValueError) and "rendezvous" in asked and "not set" in asked
+    if not (missing or rendezvous):
+        return ""
+    return (
+        f" (the script is to be started in several processes: `nnaudit --nproc-per-node 2 {path}` "
+        "does so)"
+    )
 
 
 def _refusal(error: BaseException) -> Refused:

@@ -37,6 +37,7 @@ class Needs(StrEnum):
     OPTIMIZER = "an optimizer of the user's own"
     FRESH_RUN = "a way to start the run anew"
     WIDTH = "a width argument of build_model"
+    RANKS = "several processes"
 
 
 @dataclass(frozen=True)

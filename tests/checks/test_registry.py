@@ -69,6 +69,15 @@ def test_selection_by_code_family_and_name() -> None:
     assert "FIT101" in [c.code for c in known.select(extend=["FIT101"], quick=True)]
 
 
+def test_what_lies_between_processes_is_asked_of_several_or_by_name() -> None:
+    known = Registry.load()
+    families = lambda settings: {c.family() for c in selected(known, settings)}  # noqa: E731
+    assert "DIST" not in families(Settings())
+    assert "DIST" in families(Settings(nproc_per_node=2))
+    assert families(Settings(select=("DIST",))) == {"DIST"}
+    assert "DIST" in families(Settings(extend_select=("DIST101",)))
+
+
 @pytest.mark.parametrize(("word", "near"), [("DATA1O4", "DATA104"), ("shufling", "shuffling")])
 def test_an_unknown_selector_names_the_nearest(word: str, near: str) -> None:
     with pytest.raises(UsageError, match=near):

@@ -1,0 +1,1 @@
+"""Several processes of one training: what each of them does, seen from within it."""

@@ -1,0 +1,418 @@
+"""What each process of a distributed training did, as data. Must not import torch.
+
+A rank writes its journal line by line as things happen, so that one that hangs or dies has said
+where it stood. :func:`read` makes a :class:`Rank` of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from nnaudit.report import Location, Model
+
+
+class Collective(Model):
+    """A collective operation was entered.
+
+    Attributes:
+        number: counts this rank's collectives, from 0.
+        op: the function, or what of DistributedDataParallel's it is.
+        group: the ranks that have to take part.
+        what: of which data type and shape, where all ranks have to agree on these.
+        doing: what the script was doing then: "training step 3", "validation".
+        at: the user's line.
+    """
+
+    kind: Literal["collective"] = "collective"
+    number: int
+    op: str
+    group: tuple[int, ...]
+    what: str = ""
+    doing: str = ""
+    at: Location | None = None
+
+    @property
+    def call(self) -> str:
+        """What has to be the same on all ranks."""
+        return f"{self.op}({self.what})"
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for a sentence."""
+        where = f" at {Path(self.at.file).name}:{self.at.line}" if self.at else ""
+        return f"{self.call} in {self.doing}{where}"
+
+
+class Returned(Model):
+    """The collective ``number`` has returned."""
+
+    kind: Literal["returned"] = "returned"
+    number: int
+
+
+class Batch(Model):
+    """A batch was given to the training.
+
+    Attributes:
+        loader: the number of its loader, in the order in which the script read from them.
+        epoch, index: its place: the loader's how manieth pass, and in it, from 0.
+        step: optimizer steps taken before.
+        digest: a hash of its content.
+        drew: by random number generator that was drawn from while it was read, a hash of its state
+            before.
+        worker_seed: what the seeds of the loader's workers derive from; None without workers.
+    """
+
+    kind: Literal["batch"] = "batch"
+    loader: int
+    epoch: int
+    index: int
+    step: int
+    digest: str
+    drew: dict[str, str] = Field(default_factory=dict)
+    worker_seed: int | None = None
+
+
+class Order(Model):
+    """The items of one epoch, in the order in which the loader's sampler gives them.
+
+    Attributes:
+        batches: how many batches they make.
+        complete: the epoch was followed to its end.
+        length: the number of items in the data set.
+        sampler: the type of what chooses them.
+        waits_for_epoch: it has a ``set_epoch``.
+        replaces: it draws with replacement, by design.
+        at: the line that made the loader.
+    """
+
+    kind: Literal["order"] = "order"
+    loader: int
+    epoch: int
+    indices: tuple[int, ...]
+    batches: int
+    complete: bool
+    length: int
+    sampler: str
+    waits_for_epoch: bool = False
+    replaces: bool = False
+    at: Location | None = None
+
+
+class Weights(Model):
+    """The state of the networks at one moment.
+
+    Attributes:
+        when: the moment, the same word on all ranks.
+        step: optimizer steps taken before.
+        parameters, buffers: by name, a hash of the bits. Sharded ones are left out.
+        replicated: the names of the parameters that DistributedDataParallel holds.
+        broadcast: DistributedDataParallel gives rank 0's buffers to all ranks.
+        sharded: how many parameters are sharded.
+    """
+
+    kind: Literal["weights"] = "weights"
+    when: str
+    step: int
+    parameters: dict[str, str]
+    buffers: dict[str, str] = Field(default_factory=dict)
+    replicated: tuple[str, ...] = ()
+    broadcast: bool = False
+    sharded: int = 0
+
+
+class Stepped(Model):
+    """An optimizer step was taken.
+
+    ``drew`` is as of a batch, of what lies between the batch and the end of the step. ``inputs`` is
+    a hash of what the network was first called with.
+    """
+
+    kind: Literal["stepped"] = "stepped"
+    step: int
+    drew: dict[str, str] = Field(default_factory=dict)
+    inputs: str = ""
+
+
+class Validation(Model):
+    """A pass over a loader without gradients has begun, or goes on: a batch was read.
+
+    Attributes:
+        after: optimizer steps taken before.
+        digest: a hash of the batch.
+        collectives: how many collectives this rank had called by then.
+    """
+
+    kind: Literal["validation"] = "validation"
+    after: int
+    digest: str
+    collectives: int
+    at: Location | None = None
+
+
+class Resumed(Model):
+    """The training goes on after a validation, or ends: as of :class:`Validation`."""
+
+    kind: Literal["resumed"] = "resumed"
+    after: int
+    collectives: int
+
+
+class Wrote(Model):
+    """A file was opened to be written anew, after ``step`` optimizer steps."""
+
+    kind: Literal["wrote"] = "wrote"
+    path: str
+    step: int
+    at: Location | None = None
+
+
+class Wrapped(Model):
+    """A DistributedDataParallel object exists.
+
+    Attributes:
+        network: the type of the network in it.
+        forwards: calls of the wrapper with gradients.
+        bypassed: calls of the network in it, or of a part, that went round the wrapper.
+        bypassed_at: the line of the first.
+    """
+
+    kind: Literal["wrapped"] = "wrapped"
+    network: str
+    forwards: int
+    bypassed: int
+    at: Location | None = None
+    bypassed_at: Location | None = None
+
+
+class Summary(Model):
+    """What is known at the end.
+
+    Attributes:
+        augments: items of the training set differ when they are read under another seed; None
+            where that was not tried.
+        backend: of the process group.
+        strategies: what distributes the work: "DistributedDataParallel", "FSDP2", ...
+        joins: the script handles unequal numbers of steps, by torch's ``Join``.
+        data_parallel: what distributes the work gives each rank rows of its own: a wrapper over
+            all ranks, or parameters sharded over all of them in one dimension.
+    """
+
+    kind: Literal["summary"] = "summary"
+    augments: bool | None = None
+    backend: str = ""
+    strategies: tuple[str, ...] = ()
+    joins: bool = False
+    data_parallel: bool = False
+
+
+class Done(Model):
+    """The rank has come to the end of what is watched, or of the script."""
+
+    kind: Literal["done"] = "done"
+
+
+class Failed(Model):
+    """The script raised."""
+
+    kind: Literal["failed"] = "failed"
+    message: str
+    doing: str = ""
+    at: Location | None = None
+    traceback: str = ""
+
+
+Entry = Annotated[
+    Collective
+    | Returned
+    | Batch
+    | Order
+    | Weights
+    | Stepped
+    | Validation
+    | Resumed
+    | Wrote
+    | Wrapped
+    | Summary
+    | Done
+    | Failed,
+    Field(discriminator="kind"),
+]
+ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
+
+
+class Rank(Model):
+    """One process's journal. ``entries`` are in the order in which they happened."""
+
+    rank: int
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def collectives(self) -> tuple[Collective, ...]:
+        """Every collective that was entered, in order."""
+        return tuple(e for e in self.entries if isinstance(e, Collective))
+
+    @property
+    def waiting_in(self) -> Collective | None:
+        """The collective that was entered and has not returned."""
+        returned = {e.number for e in self.entries if isinstance(e, Returned)}
+        return next((c for c in reversed(self.collectives) if c.number not in returned), None)
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The training's batches."""
+        return tuple(e for e in self.entries if isinstance(e, Batch))
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """The epochs' orders."""
+        return tuple(e for e in self.entries if isinstance(e, Order))
+
+    @property
+    def weights(self) -> tuple[Weights, ...]:
+        """The states of the networks."""
+        return tuple(e for e in self.entries if isinstance(e, Weights))
+
+    @property
+    def steps(self) -> tuple[Stepped, ...]:
+        """The optimizer steps."""
+        return tuple(e for e in self.entries if isinstance(e, Stepped))
+
+    @property
+    def writes(self) -> tuple[Wrote, ...]:
+        """The files that were written."""
+        return tuple(e for e in self.entries if isinstance(e, Wrote))
+
+    @property
+    def wrapped(self) -> tuple[Wrapped, ...]:
+        """The wrappers."""
+        return tuple(e for e in self.entries if isinstance(e, Wrapped))
+
+    @property
+    def summary(self) -> Summary:
+        """What was known at the end; nothing for a rank that did not come to it."""
+        return next((e for e in self.entries if isinstance(e, Summary)), Summary())
+
+    @property
+    def failed(self) -> Failed | None:
+        """What the script raised."""
+        return next((e for e in self.entries if isinstance(e, Failed)), None)
+
+    @property
+    def done(self) -> bool:
+        """Whether it came to the end of what is watched."""
+        return any(isinstance(e, Done) for e in self.entries)
+
+    @property
+    def standing(self) -> str:
+        """Where it stood when it was last heard of, for a sentence."""
+        if (waiting := self.waiting_in) is not None and not self.done:
+            return f"waits in {waiting.place}"
+        if self.failed is not None:
+            return f"raised {self.failed.message} in {self.failed.doing}"
+        if self.done:
+            return "goes on to the end"
+        return f"had taken {len(self.steps)} optimizer steps"
+
+
+class Ranks(Model):
+    """What was seen of a run of several processes.
+
+    Attributes:
+        ranks: one for each process.
+        hung: why the run was ended from outside; empty where it ended by itself.
+        shortened: epochs and validations were cut short.
+        first_steps: what each rank kept of its first step, a
+            :class:`nnaudit.ranks.first_step.FirstStep`; empty where one kept nothing.
+    """
+
+    ranks: tuple[Rank, ...]
+    hung: str = ""
+    shortened: bool = True
+    first_steps: tuple[Any, ...] = ()
+
+    def pairs(self) -> Iterator[tuple[Rank, Rank]]:
+        """Yield every two ranks."""
+        return combinations(self.ranks, 2)
+
+    @property
+    def mismatch(self) -> Mismatch | None:
+        """The first collective in which two ranks differ."""
+        found = (_mismatch(a, b, self.hung != "") for a, b in self.pairs())
+        return next(filter(None, found), None)
+
+    @property
+    def data_parallel(self) -> bool:
+        """Whether every rank is known to train on rows of its own."""
+        return all(rank.summary.data_parallel or _wrapped_calls(rank) for rank in self.ranks)
+
+    @property
+    def failures(self) -> tuple[Rank, ...]:
+        """The ranks on which the script raised."""
+        return tuple(rank for rank in self.ranks if rank.failed is not None)
+
+
+class Mismatch(Model):
+    """Two ranks call different collectives at the same place of their sequence.
+
+    ``call`` or ``other`` is None where that rank goes on without another.
+    """
+
+    rank: int
+    call: Collective | None
+    other_rank: int
+    other: Collective | None
+    number: int
+
+
+def _mismatch(a: Rank, b: Rank, ended: bool) -> Mismatch | None:
+    """Compare what two ranks called of the collectives that both have to take part in.
+
+    A rank that has ended calls no other: whoever waits for it, waits for ever. One that is only
+    behind may still come to it, unless the run was ``ended`` because nothing moved.
+    """
+    mine, others = _common(a, b), _common(b, a)
+    for number, (call, other) in enumerate(zip(mine, others, strict=False)):
+        if call.call != other.call:
+            return Mismatch(rank=a.rank, call=call, other_rank=b.rank, other=other, number=number)
+    ahead, behind, longer = (a, b, mine) if len(mine) > len(others) else (b, a, others)
+    number = min(len(mine), len(others))
+    if len(mine) == len(others) or ahead.failed is not None or behind.failed is not None:
+        return None
+    elsewhere = behind.done or (ended and behind.waiting_in is not None)
+    if not elsewhere or (ahead.waiting_in is None and not ahead.done):
+        return None
+    return Mismatch(
+        rank=ahead.rank, call=longer[number], other_rank=behind.rank, other=None, number=number
+    )
+
+
+def _wrapped_calls(rank: Rank) -> bool:
+    """Whether a rank that has not come to its end has called a wrapper."""
+    return any(call.op.startswith("DDP") for call in rank.collectives)
+
+
+def _common(rank: Rank, other: Rank) -> list[Collective]:
+    both = {rank.rank, other.rank}
+    return [call for call in rank.collectives if both <= set(call.group)]
+
+
+def journal(folder: str | Path, rank: int) -> Path:
+    """Return where the rank writes its journal."""
+    return Path(folder, f"rank{rank}.jsonl")
+
+
+def read(folder: str | Path, rank: int) -> Rank:
+    """Return what a rank has written by now; a line that was cut is left out."""
+    file, entries = journal(folder, rank), []
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        try:
+            entries.append(ENTRY.validate_json(line))
+        except ValidationError:
+            continue
+    return Rank(rank=rank, entries=tuple(entries))
