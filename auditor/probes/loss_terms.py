@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.batch import NotSliceableError
 
 BATCHES = 3
 """Batches over which a term must weigh as much: on one it can by chance."""
@@ -28,6 +31,9 @@ _TERMS = 8
 
 _NODES = 400
 """How far below a term its loss function is looked for."""
+
+_LEAST = 1e-9
+"""A pull below this is rounding."""
 
 _SCALING = (
     "CloneBackward", "DivBackward", "MulBackward", "NegBackward", "SqueezeBackward",
@@ -43,10 +49,13 @@ class Term:
     Attributes:
         call: which of the step's calls of a loss function it is made of; -1 for none known.
         pull: the norm of its gradient on the parameters that all terms share.
+        growth: by how much that grows when each row of the batch comes twice: 1 for a mean over the
+            rows, 2 for a sum; None where it was not measured.
     """
 
     call: int
     pull: float
+    growth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,30 @@ class LossTerms(Probe[Terms]):
             if seen is None or not scales.found:
                 break
             calls = calls or tuple(seen.loss_calls)
-            found.append(tuple(_named(each, seen.loss_calls) for each in scales.found))
+            growths = _growths(loop, batch, scales.found) if not found else [None] * _TERMS
+            named = (_named(each, seen.loss_calls) for each in scales.found)
+            found.append(tuple(replace(t, growth=g) for t, g in zip(named, growths, strict=False)))
         return Terms(tuple(found), calls, some[0])
+
+
+def _growths(
+    loop: Loop, batch: Any, once: list[tuple[frozenset[int], float]]
+) -> list[float | None]:
+    """Return by how much each term's pull grows with every row twice in the batch."""
+    size = batches.size(batch)
+    unknown: list[float | None] = [None] * len(once)
+    try:
+        doubled = batches.rows(batch, [*range(size), *range(size)])
+        with preserved(loop.subjects), _Scales(loop) as scales:
+            loop.step(doubled)
+    except (NotSliceableError, UserCodeError, RuntimeError, IndexError):
+        return unknown
+    if len(scales.found) != len(once):
+        return unknown
+    return [
+        twice / pull if pull > _LEAST else None
+        for (_, pull), (_, twice) in zip(once, scales.found, strict=True)
+    ]
 
 
 def _named(found: tuple[frozenset[int], float], calls: list[LossCall]) -> Term:

@@ -33,6 +33,18 @@ _LISTED = 20
 _FEW_CLASSES = 64
 """Dense targets of more classes than this are a vocabulary, which is never balanced."""
 
+_LINE = 0.99
+"""Correlation of log weights and log rows from which one is a power of the other."""
+
+_CLOSE = 0.03
+"""How far, as a logarithm, the ratio of two weights may be from that of the rows or its root."""
+
+_FEW_ROWS = 5
+"""Classes with fewer rows say little about what their weight was computed from."""
+
+_UNEVEN = 1.5
+"""Classes less uneven than this have weights that could be anything."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -94,6 +106,21 @@ class Counts:
         rows = int(self.train[heavy]), int(self.train[light])
         return Weighed(heavy, light, rows, float(total.max() / total.min()))
 
+    def rises_with(self, weights: NDArray[np.float64]) -> bool:
+        """Whether ``weights`` are a rising power of the number of rows."""
+        counted = np.flatnonzero((self.train >= _FEW_ROWS) & (weights > 0))
+        rows = np.log(self.train[counted].astype(np.float64))
+        if self.dense or len(counted) < 2 or np.ptp(rows) < math.log(_UNEVEN):
+            return False
+        given = np.log(weights[counted])
+        if (
+            len(counted) == 2
+        ):  # any two are on a line: only the shares and their roots are no chance
+            more, heavier = rows[0] - rows[1], given[0] - given[1]
+            return min(abs(heavier - more), abs(heavier - more / 2)) < _CLOSE
+        slope = float(np.polyfit(rows, given, 1)[0])
+        return slope > 0.25 and float(np.corrcoef(rows, given)[0, 1]) > _LINE
+
     def p_within(self, ratio: float) -> float:
         """The probability of so uneven a pair if no class were ``ratio`` times rarer than another.
 
@@ -146,7 +173,10 @@ class ClassBalance(Check):
         - Rare class: warns when a class is more than `imbalance` times rarer than another
           (p < 1e-4), unless the program handles it: class weights, a sampler of its own, a loss
           such as the focal loss.
-        - Class weights: warns when rows times class weights are more uneven than `imbalance`
+        - Class weights: fails when they rise with the number of rows as a power of it, the shares
+          themselves or their roots: log weight against log rows is a line (r > 0.99) with a slope
+          above a quarter, or, of two classes, their ratio is the rows' or its root to 3%.
+        - Uneven weights: warns when rows times class weights are more uneven than `imbalance`
           (p < 1e-4), and more uneven than the rows or reversed: the weights are the shares instead
           of their inverse, in another order, or applied twice.
         - Pixels, tokens and several labels per row are rare by nature: noted.
@@ -175,9 +205,11 @@ class ClassBalance(Check):
         if counts is None or counts.train.sum() == 0:
             return self.skipped("The classes of the rows could not be counted.")
         missing = self._missing(audit, counts)
+        weights = _weights(main.calls[0], len(counts.train))
         return (
             missing
-            or self._overdone(audit, counts, _weights(main.calls[0], len(counts.train)))
+            or self._inverted(audit, counts, weights)
+            or self._overdone(audit, counts, weights)
             or self._rare(audit, counts, _declared(audit, main))
         )
 
@@ -232,6 +264,26 @@ class ClassBalance(Check):
         if counts.ratio > self.option(audit, "imbalance"):
             return None  # that matters more
         return self.noted(f"{message}.", evidence=_table(counts))
+
+    def _inverted(
+        self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None
+    ) -> Result | None:
+        """Fail where the weights of the loss are the classes' shares, not their inverse."""
+        if weights is None or _samples(audit) or not counts.rises_with(weights):
+            return None
+        common, rare = counts.commonest, counts.rarest
+        return self.failed(
+            "The class weights of the loss rise with the number of rows: class "
+            f"{common} ({int(counts.train[common]):,} training rows) weighs "
+            f"{weights[common]:.3g}, class {rare} ({int(counts.train[rare]):,} rows) "
+            f"{weights[rare]:.3g}. They make the imbalance worse.",
+            measured="weights that rise with the number of rows",
+            threshold="weights that fall with it",
+            evidence=_table(counts),
+            location=audit.loop.locate("loss"),
+            fix="weight = len(y) / (classes * torch.bincount(y))  # for BCE pos_weight = "
+            "negatives / positives",
+        )
 
     def _overdone(
         self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None

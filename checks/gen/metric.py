@@ -15,6 +15,9 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Broadcast
+from nnaudit.probes.broadcasts import broadcasts_of_rows
+from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets.metrics import Metric, Task, plain
@@ -100,6 +103,8 @@ class MetricMeaning(Check):
         40 exchanges of 10% are judged better than perfect (by chance 2 ** -40). Or a metric named
         accuracy, F1, IoU, recall and the like (and not for their loss) is neither 1 nor 100 nor the
         number of rows on perfect predictions.
+        - It also fails when the training loop asks whether tensors of shapes (N, 1) and (N,) are
+          equal, N being the rows of the batch, with a row less too: all pairs are compared.
         - Of several values, those that no exchange changes and that have no such name, such as a
           number of rows or a mean prediction, are not judged as long as another value changes.
         - It warns where the share of one class is at least the option `majority` and accuracy is
@@ -117,12 +122,15 @@ class MetricMeaning(Check):
 
     code, name, kind = "GEN105", "metric", Kind.STATISTICAL
     needs = (Needs.STEPS, Needs.TARGETS)
-    probes = (TrainingRun,)
+    probes = (FirstSteps, TrainingRun)
     trains = True
     options: ClassVar[dict[str, float]] = {"batches": 0.02, "majority": 0.9}
 
     def run(self, audit: Audit) -> Result:
         """Try each metric, then look at what they say of the network."""
+        for each in broadcasts_of_rows(audit, audit.probe(FirstSteps)):
+            if each.compared:
+                return self._compares_all_pairs(each)
         sample = sample_of(audit.probe(TrainingRun))
         if sample is None or len(sample.target) < FEWEST:
             return self.skipped(
@@ -143,6 +151,17 @@ class MetricMeaning(Check):
                 f"that the loss is given ({error.original}).",
                 location=error.location,
             )
+
+    def _compares_all_pairs(self, seen: Broadcast) -> Result:
+        column, flat = sorted(seen.shapes, key=len, reverse=True)
+        return self.failed(
+            f"Tensors of shapes {column} and {flat} are compared: each prediction with each label, "
+            f"{column[0]} x {flat[0]} comparisons in place of {column[0]}.",
+            measured=f"{column} == {flat}",
+            threshold="equal shapes",
+            location=seen.location,
+            fix="compare equal shapes: predictions.squeeze(1) == labels",
+        )
 
     def _wrong(self, audit: Audit, metric: Metric, sample: Sample) -> Result | None:
         """Return what is wrong with ``metric`` on predictions of known quality."""

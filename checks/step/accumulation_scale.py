@@ -16,7 +16,7 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import without_dropout
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import Event, EventKind
-from nnaudit.probes.step_trace import StepTrace, TracedStep
+from nnaudit.probes.step_trace import StepTrace, Trace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result
 from nnaudit.targets import batch as batches
 from nnaudit.training.optimizers import is_scale_free
@@ -60,10 +60,11 @@ class AccumulationScale(Check):
           a loss each.
         - An optimizer that divides by the gradient's size, like Adam, hides the factor; the message
           says so.
-        - Passes whose gradients are zeroed before the step, as for adversarial examples, are not
-          accumulated.
+        - Where a step takes several batches and zero_grad() comes before each of their backward
+          passes, from one line, it fails: only the last batch counts. Several passes over one batch
+          of which the last counts, as for adversarial examples, are not accumulated.
         - Several different losses, sums, and losses per token are not judged.
-    Fix: (loss / accumulation_steps).backward()
+    Fix: (loss / accumulation_steps).backward(); optimizer.zero_grad() after optimizer.step() only
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
 
@@ -78,6 +79,8 @@ class AccumulationScale(Check):
         several = [step for step in trace.steps if len(_outside_closures(step)) > 1]
         if len(several) < len(trace.steps):
             return self.skipped("Nothing is accumulated: one backward pass per optimizer step.")
+        if single and all(map(_discards, trace.steps)):
+            return self._discarded(audit, trace)
         if single and any(len(_passes_of(step)) == 1 for step in several):
             return self.skipped(
                 "Nothing is accumulated: the gradients of all backward passes but one are zeroed "
@@ -100,6 +103,19 @@ class AccumulationScale(Check):
                 "batch, which may be several views of it rather than several batches."
             )
         return self._judge(audit, known, clipped=any(step.of(EventKind.CLIP) for step in several))
+
+    def _discarded(self, audit: Audit, trace: Trace) -> Result:
+        step = trace.steps[-1]
+        taken = step.step.handed
+        zeroing = step.of(EventKind.ZERO)[-1]
+        return self.failed(
+            f"Each step takes {taken} batches, but the gradients are zeroed before each of their "
+            f"backward passes: those of {taken - 1} are thrown away.",
+            measured=f"1 of {taken} batches counts",
+            threshold="all of them",
+            location=zeroing.location or audit.loop.locate("training_step"),
+            fix="call optimizer.zero_grad() right after optimizer.step(), not for every batch",
+        )
 
     def _judge(self, audit: Audit, found: list[Accumulation], *, clipped: bool) -> Result:
         scale, count = min(each.scale for each in found), found[0].count
@@ -165,6 +181,20 @@ def _passes_of(step: TracedStep) -> list[Event]:
     last = before[zeroed[0] :] if zeroed else before
     passes = [event for event in last if event.kind is EventKind.BACKWARD and event.within < 0]
     return passes or step.of(EventKind.BACKWARD)
+
+
+def _discards(step: TracedStep) -> bool:
+    """Whether ``step`` takes several batches, goes back from each, and uses the last alone."""
+    passes = _outside_closures(step)
+    if step.step.handed < 2 or len(passes) != step.step.handed:
+        return False
+    lines = {event.location for event in passes}
+    kinds = [event.kind for event in step.events]
+    first = kinds.index(EventKind.BACKWARD)
+    last = len(kinds) - 1 - kinds[::-1].index(EventKind.BACKWARD)
+    between = kinds[first:last]
+    zeroed, stepped = between.count(EventKind.ZERO), EventKind.STEP in between
+    return len(lines) == 1 and zeroed >= len(passes) - 1 and not stepped
 
 
 def _outside_closures(step: TracedStep) -> list[Event]:

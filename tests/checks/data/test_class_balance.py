@@ -155,8 +155,8 @@ def with_pos_weight(weight: float) -> Any:
 @pytest.mark.parametrize(
     ("counts", "loss"),
     [
-        ((600, 60), with_weights(0.9, 0.1)),  # the shares, not their inverse
         ((600, 60), with_weights(0.1, 100.0)),
+        ((600, 60), with_weights(3.0, 1.0)),
         ((600, 60), with_pos_weight(200.0)),
         ((300, 300, 300), with_weights(1.0, 1.0, 40.0)),
     ],
@@ -170,6 +170,26 @@ def test_weights_that_make_it_worse_warn(counts: tuple[int, ...], loss: Any) -> 
 @pytest.mark.parametrize(
     ("counts", "loss"),
     [
+        ((600, 60), with_weights(0.91, 0.09)),
+        ((600, 200), with_weights(0.75, 0.25)),
+        ((600, 200), with_weights(3.0**0.5, 1.0)),
+        ((600, 200), with_pos_weight(1 / 3)),
+        ((600, 300, 150), with_weights(4.0, 2.0, 1.0)),
+    ],
+)
+def test_the_shares_instead_of_their_inverse_fail(counts: tuple[int, ...], loss: Any) -> None:
+    result = ask(labels(*counts), loss=loss, outputs=len(counts))
+    assert result.status is Status.FAIL
+    assert "rise with the number of rows" in result.message
+
+
+@pytest.mark.parametrize(
+    ("counts", "loss"),
+    [
+        ((600, 200), with_weights(1.3, 1.0)),  # of two classes, any weights are on a line
+        ((600, 200), with_pos_weight(0.5)),
+        ((600, 300, 150), with_weights(2.0, 1.0, 2.0)),
+        ((600, 500), with_weights(600.0, 500.0)),  # hardly uneven
         ((600, 60), with_weights(0.1, 1.0)),
         ((600, 60), with_weights(0.1, 3.0)),  # more than balance, for the sake of recall
         ((900, 20), with_weights(1.0, 45.0**0.5)),

@@ -44,6 +44,18 @@ def test_targets_out_of_reach(last: nn.Module, loss: Callable[..., Tensor]) -> N
     assert "640 targets" in result.message
 
 
+class Squashed(nn.Module):
+    """An activation called as a function, and a view behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x).squeeze(1)[:, None]
+
+
+def test_a_function_behind_a_view_is_seen_by_a_loss_written_by_hand() -> None:
+    assert audited(Squashed(), as_it_is, loss=by_hand).status is Status.FAIL
+    assert audited(Squashed(), torch.tanh, loss=by_hand).status is Status.PASS
+
+
 @pytest.mark.parametrize(
     ("last", "targets"),
     [
