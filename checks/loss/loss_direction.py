@@ -309,6 +309,8 @@ class _Trial:
         if output.numel() == target.numel():
             answer = target.reshape(output.shape).to(output.dtype)
             yield from _element_ways(output, answer)
+        elif output.ndim == 2 and output.numel() == 2 * target.numel() and not whole:
+            yield from _distribution_ways(output, target.reshape(len(output), -1).to(output.dtype))
 
     def falls(self, way: OutputDirection) -> bool:
         """Whether better outputs cost less."""
@@ -401,6 +403,32 @@ def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[OutputDire
             "logits",
             lambda t: back(last + size * t * (right - wrong)),
             far=lambda t: back(last - size * t * (right - wrong)),
+        )
+
+
+def _distribution_ways(output: Tensor, answer: Tensor) -> Iterator[OutputDirection]:
+    """Yield the readings of a mean (n, C) beside its variance in one output (n, 2C).
+
+    The mean usually comes first. Where it comes last, only a pass is believed.
+    """
+    width = answer.shape[1]
+
+    def moved(first: int) -> Callable[[float], Tensor]:
+        def made(t: float) -> Tensor:
+            better = output.clone()
+            part = output[:, first : first + width]
+            better[:, first : first + width] = part + t * (answer - part)
+            return better
+
+        return made
+
+    for first in (0, width):
+        toward = moved(first)
+        yield OutputDirection(
+            "means beside variances",
+            toward,
+            far=lambda t, toward=toward: toward(-t),  # type: ignore[misc]
+            pass_only=first > 0,
         )
 
 

@@ -66,12 +66,13 @@ class OutputRange(Check):
     def run(self, audit: Audit) -> Result:
         """Compare the targets with the range of what made the loss's input."""
         first = audit.probe(FirstSteps)
-        main = first.main_loss
-        if main is None or main.calls[0].kind not in _REGRESSION:
-            return self.skipped("The loss is not a plain squared, absolute or Huber error.")
-        activation = _activation(first, main)
-        if activation not in RANGES:
+        terms = [main for main in first.supervised if main.calls[0].kind in _REGRESSION]
+        if not terms:
+            return self.skipped("No squared, absolute or Huber error of the targets is computed.")
+        limited = [(m, made) for m in terms if (made := _activation(first, m)) in RANGES]
+        if not limited:
             return self.skipped("No activation with a limited range comes right before the loss.")
+        main, activation = limited[0]
         enough = int(self.option(audit, "targets"))
         targets = _targets(audit, first, main, enough)
         values = targets[torch.isfinite(targets)]

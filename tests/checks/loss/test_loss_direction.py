@@ -177,3 +177,20 @@ def test_numbers_without_a_dimension_are_no_crash(check: type[Check]) -> None:
     data = TensorDataset(torch.randn(64, 6, generator=g), (torch.arange(64) % 2).float())
     audit = Audit(DirectLoop(one_number_a_row(data), torch.device("cpu"), seed=0))
     assert run_check(check, audit).status is not Status.ERROR
+
+
+def likelihood(mean: Tensor, log_variance: Tensor, y: Tensor) -> Tensor:
+    return -0.5 * (log_variance + (y - mean) ** 2 / log_variance.exp()).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "status"),
+    [
+        (lambda o, y: likelihood(o[:, :1], o[:, 1:], y), Status.FAIL),
+        (lambda o, y: -likelihood(o[:, :1], o[:, 1:], y), Status.PASS),
+        (lambda o, y: -likelihood(o[:, 1:], o[:, :1], y), Status.PASS),
+        (lambda o, y: likelihood(o[:, 1:], o[:, :1], y), Status.INCONCLUSIVE),
+    ],
+)
+def test_a_mean_beside_its_variance(loss: Callable[..., Tensor], status: Status) -> None:
+    assert audited(loss, X[:, :1], nn.Linear(1, 2)).status is status

@@ -56,6 +56,14 @@ def test_a_function_behind_a_view_is_seen_by_a_loss_written_by_hand() -> None:
     assert audited(Squashed(), torch.tanh, loss=by_hand).status is Status.PASS
 
 
+def test_a_term_of_a_larger_loss_is_judged() -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y) + 0.1 * output.abs().mean()
+
+    assert audited(nn.Sigmoid(), as_it_is, loss=loss).status is Status.FAIL
+    assert audited(nn.Sigmoid(), torch.sigmoid, loss=loss).status is Status.PASS
+
+
 @pytest.mark.parametrize(
     ("last", "targets"),
     [
