@@ -104,10 +104,17 @@ def _names(loop: Loop, source: Source, things: Iterable[Any]) -> dict[str, Any]:
         place = loop.locate(thing)
         if place is None or place.file != source.file:
             continue
-        for node in source.at(place.line, ast.Assign):
+        nodes = source.at(place.line, ast.Assign)
+        if len(nodes) > 1:  # several on one line
+            nodes = [n for n in nodes if _makes(n.value, type(thing).__name__)]
+        for node in nodes:
             if len(node.targets) == 1 and (name := _last(written(node.targets[0]))).isidentifier():
                 found[name] = thing
     return found
+
+
+def _makes(value: ast.AST, name: str) -> bool:
+    return isinstance(value, ast.Call) and called(value) == name
 
 
 def _counters(source: Source) -> set[str]:

@@ -39,6 +39,9 @@ _LINE = 0.99
 _CLOSE = 0.03
 """How far, as a logarithm, the ratio of two weights may be from that of the rows or its root."""
 
+_LEVELS = 256
+"""What a byte can hold: fractions with more levels are quantities."""
+
 _FEW_ROWS = 5
 """Classes with fewer rows say little about what their weight was computed from."""
 
@@ -170,6 +173,9 @@ class ClassBalance(Check):
           class numbers warns, unused outputs at either end are noted. With fewer rows per output
           they are noted if so few classes have p < 1e-4 were all equally common, and every class
           was read more than once: 10 classes into the 1,000 outputs of a pretrained head.
+        - Lost by a cast: fails when the loader's targets are fractions from 0 to 1, of no more than
+          256 levels, and fewer classes than the network has outputs are left when they are made
+          integers: a mask divided by 255.
         - Rare class: warns when a class is more than `imbalance` times rarer than another
           (p < 1e-4), unless the program handles it: class weights, a sampler of its own, a loss
           such as the focal loss.
@@ -200,6 +206,8 @@ class ClassBalance(Check):
         main = _of_classes(first)
         if main is None:
             return self.skipped("No classification loss compares the output with the targets.")
+        if (levels := _truncated(first, main)) is not None:
+            return self._cut_off(audit, main, *levels)
         train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
         counts = _counted(first, main, train, val)
         if counts is None or counts.train.sum() == 0:
@@ -211,6 +219,18 @@ class ClassBalance(Check):
             or self._inverted(audit, counts, weights)
             or self._overdone(audit, counts, weights)
             or self._rare(audit, counts, _declared(audit, main))
+        )
+
+    def _cut_off(self, audit: Audit, main: MainLoss, levels: int, kept: int) -> Result:
+        outputs = _number_of_classes(main.calls[0])
+        return self.failed(
+            f"The loader's targets are fractions from 0 to 1 with {levels} levels, and become "
+            f"{kept} of {outputs} classes when they are made integers: the others are lost.",
+            measured=f"{kept} classes of {levels} levels",
+            threshold="as many classes as levels",
+            location=main.calls[0].location or audit.loop.locate("train_loader"),
+            fix="do not scale the targets: no ToTensor() and no / 255 for masks; "
+            "torch.from_numpy(mask).long()",
         )
 
     def _missing(self, audit: Audit, counts: Counts) -> Result | None:
@@ -338,6 +358,34 @@ class ClassBalance(Check):
             location=audit.loop.locate("train_loader"),
             fix='f1_score(labels, predictions, average="macro")  # instead of accuracy',
         )
+
+
+def _truncated(first: First, main: MainLoss) -> tuple[int, int] | None:
+    """Return how many levels the loader's fractions have, and how many are left as integers.
+
+    None where the classes that the loss gets are no fractions from 0 to 1 cut off, or all are kept.
+    """
+    levels: set[float] = set()
+    kept: set[float] = set()
+    for batch, call in zip(first.batches, main.calls, strict=False):
+        if call.kind not in CLASSES or call.target.is_floating_point():
+            return None
+        given = call.target.detach().cpu().reshape(-1)
+        source = next((t for _, t in batches.tensors(batch) if _cut_to(t, given)), None)
+        if source is None:
+            return None
+        levels |= set(torch.unique(source.detach().cpu().double()).tolist())
+        kept |= set(torch.unique(given).tolist())
+    classes = _number_of_classes(main.calls[0])
+    lost = len(kept) < min(len(levels), classes) and len(levels) <= _LEVELS and max(levels) <= 1.0
+    return (len(levels), len(kept)) if lost else None
+
+
+def _cut_to(values: Tensor, classes: Tensor) -> bool:
+    """Whether ``classes`` are ``values`` without their fractions."""
+    if not values.is_floating_point() or values.numel() != classes.numel():
+        return False
+    return torch.equal(values.detach().cpu().reshape(-1).to(classes.dtype), classes)
 
 
 def _of_classes(first: First) -> MainLoss | None:

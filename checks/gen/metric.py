@@ -18,6 +18,7 @@ from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
 from nnaudit.probes.broadcasts import broadcasts_of_rows
 from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets.metrics import Metric, Task, plain
@@ -105,6 +106,8 @@ class MetricMeaning(Check):
         number of rows on perfect predictions.
         - It also fails when the training loop asks whether tensors of shapes (N, 1) and (N,) are
           equal, N being the rows of the batch, with a row less too: all pairs are compared.
+        - It fails when a metric of torchmetrics' holds more updates after each of three ends of
+          epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
           number of rows or a mean prediction, are not judged as long as another value changes.
         - It warns where the share of one class is at least the option `majority` and accuracy is
@@ -122,15 +125,14 @@ class MetricMeaning(Check):
 
     code, name, kind = "GEN105", "metric", Kind.STATISTICAL
     needs = (Needs.STEPS, Needs.TARGETS)
-    probes = (FirstSteps, TrainingRun)
+    probes = (FirstSteps, MetricResets, TrainingRun)
     trains = True
     options: ClassVar[dict[str, float]] = {"batches": 0.02, "majority": 0.9}
 
     def run(self, audit: Audit) -> Result:
         """Try each metric, then look at what they say of the network."""
-        for each in broadcasts_of_rows(audit, audit.probe(FirstSteps)):
-            if each.compared:
-                return self._compares_all_pairs(each)
+        if (wrong := self._used_wrongly(audit)) is not None:
+            return wrong
         sample = sample_of(audit.probe(TrainingRun))
         if sample is None or len(sample.target) < FEWEST:
             return self.skipped(
@@ -151,6 +153,25 @@ class MetricMeaning(Check):
                 f"that the loss is given ({error.original}).",
                 location=error.location,
             )
+
+    def _never_reset(self, audit: Audit, metric: Collected) -> Result:
+        *_, before, after = metric.updates
+        return self.failed(
+            f"{metric.name} is not reset between epochs: it holds {before} updates after one "
+            f"epoch's end and {after} after the next, so its value is of all epochs so far.",
+            measured=f"{before}, then {after} updates",
+            threshold="those of one epoch",
+            location=audit.loop.locate("metric"),
+            fix="metric.reset()  # after metric.compute(), at the end of every epoch",
+        )
+
+    def _used_wrongly(self, audit: Audit) -> Result | None:
+        """Look at how the program computes its metrics, whatever they are."""
+        for each in broadcasts_of_rows(audit, audit.probe(FirstSteps)):
+            if each.compared:
+                return self._compares_all_pairs(each)
+        collected = audit.probe(MetricResets)
+        return self._never_reset(audit, collected[0]) if collected else None
 
     def _compares_all_pairs(self, seen: Broadcast) -> Result:
         column, flat = sorted(seen.shapes, key=len, reverse=True)

@@ -407,29 +407,19 @@ def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[OutputDire
 
 
 def _distribution_ways(output: Tensor, answer: Tensor) -> Iterator[OutputDirection]:
-    """Yield the readings of a mean (n, C) beside its variance in one output (n, 2C).
+    """Yield the reading of means (n, C) beside their variances in one output (n, 2C).
 
-    The mean usually comes first. Where it comes last, only a pass is believed.
+    The means usually come first. Where they come last, no move of the variances goes on lowering
+    the loss for ever, and there is no answer.
     """
     width = answer.shape[1]
 
-    def moved(first: int) -> Callable[[float], Tensor]:
-        def made(t: float) -> Tensor:
-            better = output.clone()
-            part = output[:, first : first + width]
-            better[:, first : first + width] = part + t * (answer - part)
-            return better
+    def moved(t: float) -> Tensor:
+        better = output.clone()
+        better[:, :width] += t * (answer - output[:, :width])
+        return better
 
-        return made
-
-    for first in (0, width):
-        toward = moved(first)
-        yield OutputDirection(
-            "means beside variances",
-            toward,
-            far=lambda t, toward=toward: toward(-t),  # type: ignore[misc]
-            pass_only=first > 0,
-        )
+    yield OutputDirection("means beside variances", moved, far=lambda t: moved(-t))
 
 
 def _element_ways(output: Tensor, answer: Tensor) -> Iterator[OutputDirection]:

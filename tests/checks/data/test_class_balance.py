@@ -308,3 +308,27 @@ def test_ten_to_one_is_rejected_no_more_often_than_its_level() -> None:
         low, _ = clopper_pearson(int((ps < level).sum()), len(ps), 0.999)
         assert low <= level
     assert Counts(np.array([1000, 20])).p_within(10.0) < ALPHA
+
+
+class Masks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+@pytest.mark.parametrize(("divisor", "status"), [(255.0, Status.FAIL), (1.0, Status.PASS)])
+def test_masks_whose_classes_are_cut_off_fail(divisor: float, status: Status) -> None:
+    mask = torch.randint(0, 5, (64, 1, 6, 6), generator=torch.Generator().manual_seed(0)) / divisor
+    data = DataLoader(TensorDataset(torch.randn(64, 1, 6, 6), mask), batch_size=8)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target.long().squeeze(1))
+
+    target = Target(Masks, data, loss=loss)
+    result = run_check(ClassBalance, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+    assert (result.status is Status.FAIL) is (status is Status.FAIL), result.message
+    if status is Status.FAIL:
+        assert "1 of 5 classes" in result.message

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
 from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import TrainingRun
 from nnaudit.report import Result, Status
 from nnaudit.targets.metrics import metrics_of, plain
@@ -41,12 +42,19 @@ def predictions(task: str, share: float = 0.5, noise: float = 0.5) -> tuple[Tens
     return 3 * (above + scatter[:, :1]), (above > 0).float()
 
 
-def judged(metric: Any, kind: str, output: Tensor, target: Tensor) -> Result:
+def judged(
+    metric: Any,
+    kind: str,
+    output: Tensor,
+    target: Tensor,
+    collected: tuple[Collected, ...] = (),
+) -> Result:
     """The verdict on a network with such predictions for validation batches of 64."""
     pairs = list(zip(output.split(64), target.split(64), strict=True))
     ended = at_the_end(val=eval_result(kind, pairs))
     unseen = SimpleNamespace(batches=(), observations=())
-    measured = {FirstSteps: unseen, TrainingRun: training([1.0] * 40, moments=ended)}
+    run = training([1.0] * 40, moments=ended)
+    measured = {FirstSteps: unseen, MetricResets: collected, TrainingRun: run}
     return verdict(MetricMeaning, measured, target=program(metric=metric))
 
 
@@ -371,3 +379,10 @@ def test_predictions_compared_with_the_labels_of_all_rows(
     assert (result.status is Status.FAIL) is fails, result.message
     if fails:
         assert "(32, 1) and (32,)" in result.message
+
+
+def test_a_metric_that_is_not_reset_fails() -> None:
+    found = (Collected("MulticlassAccuracy", (1, 2, 3)),)
+    result = judged(accuracy, "cross_entropy", *predictions("classes"), found)
+    assert result.status is Status.FAIL
+    assert "2 updates after one epoch's end and 3 after the next" in result.message

@@ -240,3 +240,29 @@ def test_batches_whose_gradients_are_thrown_away_fail(handed: int, status: Statu
     assert result.status is status
     if status is Status.FAIL:
         assert "those of 3 are thrown away" in result.message
+
+
+def token_means(reduction: str) -> Callable[..., Tensor]:
+    """Four batches a step, of rows whose targets mostly do not count in every other one."""
+    rounds = iter(range(100))
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        x, y = batch
+        few = torch.where(torch.arange(len(y)) < 2, y, -100) if next(rounds) % 2 else y
+        loop.optimizers[0].zero_grad()
+        for _ in range(4):
+            loss = F.cross_entropy(loop.model(x), few, reduction=reduction)
+            divisor = 4 if reduction == "mean" else 4 * (few >= 0).sum()
+            (loss / divisor).backward()
+        loop.optimizers[0].step()
+        return loss
+
+    return body
+
+
+@pytest.mark.parametrize(("reduction", "warns"), [("mean", True), ("sum", False)])
+def test_means_of_means_over_unequal_numbers_of_targets_warn(reduction: str, warns: bool) -> None:
+    torch.manual_seed(0)
+    loop = Batchwise(target(), token_means(reduction))
+    result = run_check(AccumulationScale, Audit(loop))
+    assert (result.status is Status.WARN) is warns, result.message
