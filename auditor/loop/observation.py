@@ -19,12 +19,12 @@ from nnaudit.report import Location
 class Broadcast:
     """An elementwise difference of tensors of shapes (N, 1) and (N,), which makes (N, N).
 
-    ``compared``: it asks whether they are equal, as an accuracy does.
+    ``compared`` are the two where it asks whether they are equal, as an accuracy does; else empty.
     """
 
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     location: Location | None
-    compared: bool = False
+    compared: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -200,9 +200,9 @@ class _FunctionRecorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction(), torch.no_grad():
             if torch.equal(column[:, 0], flat):  # all pairs of one vector, on purpose
                 return
-        self._observation.broadcasts.append(
-            Broadcast((tuple(left.shape), tuple(right.shape)), callstack.user_line(), compared)
-        )
+            operands = (left.detach().clone(), right.detach().clone()) if compared else ()
+        shapes = (tuple(left.shape), tuple(right.shape))
+        self._observation.broadcasts.append(Broadcast(shapes, callstack.user_line(), operands))
 
 
 _DIFFERENCES = frozenset(

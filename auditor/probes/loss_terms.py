@@ -35,6 +35,9 @@ _NODES = 400
 _LEAST = 1e-9
 """A pull below this is rounding."""
 
+_SAME = 1e-4
+"""A pull that changes by less of itself does not depend on what was changed."""
+
 _SCALING = (
     "CloneBackward", "DivBackward", "MulBackward", "NegBackward", "SqueezeBackward",
     "ToCopyBackward", "ViewBackward",
@@ -51,11 +54,14 @@ class Term:
         pull: the norm of its gradient on the parameters that all terms share.
         growth: by how much that grows when each row of the batch comes twice: 1 for a mean over the
             rows, 2 for a sum; None where it was not measured.
+        of_targets: whether that changes when the rows' targets are exchanged; None where it was not
+            measured.
     """
 
     call: int
     pull: float
     growth: float | None = None
+    of_targets: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -94,30 +100,57 @@ class LossTerms(Probe[Terms]):
             if seen is None or not scales.found:
                 break
             calls = calls or tuple(seen.loss_calls)
-            growths = _growths(loop, batch, scales.found) if not found else [None] * _TERMS
-            named = (_named(each, seen.loss_calls) for each in scales.found)
-            found.append(tuple(replace(t, growth=g) for t, g in zip(named, growths, strict=False)))
+            terms = tuple(_named(each, seen.loss_calls) for each in scales.found)
+            found.append(terms if found else _tried_out(loop, batch, terms))
         return Terms(tuple(found), calls, some[0])
 
 
-def _growths(
-    loop: Loop, batch: Any, once: list[tuple[frozenset[int], float]]
-) -> list[float | None]:
-    """Return by how much each term's pull grows with every row twice in the batch."""
-    size = batches.size(batch)
-    unknown: list[float | None] = [None] * len(once)
+def _tried_out(loop: Loop, batch: Any, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """Return ``terms`` with what becomes of them on two other batches made of ``batch``."""
+    doubled = _pulls(loop, _doubled, batch, len(terms))
+    exchanged = _pulls(loop, _exchanged, batch, len(terms))
+    return tuple(
+        replace(
+            term,
+            growth=doubled[i] / term.pull if doubled and term.pull > _LEAST else None,
+            of_targets=abs(exchanged[i] - term.pull) > _SAME * term.pull if exchanged else None,
+        )
+        for i, term in enumerate(terms)
+    )
+
+
+def _pulls(loop: Loop, make: Callable[[Loop, Any], Any], batch: Any, count: int) -> list[float]:
+    """Return the pulls of ``count`` terms on what ``make`` makes of ``batch``; else nothing."""
     try:
-        doubled = batches.rows(batch, [*range(size), *range(size)])
+        other = make(loop, batch)
         with preserved(loop.subjects), _Scales(loop) as scales:
-            loop.step(doubled)
+            loop.step(other)
     except (NotSliceableError, UserCodeError, RuntimeError, IndexError):
-        return unknown
-    if len(scales.found) != len(once):
-        return unknown
-    return [
-        twice / pull if pull > _LEAST else None
-        for (_, pull), (_, twice) in zip(once, scales.found, strict=True)
-    ]
+        return []
+    return [pull for _, pull in scales.found] if len(scales.found) == count else []
+
+
+def _doubled(loop: Loop, batch: Any) -> Any:
+    """Return ``batch`` with every row twice."""
+    size = batches.size(batch)
+    return batches.rows(batch, [*range(size), *range(size)])
+
+
+def _exchanged(loop: Loop, batch: Any) -> Any:
+    """Return ``batch`` with the targets of its rows in reverse order.
+
+    Raises:
+        NotSliceableError: it has none.
+    """
+    targets = [t for _, t in batches.tensors(loop.split_batch(batch).target) if t.ndim]
+    if not targets:
+        raise NotSliceableError("there are no targets")
+
+    def turned(leaf: Any) -> Any:
+        known = isinstance(leaf, Tensor) and any(batches.same_values(leaf, t) for t in targets)
+        return leaf.flip(0) if known else leaf
+
+    return batches.map_leaves(batch, turned)
 
 
 def _named(found: tuple[frozenset[int], float], calls: list[LossCall]) -> Term:

@@ -55,7 +55,7 @@ def _resumed(loop: Loop, source: Source) -> ResumePath | None:
     loads = any(call.name == "load" and call.receiver == "torch" for call in source.calls)
     if not restored or not loads or not _counters(source) & _starts(source):
         return None
-    networks = _NETWORKS | set(_names(loop, source, loop.models))
+    networks = {*_NETWORKS, *_names(loop, source, loop.models)}
     first = next((call for name, call in restored.items() if name in networks), None)
     if first is None:
         return None

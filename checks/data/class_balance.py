@@ -120,7 +120,7 @@ class Counts:
             len(counted) == 2
         ):  # any two are on a line: only the shares and their roots are no chance
             more, heavier = rows[0] - rows[1], given[0] - given[1]
-            return min(abs(heavier - more), abs(heavier - more / 2)) < _CLOSE
+            return bool(min(abs(heavier - more), abs(heavier - more / 2)) < _CLOSE)
         slope = float(np.polyfit(rows, given, 1)[0])
         return slope > 0.25 and float(np.corrcoef(rows, given)[0, 1]) > _LINE
 

@@ -17,10 +17,11 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
 from nnaudit.probes.broadcasts import broadcasts_of_rows
-from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import Metric, Task, plain
 
 REPEATS = 20
@@ -105,7 +106,8 @@ class MetricMeaning(Check):
         accuracy, F1, IoU, recall and the like (and not for their loss) is neither 1 nor 100 nor the
         number of rows on perfect predictions.
         - It also fails when the training loop asks whether tensors of shapes (N, 1) and (N,) are
-          equal, N being the rows of the batch, with a row less too: all pairs are compared.
+          equal, N being the rows of the batch, with a row less too, and not both are fields of
+          the batch: all pairs are compared.
         - It fails when a metric of torchmetrics' holds more updates after each of three ends of
           epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
@@ -167,8 +169,10 @@ class MetricMeaning(Check):
 
     def _used_wrongly(self, audit: Audit) -> Result | None:
         """Look at how the program computes its metrics, whatever they are."""
-        for each in broadcasts_of_rows(audit, audit.probe(FirstSteps)):
-            if each.compared:
+        first = audit.probe(FirstSteps)
+        for each in broadcasts_of_rows(audit, first):
+            given = [_is_field(first, values) for values in each.compared]
+            if given and not all(given):  # labels of one batch with each other may be by design
                 return self._compares_all_pairs(each)
         collected = audit.probe(MetricResets)
         return self._never_reset(audit, collected[0]) if collected else None
@@ -296,6 +300,10 @@ class MetricMeaning(Check):
                 "for next-token prediction perplexity: loss.exp()",
             )
         return self.skipped(f"No metric of your own was found; {shown}.", evidence=evidence)
+
+
+def _is_field(first: First, values: Tensor) -> bool:
+    return any(batches.paths_of(batch, values) for batch in first.batches)
 
 
 def sample_of(training: Training) -> Sample | None:

@@ -26,7 +26,8 @@ class AuxiliaryBalance(Check):
         the gradient of one of 2.3, and the network then optimises that term.
     How: Splits the total loss of 3 batches into the terms of its sum, and computes each term's
         gradient on the parameters that all terms share, in one backward pass per term. The main
-        term is the one whose loss function compares with the loader's targets.
+        term is the one whose loss function compares with the loader's targets or, where all are
+        written by hand, the one whose gradient changes when the targets of the rows are exchanged.
         - Warns when another term's gradient is more than `warn` times as large as the main one's on
           every batch; notes it from `note` times on. Some methods do so by design, and terms that
           are large at first may shrink, so it never fails.
@@ -143,6 +144,8 @@ def _main(found: Terms) -> int | None:
         for i in range(len(found.terms[0]))
         if (call := _call(found, i)) is not None and is_given(call, found.batch)
     ]
+    if not given:  # written by hand
+        given = [i for i, term in enumerate(found.terms[0]) if term.of_targets]
     return given[0] if len(given) == 1 else None
 
 

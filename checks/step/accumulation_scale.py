@@ -183,7 +183,8 @@ def _means_of_means(trace: Trace) -> tuple[int, int, Location | None] | None:
     counts: list[int] = []
     factors: list[float] = []
     place = None
-    for step in trace.steps:
+    each: list[float] = []  # by row: the last batch of an epoch may have fewer of them
+    for batch, step in zip(trace.batches, trace.steps, strict=True):
         passes, seen = step.of(EventKind.BACKWARD), step.step.observation
         calls = seen.loss_calls if seen is not None else []
         if step.step.handed < 2 or len(passes) != len(calls) or not _are_one_loop(passes, calls):
@@ -194,10 +195,11 @@ def _means_of_means(trace: Trace) -> tuple[int, int, Location | None] | None:
         if not isinstance(ignored, int) or root is None or value == 0.0:
             return None
         counts.append(int((call.target != ignored).sum()))
+        each.append(counts[-1] / max(batches.size(batch), 1))
         factors.append(root / passes[0].scale / value)
         place = passes[0].location
     same = max(factors) <= 1.01 * min(factors)
-    uneven = min(counts) > 0 and max(counts) > _UNEVEN * min(counts)
+    uneven = min(counts) > 0 and max(each) > _UNEVEN * min(each)
     return (min(counts), max(counts), place) if same and uneven else None
 
 

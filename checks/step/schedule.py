@@ -100,9 +100,8 @@ class Schedule(Check):
           before half of a run that nothing ends sooner (before 90%, a warning).
         - With the whole run known: a schedule that ends with the last batch of the last epoch while
           the scheduler is stepped once per epoch, or once per several accumulated batches.
-        - With the whole run known, a CosineAnnealingLR whose T_max is over before and whose rate
-          rises again, past its start or by a tenth of its range at the end, is a warning: cycles
-          may be by design.
+        - With the whole run known, a CosineAnnealingLR whose T_max is at most half of it, so that
+          the rate rises again to its start, is a warning: cycles may be by design.
         - OneCycleLR that ends, and raises an error, before the epoch does is a warning. A schedule
           that never changes the rate is a note. In module form, without a loop, only the schedule
           itself is judged.
@@ -369,20 +368,16 @@ def _over(plan: Plan, rhythm: Rhythm) -> Misfit | None:
 def _comes_back(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     """A cosine without restarts that has reached its end and rises again within the run."""
     period = plan.arguments.get("T_max", 0.0)
-    if plan.scheduler != "CosineAnnealingLR" or not 0.0 < period < rhythm.run or not rhythm.whole:
+    if plan.scheduler != "CosineAnnealingLR" or period <= 0.0 or not rhythm.whole:
         return None
     if rhythm.per_step and period < rhythm.epoch / 2:
         return None  # another rule's
-    low = min(plan.rates)
-    # Where the rates were not followed for so long, the formula gives them.
-    last = low + (plan.peak - low) * (1 + math.cos(math.pi * rhythm.run / period)) / 2
-    halves = rhythm.run / period
-    if halves < 2.0 and last - low < 0.1 * (plan.peak - low):
-        return None
+    if rhythm.run < 2 * period:
+        return None  # its first epochs may be a warm-up in which it is not stepped
     return Misfit(
         f"CosineAnnealingLR(T_max={period:g}) reaches its lowest learning rate after {period:g} of "
         f"the {rhythm.run:,} times that it is stepped in the run ({_epochs(rhythm)}), and rises "
-        f"again: to {plan.peak if halves >= 2 else last:.2g}.",
+        f"again, up to {plan.peak:.2g}.",
         f"set T_max={rhythm.run}: {_total(rhythm)}",
         False,
     )

@@ -170,10 +170,10 @@ def _outside_loop(loop: Loop, trace: Trace) -> Disorder | None:
     batches = batches_per_epoch(loop)
     if not loop.epoch_per_step or batches < 2 or len(loop.optimizers) != 1:
         return None
-    step, *_ = trace.steps[-1].of(EventKind.STEP) or [None]
-    passes = trace.steps[-1].of(EventKind.BACKWARD)
-    if step is None or len(passes) != 1:
+    taken, passes = (trace.steps[-1].of(kind) for kind in (EventKind.STEP, EventKind.BACKWARD))
+    if not taken or len(passes) != 1 or taken[0].closure:
         return None
+    step = taken[0]
     zeroings = trace.steps[-1].of(EventKind.ZERO)
     message = f"optimizer.step() comes once per epoch, after the loop over its {batches} batches"
     if any(_repeats_with(zeroing, passes[0], step) for zeroing in zeroings):

@@ -153,3 +153,16 @@ def test_a_mean_and_a_sum_in_one_loss_warn() -> None:
 @pytest.mark.parametrize("how", ["mean", "sum"])
 def test_terms_of_one_reduction_and_a_penalty_on_weights_pass(how: str, penalty: float) -> None:
     assert audited(rebuilding(how, how, penalty)).status is Status.SKIP
+
+
+@pytest.mark.parametrize(("weight", "status"), [(1000.0, Status.WARN), (0.1, Status.PASS)])
+def test_a_main_term_written_by_hand_is_told_by_its_targets(weight: float, status: Status) -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        x, y, _ = batch
+        logits, _ = model(x)
+        likelihood = logits.log_softmax(1)[torch.arange(len(y)), y]
+        penalty = sum(p.square().sum() for p in model.body.parameters())
+        return weight * penalty - likelihood.mean()
+
+    result = audited(step)
+    assert result.status is status, result.message
