@@ -136,8 +136,10 @@ def rebuilding(code: str, rest: str, penalty: float = 0.0) -> Any:
         h = model.body(x)
         noisy = h + 0.1 * torch.randn_like(h)
         error = reduced((model.rebuild(noisy) - x) ** 2, rest)
-        weights = penalty * sum(p.square().sum() for p in model.body.parameters())
-        return error + 0.01 * reduced(h**2, code) + weights
+        total = error + 0.01 * reduced(h**2, code)
+        if penalty:
+            total = total + penalty * sum(p.square().sum() for p in model.body.parameters())
+        return total
 
     return step
 
