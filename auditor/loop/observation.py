@@ -17,10 +17,14 @@ from nnaudit.report import Location
 
 @dataclass(frozen=True)
 class Broadcast:
-    """An elementwise difference of tensors of shapes (N, 1) and (N,), which makes (N, N)."""
+    """An elementwise difference of tensors of shapes (N, 1) and (N,), which makes (N, N).
+
+    ``compared`` are the two where it asks whether they are equal, as an accuracy does; else empty.
+    """
 
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     location: Location | None
+    compared: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Observation:
         validating: a script is between two epochs and has a batch of another loader: calls are not
             of a step, and only their mode is noted.
         graph: of the root module's output; of the first loss's input when that was not called.
+        made_by: the autograd node that computed ``output``, looking through views: of the tensor
+            that a loss would be computed from; empty where there is none.
         total_loss: the scalar the step minimised (undivided); None when the step raised before.
         flows: ``(a, b)`` where what module ``a`` (or a dropout called as a function) returned is
             given to module ``b`` as it is; ``b`` is empty for what the root module returns, and
@@ -99,6 +105,7 @@ class Observation:
     validating: bool = False
     graph: Graph | None = None
     output: Any = None
+    made_by: str = ""
     total_loss: float | None = None
     flows: list[tuple[str, str]] = field(default_factory=list)
     firings: list[Firing] = field(default_factory=list)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nnaudit.loop.autograd import graph_of, provenance
+from nnaudit.loop.autograd import graph_of, producer_of, provenance
 from nnaudit.loop.gradients import GradientRecorder, is_finite
 from nnaudit.loop.graph import FUNCTION, LOSS, Makers, firing
 from nnaudit.loop.losses import (
@@ -37,6 +37,7 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 from nnaudit.targets.callstack import Role, registered
 from nnaudit.targets.layers import DROPOUT_FUNCTIONS, BatchNorm, is_dropping
+from nnaudit.targets.model_inputs import main_tensor
 
 
 class Observer:
@@ -77,7 +78,7 @@ class Observer:
         if not isinstance(self._model, torch.jit.ScriptModule):
 
             def note(module: nn.Module, args: Any, output: Any) -> None:
-                self.observation.output = batches.detached(output)
+                _note_output(self.observation, output)
 
             stack.callback(self._model.register_forward_hook(note).remove)
 
@@ -129,6 +130,8 @@ class _FunctionRecorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _DIFFERENCES and len(args) >= 2:
             self._record_broadcast(args[0], args[1])
+        elif func in _COMPARISONS and len(args) >= 2:
+            self._record_broadcast(args[0], args[1], compared=True)
         value = func(*args, **kwargs)
         if func in DROPOUT_FUNCTIONS and is_dropping(args, kwargs):
             self._makers.note(value, FUNCTION)
@@ -184,10 +187,12 @@ class _FunctionRecorder(TorchFunctionMode):
         if (maker := makers.of(prediction)) is not None:
             self._observation.flows.append((maker, LOSS))
 
-    def _record_broadcast(self, left: Any, right: Any) -> None:
+    def _record_broadcast(self, left: Any, right: Any, *, compared: bool = False) -> None:
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
             return
-        if left.requires_grad == right.requires_grad or {left.ndim, right.ndim} != {1, 2}:
+        if {left.ndim, right.ndim} != {1, 2}:
+            return
+        if not compared and left.requires_grad == right.requires_grad:
             return
         column, flat = (left, right) if left.ndim == 2 else (right, left)
         if column.shape[1] != 1 or column.shape[0] != flat.shape[0] or flat.shape[0] < 2:
@@ -195,9 +200,9 @@ class _FunctionRecorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction(), torch.no_grad():
             if torch.equal(column[:, 0], flat):  # all pairs of one vector, on purpose
                 return
-        self._observation.broadcasts.append(
-            Broadcast((tuple(left.shape), tuple(right.shape)), callstack.user_line())
-        )
+            operands = (left.detach().clone(), right.detach().clone()) if compared else ()
+        shapes = (tuple(left.shape), tuple(right.shape))
+        self._observation.broadcasts.append(Broadcast(shapes, callstack.user_line(), operands))
 
 
 _DIFFERENCES = frozenset(
@@ -206,6 +211,9 @@ _DIFFERENCES = frozenset(
         Tensor.sub_, Tensor.__isub__,
     }
 )  # fmt: skip
+
+
+_COMPARISONS = frozenset({torch.eq, Tensor.eq, Tensor.__eq__, torch.ne, Tensor.ne, Tensor.__ne__})
 
 
 def _forward_hook(name: str, observation: Observation, makers: Makers) -> Callable[..., None]:
@@ -250,10 +258,17 @@ def _follow(
         makers.note(output, name)
 
 
+def _note_output(observation: Observation, output: Any) -> None:
+    """Record what the root module returned, and what computed it."""
+    observation.output = batches.detached(output)
+    main = main_tensor(output)
+    observation.made_by = producer_of(main) if main is not None else ""
+
+
 def _look(name: str, module: nn.Module, inputs: Any, output: Any, observation: Observation) -> None:
     """Record what one module returned."""
     if name == "":
-        observation.output = batches.detached(output)
+        _note_output(observation, output)
     tensor = next((t for _, t in batches.tensors(output) if t.is_floating_point()), None)
     if tensor is None or tensor.layout is not torch.strided:
         return

@@ -49,12 +49,18 @@ class Clip:
         norm_type: the p of the norm; None for ``clip_grad_value_``.
         before: the norm (the largest element) that it met.
         parameters: whose gradients.
+        given: how many tensors; none where a generator was used up by the call before.
+        elements: how many numbers their gradients have.
+        reaches: some optimizer holds one of them.
     """
 
     limit: float
     norm_type: float | None
     before: float
     parameters: tuple[Tensor, ...]
+    given: int = 1
+    elements: int = 1
+    reaches: bool = True
 
     def measure(self) -> float:
         """Return the present norm (largest element) of the same gradients."""
@@ -316,7 +322,9 @@ class Recorder:
 
     def _clipped(self, held: tuple[Tensor, ...], limit: float, norm_type: float | None) -> None:
         before = norm_of(held, math.inf if norm_type is None else norm_type)
-        clip = Clip(limit, norm_type, before, held)
+        elements = sum(p.grad.numel() for p in held if p.grad is not None)
+        reaches = any(id(p) in ids for p in held for ids in self._ids)
+        clip = Clip(limit, norm_type, before, held, len(held), elements, reaches)
         self._clips.append(clip)
         self._add(EventKind.CLIP, self._owner(held), clip=clip, scale=self._scale)
 

@@ -352,6 +352,25 @@ def source_length(sampler: Any) -> tuple[int, bool] | None:
     return None
 
 
+def misread_indices(sampler: Any, size: int) -> list[int] | None:
+    """Return the indices into ``size`` items that ``sampler`` was given and does not use, if any.
+
+    torch's random and sequential samplers read the length of what they are given, nothing else.
+    """
+    if type(sampler) not in (RandomSampler, SequentialSampler):
+        return None
+    source = sampler.data_source
+    if not isinstance(source, (list, tuple, np.ndarray, Tensor)) or not len(source):
+        return None
+    given = np.asarray(source)
+    if given.ndim != 1 or given.dtype.kind not in "iu" or len(np.unique(given)) < len(given):
+        return None
+    indices: list[int] = given.tolist()
+    if min(indices) < 0 or max(indices) >= size or max(indices) == len(indices) - 1:
+        return None
+    return indices
+
+
 def is_of_torch(sampler: Any) -> bool:
     """Whether torch's own sampler asks for each of its items once."""
     return type(sampler) in (RandomSampler, SequentialSampler, SubsetRandomSampler)

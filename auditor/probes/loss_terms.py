@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.state.snapshot import preserved
+from nnaudit.targets import batch as batches
+from nnaudit.targets.batch import NotSliceableError
 
 BATCHES = 3
 """Batches over which a term must weigh as much: on one it can by chance."""
@@ -28,6 +31,12 @@ _TERMS = 8
 
 _NODES = 400
 """How far below a term its loss function is looked for."""
+
+_LEAST = 1e-9
+"""A pull below this is rounding."""
+
+_SAME = 1e-4
+"""A pull that changes by less of itself does not depend on what was changed."""
 
 _SCALING = (
     "CloneBackward", "DivBackward", "MulBackward", "NegBackward", "SqueezeBackward",
@@ -43,10 +52,16 @@ class Term:
     Attributes:
         call: which of the step's calls of a loss function it is made of; -1 for none known.
         pull: the norm of its gradient on the parameters that all terms share.
+        growth: by how much that grows when each row of the batch comes twice: 1 for a mean over the
+            rows, 2 for a sum; None where it was not measured.
+        of_targets: whether that changes when the rows' targets are exchanged; None where it was not
+            measured.
     """
 
     call: int
     pull: float
+    growth: float | None = None
+    of_targets: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +100,57 @@ class LossTerms(Probe[Terms]):
             if seen is None or not scales.found:
                 break
             calls = calls or tuple(seen.loss_calls)
-            found.append(tuple(_named(each, seen.loss_calls) for each in scales.found))
+            terms = tuple(_named(each, seen.loss_calls) for each in scales.found)
+            found.append(terms if found else _tried_out(loop, batch, terms))
         return Terms(tuple(found), calls, some[0])
+
+
+def _tried_out(loop: Loop, batch: Any, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """Return ``terms`` with what becomes of them on two other batches made of ``batch``."""
+    doubled = _pulls(loop, _doubled, batch, len(terms))
+    exchanged = _pulls(loop, _exchanged, batch, len(terms))
+    return tuple(
+        replace(
+            term,
+            growth=doubled[i] / term.pull if doubled and term.pull > _LEAST else None,
+            of_targets=abs(exchanged[i] - term.pull) > _SAME * term.pull if exchanged else None,
+        )
+        for i, term in enumerate(terms)
+    )
+
+
+def _pulls(loop: Loop, make: Callable[[Loop, Any], Any], batch: Any, count: int) -> list[float]:
+    """Return the pulls of ``count`` terms on what ``make`` makes of ``batch``; else nothing."""
+    try:
+        other = make(loop, batch)
+        with preserved(loop.subjects), _Scales(loop) as scales:
+            loop.step(other)
+    except (NotSliceableError, UserCodeError, RuntimeError, IndexError):
+        return []
+    return [pull for _, pull in scales.found] if len(scales.found) == count else []
+
+
+def _doubled(loop: Loop, batch: Any) -> Any:
+    """Return ``batch`` with every row twice."""
+    size = batches.size(batch)
+    return batches.rows(batch, [*range(size), *range(size)])
+
+
+def _exchanged(loop: Loop, batch: Any) -> Any:
+    """Return ``batch`` with the targets of its rows in reverse order.
+
+    Raises:
+        NotSliceableError: it has none.
+    """
+    targets = [t for _, t in batches.tensors(loop.split_batch(batch).target) if t.ndim]
+    if not targets:
+        raise NotSliceableError("there are no targets")
+
+    def turned(leaf: Any) -> Any:
+        known = isinstance(leaf, Tensor) and any(batches.same_values(leaf, t) for t in targets)
+        return leaf.flip(0) if known else leaf
+
+    return batches.map_leaves(batch, turned)
 
 
 def _named(found: tuple[frozenset[int], float], calls: list[LossCall]) -> Term:

@@ -34,6 +34,7 @@ class Plan:
         rates: the highest group's rate before each step of the scheduler, the present one first.
         ended: what the scheduler raised at the end of ``rates``; empty when it went on.
         unknown: why there are no rates: it needs a metric, or an argument.
+        base: the highest rate that the optimizer was made with; 0 when the scheduler does not say.
         unused: the variable that it was assigned to is never read, but to be shown or saved.
     """
 
@@ -43,6 +44,7 @@ class Plan:
     rates: tuple[float, ...]
     ended: str = ""
     unknown: str = ""
+    base: float = 0.0
     unused: bool = False
 
     @property
@@ -112,7 +114,9 @@ def _plan(number: int, scheduler: Any, loop: Loop) -> Plan:
             rates.append(_rate(optimizer))
     if ended.startswith("TypeError") and len(rates) == 1:
         return Plan(number, name, settings, (), unknown="its step takes arguments")
-    return Plan(number, name, settings, tuple(rates), ended)
+    given = getattr(scheduler, "base_lrs", ())
+    base = max((float(rate) for rate in given), default=0.0)
+    return Plan(number, name, settings, tuple(rates), ended, base=base)
 
 
 _SHOWN = ("get_last_lr", "state_dict", "load_state_dict")
@@ -124,7 +128,8 @@ def is_unused(place: Location) -> bool:
     False where other files of the user's are loaded, which may.
     """
     loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    others = any(file and file != place.file and is_user(file) for file in loaded)
+    # Modules that torch makes up name a file that does not exist.
+    others = any(f and f != place.file and is_user(f) and Path(f).is_file() for f in loaded)
     return not others and never_read(Path(place.file), place.line)
 
 

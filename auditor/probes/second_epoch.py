@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Step
@@ -20,10 +22,12 @@ class Second:
     Attributes:
         seen: that step; None where no such code can be run.
         reseeded: a call that seeds a global generator with the same number between any two epochs.
+        loader_reseeded: between any two epochs the loader's own generator is set to one state.
     """
 
     seen: Observation | None = None
     reseeded: Seeding | None = None
+    loader_reseeded: bool = False
 
 
 class SecondEpoch(Probe[Second]):
@@ -42,12 +46,36 @@ class SecondEpoch(Probe[Second]):
             loop.step(batch)
         except UserCodeError:
             return Second()  # a step that raises has no next
+        generator = _generator(loop)
         step, once = _next_epoch(loop, batch)
-        if step is None or not once:
-            return Second(step.observation if step is not None else None)
+        if step is None:
+            return Second()
+        again: Seeding | None = None
+        if once:
+            audit.clock.check()
+            _, twice = _next_epoch(loop, batch)
+            again = next((each for each in once if each in twice), None)
+        own = generator is not None and _is_reseeded(audit, generator, batch)
+        return Second(step.observation, again, own)
+
+
+def _is_reseeded(audit: Audit, generator: torch.Generator, batch: Any) -> bool:
+    """Whether the end of an epoch sets ``generator`` to one state, whatever it was before."""
+    states = []
+    for seed in range(2):
         audit.clock.check()
-        _, twice = _next_epoch(loop, batch)
-        return Second(step.observation, next((each for each in once if each in twice), None))
+        generator.manual_seed(seed)
+        _next_epoch(audit.loop, batch)
+        states.append(generator.get_state())
+    return torch.equal(*states)
+
+
+def _generator(loop: Loop) -> torch.Generator | None:
+    """Return the generator of the loader's own that its order is drawn with."""
+    loader = loop.train_loader
+    holders = (getattr(loader, "sampler", None), loader)
+    found = (getattr(holder, "generator", None) for holder in holders)
+    return next((each for each in found if isinstance(each, torch.Generator)), None)
 
 
 def _next_epoch(loop: Loop, batch: Any) -> tuple[Step | None, Sequence[Seeding]]:

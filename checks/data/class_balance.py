@@ -33,6 +33,21 @@ _LISTED = 20
 _FEW_CLASSES = 64
 """Dense targets of more classes than this are a vocabulary, which is never balanced."""
 
+_LINE = 0.99
+"""Correlation of log weights and log rows from which one is a power of the other."""
+
+_CLOSE = 0.03
+"""How far, as a logarithm, the ratio of two weights may be from that of the rows or its root."""
+
+_LEVELS = 256
+"""What a byte can hold: fractions with more levels are quantities."""
+
+_FEW_ROWS = 5
+"""Classes with fewer rows say little about what their weight was computed from."""
+
+_UNEVEN = 1.5
+"""Classes less uneven than this have weights that could be anything."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -94,6 +109,21 @@ class Counts:
         rows = int(self.train[heavy]), int(self.train[light])
         return Weighed(heavy, light, rows, float(total.max() / total.min()))
 
+    def rises_with(self, weights: NDArray[np.float64]) -> bool:
+        """Whether ``weights`` are a rising power of the number of rows."""
+        counted = np.flatnonzero((self.train >= _FEW_ROWS) & (weights > 0))
+        rows = np.log(self.train[counted].astype(np.float64))
+        if self.dense or len(counted) < 2 or np.ptp(rows) < math.log(_UNEVEN):
+            return False
+        given = np.log(weights[counted])
+        if (
+            len(counted) == 2
+        ):  # any two are on a line: only the shares and their roots are no chance
+            more, heavier = rows[0] - rows[1], given[0] - given[1]
+            return bool(min(abs(heavier - more), abs(heavier - more / 2)) < _CLOSE)
+        slope = float(np.polyfit(rows, given, 1)[0])
+        return slope > 0.25 and float(np.corrcoef(rows, given)[0, 1]) > _LINE
+
     def p_within(self, ratio: float) -> float:
         """The probability of so uneven a pair if no class were ``ratio`` times rarer than another.
 
@@ -143,10 +173,16 @@ class ClassBalance(Check):
           class numbers warns, unused outputs at either end are noted. With fewer rows per output
           they are noted if so few classes have p < 1e-4 were all equally common, and every class
           was read more than once: 10 classes into the 1,000 outputs of a pretrained head.
+        - Lost by a cast: fails when the loader's targets are fractions from 0 to 1, of no more than
+          256 levels, and fewer classes than the network has outputs are left when they are made
+          integers: a mask divided by 255.
         - Rare class: warns when a class is more than `imbalance` times rarer than another
           (p < 1e-4), unless the program handles it: class weights, a sampler of its own, a loss
           such as the focal loss.
-        - Class weights: warns when rows times class weights are more uneven than `imbalance`
+        - Class weights: fails when they rise with the number of rows as a power of it, the shares
+          themselves or their roots: log weight against log rows is a line (r > 0.99) with a slope
+          above a quarter, or, of two classes, their ratio is the rows' or its root to 3%.
+        - Uneven weights: warns when rows times class weights are more uneven than `imbalance`
           (p < 1e-4), and more uneven than the rows or reversed: the weights are the shares instead
           of their inverse, in another order, or applied twice.
         - Pixels, tokens and several labels per row are rare by nature: noted.
@@ -170,15 +206,31 @@ class ClassBalance(Check):
         main = _of_classes(first)
         if main is None:
             return self.skipped("No classification loss compares the output with the targets.")
+        if (levels := _truncated(first, main)) is not None:
+            return self._cut_off(audit, main, *levels)
         train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
         counts = _counted(first, main, train, val)
         if counts is None or counts.train.sum() == 0:
             return self.skipped("The classes of the rows could not be counted.")
         missing = self._missing(audit, counts)
+        weights = _weights(main.calls[0], len(counts.train))
         return (
             missing
-            or self._overdone(audit, counts, _weights(main.calls[0], len(counts.train)))
+            or self._inverted(audit, counts, weights)
+            or self._overdone(audit, counts, weights)
             or self._rare(audit, counts, _declared(audit, main))
+        )
+
+    def _cut_off(self, audit: Audit, main: MainLoss, levels: int, kept: int) -> Result:
+        outputs = _number_of_classes(main.calls[0])
+        return self.failed(
+            f"The loader's targets are fractions from 0 to 1 with {levels} levels, and become "
+            f"{kept} of {outputs} classes when they are made integers: the others are lost.",
+            measured=f"{kept} classes of {levels} levels",
+            threshold="as many classes as levels",
+            location=main.calls[0].location or audit.loop.locate("train_loader"),
+            fix="do not scale the targets: no ToTensor() and no / 255 for masks; "
+            "torch.from_numpy(mask).long()",
         )
 
     def _missing(self, audit: Audit, counts: Counts) -> Result | None:
@@ -233,6 +285,26 @@ class ClassBalance(Check):
             return None  # that matters more
         return self.noted(f"{message}.", evidence=_table(counts))
 
+    def _inverted(
+        self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None
+    ) -> Result | None:
+        """Fail where the weights of the loss are the classes' shares, not their inverse."""
+        if weights is None or _samples(audit) or not counts.rises_with(weights):
+            return None
+        common, rare = counts.commonest, counts.rarest
+        return self.failed(
+            "The class weights of the loss rise with the number of rows: class "
+            f"{common} ({int(counts.train[common]):,} training rows) weighs "
+            f"{weights[common]:.3g}, class {rare} ({int(counts.train[rare]):,} rows) "
+            f"{weights[rare]:.3g}. They make the imbalance worse.",
+            measured="weights that rise with the number of rows",
+            threshold="weights that fall with it",
+            evidence=_table(counts),
+            location=audit.loop.locate("loss"),
+            fix="weight = len(y) / (classes * torch.bincount(y))  # for BCE pos_weight = "
+            "negatives / positives",
+        )
+
     def _overdone(
         self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None
     ) -> Result | None:
@@ -286,6 +358,34 @@ class ClassBalance(Check):
             location=audit.loop.locate("train_loader"),
             fix='f1_score(labels, predictions, average="macro")  # instead of accuracy',
         )
+
+
+def _truncated(first: First, main: MainLoss) -> tuple[int, int] | None:
+    """Return how many levels the loader's fractions have, and how many are left as integers.
+
+    None where the classes that the loss gets are no fractions from 0 to 1 cut off, or all are kept.
+    """
+    levels: set[float] = set()
+    kept: set[float] = set()
+    for batch, call in zip(first.batches, main.calls, strict=False):
+        if call.kind not in CLASSES or call.target.is_floating_point():
+            return None
+        given = call.target.detach().cpu().reshape(-1)
+        source = next((t for _, t in batches.tensors(batch) if _cut_to(t, given)), None)
+        if source is None:
+            return None
+        levels |= set(torch.unique(source.detach().cpu().double()).tolist())
+        kept |= set(torch.unique(given).tolist())
+    classes = _number_of_classes(main.calls[0])
+    lost = len(kept) < min(len(levels), classes) and len(levels) <= _LEVELS and max(levels) <= 1.0
+    return (len(levels), len(kept)) if lost else None
+
+
+def _cut_to(values: Tensor, classes: Tensor) -> bool:
+    """Whether ``classes`` are ``values`` without their fractions."""
+    if not values.is_floating_point() or values.numel() != classes.numel():
+        return False
+    return torch.equal(values.detach().cpu().reshape(-1).to(classes.dtype), classes)
 
 
 def _of_classes(first: First) -> MainLoss | None:

@@ -20,6 +20,7 @@ from nnaudit.probes.coverage import (
     declared_indices,
     is_declared,
     is_of_torch,
+    misread_indices,
     repeated_in_subset,
     source_length,
 )
@@ -38,6 +39,11 @@ class EpochCoverage(Check):
         - Fails when torch's own samplers leave out the same items in all three epochs, and these
           are more than `never` of the data; when the sampler was made for a smaller data set; or
           when `len(dataset)` counts batches, not items.
+        - Fails when a `RandomSampler` or `SequentialSampler` is given a list of indices: it visits
+          as many items from the first one on, whatever the list says. Made for a number of items
+          (`range(200)`), it may be for a part by design: a note, and a warning when more than
+          `unread` of the items are in neither loader. So is a `WeightedRandomSampler` that gives
+          more than `unread` of them a weight of 0.
         - Items dropped at the end of an epoch, different ones each time, are noted above `never`
           and warn above `dropped`.
         - A sampler of the user's own that leaves out the same items warns, unless it holds a list
@@ -58,7 +64,7 @@ class EpochCoverage(Check):
     kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER,)
     probes = (Coverage,)
-    options: ClassVar[dict[str, float]] = {"never": 0.05, "dropped": 0.2}
+    options: ClassVar[dict[str, float]] = {"never": 0.05, "dropped": 0.2, "unread": 0.5}
 
     def run(self, audit: Audit) -> Result:
         """Judge what was asked for, or what the workers of a stream gave."""
@@ -88,6 +94,8 @@ class EpochCoverage(Check):
         if source is None or source[0] >= found.size:
             return None
         length, of_data = source
+        if (given := misread_indices(found.access.sampler, found.size)) is not None:
+            return self._positions(audit, found, given)
         share = 1 - length / found.size
         sampler = type(found.access.sampler).__name__
         message = (
@@ -95,7 +103,7 @@ class EpochCoverage(Check):
             f"{share:.0%} of them are never visited"
         )
         if not of_data:
-            return self.noted(f"{message}.")
+            return self._of_a_part(audit, found, message)
         if share <= self.option(audit, "never"):
             return None
         weighted = type(found.access.sampler) is WeightedRandomSampler
@@ -105,6 +113,48 @@ class EpochCoverage(Check):
             else f"{sampler}(train_set)  # the data set that the loader reads"
         )
         return self._fails(audit, message, share, fix)
+
+    def _positions(self, audit: Audit, found: Epochs, given: list[int]) -> Result:
+        sampler = type(found.access.sampler).__name__
+        shown = ", ".join(map(str, given[:3]))
+        return self._fails(
+            audit,
+            f"The {sampler} was given a list of {len(given):,} indices ({shown}, ...), but visits "
+            f"the items 0 to {len(given) - 1:,}: it reads the length of the list, not its entries",
+            1 - len(given) / found.size,
+            "SubsetRandomSampler(indices)  # or Subset(dataset, indices)",
+        )
+
+    def _of_a_part(self, audit: Audit, found: Epochs, message: str) -> Result:
+        """Judge a sampler that was made for a number of items: a part may be by design."""
+        unread = float((found.never & ~found.elsewhere).mean())
+        if unread <= self.option(audit, "unread"):
+            return self.noted(f"{message}.")
+        return self.warned(
+            f"{message}.",
+            measured=f"{unread:.1%} never visited",
+            threshold=f"{self.option(audit, 'unread'):.0%}",
+            location=audit.loop.locate("train_loader"),
+            fix=f"{type(found.access.sampler).__name__}(train_set)  # the data set that is read",
+        )
+
+    def _never_drawn(self, audit: Audit, found: Epochs) -> Result | None:
+        """Warn of weights that are zero for most items."""
+        sampler = found.access.sampler
+        if type(sampler) is not WeightedRandomSampler or len(sampler.weights) != found.size:
+            return None
+        zero = (sampler.weights == 0).numpy()
+        unread = float((zero & ~found.elsewhere).mean())
+        if unread <= self.option(audit, "unread"):
+            return None
+        return self.warned(
+            f"{int(zero.sum()):,} of {found.size:,} items have a weight of 0 in the "
+            "WeightedRandomSampler: they are never visited.",
+            measured=f"{unread:.1%} never visited",
+            threshold=f"{self.option(audit, 'unread'):.0%}",
+            location=audit.loop.locate("train_loader"),
+            fix="weights = (1.0 / torch.bincount(labels))[labels]  # a weight per item",
+        )
 
     def _fails(self, audit: Audit, message: str, share: float, fix: str) -> Result:
         return self.failed(
@@ -118,7 +168,9 @@ class EpochCoverage(Check):
     def _visits(self, audit: Audit, found: Epochs) -> Result:
         sampler = found.access.sampler
         if is_declared(sampler):
-            return self.passed(_by_design(found), evidence=(_numbers(found),))
+            return self._never_drawn(audit, found) or self.passed(
+                _by_design(found), evidence=(_numbers(found),)
+            )
         if not found.complete:
             return self.inconclusive(
                 "Not measured: an epoch has too many items to follow to its end."

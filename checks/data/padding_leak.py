@@ -29,9 +29,13 @@ class PaddingLeak(Check):
           outputs. (The median ignores what a convolution or a backward RNN lets in at the border.)
         - Fails when the outputs agree and the loss changes by more than `loss` of itself and far
           beyond its noise: padding counts in the loss.
-        - Only warns when there is no mask and no lengths, or when these do not reach the model and
-          all batches have the same width, so that nothing varies in practice.
-        - Notes a mere pad id at one width, and a loss divided by the padded width.
+        - Outputs that change fail however padding is marked where batches have different widths:
+          the prediction for a row depends on the rows beside it. Where all have the same width,
+          nothing varies in practice: a mask or lengths that do not reach the model are a warning, a
+          mere pad id is a note.
+        - A loss that changes although outputs agree only warns when nothing but a pad id marks
+          padding: the end of a text may be padded with what is to be learnt. A loss divided by the
+          padded width is noted.
     Fix: `src_key_padding_mask=~mask`; `pack_padded_sequence(x, lengths)`;
         `(h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)`; `ignore_index=pad`.
     References: PyTorch documentation of torch.nn.MultiheadAttention and
@@ -79,6 +83,7 @@ class PaddingLeak(Check):
             leak,
             f"Padding changes the model's outputs{_marked(leak)}. {_what(leak)}, the median output "
             f"changes by {moved.median:.2g} standard deviations.",
+            certain=leak.dynamic,
             measured=f"{moved.median:.2g} standard deviations",
             threshold=f"{self.option(audit, 'moved'):g} standard deviations",
             fix=_fix(leak),
@@ -108,8 +113,10 @@ class PaddingLeak(Check):
             fix="F.cross_entropy(logits, targets, ignore_index=pad)  # or mask the loss",
         )
 
-    def _found(self, audit: Audit, leak: Leak, message: str, **details: Any) -> Result:
-        status = _gravity(leak)
+    def _found(
+        self, audit: Audit, leak: Leak, message: str, *, certain: bool = False, **details: Any
+    ) -> Result:
+        status = Status.FAIL if certain else _gravity(leak)
         if status is Status.NOTE:
             details = {"measured": details["measured"]}
         return self.answer(

@@ -15,8 +15,13 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
+from nnaudit.loop.observation import Broadcast
+from nnaudit.probes.broadcasts import broadcasts_of_rows
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import Metric, Task, plain
 
 REPEATS = 20
@@ -100,6 +105,11 @@ class MetricMeaning(Check):
         40 exchanges of 10% are judged better than perfect (by chance 2 ** -40). Or a metric named
         accuracy, F1, IoU, recall and the like (and not for their loss) is neither 1 nor 100 nor the
         number of rows on perfect predictions.
+        - It also fails when the training loop asks whether tensors of shapes (N, 1) and (N,) are
+          equal, N being the rows of the batch, with a row less too, and not both are fields of
+          the batch: all pairs are compared.
+        - It fails when a metric of torchmetrics' holds more updates after each of three ends of
+          epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
           number of rows or a mean prediction, are not judged as long as another value changes.
         - It warns where the share of one class is at least the option `majority` and accuracy is
@@ -117,12 +127,14 @@ class MetricMeaning(Check):
 
     code, name, kind = "GEN105", "metric", Kind.STATISTICAL
     needs = (Needs.STEPS, Needs.TARGETS)
-    probes = (TrainingRun,)
+    probes = (FirstSteps, MetricResets, TrainingRun)
     trains = True
     options: ClassVar[dict[str, float]] = {"batches": 0.02, "majority": 0.9}
 
     def run(self, audit: Audit) -> Result:
         """Try each metric, then look at what they say of the network."""
+        if (wrong := self._used_wrongly(audit)) is not None:
+            return wrong
         sample = sample_of(audit.probe(TrainingRun))
         if sample is None or len(sample.target) < FEWEST:
             return self.skipped(
@@ -143,6 +155,38 @@ class MetricMeaning(Check):
                 f"that the loss is given ({error.original}).",
                 location=error.location,
             )
+
+    def _never_reset(self, audit: Audit, metric: Collected) -> Result:
+        *_, before, after = metric.updates
+        return self.failed(
+            f"{metric.name} is not reset between epochs: it holds {before} updates after one "
+            f"epoch's end and {after} after the next, so its value is of all epochs so far.",
+            measured=f"{before}, then {after} updates",
+            threshold="those of one epoch",
+            location=audit.loop.locate("metric"),
+            fix="metric.reset()  # after metric.compute(), at the end of every epoch",
+        )
+
+    def _used_wrongly(self, audit: Audit) -> Result | None:
+        """Look at how the program computes its metrics, whatever they are."""
+        first = audit.probe(FirstSteps)
+        for each in broadcasts_of_rows(audit, first):
+            given = [_is_field(first, values) for values in each.compared]
+            if given and not all(given):  # labels of one batch with each other may be by design
+                return self._compares_all_pairs(each)
+        collected = audit.probe(MetricResets)
+        return self._never_reset(audit, collected[0]) if collected else None
+
+    def _compares_all_pairs(self, seen: Broadcast) -> Result:
+        column, flat = sorted(seen.shapes, key=len, reverse=True)
+        return self.failed(
+            f"Tensors of shapes {column} and {flat} are compared: each prediction with each label, "
+            f"{column[0]} x {flat[0]} comparisons in place of {column[0]}.",
+            measured=f"{column} == {flat}",
+            threshold="equal shapes",
+            location=seen.location,
+            fix="compare equal shapes: predictions.squeeze(1) == labels",
+        )
 
     def _wrong(self, audit: Audit, metric: Metric, sample: Sample) -> Result | None:
         """Return what is wrong with ``metric`` on predictions of known quality."""
@@ -256,6 +300,10 @@ class MetricMeaning(Check):
                 "for next-token prediction perplexity: loss.exp()",
             )
         return self.skipped(f"No metric of your own was found; {shown}.", evidence=evidence)
+
+
+def _is_field(first: First, values: Tensor) -> bool:
+    return any(batches.paths_of(batch, values) for batch in first.batches)
 
 
 def sample_of(training: Training) -> Sample | None:

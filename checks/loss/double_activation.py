@@ -50,8 +50,8 @@ class DoubleActivation(Check):
         - `nll_loss` and `kl_div`: fails on probabilities, and when more than 1% of the entries are
           above 0.001, which log-probabilities cannot be, unless arithmetic followed the logarithm
           (a focal weight, an advantage).
-        - `binary_cross_entropy`: fails on values outside [0, 1], and on a softmax over one value,
-          which is always 1.
+        - `binary_cross_entropy`: fails on values outside [0, 1]; it and its form with logits fail
+          on a softmax or log-softmax over one value, which is always 1 or 0.
         - A softmax over the wrong dimension is recognised by columns that sum to 1 instead of rows.
         - Warns on logits that stay within [0, 1] and reach both ends, without proof of a sigmoid.
           `log_softmax` before `cross_entropy` changes nothing and passes.
@@ -191,13 +191,8 @@ def _kl_div(calls: list[LossCall], enough: int) -> Iterator[Fault]:
 
 def _bce(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     del enough
-    softmax = _operation(calls[0].producer) in ("Softmax", "SafeSoftmax")
-    if softmax and all(bool((call.input == 1.0).all()) for call in calls):
-        yield Fault(
-            "binary_cross_entropy gets a softmax over a single value, which is always 1, whatever "
-            "the network computes.",
-            "Use sigmoid in place of softmax, or binary_cross_entropy_with_logits on logits.",
-        )
+    if fault := _constant(calls, "binary_cross_entropy"):
+        yield fault
     outside = [call for call in calls if _outside_unit(call.input)]
     if outside:
         low, high = (float(v) for v in torch.aminmax(outside[0].input))
@@ -210,6 +205,9 @@ def _bce(calls: list[LossCall], enough: int) -> Iterator[Fault]:
 
 def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
     producer = _operation(calls[0].producer)
+    if fault := _constant(calls, "binary_cross_entropy_with_logits"):
+        yield fault
+        return
     if producer in _SQUASHING:
         yield Fault(
             f"binary_cross_entropy_with_logits gets {_named(producer)} outputs instead of logits "
@@ -226,6 +224,19 @@ def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
             "Pass the output from before the last activation.",
             certain=False,
         )
+
+
+def _constant(calls: list[LossCall], function: str) -> Fault | None:
+    """A softmax over one value, which is always 1, or its logarithm, which is always 0."""
+    producer = _operation(calls[0].producer)
+    value = {"Softmax": 1.0, "SafeSoftmax": 1.0, "LogSoftmax": 0.0}.get(producer)
+    if value is None or not all(bool((call.input == value).all()) for call in calls):
+        return None
+    return Fault(
+        f"{function} gets a {_named(producer)} over a single value, which is always {value:g}, "
+        "whatever the network computes.",
+        "Use binary_cross_entropy_with_logits on the output itself, without any softmax.",
+    )
 
 
 _RULES = {

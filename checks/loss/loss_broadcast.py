@@ -12,13 +12,11 @@ from torch import Tensor
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
-from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import ELEMENTWISE, LossCall
-from nnaudit.loop.observation import Broadcast
-from nnaudit.probes.first_steps import First, FirstSteps, initial_steps
+from nnaudit.probes.broadcasts import broadcasts_of_rows
+from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Location, Result, Status, Table
-from nnaudit.targets import batch as batches
 
 Shape = tuple[int, ...]
 
@@ -143,28 +141,10 @@ def _severity(call: LossCall, output: Shape, target: Shape) -> Status | None:
 
 def _in_formulas(audit: Audit, first: First) -> Iterator[Mismatch]:
     """Yield differences that stay (N, 1) - (N,) when the batch has a row less."""
-    for batch, seen in zip(first.batches, first.observations, strict=False):
-        if seen.broadcasts:
-            lines = _lines_with_fewer_rows(audit, batch)
-            for each in seen.broadcasts:
-                if each.location in lines and _differ(each, lines[each.location]):
-                    column, flat = sorted(each.shapes, key=len, reverse=True)
-                    yield Mismatch("A subtraction", column, flat, Status.FAIL, each.location)
-            return
-
-
-def _lines_with_fewer_rows(audit: Audit, batch: Any) -> dict[Location | None, Broadcast]:
-    try:
-        fewer = batches.take(batch, batches.size(batch) - 1)
-        step = next(initial_steps(audit, [fewer]))
-    except (batches.NotSliceableError, UserCodeError):
-        return {}
-    seen = step.observation
-    return {each.location: each for each in seen.broadcasts} if seen is not None else {}
-
-
-def _differ(one: Broadcast, other: Broadcast) -> bool:
-    return one.shapes[0][0] != other.shapes[0][0] and one.shapes[1][0] != other.shapes[1][0]
+    for each in broadcasts_of_rows(audit, first):
+        if not each.compared:
+            column, flat = sorted(each.shapes, key=len, reverse=True)
+            yield Mismatch("A subtraction", column, flat, Status.FAIL, each.location)
 
 
 def _fix(mismatch: Mismatch) -> str:

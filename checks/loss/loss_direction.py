@@ -309,6 +309,8 @@ class _Trial:
         if output.numel() == target.numel():
             answer = target.reshape(output.shape).to(output.dtype)
             yield from _element_ways(output, answer)
+        elif output.ndim == 2 and output.numel() == 2 * target.numel() and not whole:
+            yield from _distribution_ways(output, target.reshape(len(output), -1).to(output.dtype))
 
     def falls(self, way: OutputDirection) -> bool:
         """Whether better outputs cost less."""
@@ -402,6 +404,22 @@ def _class_ways(output: Tensor, target: Tensor, dim: int) -> Iterator[OutputDire
             lambda t: back(last + size * t * (right - wrong)),
             far=lambda t: back(last - size * t * (right - wrong)),
         )
+
+
+def _distribution_ways(output: Tensor, answer: Tensor) -> Iterator[OutputDirection]:
+    """Yield the reading of means (n, C) beside their variances in one output (n, 2C).
+
+    The means usually come first. Where they come last, no move of the variances goes on lowering
+    the loss for ever, and there is no answer.
+    """
+    width = answer.shape[1]
+
+    def moved(t: float) -> Tensor:
+        better = output.clone()
+        better[:, :width] += t * (answer - output[:, :width])
+        return better
+
+    yield OutputDirection("means beside variances", moved, far=lambda t: moved(-t))
 
 
 def _element_ways(output: Tensor, answer: Tensor) -> Iterator[OutputDirection]:

@@ -13,7 +13,6 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.observation import Observation
 from nnaudit.loop.total_loss import MainLoss
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Histogram, Kind, Result
@@ -31,11 +30,6 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """What an activation can output, by its autograd node; ELU, GELU and SiLU by their minimum."""
 
-_MODULES = {
-    "ReLU": "Relu", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Softplus": "Softplus",
-    "Softmax": "Softmax",
-}  # fmt: skip
-
 _REGRESSION = ("mse", "l1", "smooth_l1", "huber")
 
 _FEW, _MUCH = 64, 0.1
@@ -52,9 +46,9 @@ class OutputRange(Check):
         1. No training brings down the loss of targets outside the range, and a unit that is pushed
         against the end of its range stops learning.
     How: Finds the activation right before a regression loss (squared, absolute, Huber) from
-        autograd, looking through views, or from the last module where the loss is written by hand,
-        and counts the targets outside its range by more than a thousandth of their spread. Scaled
-        and shifted afterwards, an activation has another range and is not judged.
+        autograd, looking through views (that of the model's output where the loss is written by
+        hand), and counts the targets outside its range by more than a thousandth of their spread.
+        Scaled and shifted afterwards, an activation has another range and is not judged.
         - Fails when more than `share` of at least `targets` targets are outside: fewer may be
           errors in the data.
         - A data set with fewer targets fails with at least 64 of them and more than 10% outside.
@@ -72,12 +66,13 @@ class OutputRange(Check):
     def run(self, audit: Audit) -> Result:
         """Compare the targets with the range of what made the loss's input."""
         first = audit.probe(FirstSteps)
-        main = first.main_loss
-        if main is None or main.calls[0].kind not in _REGRESSION:
-            return self.skipped("The loss is not a plain squared, absolute or Huber error.")
-        activation = _activation(first, main)
-        if activation not in RANGES:
+        terms = [main for main in first.supervised if main.calls[0].kind in _REGRESSION]
+        if not terms:
+            return self.skipped("No squared, absolute or Huber error of the targets is computed.")
+        limited = [(m, made) for m in terms if (made := _activation(first, m)) in RANGES]
+        if not limited:
             return self.skipped("No activation with a limited range comes right before the loss.")
+        main, activation = limited[0]
         enough = int(self.option(audit, "targets"))
         targets = _targets(audit, first, main, enough)
         values = targets[torch.isfinite(targets)]
@@ -121,20 +116,14 @@ class OutputRange(Check):
 
 
 def _activation(first: First, main: MainLoss) -> str:
-    if main.formula is None:
-        names = {call.producer.rstrip("0123456789").removesuffix("Backward") for call in main.calls}
-        return names.pop() if len(names) == 1 else ""
-    return _last_module(first.completed[0])
-
-
-def _last_module(seen: Observation) -> str:
-    """Return the activation whose output is the root module's, by shape and statistics."""
-    root = next((a for a in reversed(seen.activations) if a.module == ""), None)
-    leaf = next((a for a in reversed(seen.activations) if a.is_leaf), None)
-    if root is None or leaf is None:
-        return ""
-    same = (root.mean, root.std) == (leaf.mean, leaf.std)
-    return _MODULES.get(leaf.type, "") if same else ""
+    """Return what made the input of the loss: of one written by hand, the model's output."""
+    made = (
+        {call.producer for call in main.calls}
+        if main.formula is None
+        else {seen.made_by for seen in first.completed}
+    )
+    names = {name.rstrip("0123456789").removesuffix("Backward") for name in made}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _targets(audit: Audit, first: First, main: MainLoss, enough: int) -> Tensor:

@@ -17,7 +17,8 @@ from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError, describe
 from nnaudit.loop.base import Loop, Needs, seed_everything
 from nnaudit.measure.consecutive import consecutive_batches
-from nnaudit.report import Kind, Result, Table
+from nnaudit.probes.resume_path import ResumePath, ResumePaths
+from nnaudit.report import Kind, Result, Status, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs, has_forward
@@ -85,6 +86,9 @@ class CheckpointRoundTrip(Check):
         - Fails when the state_dict cannot be saved or loaded, or when the optimizer's next step
           differs with equal gradients.
         - Warns when a counter or another plain number changes the next step only.
+        - Warns when the script resumes, by its source, without the state of its optimizer or
+          scheduler: what torch.load returns sets the network's weights and the epoch that a `range`
+          begins with. Plain SGD has no state; a scheduler may be told `last_epoch`.
         - A difference without a proven cause is inconclusive, and so is one where the optimizer
           trains tensors of its own: float32 copies of the weights, say.
         - Hidden states and caches, which a forward pass in eval mode changes, are copied over
@@ -98,6 +102,7 @@ class CheckpointRoundTrip(Check):
 
     code, name, kind = "MODE105", "checkpoint-round-trip", Kind.EXACT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS, Needs.FRESH_RUN)
+    probes = (ResumePaths,)
 
     def run(self, audit: Audit) -> Result:
         """Save, start a fresh run, load, compare."""
@@ -119,7 +124,21 @@ class CheckpointRoundTrip(Check):
             )
         audit.clock.check()
         with audit.loop.relaunched(audit.seed + 1) as fresh:
-            return self._compare(audit, original, fresh)
+            answer = self._compare(audit, original, fresh)
+        path = audit.probe(ResumePaths) if answer.status is Status.PASS else None
+        return self._resumes_without(path) if path is not None and path.lost else answer
+
+    def _resumes_without(self, path: ResumePath) -> Result:
+        lost = " and ".join(path.lost)
+        return self.warned(
+            f"The script resumes from a checkpoint, but does not restore {lost}: a resumed run "
+            "goes on with the epochs and begins anew with the rest.",
+            measured=f"not restored: {lost}",
+            threshold="all that the next step depends on",
+            location=path.location,
+            fix='save {"model": ..., "optimizer": optimizer.state_dict(), "scheduler": ...}, and '
+            'optimizer.load_state_dict(checkpoint["optimizer"])',
+        )
 
     def _compare(self, audit: Audit, original: Original, fresh: Loop) -> Result:
         try:

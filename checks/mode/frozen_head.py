@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -13,9 +15,12 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Result
 
+_FACTOR = re.compile(r"(^|\.)(lora_(embedding_)?[AB]|lora_(up|down)|hada_w\d_[ab])(\.|$)")
+"""Low-rank factors, as PEFT, diffusers and others name them."""
+
 
 class FrozenHead(Check):
-    """Is an output layer with random weights trained?
+    """Is what is new in the network trained: its output layer, its adapters?
 
     Why: Freezing everything but some layers, or freezing in a loop over all parameters, also
         freezes the new output layer. Its random weights mix the features for good, and the layers
@@ -26,6 +31,9 @@ class FrozenHead(Check):
           weights differ with another seed: they are random, not loaded. A random projection at the
           output may be by design.
         - A frozen output layer with loaded weights passes.
+        - Warns when all low-rank factors of an adapter (`lora_A`, `lora_B`) are frozen and other
+          parameters are trained: so PEFT loads an adapter unless told that it is trained. An
+          adapter may be used as it is, below a new head.
     Fix: `model.fc.requires_grad_(True)`, and give its parameters to the optimizer.
     References: PyTorch tutorial, "Transfer Learning for Computer Vision", "ConvNet as fixed feature
         extractor".
@@ -38,6 +46,8 @@ class FrozenHead(Check):
     def run(self, audit: Audit) -> Result:
         """Look at the output layer, and where it is frozen at another seed's."""
         loop = audit.loop
+        if adapters := _frozen_adapters(loop.model):
+            return self._adapters(audit, adapters)
         name = _output_layer(audit.probe(FirstSteps), loop.model)
         if name is None:
             return self.skipped("No layer was seen whose output the model returns unchanged.")
@@ -61,6 +71,25 @@ class FrozenHead(Check):
             location=loop.locate(loop.model.get_submodule(name)) or loop.locate("model"),
             fix=f"model.{name}.requires_grad_(True)  # and give its parameters to the optimizer",
         )
+
+    def _adapters(self, audit: Audit, factors: list[str]) -> Result:
+        return self.warned(
+            f"All {len(factors)} low-rank factors of the adapter are frozen ({factors[0]} first), "
+            "while other parameters are trained.",
+            measured=f"0 of {len(factors)} factors require a gradient",
+            threshold="trained factors",
+            module=factors[0].rpartition(".")[0],
+            location=audit.loop.locate("model") or audit.loop.locate(audit.loop.model),
+            fix="PeftModel.from_pretrained(base, adapter, is_trainable=True)",
+        )
+
+
+def _frozen_adapters(model: nn.Module) -> list[str]:
+    """Return the low-rank factors in ``model``, where all are frozen and others are trained."""
+    factors = {n: p for n, p in model.named_parameters() if _FACTOR.search(n)}
+    if not factors or any(p.requires_grad for p in factors.values()):
+        return []
+    return list(factors) if any(p.requires_grad for p in model.parameters()) else []
 
 
 def _output_layer(first: First, model: nn.Module) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,13 +31,17 @@ class FrozenSet(Check):
         features are no longer those that were loaded.
     How: Takes a step, reads `requires_grad` of every parameter, calls `model.eval()` and
         `model.train()` as around a validation, and reads it again; then takes three steps.
+        - Fails when a misspelt flag (`p.require_grad = False`), or `requires_grad = False` on a
+          module, is meant to freeze what is trained: Python makes an attribute of it that nothing
+          reads.
         - Fails when `requires_grad` of any parameter differs: also where a `train()` that freezes
           is never called by the program.
         - Fails when an optimizer changes a parameter that does not require a gradient (by weight
           decay, momentum or an old gradient). A parameter that no optimizer holds may be an average
           of others, and is not judged.
         - Warns when running statistics change under a normalisation whose own parameters are frozen
-          and stay: it may be by design, to adapt to new data.
+          and stay. It does not fail: adapting the statistics to new data is a method of its own,
+          and PyTorch's tutorial on transfer learning trains in this way.
     Fix: Keep frozen normalisation in eval mode: `def train(self, mode=True): super().train(mode);
         self.backbone.eval(); return self`.
     References: PyTorch documentation, Autograd mechanics, "Locally disabling gradient
@@ -47,11 +52,28 @@ class FrozenSet(Check):
     needs = (Needs.OWN_STEPS,)
 
     def run(self, audit: Audit) -> Result:
-        """Switch modes as around a validation, then take a few steps."""
+        """Look for flags without effect, switch modes as around a validation, take a few steps."""
+        if without_effect := _misspelt(audit.loop.model):
+            return self._not_frozen(audit, without_effect)
         flipped = _flipped(audit.loop)
         if flipped:
             return self._flips(audit, flipped)
         return self._steps(audit)
+
+    def _not_frozen(self, audit: Audit, written: dict[str, str]) -> Result:
+        name, attribute = next(iter(written.items()))
+        what = "module" if attribute == "requires_grad" else "parameter"
+        return self.failed(
+            f"{attribute} = False is set on {count(len(written), what)} ({name} first), which has "
+            "no effect: their parameters are trained.",
+            measured=f"{count(len(written), what)} with {attribute} = False, still trained",
+            threshold="none",
+            module=name if what == "module" else name.rpartition(".")[0],
+            location=audit.loop.locate(audit.loop.model) or audit.loop.locate("model"),
+            fix="module.requires_grad_(False)"
+            if what == "module"
+            else "parameter.requires_grad = False",
+        )
 
     def _flips(self, audit: Audit, flipped: dict[str, bool]) -> Result:
         name = next(iter(flipped))
@@ -145,6 +167,36 @@ class FrozenSet(Check):
             "return self",
             **details,
         )
+
+
+_MISSPELT = re.compile(r"_?requires?d?_?grad(s|ient|ients)?_?$", re.IGNORECASE)
+"""What people write for ``requires_grad``: Python makes a new attribute of it without a word."""
+
+
+def _misspelt(model: nn.Module) -> dict[str, str]:
+    """Return the attributes meant to freeze that do not, by the parameter or module they are on.
+
+    On a parameter, any spelling but the right one; on a module, ``requires_grad`` itself, unless
+    the module's class keeps a setting of that name or nothing in it is trained.
+    """
+    found = {
+        name: attribute
+        for name, p in model.named_parameters()
+        for attribute, value in vars(p).items()
+        if value is False and p.requires_grad and _MISSPELT.match(attribute)
+    }
+    for name, module in model.named_modules():
+        trained = any(p.requires_grad for p in module.parameters())
+        if vars(module).get("requires_grad") is False and trained and not _own_setting(module):
+            found[name] = "requires_grad"
+    return found
+
+
+def _own_setting(module: nn.Module) -> bool:
+    """Whether a method of the module's class names ``requires_grad`` as an attribute."""
+    own = [cls for cls in type(module).__mro__ if cls not in nn.Module.__mro__]
+    codes = [getattr(value, "__code__", None) for cls in own for value in vars(cls).values()]
+    return any(code is not None and "requires_grad" in code.co_names for code in codes)
 
 
 def _flipped(loop: Loop) -> dict[str, bool]:

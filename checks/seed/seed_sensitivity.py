@@ -24,7 +24,8 @@ class SeedSensitivity(Check):
         warns in two cases: all such weights are equal and a function of yours seeded a global
         generator while the model was built; or a global generator is seeded again and again with
         the same number, while batches are read, while steps are taken, or between any two of three
-        epochs (where that code can be run).
+        epochs (where that code can be run), or that code sets the loader's own generator to one
+        state, whatever it was before.
         - Noted only, because it may be by design: a program that seeds itself at the top, as
           scripts do; weights that are equal although nothing seeds (loaded, or not random); a
           loader with its own generator.
@@ -56,13 +57,31 @@ class SeedSensitivity(Check):
                 f"{repeated.function}() is called while {_doing(repeated)}, {_where(repeated)}: "
                 "everything drawn afterwards (order, dropout, noise) repeats, whatever the seed.",
             )
-        between = audit.probe(SecondEpoch).reseeded
+        return self._between_epochs(audit) or self._follows(runs, other)
+
+    def _between_epochs(self, audit: Audit) -> Result | None:
+        """Warn of what seeds between any two epochs."""
+        second = audit.probe(SecondEpoch)
+        if second.loader_reseeded:
+            return self.warned(
+                "The generator of the training loader is seeded with the same number between any "
+                "two epochs: every epoch has the same order.",
+                measured="the same state after each epoch's end",
+                threshold="another state",
+                location=audit.loop.locate("train_loader"),
+                fix="seed it once, before the loop over epochs",
+            )
+        between = second.reseeded
         if between is not None:
             return self._warned(
                 between,
                 f"{between.function}() is called between any two epochs with the same number, "
                 f"{_where(between)}: every epoch has the same order, dropout and noise.",
             )
+        return None
+
+    def _follows(self, runs: Runs, other: Run) -> Result:
+        """Compare weights and batches under the two seeds."""
         drawn = runs.first.initial.varying
         changed = set(runs.first.initial.differing(other.initial)) & drawn
         if drawn and not changed:

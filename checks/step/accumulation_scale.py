@@ -16,12 +16,15 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import without_dropout
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import Event, EventKind
-from nnaudit.probes.step_trace import StepTrace, TracedStep
+from nnaudit.probes.step_trace import StepTrace, Trace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result
 from nnaudit.targets import batch as batches
 from nnaudit.training.optimizers import is_scale_free
 
 _TOO_LARGE = 1.5
+
+_UNEVEN = 2.0
+"""Batches whose numbers of targets differ by less weigh about the same anyhow."""
 
 _PARTS = 4
 """Fewer parts of a batch, each with a loss of its own, may be domains or tasks."""
@@ -60,10 +63,14 @@ class AccumulationScale(Check):
           a loss each.
         - An optimizer that divides by the gradient's size, like Adam, hides the factor; the message
           says so.
-        - Passes whose gradients are zeroed before the step, as for adversarial examples, are not
-          accumulated.
+        - Where a step takes several batches and zero_grad() comes before each of their backward
+          passes, from one line, it fails: only the last batch counts. Several passes over one batch
+          of which the last counts, as for adversarial examples, are not accumulated.
+        - Warns when every batch of an accumulated step weighs the same, as a mean over the targets
+          that count (not `ignore_index`), while the batches seen have numbers of them that differ
+          by more than 2 times: targets in short rows weigh more than those in long ones.
         - Several different losses, sums, and losses per token are not judged.
-    Fix: (loss / accumulation_steps).backward()
+    Fix: (loss / accumulation_steps).backward(); optimizer.zero_grad() after optimizer.step() only
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
 
@@ -78,6 +85,8 @@ class AccumulationScale(Check):
         several = [step for step in trace.steps if len(_outside_closures(step)) > 1]
         if len(several) < len(trace.steps):
             return self.skipped("Nothing is accumulated: one backward pass per optimizer step.")
+        if single and all(map(_discards, trace.steps)):
+            return self._discarded(audit, trace)
         if single and any(len(_passes_of(step)) == 1 for step in several):
             return self.skipped(
                 "Nothing is accumulated: the gradients of all backward passes but one are zeroed "
@@ -88,7 +97,14 @@ class AccumulationScale(Check):
             for step, batch in zip(trace.steps, trace.batches, strict=True)
         ]
         known = [each for each in found if each is not None]
-        if len(known) < len(found):
+        uneven = _means_of_means(trace)
+        if uneven is not None and not any(each.scale >= _TOO_LARGE for each in known):
+            return self._token_means(audit, *uneven)
+        return self._known(audit, trace, known)
+
+    def _known(self, audit: Audit, trace: Trace, known: list[Accumulation]) -> Result:
+        """Judge what the steps accumulate, where it is known of all of them."""
+        if len(known) < len(trace.steps):
             return self.inconclusive(
                 "Not judged: a step has several backward passes, but they could not be shown to be "
                 "of one mean-reduced loss over several batches."
@@ -99,7 +115,33 @@ class AccumulationScale(Check):
                 "Not judged: the backward passes of a step compute different losses of the same "
                 "batch, which may be several views of it rather than several batches."
             )
-        return self._judge(audit, known, clipped=any(step.of(EventKind.CLIP) for step in several))
+        clipped = any(step.of(EventKind.CLIP) for step in trace.steps)
+        return self._judge(audit, known, clipped=clipped)
+
+    def _token_means(self, audit: Audit, fewest: int, most: int, place: Location | None) -> Result:
+        return self.warned(
+            "Each step averages the mean losses of several batches, and these have from "
+            f"{fewest:,} to {most:,} targets that count: a target in the smallest weighs "
+            f"{most / fewest:.1f} times as much as one in the largest.",
+            measured=f"{most / fewest:.1f} times",
+            threshold=f"{_UNEVEN:g} times",
+            location=place or audit.loop.locate("training_step"),
+            fix="loss = F.cross_entropy(..., reduction='sum') / tokens  # of all batches of the "
+            "step together",
+        )
+
+    def _discarded(self, audit: Audit, trace: Trace) -> Result:
+        step = trace.steps[-1]
+        taken = step.step.handed
+        zeroing = step.of(EventKind.ZERO)[-1]
+        return self.failed(
+            f"Each step takes {taken} batches, but the gradients are zeroed before each of their "
+            f"backward passes: those of {taken - 1} are thrown away.",
+            measured=f"1 of {taken} batches counts",
+            threshold="all of them",
+            location=zeroing.location or audit.loop.locate("training_step"),
+            fix="call optimizer.zero_grad() right after optimizer.step(), not for every batch",
+        )
 
     def _judge(self, audit: Audit, found: list[Accumulation], *, clipped: bool) -> Result:
         scale, count = min(each.scale for each in found), found[0].count
@@ -131,6 +173,34 @@ class AccumulationScale(Check):
                 "clipping or another optimizer would not"
             )
         return self.failed(f"{said}.", **details)
+
+
+def _means_of_means(trace: Trace) -> tuple[int, int, Location | None] | None:
+    """Return the fewest and most targets that count in a batch, where each batch weighs the same.
+
+    None where they are alike, where all targets count, or where batches do not weigh the same.
+    """
+    counts: list[int] = []
+    factors: list[float] = []
+    place = None
+    each: list[float] = []  # by row: the last batch of an epoch may have fewer of them
+    for batch, step in zip(trace.batches, trace.steps, strict=True):
+        passes, seen = step.of(EventKind.BACKWARD), step.step.observation
+        calls = seen.loss_calls if seen is not None else []
+        if step.step.handed < 2 or len(passes) != len(calls) or not _are_one_loop(passes, calls):
+            return None
+        call, root = calls[0], passes[0].root
+        value = float(call.value) if call.value is not None and call.value.numel() == 1 else 0.0
+        ignored = call.arguments.get("ignore_index")
+        if not isinstance(ignored, int) or root is None or value == 0.0:
+            return None
+        counts.append(int((call.target != ignored).sum()))
+        each.append(counts[-1] / max(batches.size(batch), 1))
+        factors.append(root / passes[0].scale / value)
+        place = passes[0].location
+    same = max(factors) <= 1.01 * min(factors)
+    uneven = min(counts) > 0 and max(each) > _UNEVEN * min(each)
+    return (min(counts), max(counts), place) if same and uneven else None
 
 
 def _of_trainer(loop: Loop) -> str:
@@ -165,6 +235,20 @@ def _passes_of(step: TracedStep) -> list[Event]:
     last = before[zeroed[0] :] if zeroed else before
     passes = [event for event in last if event.kind is EventKind.BACKWARD and event.within < 0]
     return passes or step.of(EventKind.BACKWARD)
+
+
+def _discards(step: TracedStep) -> bool:
+    """Whether ``step`` takes several batches, goes back from each, and uses the last alone."""
+    passes = _outside_closures(step)
+    if step.step.handed < 2 or len(passes) != step.step.handed:
+        return False
+    lines = {event.location for event in passes}
+    kinds = [event.kind for event in step.events]
+    first = kinds.index(EventKind.BACKWARD)
+    last = len(kinds) - 1 - kinds[::-1].index(EventKind.BACKWARD)
+    between = kinds[first:last]
+    zeroed, stepped = between.count(EventKind.ZERO), EventKind.STEP in between
+    return len(lines) == 1 and zeroed >= len(passes) - 1 and not stepped
 
 
 def _outside_closures(step: TracedStep) -> list[Event]:

@@ -100,6 +100,8 @@ class Schedule(Check):
           before half of a run that nothing ends sooner (before 90%, a warning).
         - With the whole run known: a schedule that ends with the last batch of the last epoch while
           the scheduler is stepped once per epoch, or once per several accumulated batches.
+        - With the whole run known, a CosineAnnealingLR whose T_max is at most half of it, so that
+          the rate rises again to its start, is a warning: cycles may be by design.
         - OneCycleLR that ends, and raises an error, before the epoch does is a warning. A schedule
           that never changes the rate is a note. In module form, without a loop, only the schedule
           itself is judged.
@@ -225,7 +227,8 @@ def _misfits(plan: Plan, rhythm: Rhythm) -> list[Misfit]:
     if rhythm.known and rhythm.epoch > 0:
         found += [_dies(plan, rhythm), _oscillates(plan, rhythm), _one_cycle(plan, rhythm)]
     if rhythm.run > 1 and plan.rates[0] >= 0.0:
-        found += [_counts_batches(plan, rhythm), _only_rises(plan, rhythm), _over(plan, rhythm)]
+        found += [_counts_batches(plan, rhythm), _only_rises(plan, rhythm)]
+        found += [_over(plan, rhythm), _comes_back(plan, rhythm)]
     return [misfit for misfit in found if misfit is not None]
 
 
@@ -330,14 +333,16 @@ def _only_rises(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     within = plan.rates[: rhythm.run]
     top = plan.rates.index(plan.peak) if plan.peak in plan.rates else 0
     rises = all(a <= b for a, b in pairwise(within)) and within[0] < within[-1]
-    if rhythm.rising or not rises or not rhythm.most <= top < len(plan.rates) - 1:
+    if rhythm.rising or not rises or rhythm.most > top:
         return None
-    if within[-1] >= 0.5 * plan.peak:
+    # A rate that still rises where the plan was left off is a warm-up below the optimizer's own.
+    unfinished = top == len(plan.rates) - 1
+    if (unfinished and (plan.ended or plan.peak > plan.base)) or within[-1] >= 0.5 * plan.peak:
         return None
     return Misfit(
-        f"{plan.scheduler} warms up for {top:,} steps, but the run has only {rhythm.run:,} "
-        f"({_epochs(rhythm)}): the learning rate reaches {within[-1]:.2g} instead of "
-        f"{plan.peak:.2g}.",
+        f"{plan.scheduler} warms up for {'more than ' if unfinished else ''}{top:,} steps, but the "
+        f"run has only {rhythm.run:,} ({_epochs(rhythm)}): the learning rate reaches "
+        f"{within[-1]:.2g} instead of {plan.peak:.2g}.",
         "make the warm-up a share of the run: warmup_steps = total_steps // 20",
         rhythm.epochs > 1,  # a single epoch may have been chosen for the audit
     )
@@ -357,6 +362,24 @@ def _over(plan: Plan, rhythm: Rhythm) -> Misfit | None:
         f"the run ({_epochs(rhythm)}).",
         f"make the schedule for {rhythm.run:,} steps: {_total(rhythm)}",
         end < 0.5 * rhythm.run,
+    )
+
+
+def _comes_back(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    """A cosine without restarts that has reached its end and rises again within the run."""
+    period = plan.arguments.get("T_max", 0.0)
+    if plan.scheduler != "CosineAnnealingLR" or period <= 0.0 or not rhythm.whole:
+        return None
+    if rhythm.per_step and period < rhythm.epoch / 2:
+        return None  # another rule's
+    if rhythm.run < 2 * period:
+        return None  # its first epochs may be a warm-up in which it is not stepped
+    return Misfit(
+        f"CosineAnnealingLR(T_max={period:g}) reaches its lowest learning rate after {period:g} of "
+        f"the {rhythm.run:,} times that it is stepped in the run ({_epochs(rhythm)}), and rises "
+        f"again, up to {plan.peak:.2g}.",
+        f"set T_max={rhythm.run}: {_total(rhythm)}",
+        False,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import Event, EventKind, Recorder, parameters_of
-from nnaudit.measure.consecutive import consecutive_batches
-from nnaudit.probes.step_trace import StepTrace, Trace, describe
+from nnaudit.measure.consecutive import batches_per_epoch, consecutive_batches
+from nnaudit.probes.step_trace import StepTrace, Trace, TracedStep, describe
 from nnaudit.report import Kind, Location, Result, Text
+from nnaudit.targets.source import source_of
 
 _MORE_STEPS = 20
 
@@ -36,7 +38,7 @@ class StepOrder(Check):
         optimizer.step() repeats the update with an old gradient; a scheduler that steps before the
         optimizer skips the first value of its schedule; gradients that are computed and never used
         cost time for nothing. None of this raises an error.
-    How: Exact, from the order of events in the first steps. It fails in three cases, if seen in
+    How: Exact, from the order of events in the first steps. It fails in four cases, if seen in
         every step.
         - Gradients are clipped before any backward made some, or after the optimizers that hold
           them have stepped and before new ones are made.
@@ -47,6 +49,10 @@ class StepOrder(Check):
           PyTorch then skips its first value. Where the first step was not seen, a scheduler ahead
           of the optimizer's own count of steps fails, and so does one stepped once while its
           optimizer has no state yet.
+        - optimizer.step() comes once per epoch, after the loop over the batches whose gradients are
+          zeroed within it: only the last batch is learnt from. Gradients that are summed over the
+          epoch and not divided by its batches are a warning; divided, they are gradient descent on
+          the whole set, by design.
         - An optimizer that holds gradients after every one of 24 steps and never steps is a
           warning, because it may step later by design; one that wraps another or is wrapped is
           exempt.
@@ -67,6 +73,7 @@ class StepOrder(Check):
             for disorder in (
                 _misplaced_clip(trace),
                 _twice(trace),
+                _outside_loop(loop, trace),
                 _schedule_ahead(loop, trace),
                 _never_stepped(audit, trace),
             )
@@ -109,7 +116,8 @@ def _misplaced_clip(trace: Trace) -> Disorder | None:
         elif event.kind is EventKind.ATTEMPT:
             used = True
         elif event.kind is EventKind.CLIP and event.clip is not None:
-            empty = event.clip.before == 0.0
+            # Tensors without a gradient beside others that have theirs are STEP104's.
+            empty = event.clip.before == 0.0 and not any(event.norms)
             if (used or empty) and _concerns_the_used(trace, event):
                 misplaced, where, idle = misplaced + 1, where or event.location, idle and empty
     if misplaced < len(trace.steps) or steps < 2:
@@ -155,6 +163,57 @@ def _twice(trace: Trace) -> Disorder | None:
         "call optimizer.step() once after each backward()",
         where,
     )
+
+
+def _outside_loop(loop: Loop, trace: Trace) -> Disorder | None:
+    """Find an optimizer that steps when the epoch is over, after the loop over its batches."""
+    batches = batches_per_epoch(loop)
+    if not loop.epoch_per_step or batches < 2 or len(loop.optimizers) != 1:
+        return None
+    taken, passes = (trace.steps[-1].of(kind) for kind in (EventKind.STEP, EventKind.BACKWARD))
+    if not taken or len(passes) != 1 or taken[0].closure:
+        return None
+    step = taken[0]
+    zeroings = trace.steps[-1].of(EventKind.ZERO)
+    message = f"optimizer.step() comes once per epoch, after the loop over its {batches} batches"
+    if any(_repeats_with(zeroing, passes[0], step) for zeroing in zeroings):
+        return Disorder(
+            f"{message}, and their gradients are zeroed in the loop: only the last one counts.",
+            "call optimizer.step() within the loop, after loss.backward()",
+            step.location,
+        )
+    if not _undivided(trace.steps[-1]):
+        return None
+    return Disorder(
+        f"{message}: each step uses the sum of their gradients.",
+        "call optimizer.step() within the loop, after loss.backward()",
+        step.location,
+        certain=False,
+    )
+
+
+def _repeats_with(event: Event, backward: Event, step: Event) -> bool:
+    """Whether ``event`` is in a loop that ``backward`` is in too, and ``step`` is not."""
+    return bool(_loops(event) & _loops(backward) - _loops(step))
+
+
+def _loops(event: Event) -> set[tuple[str, int]]:
+    """Return the loops around the line of ``event`` in its function, each by its own line."""
+    place = event.location
+    if place is None:
+        return set()
+    return {(place.file, each.lineno) for each in source_of(place.file).loops_at(place.line)}
+
+
+def _undivided(step: TracedStep) -> bool:
+    """Whether the mean-reduced loss of a batch is back-propagated as it is."""
+    seen = step.step.observation
+    passes = step.of(EventKind.BACKWARD)
+    calls = seen.loss_calls if seen is not None else []
+    root = passes[0].root
+    if len(calls) != 1 or calls[0].value is None or calls[0].reduction != "mean" or root is None:
+        return False
+    return math.isclose(root / passes[0].scale, float(calls[0].value), rel_tol=1e-3)
 
 
 def _schedule_ahead(loop: Loop, trace: Trace) -> Disorder | None:

@@ -200,6 +200,15 @@ class TestBroadcasts:
         y = torch.randn(8)
         assert observed(nn.Linear(4, 1), lambda output: loss(output, y)).broadcasts == []
 
+    def test_comparisons_of_all_pairs_are_told_apart(self) -> None:
+        y, other = torch.arange(8), torch.arange(8).flip(0)
+        with Observer(nn.Linear(4, 1), []) as taps:
+            (y[:, None] == other).sum()
+            (y[:, None] == y).sum()  # which rows are of one class
+            torch.ne(y, other).sum()
+        (found,) = taps.observation.broadcasts
+        assert found.compared
+
 
 class TestActivations:
     def test_every_module_is_described_in_order(self) -> None:

@@ -155,8 +155,8 @@ def with_pos_weight(weight: float) -> Any:
 @pytest.mark.parametrize(
     ("counts", "loss"),
     [
-        ((600, 60), with_weights(0.9, 0.1)),  # the shares, not their inverse
         ((600, 60), with_weights(0.1, 100.0)),
+        ((600, 60), with_weights(3.0, 1.0)),
         ((600, 60), with_pos_weight(200.0)),
         ((300, 300, 300), with_weights(1.0, 1.0, 40.0)),
     ],
@@ -170,6 +170,26 @@ def test_weights_that_make_it_worse_warn(counts: tuple[int, ...], loss: Any) -> 
 @pytest.mark.parametrize(
     ("counts", "loss"),
     [
+        ((600, 60), with_weights(0.91, 0.09)),
+        ((600, 200), with_weights(0.75, 0.25)),
+        ((600, 200), with_weights(3.0**0.5, 1.0)),
+        ((600, 200), with_pos_weight(1 / 3)),
+        ((600, 300, 150), with_weights(4.0, 2.0, 1.0)),
+    ],
+)
+def test_the_shares_instead_of_their_inverse_fail(counts: tuple[int, ...], loss: Any) -> None:
+    result = ask(labels(*counts), loss=loss, outputs=len(counts))
+    assert result.status is Status.FAIL
+    assert "rise with the number of rows" in result.message
+
+
+@pytest.mark.parametrize(
+    ("counts", "loss"),
+    [
+        ((600, 200), with_weights(1.3, 1.0)),  # of two classes, any weights are on a line
+        ((600, 200), with_pos_weight(0.5)),
+        ((600, 300, 150), with_weights(2.0, 1.0, 2.0)),
+        ((600, 500), with_weights(600.0, 500.0)),  # hardly uneven
         ((600, 60), with_weights(0.1, 1.0)),
         ((600, 60), with_weights(0.1, 3.0)),  # more than balance, for the sake of recall
         ((900, 20), with_weights(1.0, 45.0**0.5)),
@@ -288,3 +308,27 @@ def test_ten_to_one_is_rejected_no_more_often_than_its_level() -> None:
         low, _ = clopper_pearson(int((ps < level).sum()), len(ps), 0.999)
         assert low <= level
     assert Counts(np.array([1000, 20])).p_within(10.0) < ALPHA
+
+
+class Masks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+@pytest.mark.parametrize(("divisor", "status"), [(255.0, Status.FAIL), (1.0, Status.PASS)])
+def test_masks_whose_classes_are_cut_off_fail(divisor: float, status: Status) -> None:
+    mask = torch.randint(0, 5, (64, 1, 6, 6), generator=torch.Generator().manual_seed(0)) / divisor
+    data = DataLoader(TensorDataset(torch.randn(64, 1, 6, 6), mask), batch_size=8)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target.long().squeeze(1))
+
+    target = Target(Masks, data, loss=loss)
+    result = run_check(ClassBalance, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+    assert (result.status is Status.FAIL) is (status is Status.FAIL), result.message
+    if status is Status.FAIL:
+        assert "1 of 5 classes" in result.message

@@ -197,9 +197,32 @@ def test_a_sampler_of_the_validation_set_fails(kind: Any) -> None:
     assert "75%" in result.message
 
 
-def test_a_sampler_of_a_range_is_a_choice() -> None:
-    loader = DataLoader(rows(), 16, sampler=RandomSampler(range(50)))
-    assert ask(loader).status is Status.NOTE
+def test_a_sampler_of_a_range_is_a_choice_unless_most_is_never_read() -> None:
+    def of(count: int) -> DataLoader[Any]:
+        return DataLoader(data, 16, sampler=RandomSampler(range(count)))
+
+    data = rows()
+    assert ask(of(120)).status is Status.NOTE
+    assert ask(of(50)).status is Status.WARN
+    rest = DataLoader(data, 16, sampler=SubsetRandomSampler(range(50, 200)))
+    assert ask(of(50), rest).status is Status.NOTE
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, SequentialSampler])
+def test_a_list_of_indices_whose_entries_are_not_read_fails(kind: Any) -> None:
+    indices = list(range(100, 200))
+    result = ask(DataLoader(rows(), 16, sampler=kind(indices)))
+    assert result.status is Status.FAIL
+    assert "(100, 101, 102, ...), but visits the items 0 to 99" in result.message
+    assert ask(DataLoader(rows(), 16, sampler=kind(list(range(150))))).status is Status.NOTE
+    assert ask(DataLoader(rows(), 16, sampler=kind(list(range(200))))).status is Status.PASS
+
+
+@pytest.mark.parametrize(("drawn", "status"), [(60, Status.WARN), (120, Status.PASS)])
+def test_weights_of_zero_for_most_items_warn(drawn: int, status: Status) -> None:
+    weights = [1.0] * drawn + [0.0] * (200 - drawn)
+    loader = DataLoader(rows(), 16, sampler=WeightedRandomSampler(weights, 200))
+    assert ask(loader).status is status
 
 
 # --- len ------------------------------------------------------------------------------------------

@@ -160,8 +160,8 @@ def test_a_mask_that_does_not_reach_the_model_fails_where_widths_vary() -> None:
     assert ask(fixed_mask, Unmasked).status is Status.WARN
 
 
-def test_a_pad_id_alone_warns_or_notes() -> None:
-    assert ask(ids_only, NoMask).status is Status.WARN
+def test_a_pad_id_alone_fails_where_widths_vary_and_is_noted_where_not() -> None:
+    assert ask(ids_only, NoMask).status is Status.FAIL
     assert ask(fixed_ids, NoMask).status is Status.NOTE
 
 

@@ -14,6 +14,8 @@ from sklearn.metrics import f1_score, r2_score
 from torch import Tensor, nn
 
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
+from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import TrainingRun
 from nnaudit.report import Result, Status
 from nnaudit.targets.metrics import metrics_of, plain
@@ -40,11 +42,19 @@ def predictions(task: str, share: float = 0.5, noise: float = 0.5) -> tuple[Tens
     return 3 * (above + scatter[:, :1]), (above > 0).float()
 
 
-def judged(metric: Any, kind: str, output: Tensor, target: Tensor) -> Result:
+def judged(
+    metric: Any,
+    kind: str,
+    output: Tensor,
+    target: Tensor,
+    collected: tuple[Collected, ...] = (),
+) -> Result:
     """The verdict on a network with such predictions for validation batches of 64."""
     pairs = list(zip(output.split(64), target.split(64), strict=True))
     ended = at_the_end(val=eval_result(kind, pairs))
-    measured = {TrainingRun: training([1.0] * 40, moments=ended)}
+    unseen = SimpleNamespace(batches=(), observations=())
+    run = training([1.0] * 40, moments=ended)
+    measured = {FirstSteps: unseen, MetricResets: collected, TrainingRun: run}
     return verdict(MetricMeaning, measured, target=program(metric=metric))
 
 
@@ -328,3 +338,51 @@ def test_what_is_best_at_zero_is_not_held_to_one(name: str) -> None:
 def test_what_is_named_for_being_right_is_held_to_one(name: str) -> None:
     halved = ask(lambda output, target: {name: accuracy(output, target) / 2})
     assert halved.status is Status.FAIL
+
+
+PAIRS = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(320, 6)
+y = (x[:, 0] > 0).long()
+loader = DataLoader(TensorDataset(x, y), 32, shuffle=True)
+model = torch.nn.Linear(6, 1)
+criterion = torch.nn.BCEWithLogitsLoss()
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for epoch in range(30):
+    hits = 0
+    for a, b in loader:
+        output = model(a)
+        loss = criterion(output.squeeze(1), b.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        hits += COMPARED
+"""
+
+
+@pytest.mark.parametrize(
+    ("compared", "fails"),
+    [
+        ("((output > 0) == b).sum().item()", True),
+        ("((output.squeeze(1) > 0) == b).sum().item()", False),
+        ("(b[:, None] == torch.arange(32)).sum().item()", False),  # of 32 classes
+    ],
+)
+def test_predictions_compared_with_the_labels_of_all_rows(
+    tmp_path: Path, compared: str, fails: bool
+) -> None:
+    source = PAIRS.replace("COMPARED", compared)
+    result = ask_script(MetricMeaning, tmp_path / "train.py", source)
+    assert (result.status is Status.FAIL) is fails, result.message
+    if fails:
+        assert "(32, 1) and (32,)" in result.message
+
+
+def test_a_metric_that_is_not_reset_fails() -> None:
+    found = (Collected("MulticlassAccuracy", (1, 2, 3)),)
+    result = judged(accuracy, "cross_entropy", *predictions("classes"), found)
+    assert result.status is Status.FAIL
+    assert "2 updates after one epoch's end and 3 after the next" in result.message

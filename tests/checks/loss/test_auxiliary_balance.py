@@ -122,3 +122,49 @@ def test_the_step_itself_is_as_without_the_measurement() -> None:
     run_check(AuxiliaryBalance, Audit(loop))
     assert all(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
     assert loop.step(batch).loss > 0
+
+
+def rebuilding(code: str, rest: str, penalty: float = 0.0) -> Any:
+    """A reconstruction and a term on the code, each a mean over the rows or a sum."""
+
+    def reduced(values: Tensor, how: str) -> Tensor:
+        each = values.sum(1)
+        return each.mean() if how == "mean" else each.sum()
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        x, *_ = batch
+        h = model.body(x)
+        noisy = h + 0.1 * torch.randn_like(h)
+        error = reduced((model.rebuild(noisy) - x) ** 2, rest)
+        total = error + 0.01 * reduced(h**2, code)
+        if penalty:
+            total = total + penalty * sum(p.square().sum() for p in model.body.parameters())
+        return total
+
+    return step
+
+
+def test_a_mean_and_a_sum_in_one_loss_warn() -> None:
+    result = audited(rebuilding("sum", "mean"))
+    assert result.status is Status.WARN
+    assert "the batch size sets the weight" in result.message
+    assert audited(rebuilding("mean", "sum")).status is Status.WARN
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+@pytest.mark.parametrize("how", ["mean", "sum"])
+def test_terms_of_one_reduction_and_a_penalty_on_weights_pass(how: str, penalty: float) -> None:
+    assert audited(rebuilding(how, how, penalty)).status is Status.SKIP
+
+
+@pytest.mark.parametrize(("weight", "status"), [(1000.0, Status.WARN), (0.1, Status.PASS)])
+def test_a_main_term_written_by_hand_is_told_by_its_targets(weight: float, status: Status) -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        x, y, _ = batch
+        logits, _ = model(x)
+        likelihood = logits.log_softmax(1)[torch.arange(len(y)), y]
+        penalty = sum(p.square().sum() for p in model.body.parameters())
+        return weight * penalty - likelihood.mean()
+
+    result = audited(step)
+    assert result.status is status, result.message

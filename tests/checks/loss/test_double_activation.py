@@ -261,3 +261,12 @@ def test_what_was_measured_is_what_the_evidence_shows() -> None:
     result = audited(net(nn.Softmax(1)), F.cross_entropy)
     values = result.evidence[0].values
     assert f"from {values['smallest']:.3g} to {values['largest']:.3g}" in result.measured
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(1)])
+@pytest.mark.parametrize("loss", [F.binary_cross_entropy, F.binary_cross_entropy_with_logits])
+def test_a_softmax_over_a_single_value_fails(last: nn.Module, loss: Callable[..., Tensor]) -> None:
+    y = (torch.arange(640) % 2).float()[:, None]
+    result = audited(net(last, outputs=1), loss, loader(y))
+    assert result.status is Status.FAIL
+    assert "over a single value" in result.message

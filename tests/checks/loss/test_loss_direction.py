@@ -177,3 +177,25 @@ def test_numbers_without_a_dimension_are_no_crash(check: type[Check]) -> None:
     data = TensorDataset(torch.randn(64, 6, generator=g), (torch.arange(64) % 2).float())
     audit = Audit(DirectLoop(one_number_a_row(data), torch.device("cpu"), seed=0))
     assert run_check(check, audit).status is not Status.ERROR
+
+
+def likelihood(mean: Tensor, log_variance: Tensor, y: Tensor) -> Tensor:
+    return -0.5 * (log_variance + (y - mean) ** 2 / log_variance.exp()).mean()
+
+
+def two_classes(o: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(o, (y[:, 0] > 0).long())
+
+
+@pytest.mark.parametrize(
+    ("loss", "fails"),
+    [
+        (lambda o, y: likelihood(o[:, :1], o[:, 1:], y), True),
+        (lambda o, y: -likelihood(o[:, :1], o[:, 1:], y), False),
+        (lambda o, y: -likelihood(o[:, 1:], o[:, :1], y), False),
+        (two_classes, False),
+    ],
+)
+def test_a_mean_beside_its_variance(loss: Callable[..., Tensor], fails: bool) -> None:
+    result = audited(loss, X[:, :1], nn.Linear(1, 2))
+    assert (result.status is Status.FAIL) is fails, result.message

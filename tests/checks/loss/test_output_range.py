@@ -44,6 +44,26 @@ def test_targets_out_of_reach(last: nn.Module, loss: Callable[..., Tensor]) -> N
     assert "640 targets" in result.message
 
 
+class Squashed(nn.Module):
+    """An activation called as a function, and a view behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x).squeeze(1)[:, None]
+
+
+def test_a_function_behind_a_view_is_seen_by_a_loss_written_by_hand() -> None:
+    assert audited(Squashed(), as_it_is, loss=by_hand).status is Status.FAIL
+    assert audited(Squashed(), torch.tanh, loss=by_hand).status is Status.PASS
+
+
+def test_a_term_of_a_larger_loss_is_judged() -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y) + 0.1 * output.abs().mean()
+
+    assert audited(nn.Sigmoid(), as_it_is, loss=loss).status is Status.FAIL
+    assert audited(nn.Sigmoid(), torch.sigmoid, loss=loss).status is Status.PASS
+
+
 @pytest.mark.parametrize(
     ("last", "targets"),
     [

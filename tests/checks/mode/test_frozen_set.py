@@ -53,6 +53,49 @@ def test_a_mode_that_changes_what_is_trained_fails(build: Callable[[], nn.Module
     assert "as around validation" in result.message
 
 
+class Misspelt(Net):
+    def __init__(self) -> None:
+        super().__init__(frozen=False)
+        for p in self.backbone.parameters():
+            p.require_grad = False
+
+
+class OnAModule(Net):
+    def __init__(self) -> None:
+        super().__init__(frozen=False)
+        self.backbone.requires_grad = False
+
+
+class Setting(nn.Linear):
+    """Keeps a setting of its own by that name."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 5)
+        self.requires_grad = False
+
+
+@pytest.mark.parametrize(
+    ("build", "said"), [(Misspelt, "require_grad = False is set on 4"), (OnAModule, "1 module")]
+)
+def test_a_flag_that_freezes_nothing_fails(build: Callable[[], nn.Module], said: str, ask) -> None:
+    result = ask(FrozenSet, build)
+    assert result.status is Status.FAIL
+    assert said in result.message
+
+
+def test_a_setting_of_the_class_s_own_is_no_flag(ask) -> None:
+    assert ask(FrozenSet, Setting).status is Status.PASS
+
+
+def test_a_flag_on_what_is_frozen_passes(ask) -> None:
+    def build() -> nn.Module:
+        head = nn.Sequential(nn.Linear(12, 8).requires_grad_(False), nn.Linear(8, 5))
+        head[0].requires_grad = False
+        return head
+
+    assert ask(FrozenSet, build).status is Status.PASS
+
+
 def test_statistics_of_a_frozen_backbone_that_drift_warn(ask) -> None:
     result = ask(FrozenSet, Net)
     assert result.status is Status.WARN

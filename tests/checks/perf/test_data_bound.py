@@ -15,9 +15,10 @@ from nnaudit.checks.perf.data_bound import DataBound
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.data_wait import Waiting
+from nnaudit.probes.data_wait import DataWait, Waiting
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
+from support.verdicts import verdict
 
 
 class Slow(Dataset[Any]):
@@ -52,6 +53,16 @@ def test_rows_that_take_their_time_warn(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_short_epoch_passes_however_slow_its_rows() -> None:
     assert ask(Slow(8 * 20, 0.005)).status is Status.PASS
+
+
+@pytest.mark.parametrize(("wait", "status"), [(0.04, Status.WARN), (0.004, Status.PASS)])
+def test_slow_rows_warn_sooner_than_rows_in_memory(wait: float, status: Status) -> None:
+    """Of 8 rows a batch, 5 ms and 0.5 ms each."""
+    data = Slow(8 * 8, 0.0)
+    target = Target(lambda: nn.Linear(8, 3), lambda: DataLoader(data, batch_size=8))
+    seen = Waiting(wait=wait, step=wait / 20, batches=8, length=round(3 / wait))
+    result = verdict(DataBound, {DataWait: seen}, target=target)
+    assert result.status is status
 
 
 def test_rows_in_memory_pass() -> None:

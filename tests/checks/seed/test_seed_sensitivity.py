@@ -205,3 +205,31 @@ def test_the_same_seed_between_all_epochs_warns(numbers: tuple[int, ...], warns:
     result = run_check(SeedSensitivity, Audit(loop))
     assert (result.status is Status.WARN) == warns
     assert ("between any two epochs" in result.message) == warns
+
+
+class SeedsTheLoader(DirectLoop):
+    """A loop whose user's code between two epochs seeds the loader's own generator."""
+
+    numbers: Iterator[int]
+
+    def next_epoch(self, batch: Any) -> Step | None:
+        number = next(self.numbers, None)
+        if number is not None:
+            self.train_loader.generator.manual_seed(number)
+        return self.step(batch)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "warns"), [((7, 7, 7), True), ((1, 2, 3), False), ((7,), False), ((), False)]
+)
+def test_the_same_seed_of_the_loader_between_all_epochs_warns(
+    numbers: tuple[int, ...], warns: bool
+) -> None:
+    def loader() -> DataLoader[Any]:
+        return DataLoader(rows(), 16, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    loop = SeedsTheLoader(Target(mlp, loader), CPU, seed=0)
+    loop.numbers = iter(numbers)
+    result = run_check(SeedSensitivity, Audit(loop))
+    assert (result.status is Status.WARN) == warns
+    assert ("the same order" in result.message) == warns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from author import AuthorLoop, ask, loss_of, perceptron, plain, target
 from torch import Tensor, nn
 
 from nnaudit.checks.step.accumulation_scale import AccumulationScale
+from nnaudit.context import Audit
+from nnaudit.engine.runner import run_check
+from nnaudit.loop.base import Step
 from nnaudit.report import Status
 
 
@@ -205,3 +209,60 @@ def test_zeroing_between_backward_and_step_is_not_skipped() -> None:
         return loss
 
     assert ask(AccumulationScale, target(), body).status is not Status.SKIP
+
+
+class Batchwise(AuthorLoop):
+    """A loop whose step takes as many batches as it goes back from."""
+
+    handed = 4
+
+    def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:
+        taken = super().step(batch, observe=observe, losses=losses)
+        return replace(taken, handed=self.handed)
+
+
+def zeroed_each_time(loop: AuthorLoop, batch: Any) -> Tensor:
+    for _ in range(4):
+        loop.optimizers[0].zero_grad()
+        loss = loss_of(loop, batch)
+        (loss / 4).backward()
+    loop.optimizers[0].step()
+    return loss
+
+
+@pytest.mark.parametrize(("handed", "status"), [(4, Status.FAIL), (1, Status.SKIP)])
+def test_batches_whose_gradients_are_thrown_away_fail(handed: int, status: Status) -> None:
+    """Several passes over one batch, of which the last counts, are for adversarial examples."""
+    torch.manual_seed(0)
+    loop = Batchwise(target(), zeroed_each_time)
+    loop.handed = handed
+    result = run_check(AccumulationScale, Audit(loop))
+    assert result.status is status
+    if status is Status.FAIL:
+        assert "those of 3 are thrown away" in result.message
+
+
+def token_means(reduction: str) -> Callable[..., Tensor]:
+    """Four batches a step, of rows whose targets mostly do not count in every other one."""
+    rounds = iter(range(100))
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        x, y = batch
+        few = torch.where(torch.arange(len(y)) < 2, y, -100) if next(rounds) % 2 else y
+        loop.optimizers[0].zero_grad()
+        for _ in range(4):
+            loss = F.cross_entropy(loop.model(x), few, reduction=reduction)
+            divisor = 4 if reduction == "mean" else 4 * (few >= 0).sum()
+            (loss / divisor).backward()
+        loop.optimizers[0].step()
+        return loss
+
+    return body
+
+
+@pytest.mark.parametrize(("reduction", "warns"), [("mean", True), ("sum", False)])
+def test_means_of_means_over_unequal_numbers_of_targets_warn(reduction: str, warns: bool) -> None:
+    torch.manual_seed(0)
+    loop = Batchwise(target(), token_means(reduction))
+    result = run_check(AccumulationScale, Audit(loop))
+    assert (result.status is Status.WARN) is warns, result.message

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from nnaudit.checks.step.clipping import Clipping
+from nnaudit.checks.step.step_order import StepOrder
 from nnaudit.report import Status
 
 
@@ -113,6 +114,101 @@ def test_a_clip_in_a_training_step_is_seen_in_module_form() -> None:
         return F.cross_entropy(model(x), y)
 
     assert ask(Clipping, target(training_step=training_step)).status is Status.SKIP
+
+
+def clipping(what: Callable[[AuthorLoop], Any], limit: float = 1e-3) -> Callable[..., Tensor]:
+    """A step that clips ``what(loop)`` between backward and step."""
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        loop.optimizers[0].zero_grad()
+        loss = loss_of(loop, batch)
+        loss.backward()
+        clip_grad_norm_(what(loop), limit)
+        loop.optimizers[0].step()
+        return loss
+
+    return body
+
+
+def gradients_of(loop: AuthorLoop) -> list[Tensor]:
+    return [p.grad for p in loop.model.parameters() if p.grad is not None]
+
+
+def copies_of(loop: AuthorLoop) -> list[Tensor]:
+    copies = [p.detach().clone() for p in loop.model.parameters()]
+    for copy, p in zip(copies, loop.model.parameters(), strict=True):
+        copy.grad = None if p.grad is None else p.grad.clone()
+    return copies
+
+
+def exhausted(loop: AuthorLoop) -> Any:
+    return iter(())
+
+
+def unrelated(loop: AuthorLoop) -> list[Tensor]:
+    other = torch.zeros(3)
+    other.grad = torch.ones(3)
+    return [other]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (exhausted, "no tensors"),
+        (gradients_of, "none of the tensors that the clip gets has a gradient"),
+        (copies_of, "a copy of the gradients"),
+    ],
+)
+def test_a_clip_that_misses_the_gradients_fails(
+    what: Callable[[AuthorLoop], Any], said: str
+) -> None:
+    result = ask(Clipping, target(), clipping(what))
+    assert result.status is Status.FAIL
+    assert said in result.message
+    assert ask(StepOrder, target(), clipping(what)).status is Status.PASS
+
+
+def test_a_clip_of_no_tensors_warns_while_gradients_are_small() -> None:
+    assert ask(Clipping, target(), clipping(exhausted, limit=1e3)).status is Status.WARN
+
+
+@pytest.mark.parametrize("what", [gradients_of, copies_of])
+def test_a_clip_that_would_not_bind_is_not_missed(what: Callable[[AuthorLoop], Any]) -> None:
+    assert ask(Clipping, target(), clipping(what, limit=1e3)).status is Status.SKIP
+
+
+def test_a_clip_of_something_else_is_skipped() -> None:
+    result = ask(Clipping, target(), clipping(unrelated))
+    assert result.status is Status.SKIP
+    assert "no optimizer holds" in result.message
+
+
+def test_gradients_copied_to_float32_after_the_clip_pass() -> None:
+    masters: list[Tensor] = []
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        held = [p for group in loop.optimizers[0].param_groups for p in group["params"]]
+        loop.model.zero_grad()
+        loss = loss_of(loop, batch)
+        loss.backward()
+        clip_grad_norm_(loop.model.parameters(), 1e-3)
+        for p, master in zip(loop.model.parameters(), held, strict=True):
+            master.grad = None if p.grad is None else p.grad.clone()
+        loop.optimizers[0].step()
+        return loss
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        masters[:] = [p.detach().clone().requires_grad_() for p in model.parameters()]
+        return torch.optim.SGD(masters, 0.1)
+
+    assert ask(Clipping, target(optimizer=optimizer), body).status is Status.SKIP
+
+
+def test_a_clip_below_the_epsilon_of_adam_warns() -> None:
+    adam = target(optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3))
+    result = ask(Clipping, adam, clipped(1e-8))
+    assert result.status is Status.WARN
+    assert "eps=1e-08" in result.message
 
 
 def test_no_clip_is_skipped() -> None:

@@ -220,9 +220,31 @@ def test_a_cosine_over_batches_that_is_stepped_once_per_epoch_fails() -> None:
     assert "once per epoch: 2 times" in result.message
 
 
+def test_a_warm_up_beyond_what_is_followed_fails() -> None:
+    make = lambda o: schedulers.LambdaLR(o, lambda s: min(1.0, s / 10_000))  # noqa: E731
+    result = planned(make, every_batch)
+    assert result.status is Status.FAIL
+    assert "more than 2,000 steps" in result.message
+
+
+@pytest.mark.parametrize(
+    ("period", "body", "epochs"), [(2, plain, 30), (15, plain, 30), (3000, every_batch, 20)]
+)
+def test_a_cosine_that_ends_early_and_rises_again_warns(
+    period: int, body: Any, epochs: int
+) -> None:
+    make = lambda o: schedulers.CosineAnnealingLR(o, period)  # noqa: E731
+    result = planned(make, body, counted_epochs=epochs)
+    assert result.status is Status.WARN
+    assert "rises again" in result.message
+    assert "rises again" not in planned(make, body, counted_epochs=epochs, runs_whole=False).message
+
+
 @pytest.mark.parametrize(
     ("make", "body", "flags"),
     [
+        (lambda o: schedulers.CosineAnnealingLR(o, 20), plain, {"counted_epochs": 30}),
+        (lambda o: schedulers.CosineAnnealingWarmRestarts(o, 5), plain, {"counted_epochs": 30}),
         (linear(800, warmup=300), every_batch, {}),
         (linear(760, warmup=40), every_batch, {}),
         (linear(1200, warmup=40), every_batch, {}),
@@ -236,6 +258,8 @@ def test_a_cosine_over_batches_that_is_stepped_once_per_epoch_fails() -> None:
         (lambda o: schedulers.StepLR(o, 400, 0.01), every_batch, {}),
     ],
     ids=[
+        "a cosine that ends a little early",
+        "a cosine with restarts",
         "a long warm-up",
         "over a little early",
         "cut short",
@@ -301,6 +325,8 @@ def test_a_variable_may_be_read_by_another_file(
     assert is_unused(Location(file=str(file), line=4))
     other.__file__ = str(tmp_path / "helper.py")
     monkeypatch.setitem(sys.modules, "helper", other)
+    assert is_unused(Location(file=str(file), line=4))  # a name that torch made up
+    (tmp_path / "helper.py").touch()
     assert not is_unused(Location(file=str(file), line=4))
 
 

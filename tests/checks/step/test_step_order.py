@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from nnaudit.checks.step.step_order import StepOrder
 from nnaudit.report import Status
+from support.verdicts import ask_script
 
 
 def clips_late(loop: AuthorLoop, batch: Any) -> Tensor:
@@ -259,3 +261,41 @@ def test_module_form_and_a_closure_pass() -> None:
     assert ask(StepOrder, target()).status is Status.PASS
     lbfgs = target(optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
     assert ask(StepOrder, lbfgs).status is Status.PASS
+
+
+OUTSIDE = """
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(320, 6)
+loader = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), 32, shuffle=True)
+model = torch.nn.Linear(6, 3)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for epoch in range(30):
+    BEFORE
+    for a, b in loader:
+        INSIDE
+        loss = F.cross_entropy(model(a), b)
+        BACKWARD
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "inside", "backward", "status"),
+    [
+        ("pass", "optimizer.zero_grad()", "loss.backward()", Status.FAIL),
+        ("optimizer.zero_grad()", "pass", "loss.backward()", Status.WARN),
+        ("optimizer.zero_grad()", "pass", "(loss / len(loader)).backward()", Status.PASS),
+    ],
+)
+def test_a_step_after_the_loop_over_the_batches(
+    tmp_path: Path, before: str, inside: str, backward: str, status: Status
+) -> None:
+    source = OUTSIDE.replace("BEFORE", before).replace("INSIDE", inside)
+    result = ask_script(StepOrder, tmp_path / "train.py", source.replace("BACKWARD", backward))
+    assert result.status is status
+    if status is not Status.PASS:
+        assert "after the loop over its 10 batches" in result.message

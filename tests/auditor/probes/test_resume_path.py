@@ -1,0 +1,84 @@
+"""What a script that resumes leaves out, by its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import StepLR
+
+from nnaudit.loop.base import Loop
+from nnaudit.probes.resume_path import _resumed
+from nnaudit.report import Location
+from nnaudit.targets.source import source_of
+
+SCRIPT = """\
+model = nn.Linear(4, 2)
+optimizer = MADE
+scheduler = StepLR(optimizer, 4)
+start = 0
+if os.path.exists("last.pt"):
+    checkpoint = torch.load("last.pt")
+    model.load_state_dict(checkpoint["model"])
+    MORE
+    start = checkpoint["epoch"] + 1
+for epoch in range(start, 12):
+    train()
+"""
+
+
+def lost(tmp_path: Path, more: str, made: str = "Adam(model.parameters())", text: str = "") -> Any:
+    """What the script, with ``more`` in its resume path, leaves out; None where it has none."""
+    file = tmp_path / "train.py"
+    file.write_text((text or SCRIPT).replace("MORE", more).replace("MADE", made))
+    model = nn.Linear(4, 2)
+    plain = made.startswith("SGD")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1) if plain else None
+    optimizer = optimizer or torch.optim.Adam(model.parameters())
+    lines = {id(model): 1, id(optimizer): 2}
+    scheduler = StepLR(optimizer, 4)
+    loop = SimpleNamespace(
+        models=(model,),
+        optimizers=(optimizer,),
+        schedulers=(scheduler,),
+        locate=lambda thing: Location(file=str(file), line=lines.get(id(thing), 3)),
+    )
+    found = _resumed(cast(Loop, loop), source_of(file))
+    return None if found is None else found.lost
+
+
+OPTIMIZER = 'optimizer.load_state_dict(checkpoint["optimizer"])'
+SCHEDULER = 'scheduler.load_state_dict(checkpoint["scheduler"])'
+
+
+@pytest.mark.parametrize(
+    ("more", "made", "expected"),
+    [
+        ("pass", "Adam(model.parameters())", ("the optimizer (Adam)", "the scheduler (StepLR)")),
+        (OPTIMIZER, "Adam(model.parameters())", ("the scheduler (StepLR)",)),
+        (SCHEDULER, "Adam(model.parameters())", ("the optimizer (Adam)",)),
+        (f"{OPTIMIZER}; {SCHEDULER}", "Adam(model.parameters())", ()),
+        (SCHEDULER, "SGD(model.parameters(), 0.1)", ()),
+        ('opt.load_state_dict(checkpoint["optimizer"])', "Adam(model.parameters())", ()),
+    ],
+)
+def test_what_is_not_restored(
+    tmp_path: Path, more: str, made: str, expected: tuple[str, ...]
+) -> None:
+    assert lost(tmp_path, more, made) == expected
+
+
+def test_a_checkpoint_that_is_loaded_to_be_tested_is_no_resumption(tmp_path: Path) -> None:
+    tested = SCRIPT.replace("range(start, 12)", "range(12)")
+    assert lost(tmp_path, "pass", text=tested) is None
+    weights = SCRIPT.replace('start = checkpoint["epoch"] + 1', "start = 3")
+    assert lost(tmp_path, "pass", text=weights) is None
+
+
+def test_a_scheduler_that_is_told_its_epoch_is_restored(tmp_path: Path) -> None:
+    told = SCRIPT.replace("StepLR(optimizer, 4)", "StepLR(optimizer, 4, last_epoch=start)")
+    assert lost(tmp_path, OPTIMIZER, text=told) == ()
