@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 from nnaudit.loop.script.channel import Call
-from nnaudit.loop.script.listener import Listening
+from nnaudit.loop.script.listening import Listening
 from nnaudit.loop.script.mapping import find
 from nnaudit.loop.script.naming import (
     TRAINING,

@@ -63,7 +63,7 @@ class ScriptLoop(Loop):
         return library_metrics([*named_values(), *self.model.named_modules()])
 
     @property
-    def val_loader(self) -> Any:  # type: ignore[override]
+    def val_loader(self) -> Any:
         """What the script validates with: a loader, batches of its own, or None."""
         if not self._run.validation_known:
             self._run.validation_known = True

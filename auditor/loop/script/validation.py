@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from nnaudit.errors import NnauditError, user_code
@@ -101,15 +102,20 @@ def _by_convention(run: Run) -> Any:
     """Return the loader that the script's file defines under a conventional name."""
     defined = run.variables
     for name in NAMES["val_loader"]:
-        found = defined.get(name)
-        code = getattr(found, "__code__", None)
-        if code is None or code.co_filename != str(run.session.path):
+        function = defined.get(name)
+        if not isinstance(function, FunctionType) or _needs_arguments(function):
             continue
-        if code.co_argcount - len(found.__defaults__ or ()) == 0 and not code.co_kwonlyargcount:
-            try:
-                with user_code(f"calling {name}()"):
-                    made = found()
-            except NnauditError:
-                return None
-            return made if hasattr(made, "__iter__") and not hasattr(made, "__next__") else None
+        if function.__code__.co_filename != str(run.session.path):
+            continue
+        try:
+            with user_code(f"calling {name}()"):
+                made = function()
+        except NnauditError:
+            return None
+        return made if hasattr(made, "__iter__") and not hasattr(made, "__next__") else None
     return None
+
+
+def _needs_arguments(function: FunctionType) -> bool:
+    code = function.__code__
+    return code.co_argcount > len(function.__defaults__ or ()) or code.co_kwonlyargcount > 0
