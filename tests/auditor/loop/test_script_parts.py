@@ -105,6 +105,7 @@ def test_a_number_that_counts_targets_follows_from_the_batch() -> None:
     assert recipe((), {**batch, "temperature": torch.tensor(0.3)}, batch) is None
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
 def test_a_sparse_tensor_is_known_by_what_it_holds(layout: str) -> None:
     dense = torch.eye(4)

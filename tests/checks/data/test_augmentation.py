@@ -176,4 +176,4 @@ for epoch in range(9):
 
 def test_what_the_script_does_to_a_batch_is_no_change_of_the_items(tmp_path: Path) -> None:
     result = ask_script(Augmentation, tmp_path / "train.py", MIXED)
-    assert result.status is Status.PASS, result.message
+    assert result.status is Status.SKIP, result.message
