@@ -116,9 +116,8 @@ class Counts:
         if self.dense or len(counted) < 2 or np.ptp(rows) < math.log(_UNEVEN):
             return False
         given = np.log(weights[counted])
-        if (
-            len(counted) == 2
-        ):  # any two are on a line: only the shares and their roots are no chance
+        # Any two are on a line: only the shares and their roots are no chance.
+        if len(counted) == 2:
             more, heavier = rows[0] - rows[1], given[0] - given[1]
             return bool(min(abs(heavier - more), abs(heavier - more / 2)) < _CLOSE)
         slope = float(np.polyfit(rows, given, 1)[0])
