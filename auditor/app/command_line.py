@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,16 @@ class AuditGroup(click.Group):
             args = [DEFAULT]
         return super().parse_args(ctx, args)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Take the group's words; what is wrong with them is said with nothing hidden in it."""
+        with _nothing_hidden():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, which takes its own words."""
+        with _nothing_hidden():
+            return super().invoke(ctx)
+
     def _refuse_misspelt(self, ctx: click.Context, word: str) -> None:
         """Tell a command that was mistyped from a target.
 
@@ -152,6 +163,18 @@ class AuditGroup(click.Group):
             options = self.default.shell_complete(inner, incomplete)
         found = [*super().shell_complete(ctx, incomplete), *options]
         return [*{item.value: item for item in found}.values(), *complete_file(incomplete)]
+
+
+@contextmanager
+def _nothing_hidden() -> Iterator[None]:
+    """Quote words of the command line so that no terminal obeys them."""
+    try:
+        yield
+    except click.ClickException as error:
+        from nnaudit.reports.text import visible
+
+        error.message = visible(error.message)
+        raise
 
 
 def complete_file(incomplete: str) -> list[CompletionItem]:
