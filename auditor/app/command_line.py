@@ -170,11 +170,13 @@ def _nothing_hidden() -> Iterator[None]:
     """Quote words of the command line so that no terminal obeys them."""
     try:
         yield
-    except click.ClickException as error:
+    except click.UsageError as error:
         from nnaudit.reports.text import visible
 
-        error.message = visible(error.message)
-        raise
+        said = error.format_message()
+        if visible(said) == said:
+            raise
+        raise click.UsageError(visible(said), error.ctx) from None
 
 
 def complete_file(incomplete: str) -> list[CompletionItem]:
