@@ -1,8 +1,8 @@
 """Every program of the zoo is answered as its docstring says, in parts and as the script it is.
 
 To keep CI short, :func:`run.quick_wish` says what is asked, and a fault or near miss whose line of
-the docstring is the same for both forms is audited in one of them; the forms take turns. Everything,
-with all checks, is
+the docstring is the same for both forms is audited in one of them; the forms take turns.
+Everything, with all checks, is
 
     python tests/zoo/run.py --form both
 """
