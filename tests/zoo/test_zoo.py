@@ -1,7 +1,7 @@
 """Every program of the zoo is answered as its docstring says, in parts and as the script it is.
 
-To keep CI short, :func:`run.quick_wish` says what is asked, and :func:`_forms` in which form a fault
-or a near miss is audited. Everything, with all checks, is
+To keep CI short, :func:`run.quick_wish` says what is asked, and :func:`_forms` in which form a
+fault or a near miss is audited. Everything, with all checks, is
 
     python tests/zoo/run.py --form both
 """
@@ -51,16 +51,18 @@ def nursery() -> Iterator[Any]:
 def _forms(path: Path) -> tuple[str, ...]:
     """Return the forms in which CI audits the program at ``path``.
 
-    What is asked in both is the headline battery and what is cheap: a fault that another check is
-    to find is audited in module form, the others take turns.
+    What is asked in both is the headline battery and what is cheap: of the programs that are about
+    another check the module form is audited. The faults that are about one of these take turns.
     """
     wanted = {form: run.expected(path, form) for form in run.FORMS}
     if path.parent.name == "healthy" or any(one.apart for one in wanted.values()):
         return tuple(run.FORMS)
     if not set(wanted["module"].codes) <= {*run.HEADLINE, *run.CHEAP}:
         return ("module",)
-    others = [one for one in run.programs() if one.parent == path.parent]
-    return (run.FORMS[others.index(path) % len(run.FORMS)],)
+    if path.parent.name == "near":
+        return tuple(run.FORMS)
+    faults = [one for one in run.programs() if one.parent == path.parent]
+    return (run.FORMS[faults.index(path) % len(run.FORMS)],)
 
 
 @pytest.mark.slow
