@@ -88,8 +88,14 @@ def _watch(task: Task, rank: int, world: int) -> int:
         watch = Watch(journal, shortens=task.shortens)
         error = _run(task.job, taps, watch, rank)
         if error is not None:
-            doing, at, trace = journal.doing, user_location(error), user_traceback(error)
-            journal.add(Failed(message=describe(error), doing=doing, at=at, traceback=trace))
+            failed = Failed(
+                message=describe(error),
+                when=time.time(),
+                doing=journal.doing,
+                at=user_location(error),
+                traceback=user_traceback(error),
+            )
+            journal.add(failed)
             return 1
         watch.finish()
         if watch.first_step is not None:

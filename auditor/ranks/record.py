@@ -218,10 +218,11 @@ class Done(Model):
 
 
 class Failed(Model):
-    """The script raised."""
+    """The script raised, ``at`` this line, ``when`` in seconds of the machine's clock."""
 
     kind: Literal["failed"] = "failed"
     message: str
+    when: float = 0.0
     doing: str = ""
     at: Location | None = None
     traceback: str = ""
@@ -353,8 +354,12 @@ class Ranks(Model):
 
     @property
     def failures(self) -> tuple[Rank, ...]:
-        """The ranks on which the script raised."""
-        return tuple(rank for rank in self.ranks if rank.failed is not None)
+        """The ranks on which the script raised, the first to do so first.
+
+        Where one has raised, others raise because it no longer answers.
+        """
+        failed = [(rank.failed.when, rank.rank, rank) for rank in self.ranks if rank.failed]
+        return tuple(rank for *_, rank in sorted(failed, key=lambda each: each[:2]))
 
 
 class Mismatch(Model):

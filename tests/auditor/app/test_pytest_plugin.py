@@ -330,5 +330,5 @@ def test_the_plugin_costs_a_session_nothing(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == (
         "[] ['nnaudit', 'nnaudit._version', 'nnaudit.app', 'nnaudit.app.pytest_plugin', "
-        "'nnaudit.app.pytest_session']"
+        "'nnaudit.app.pytest_session', 'nnaudit.app.pytest_warning']"
     )
