@@ -66,7 +66,7 @@ def _protected(job: Job, protection: Protection | None) -> AbstractContextManage
     if refusing:
         os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(dir=job.scratch)
         # Before there are threads, and torch starts some.
-        landlock.write_only_under((job.scratch, "/dev", "/proc", *real))
+        landlock.write_only_under((job.scratch, "/dev/shm", *real), in_place=("/dev", "/proc"))
 
     def make() -> AbstractContextManager[Protection]:
         from nnaudit.loop.script.overlay import Overlay

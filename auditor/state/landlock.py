@@ -42,8 +42,11 @@ def version() -> int:
     return found if found > 1 else 0
 
 
-def write_only_under(paths: Iterable[str]) -> None:
+def write_only_under(paths: Iterable[str], in_place: Iterable[str] = ()) -> None:
     """Have the kernel refuse every write of this thread, and of its children, outside ``paths``.
+
+    Below the folders ``in_place`` the files that are there can be written, and none be made,
+    moved or removed: those of devices.
 
     Raises:
         OSError: the kernel does not allow that.
@@ -53,8 +56,8 @@ def write_only_under(paths: Iterable[str]) -> None:
     attributes = _Ruleset(in_folder)
     rules = _call(_CREATE_RULESET, ctypes.byref(attributes), ctypes.sizeof(attributes), 0)
     try:
-        for path in paths:
-            allowed = in_folder if Path(path).is_dir() else in_file
+        allowances = [(path, in_folder if Path(path).is_dir() else in_file) for path in paths]
+        for path, allowed in (*allowances, *((path, in_file) for path in in_place)):
             with suppress(FileNotFoundError):
                 folder = os.open(path, os.O_PATH)
                 rule = _Beneath(allowed, folder)

@@ -308,6 +308,25 @@ open("runs/new", "w"); open("log.csv", "a").write("!")
     assert (project / "runs" / "new").exists()
 
 
+@pytest.mark.skipif(landlock.version() == 0, reason="this kernel has no Landlock")
+def test_files_of_devices_are_written_and_stay(project: Path) -> None:
+    text = """
+import os
+from nnaudit.state import landlock
+landlock.write_only_under([], in_place=["runs"])
+open("runs/1/best.pt", "a").write("!")
+for attempt in (lambda: os.unlink("runs/1/best.pt"), lambda: open("runs/new", "w")):
+    try:
+        attempt()
+    except PermissionError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\nrefused\n"
+    assert (project / "runs" / "1" / "best.pt").read_text() == "best!"
+    assert not (project / "runs" / "new").exists()
+
+
 # --- what is protected ----------------------------------------------------------------------------
 
 
