@@ -24,6 +24,7 @@ from nnaudit.report import Report, Status
 from nnaudit.reports import FORMATS
 from nnaudit.reports.base import Options
 from nnaudit.reports.load import load
+from nnaudit.state.files import project_of
 
 KEPT = 10
 """Audits that are kept of each target."""
@@ -34,7 +35,6 @@ _AGAIN = (Status.FAIL, Status.ERROR, Status.WARN, Status.INCONCLUSIVE)
 
 _STAMP = "%Y-%m-%dT%H-%M-%S"
 _NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?")
-_PROJECT = ("pyproject.toml", ".git")
 
 
 @dataclass(frozen=True, order=True)
@@ -135,11 +135,8 @@ def _bases() -> Iterator[Path]:
         yield Path(chosen)
         return
     with suppress(OSError):  # the working folder may be gone
-        here = Path.cwd()
-        for folder in (here, *here.parents):
-            if any((folder / name).exists() for name in _PROJECT):
-                yield folder / FOLDER
-                break
+        if (project := project_of(Path.cwd())) is not None:
+            yield project / FOLDER
     with suppress(RuntimeError):  # there may be no home
         cache = os.environ.get("XDG_CACHE_HOME")
         yield (Path(cache) if cache else Path.home() / ".cache") / "nnaudit"

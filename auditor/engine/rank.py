@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from nnaudit.engine.job import Job
+from nnaudit.engine.overlaid import overlay
 from nnaudit.state import files
 
 if TYPE_CHECKING:
@@ -54,16 +55,7 @@ def main() -> None:
 def _protection(task: Task) -> AbstractContextManager[files.Protection]:
     if not task.overlay:
         return nullcontext(files.Unprotected())
-    from nnaudit.loop.script.overlay import Overlay
-    from nnaudit.state import landlock
-
-    job, places = task.job, files.places_of(Path(task.job.path))
-    return Overlay(
-        places,
-        real=files.real(places, job.settings.allow_write),
-        scratch=job.scratch,
-        refusing=landlock.version() > 0,
-    )
+    return overlay(task.job)
 
 
 def _watch(task: Task, rank: int, world: int) -> int:

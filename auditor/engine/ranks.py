@@ -22,6 +22,7 @@ from nnaudit.ranks.first_step import FirstStep
 from nnaudit.ranks.record import Rank, Ranks, journal, read
 from nnaudit.ranks.unsharded import unsharded
 from nnaudit.report import Part
+from nnaudit.state.files import variables
 
 QUIET = 12.0
 """Seconds in which no rank does anything, before ranks that wait for different things are held to
@@ -170,10 +171,8 @@ def alone() -> Iterator[None]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
     try:
-        with gloo_without_gpu(), unsharded():
+        with variables(values), gloo_without_gpu(), unsharded():
             yield
     except UserCodeError as error:
         at = f"{error.location.file}:{error.location.line}: " if error.location else ""
@@ -182,12 +181,6 @@ def alone() -> Iterator[None]:
             "checks but those of DIST are asked of one",
             error.traceback,
         ) from error
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _free_port() -> int:

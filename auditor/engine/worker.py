@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nnaudit.engine import stdin
 from nnaudit.engine.job import RANKS, Event, Job, Measuring, Refused
+from nnaudit.engine.overlaid import overlay
 from nnaudit.state import files, landlock
 from nnaudit.state.files import Protection
 
@@ -68,12 +69,7 @@ def _protected(job: Job, protection: Protection | None) -> AbstractContextManage
         # Before there are threads, and torch starts some.
         landlock.write_only_under((job.scratch, "/dev/shm", *real), in_place=("/dev", "/proc"))
 
-    def make() -> AbstractContextManager[Protection]:
-        from nnaudit.loop.script.overlay import Overlay
-
-        return Overlay(places, real=real, scratch=job.scratch, refusing=refusing)
-
-    return files.protected(make)
+    return files.protected(lambda: overlay(job))
 
 
 def writer(pipe: int) -> Callable[[Event], None]:

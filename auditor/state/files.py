@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -112,12 +112,16 @@ def places_of(path: Path) -> tuple[str, ...]:
 
     They are the working folder, the file's own, and the projects that the two lie in.
     """
-    found = []
+    found: list[Path] = []
     for folder in (Path.cwd(), path.resolve().parent):
-        found.append(folder)
-        above = (folder, *folder.parents)
-        found += [f for f in above if any((f / mark).exists() for mark in PROJECT_MARKS)][:1]
+        found += filter(None, (folder, project_of(folder)))
     return tuple(dict.fromkeys(str(folder) for folder in found))
+
+
+def project_of(folder: Path) -> Path | None:
+    """Return the project that ``folder`` lies in: the nearest folder with a mark of one."""
+    above = (folder, *folder.parents)
+    return next((f for f in above if any((f / mark).exists() for mark in PROJECT_MARKS)), None)
 
 
 def download_caches(places: Iterable[str]) -> tuple[str, ...]:
@@ -150,16 +154,8 @@ def real(places: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep trackers from sending anything, and figures from being shown.
-
-    MLflow writes to a temporary folder.
-    """
-    values = {
-        **TRACKERS,
-        **WINDOWS,
-        "MLFLOW_TRACKING_URI": f"file://{tempfile.gettempdir()}/mlruns",
-    }
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the time of a ``with``."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -170,6 +166,15 @@ def _silenced() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _silenced() -> AbstractContextManager[None]:
+    """Keep trackers from sending anything, and figures from being shown.
+
+    MLflow writes to a temporary folder.
+    """
+    runs = f"file://{tempfile.gettempdir()}/mlruns"
+    return variables({**TRACKERS, **WINDOWS, "MLFLOW_TRACKING_URI": runs})
 
 
 def explained(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.patches import Patches
 from nnaudit.loop.script.run import Run, Session
 from nnaudit.state import files
+from nnaudit.state.files import variables
 from nnaudit.state.snapshot import Subjects, preserved
 
 T = TypeVar("T")
@@ -117,12 +117,5 @@ def on_device(name: str) -> Iterator[None]:
     if name != "cpu" or cuda.is_initialized():
         yield
         return
-    before = os.environ.get(hidden)
-    os.environ[hidden] = ""
-    try:
+    with variables({hidden: ""}):
         yield
-    finally:
-        if before is None:
-            os.environ.pop(hidden, None)
-        else:
-            os.environ[hidden] = before
