@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nnaudit.checks import GROUP
 from nnaudit.checks.docstring import sections
 from nnaudit.checks.selectors import family_of, order, unknown
+from nnaudit.errors import UsageError
 
 if TYPE_CHECKING:
     from nnaudit.checks.base import Check
@@ -69,6 +70,18 @@ def find(selector: str) -> Entry:
             if selector.upper() == entry.code or selector.lower() == entry.name:
                 return entry
     raise LookupError(unknown(selector, words()))
+
+
+def require(selectors: Iterable[str]) -> None:
+    """Make sure that each of ``selectors`` selects something.
+
+    Raises:
+        UsageError: one does not; the message names the nearest that would.
+    """
+    known = words()
+    for selector in selectors:
+        if selector.upper() not in known and selector.lower() not in known:
+            raise UsageError(unknown(selector, known))
 
 
 def words() -> list[str]:

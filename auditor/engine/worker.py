@@ -88,19 +88,18 @@ def writer(pipe: int) -> Callable[[Event], None]:
 
 
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
+    form = _form(job)
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit.engine import ranks
     from nnaudit.engine import session as engine
-    from nnaudit.targets import target as targets
 
     if job.battery:
         emit(engine.listed(job.settings))
         return
     engine.limit_threads(job.threads)
-    path, settings = Path(job.path), job.settings
+    settings = job.settings
     device = engine.device_for(settings.device)
 
-    form = "script" if job.module else job.form or targets.form_of(path)
     began = time.monotonic()
     seen: Ranks | None = None
     if settings.nproc_per_node is not None and not job.inspect:
@@ -131,6 +130,26 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
         if failure is None:
             return
     _as_module(job, device, audit, failure)
+
+
+def _form(job: Job) -> str:
+    """Return the form in which the target is audited; nothing where only the checks are listed.
+
+    What is wrong with the call is said here, before torch is imported, which takes seconds.
+
+    Raises:
+        NnauditError: a check is unknown, or the file is neither a script nor a module.
+    """
+    from nnaudit.checks import catalog
+    from nnaudit.targets.definitions import form_of
+
+    settings = job.settings
+    named = (*settings.select, *settings.ignore, *settings.extend_select)
+    if named:
+        catalog.require(named)
+    if job.battery:
+        return ""
+    return "script" if job.module else job.form or form_of(Path(job.path))
 
 
 def _as_module(
@@ -200,7 +219,7 @@ def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
     """
     from nnaudit.errors import TargetError, UserCodeError
     from nnaudit.loop.script import run_script
-    from nnaudit.targets import target as targets
+    from nnaudit.targets.definitions import has_all_parts
 
     begun: list[Loop] = []
 
@@ -221,7 +240,7 @@ def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
             module=job.module,
         )
     except (TargetError, UserCodeError) as error:
-        if begun or job.form or job.module or job.arguments or not targets.has_all_parts(path):
+        if begun or job.form or job.module or job.arguments or not has_all_parts(path):
             raise
         return error
     return None

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from nnaudit.errors import user_code
-
-NAMES = ("metric", "metrics", "metric_fn", "compute_metric", "compute_metrics", "build_metric")
-"""Under which names a file holds its metric: ``metric(output, target)``, or a dict of them."""
+from nnaudit.targets.definitions import NAMES
 
 _BUILDERS = ("build_", "make_", "get_", "create_")
 _TARGET_FIRST = ("y_true", "target", "targets", "label", "labels", "truth", "gt", "y", "true")
@@ -80,7 +78,7 @@ class Metric:
 
 def metrics_in(namespace: Mapping[str, Any]) -> tuple[Metric, ...]:
     """Return the metrics that a program holds under a conventional name."""
-    found = (metrics_of(namespace[name], name) for name in NAMES if name in namespace)
+    found = (metrics_of(namespace[name], name) for name in NAMES["metric"] if name in namespace)
     return next((metrics for metrics in found if metrics), ())
 
 

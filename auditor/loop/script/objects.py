@@ -21,6 +21,7 @@ from nnaudit.loop.script.overlay import Overlay
 from nnaudit.report import Part
 from nnaudit.state import files
 from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets import definitions
 from nnaudit.targets import target as targets
 
 EPOCHS = 10
@@ -44,12 +45,12 @@ def trains_itself(path: Path) -> bool:
         TargetError: the file cannot be executed.
         UserCodeError: a factory in it raised.
     """
-    tree = targets.parse(path)
-    names = targets.top_level(tree)
+    tree = definitions.parse(path)
+    names = definitions.top_level(tree)
     hinted = any(
-        name in names for part in ("trainer", "datamodule") for name in targets.NAMES[part]
+        name in names for part in ("trainer", "datamodule") for name in definitions.NAMES[part]
     )
-    if not hinted and not targets.imports_any(tree, _HINTS):
+    if not hinted and not definitions.imports_any(tree, _HINTS):
         return False
     protecting = files.protected(lambda: Overlay(files.places_of(path)))
     with preserved(Subjects()), protecting as protection, protection.fresh():

@@ -21,7 +21,7 @@ from nnaudit.loop.script.run import Run
 from nnaudit.loop.script.steps import ScriptSteps
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import callstack
-from nnaudit.targets.target import NAMES
+from nnaudit.targets.definitions import NAMES
 
 SECONDS = 10.0
 """What a script does between two epochs may take so long; sampling is cut off then."""

@@ -22,6 +22,7 @@ from nnaudit.report import Report, Result, Status
 from nnaudit.settings import Settings
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets import definitions
 from nnaudit.targets import target as targets
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -108,7 +109,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drive:
     def run(text: str, body: Callable[[ScriptLoop], Any]) -> Any:
         path = tmp_path / "mine.py"
         path.write_text(text)
-        assert targets.form_of(path) == "module"
+        assert definitions.form_of(path) == "module"
         assert trains_itself(path)
         answer = run_script(path, [], "cpu", 0, body, objects=True)
         assert [p.name for p in tmp_path.iterdir()] == ["mine.py"], "nothing is written"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from programs import LOOP, SOURCE
+from programs import SOURCE
 from torch import nn
 
 from nnaudit.errors import TargetError
@@ -119,22 +119,3 @@ def test_what_is_no_python_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(TargetError, match=said):
             targets.load(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "form"),
-    [
-        (SOURCE, "module"),
-        (SOURCE + LOOP, "script"),
-        (SOURCE + LOOP.replace("    main()\n", "    print('nothing')\n"), "script"),
-        (SOURCE + LOOP.partition("if __name__")[0], "module"),
-        (SOURCE + LOOP.replace("def main()", "def train_step()").partition("if __")[0], "module"),
-        (SOURCE.replace("build_model", "assemble") + LOOP, "script"),
-        (f"{SOURCE}{LOOP}\nimport nnaudit\n@nnaudit.target\ndef mine():\n    ...\n", "module"),
-    ],
-    ids=["parts", "loop", "guard", "uncalled", "step", "no names", "marked"],
-)
-def test_a_training_loop_that_the_file_runs_is_what_is_audited(
-    tmp_path: Path, text: str, form: str
-) -> None:
-    assert targets.form_of(file(tmp_path, text)) == form
