@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from nnaudit.context import Audit, Probe
+from nnaudit.state.collector import older_objects_hidden
 from nnaudit.targets import batch as batches
 
 SETTLING = 3
@@ -75,20 +76,10 @@ class KeptGraphs(Probe[Kept]):
 
 @contextmanager
 def _older_tensors() -> Iterator[list[weakref.ref[Tensor]]]:
-    """Yield the tensors there are, and hide everything there is from the garbage collector.
-
-    A process with torch in it holds a million objects, and to go through them takes a second. What
-    is made from now on is few. Who has hidden objects already keeps them as they are.
-    """
-    ours = not gc.get_freeze_count()
-    older = [weakref.ref(tensor) for tensor in _tensors()] if ours else []
-    if ours:
-        gc.freeze()
-    try:
-        yield older
-    finally:
-        if ours:
-            gc.unfreeze()
+    """Yield the tensors there are, which :func:`_tensors` does not find in the block."""
+    tensors = [weakref.ref(tensor) for tensor in _tensors()]
+    with older_objects_hidden() as hidden:
+        yield tensors if hidden else []
 
 
 def _tensors() -> list[Tensor]:

@@ -26,6 +26,7 @@ from nnaudit.loop.script.reseeding import quiet_imports, shifting
 from nnaudit.loop.script.run import EndedError, Rerun, Run, Session, TrainingLoop
 from nnaudit.loop.script.training_objects import Registers
 from nnaudit.loop.script.untrained import untrained
+from nnaudit.state.collector import older_objects_hidden
 from nnaudit.state.snapshot import Snapshot, Subjects
 from nnaudit.targets import callstack
 from nnaudit.targets.set_order import compiled
@@ -61,22 +62,26 @@ class Execution:
         """
         self.session.runs.append(self.run)
         try:
-            discovery, ended = self._once()
-            if ended is not None and not discovery.found and discovery.waiting_since is not None:
-                # It was in vain: what has trained without a loader was all there is.
-                self.session.without_loader = True
-                self.run.registers, self.run.evaluated = Registers(), EvaluationLog()
-                discovery, ended = self._once()
-            if ended is not None and not discovery.found:
-                raise untrained(discovery, ended.error)
-            if ended is not None and not self.run.handed_over:
-                # Taking hold of the script failed, inside its own loop: nobody waits for it.
-                name = self.session.path.name
-                raise ended.error or TargetError(f"{name} kept running after nnaudit took control")
-            while ended is not None and self._wait_after(ended):
-                _, ended = self._once()
+            with older_objects_hidden():
+                self._execute()
         finally:
             self.session.runs.remove(self.run)
+
+    def _execute(self) -> None:
+        discovery, ended = self._once()
+        if ended is not None and not discovery.found and discovery.waiting_since is not None:
+            # It was in vain: what has trained without a loader was all there is.
+            self.session.without_loader = True
+            self.run.registers, self.run.evaluated = Registers(), EvaluationLog()
+            discovery, ended = self._once()
+        if ended is not None and not discovery.found:
+            raise untrained(discovery, ended.error)
+        if ended is not None and not self.run.handed_over:
+            # Taking hold of the script failed, inside its own loop: nobody waits for it.
+            name = self.session.path.name
+            raise ended.error or TargetError(f"{name} kept running after nnaudit took control")
+        while ended is not None and self._wait_after(ended):
+            _, ended = self._once()
 
     def _once(self) -> tuple[Discovery, Ended | None]:
         """Execute the script once; return how it ended, None where it was unwound."""
