@@ -139,8 +139,9 @@ def test_without_a_target_those_of_pyproject_are_audited() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_children")
 class TestAudits:
-    """Each starts a child process that imports torch."""
+    """Each starts a child process."""
 
     def test_a_healthy_program(self) -> None:
         result = run("--select", "DATA101,GRAD106", program())

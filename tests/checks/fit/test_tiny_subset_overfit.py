@@ -376,7 +376,7 @@ def test_the_program_is_left_as_it_was(tools, data):
     assert loop.model[4].p == 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_false_alarm_in_a_hundred_initialisations(tools):
     for seed in range(100):
         data = tools.Data(rows=160)
@@ -391,7 +391,7 @@ def test_no_false_alarm_in_a_hundred_initialisations(tools):
         assert result.status is not Status.FAIL, (seed, result.message)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["softmax twice", "mean over the batch", "targets shuffled"])
 def test_power_over_initialisations(name, faulty, tools):
     failed = sum(
