@@ -5,7 +5,6 @@ Must not import torch.
 
 from __future__ import annotations
 
-import linecache
 import shlex
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +41,7 @@ from nnaudit.report import (
     totals_of,
 )
 from nnaudit.settings import Settings
+from nnaudit.targets.source import source_of
 
 FINDINGS = (Status.FAIL, Status.ERROR, Status.WARN, Status.NOTE)
 """Statuses that ask something of the reader: these have causes, and the source is quoted."""
@@ -217,12 +217,11 @@ def _quoted(result: Result) -> Result:
     """Return a finding with the lines of source around its place, where these can be read."""
     if (place := result.location) is None or result.status not in FINDINGS:
         return result
-    linecache.checkcache(place.file)  # an earlier audit may have read it before it was edited
-    lines = linecache.getlines(place.file)
+    lines = source_of(place.file).lines
     if not 0 < place.line <= len(lines):
         return result
     first = max(1, place.line - CONTEXT)
-    around = tuple(line.rstrip("\n")[:WIDEST] for line in lines[first - 1 : place.line + CONTEXT])
+    around = tuple(line[:WIDEST] for line in lines[first - 1 : place.line + CONTEXT])
     return result.model_copy(update={"source": Source(first=first, lines=around)})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nnaudit.errors import TargetError
+from nnaudit.targets import notebook
 from nnaudit.targets.source import source_of
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -61,8 +62,10 @@ def parse(path: Path) -> ast.Module:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no file has such a name"
         raise TargetError(f"{path}: {why[0].lower()}{why[1:]}") from None
-    if path.suffix != ".py":
-        raise TargetError(f"{path} is not a Python file: name one that ends in .py")
+    if path.suffix not in (".py", notebook.SUFFIX):
+        raise TargetError(
+            f"{path} is not a Python file: name one that ends in .py, or a notebook, .ipynb"
+        )
     source = source_of(path)
     if isinstance(source.error, SyntaxError):
         where = f"{path}:{source.error.lineno}" if source.error.lineno else str(path)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from nnaudit.errors import is_user
 from nnaudit.report import Location
 from nnaudit.targets import callstack
-from nnaudit.targets.source import source_of
+from nnaudit.targets.source import content_of, source_of
 
 
 class _LikeSet(type):
@@ -82,7 +82,7 @@ def compiled(path: Path, names: dict[str, Any]) -> CodeType:
     Raises:
         SyntaxError: it is no Python.
     """
-    source = path.read_bytes()
+    source = content_of(str(path))
     if not _TURNED:
         return compile(source, str(path), "exec", dont_inherit=True)
     names["set"] = ReversedSet

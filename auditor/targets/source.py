@@ -17,6 +17,8 @@ from pathlib import Path
 from types import CodeType
 from typing import TypeVar
 
+from nnaudit.targets import notebook
+
 LoopStatement = ast.For | ast.AsyncFor | ast.While
 
 _Node = TypeVar("_Node", bound=ast.AST)
@@ -86,8 +88,8 @@ class Source:
         file: its name.
         text: what it says; empty where it cannot be read.
         tree: its syntax; without statements where it has none.
-        error: why there is no tree: OSError (unreadable), SyntaxError, ValueError (null bytes),
-            RecursionError or MemoryError (nested too deeply). None where there is one.
+        error: why there is no tree: OSError (unreadable), SyntaxError, ValueError (null bytes, no
+            notebook), RecursionError or MemoryError (nested too deeply). None where there is one.
     """
 
     def __init__(self, file: str) -> None:
@@ -96,7 +98,7 @@ class Source:
         self.tree = ast.Module([], [])
         self.error: Exception | None = None
         try:
-            content = _content(file)
+            content = content_of(file)
             self.text = _decoded(content)
             self.tree = ast.parse(content, file)
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -242,7 +244,15 @@ def _version(file: str) -> object:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _content(file: str) -> bytes:
+def content_of(file: str) -> bytes:
+    """Return the code of ``file``: what it holds, the cells of a notebook, or what was run as it.
+
+    Raises:
+        OSError: there is no such file, and nothing of its name was run.
+        ValueError: it is a notebook that cannot be read as one.
+    """
+    if file.endswith(notebook.SUFFIX):
+        return notebook.script_of(Path(file)).encode()
     try:
         return Path(file).read_bytes()
     except OSError:

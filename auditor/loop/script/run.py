@@ -28,6 +28,7 @@ from nnaudit.loop.script.variables import ScriptVariables
 from nnaudit.report import Location, Part
 from nnaudit.state.files import Protection
 from nnaudit.state.snapshot import Snapshot, Subjects
+from nnaudit.targets.source import source_of
 
 
 class StuckError(NnauditError):
@@ -81,7 +82,7 @@ class Session:
     @cached_property
     def speaks_of_loaders(self) -> bool:
         """Whether the script's own text leads to expect a training loader."""
-        return "loader" in self.path.read_text(errors="replace").lower()
+        return "loader" in source_of(self.path).text.lower()
 
     def carry_out(self, command: Invoke | Launch) -> None:
         """Call a function, or run the script anew on top of this run, in the script's thread."""

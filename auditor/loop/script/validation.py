@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -22,6 +21,7 @@ from nnaudit.loop.script.steps import ScriptSteps
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import callstack
 from nnaudit.targets.definitions import NAMES
+from nnaudit.targets.source import source_of
 
 SECONDS = 10.0
 """What a script does between two epochs may take so long; sampling is cut off then."""
@@ -58,7 +58,7 @@ def find_validation(run: Run, steps: ScriptSteps) -> Any:
 def _may_evaluate() -> bool:
     """Whether the files that the script is in say anything of evaluation."""
     files = {frame.f_code.co_filename for frame in callstack.user_frames()}
-    return any(_EVALUATES.search(Path(file).read_text(errors="replace")) for file in files)
+    return any(_EVALUATES.search(source_of(file).text) for file in files)
 
 
 def _go_on(run: Run, steps: ScriptSteps) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from click.testing import CliRunner, Result
 from programs import LOOP, SOURCE
@@ -331,3 +332,13 @@ class TestAudits:
         run("init", "mine.py")
         result = run("--preset", "quick", "mine.py")
         assert result.exit_code == 0, result.stdout
+
+    def test_a_notebook_is_audited_as_the_script_of_its_cells(self) -> None:
+        notebook = nbformat.v4.new_notebook()
+        for cell in ("%matplotlib inline", SOURCE, LOOP, "main()"):
+            notebook.cells.append(nbformat.v4.new_code_cell(cell))
+        nbformat.write(notebook, "train.ipynb")
+        result = run("--select", "STEP102", "train.ipynb")
+        assert result.exit_code == 1, result.stderr
+        assert "train.ipynb:" in result.stdout
+        assert "loss.backward()" in result.stdout
