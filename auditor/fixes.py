@@ -57,6 +57,14 @@ class Program:
             begins = [c for c in self.calls(names) if within and _inside(self.place(c), within)]
         return begins[0] if len(begins) == 1 else None
 
+    def in_one_function(self, *nodes: cst.CSTNode) -> bool:
+        """Whether the same functions are around all ``nodes``."""
+        functions = matchers.findall(self.module, matchers.FunctionDef())
+        around = [
+            {f for f in functions if _inside(self.place(node), self.place(f))} for node in nodes
+        ]
+        return all(each == around[0] for each in around)
+
     def _function_at(self, line: int) -> CodeRange | None:
         places = map(self.place, matchers.findall(self.module, matchers.FunctionDef()))
         return next((place for place in places if place.start.line == line), None)
@@ -144,13 +152,16 @@ def _takes_keyword(call: cst.Call, *, position: int) -> bool:
     return len(call.args) > 0 and by_place <= position and not any(arg.star for arg in call.args)
 
 
-class _After(cst.CSTTransformer):  # type: ignore[misc, unused-ignore]
-    """Puts ``addition`` after ``statement``."""
+class _Beside(cst.CSTTransformer):  # type: ignore[misc, unused-ignore]
+    """Puts ``addition`` after ``statement``, or before it."""
 
-    def __init__(self, statement: cst.CSTNode, addition: cst.BaseStatement) -> None:
+    def __init__(
+        self, statement: cst.CSTNode, addition: cst.BaseStatement, *, before: bool = False
+    ) -> None:
         super().__init__()
         self._statement = statement
         self._addition = addition
+        self._before = before
 
     def leave_SimpleStatementLine(  # noqa: N802
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
@@ -158,7 +169,12 @@ class _After(cst.CSTTransformer):  # type: ignore[misc, unused-ignore]
         """Add the statement."""
         if original_node is not self._statement:
             return updated_node
-        return cst.FlattenSentinel([updated_node, self._addition])
+        if not self._before:
+            return cst.FlattenSentinel([updated_node, self._addition])
+        # What stands above the statement, a comment say, stays above both.
+        above = updated_node.leading_lines
+        first = self._addition.with_changes(leading_lines=above)
+        return cst.FlattenSentinel([first, updated_node.with_changes(leading_lines=())])
 
 
 _STEP = matchers.SimpleStatementLine(
@@ -180,14 +196,99 @@ def _zero_grad(program: Program, line: int) -> cst.Module | None:
     (statement,) = steps
     optimizer = program.module.code_for_node(statement).strip().partition(".step(")[0]
     zero = cst.parse_statement(f"{optimizer.splitlines()[-1].strip()}.zero_grad()")
-    return program.module.visit(_After(statement, zero))
+    return program.module.visit(_Beside(statement, zero))
+
+
+_ACTIVATIONS = ("softmax", "sigmoid")
+
+
+def _without_activation(program: Program, line: int) -> cst.Module | None:
+    """Give a loss the logits, where the activation is written in its call."""
+    inner = [call for call in program.calls(_ACTIVATIONS) if program.place(call).start.line == line]
+    outer = [
+        call
+        for name in ("cross_entropy", "binary_cross_entropy_with_logits", "criterion", "loss_fn")
+        for call in program.calls((name,))
+        if call.args and call.args[0].value in inner
+    ]
+    if len(inner) != 1 or len(outer) != 1:
+        return None
+    (call,) = inner
+    receiver = call.func.value if isinstance(call.func, cst.Attribute) else None
+    named = matchers.Attribute(attr=matchers.Name("functional") | matchers.Name("special"))
+    library = matchers.Name("torch") | matchers.Name("F") | named
+    if receiver is not None and not matchers.matches(receiver, library):
+        logits: cst.BaseExpression | None = receiver
+    else:
+        logits = call.args[0].value if call.args else None
+    if logits is None:
+        return None
+    changed = program.module.deep_replace(call, logits)
+    assert isinstance(changed, cst.Module)
+    return changed
+
+
+def _unscale(program: Program, line: int) -> cst.Module | None:
+    """Take the scale out of the gradients before they are clipped."""
+    steps = [
+        (call.func.value, call.args[0].value)
+        for call in program.calls(("step",))
+        if isinstance(call.func, cst.Attribute) and len(call.args) == 1 and not call.args[0].keyword
+    ]
+    if len(steps) != 1 or list(program.calls(("unscale_",))):
+        return None
+    clips = [
+        statement
+        for statement in matchers.findall(program.module, matchers.SimpleStatementLine())
+        if program.place(statement).start.line == line
+    ]
+    if len(clips) != 1:
+        return None
+    scaler, optimizer = map(program.module.code_for_node, steps[0])
+    unscaled = cst.parse_statement(f"{scaler}.unscale_({optimizer})")
+    return program.module.visit(_Beside(clips[0], unscaled, before=True))
+
+
+_SAMPLER = matchers.Assign(
+    targets=[matchers.AssignTarget(target=matchers.Name())],
+    value=matchers.Call(
+        func=matchers.Name("DistributedSampler")
+        | matchers.Attribute(attr=matchers.Name("DistributedSampler"))
+    ),
+)
+
+
+def _set_epoch(program: Program, line: int) -> cst.Module | None:
+    """Tell the only sampler of the ranks which epoch it is, at the head of the loop over epochs."""
+    samplers = matchers.findall(program.module, _SAMPLER)
+    loops = matchers.findall(program.module, matchers.For(target=matchers.Name()))
+    epochs = [loop for loop in loops if _has_loops(loop)]
+    if len(samplers) != 1 or len(epochs) != 1 or list(program.calls(("set_epoch",))):
+        return None
+    sampler, loop = samplers[0], epochs[0]
+    assert isinstance(sampler, cst.Assign) and isinstance(loop, cst.For)
+    if not program.in_one_function(sampler, loop):
+        return None
+    name, epoch = map(program.module.code_for_node, (sampler.targets[0].target, loop.target))
+    told = cst.parse_statement(f"{name}.set_epoch({epoch})")
+    body = loop.body.with_changes(body=[told, *loop.body.body])
+    changed = program.module.deep_replace(loop.body, body)
+    assert isinstance(changed, cst.Module)
+    return changed
+
+
+def _has_loops(loop: cst.CSTNode) -> bool:
+    return isinstance(loop, cst.For) and bool(matchers.findall(loop.body, matchers.For()))
 
 
 _FINDINGS = (Status.FAIL, Status.WARN, Status.NOTE)
 
 FIXES = {
     "DATA104": Edit(_shuffle, (Status.FAIL,)),
+    "DIST103": Edit(_set_epoch, (Status.FAIL,)),
+    "LOSS101": Edit(_without_activation, (Status.FAIL,)),
     "NORM102": Edit(_without_bias, _FINDINGS),
     "STEP102": Edit(_zero_grad, (Status.FAIL,)),
+    "STEP104": Edit(_unscale, (Status.FAIL,)),
 }
 """What mends a finding, by the code of its check."""

@@ -307,10 +307,15 @@ OTHER_LOOPS = "other loops"
 
 
 class TargetInfo(Model):
-    """What was audited and how it was found. ``arguments`` are the words a script was given."""
+    """What was audited and how it was found.
+
+    ``module`` is the name by which it was run, with ``-m``; ``arguments`` are the words that a
+    script was given.
+    """
 
     name: str
     path: str = ""
+    module: str = ""
     arguments: tuple[str, ...] = ()
     form: str = ""
     parts: tuple[Part, ...] = ()

@@ -430,7 +430,8 @@ def fix(code: str, target: str | None, _show: bool, apply: bool) -> None:
         if apply:
             found.apply()
             audited = found.report.target
-            main([audited.path, "--select", code, "--", *audited.arguments], prog_name="nnaudit")
+            named = ["-m", audited.module] if audited.module else [audited.path]
+            main([*named, "--select", code, "--", *audited.arguments], prog_name="nnaudit")
 
 
 @main.command()

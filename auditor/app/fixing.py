@@ -10,6 +10,7 @@ from nnaudit.app import runs
 from nnaudit.errors import UsageError
 from nnaudit.report import Report, Result
 from nnaudit.reports.load import load
+from nnaudit.targets.notebook import SUFFIX as NOTEBOOK
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def find(code: str, target: str | None = None) -> Fix:
     if result is None or result.source is None or result.location is None:
         raise UsageError(f"the last audit of {report.target.label} names no line for {code}")
     file = Path(result.location.file)
+    if file.suffix == NOTEBOOK:
+        raise UsageError(f"{file} is a notebook, which only you can change. {result.fix}")
     before = _read(file)
     if not _is_as_audited(result, before):
         raise UsageError(f"{file} has changed since the audit: run `nnaudit {report.target.label}`")

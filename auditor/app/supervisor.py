@@ -64,7 +64,12 @@ def audit(
     _give_up(record)
     seconds = time.monotonic() - began
     report = record.report(
-        job.path, job.settings, arguments=job.arguments, command=command, seconds=seconds
+        job.path,
+        job.settings,
+        module=job.module,
+        arguments=job.arguments,
+        command=command,
+        seconds=seconds,
     )
     return report, record
 

@@ -142,13 +142,14 @@ class Record:
         path: str,
         settings: Settings,
         *,
+        module: str = "",
         arguments: tuple[str, ...] = (),
         command: str = "",
         seconds: float,
     ) -> Report:
         """Return what is known by now as a report.
 
-        ``arguments`` are the words the script was given, ``seconds`` is what the audit took.
+        ``module`` and ``arguments`` are as in a job, ``seconds`` is what the audit took.
         """
         started = self.started
         target = _target(started.target) if started else TargetInfo(name=path, path=path)
@@ -166,7 +167,7 @@ class Record:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
             environment=started.environment if started else Environment(),
-            target=target.model_copy(update={"arguments": arguments}),
+            target=target.model_copy(update={"module": module, "arguments": arguments}),
             results=results,
             overview=self.overview,
             totals=totals_of(results, steps=self.steps, seconds=seconds),

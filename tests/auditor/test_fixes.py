@@ -74,5 +74,60 @@ def test_gradients_are_zeroed_after_the_step() -> None:
     assert mended("STEP102", source.replace("opt.step()", "scaler.step(opt)"), 3) is None
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("l = F.cross_entropy(F.softmax(net(x), dim=1), y)\n", "l = F.cross_entropy(net(x), y)\n"),
+        ("l = F.cross_entropy(net(x).softmax(1), y)\n", "l = F.cross_entropy(net(x), y)\n"),
+        ("l = loss_fn(self.z.softmax(1), y)\n", "l = loss_fn(self.z, y)\n"),
+        ("l = loss_fn(nn.functional.softmax(z, 1), y)\n", "l = loss_fn(z, y)\n"),
+        ("l = criterion(torch.sigmoid(z), y)\n", "l = criterion(z, y)\n"),
+        ("l = F.cross_entropy(z, y) + softmax(z).sum()\n", None),
+        ("p = F.softmax(z, 1); l = F.cross_entropy(p, y)\n", None),
+    ],
+)
+def test_a_loss_is_given_logits(before: str, after: str | None) -> None:
+    assert mended("LOSS101", before, 1) == after
+
+
+CLIPPED = """\
+for x in data:
+    scaler.scale(loss(x)).backward()
+    # keep it small
+    clip_grad_norm_(net.parameters(), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+"""
+
+
+def test_gradients_are_unscaled_before_they_are_clipped() -> None:
+    after = CLIPPED.replace("    clip", "    scaler.unscale_(optimizer)\n    clip")
+    assert mended("STEP104", CLIPPED, 4) == after
+    assert mended("STEP104", after, 5) is None
+    assert (
+        mended("STEP104", CLIPPED.replace("scaler.step(optimizer)", "optimizer.step()"), 4) is None
+    )
+
+
+RANKS = """\
+def main():
+    sampler = DistributedSampler(data)
+    for epoch in range(3):
+        # one epoch
+        for x in loader:
+            step(x)
+"""
+
+
+def test_the_sampler_of_the_ranks_is_told_the_epoch() -> None:
+    after = RANKS.replace("(3):\n", "(3):\n        sampler.set_epoch(epoch)\n")
+    assert mended("DIST103", RANKS, 5) == after
+    assert mended("DIST103", after, 6) is None
+    apart = RANKS.replace(
+        "    for epoch", "    return sampler\n\ndef train(loader):\n    for epoch"
+    )
+    assert mended("DIST103", apart, 8) is None
+
+
 def test_a_check_without_a_certain_fix_has_none() -> None:
     assert mended("FIT101", "l = DataLoader(data)\n", 1) is None

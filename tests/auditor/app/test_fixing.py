@@ -57,6 +57,16 @@ def test_when_applied_the_check_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     assert options["select"] == ("data104",)
 
 
+def test_what_was_run_by_name_is_asked_again_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    (kept,) = load(runs.latest(None).json)
+    target = kept.target.model_copy(update={"module": "package.train"})
+    runs.keep(kept.model_copy(update={"target": target}))
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(cli, "_audit", lambda ctx, paths, options: asked.append(options))
+    assert run("DATA104", "--apply").exit_code == 0
+    assert asked[0]["module"] == "package.train"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
