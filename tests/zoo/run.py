@@ -385,6 +385,7 @@ def report(outcomes: dict[Path, Outcome], form: str) -> int:
         wanted = expected(path, form)
         verdict = _verdict(outcome, wanted)
         if verdict == "not asked":
+            counts[verdict] += 1
             continue
         group = "faults" if wanted.faulty else wanted.kind
         counts[f"{group}: programs"] += 1
@@ -405,6 +406,8 @@ def report(outcomes: dict[Path, Outcome], form: str) -> int:
             k = counts[f"{group}: {verdict}"]
             low, high = clopper_pearson(k, n)
             print(f"{group:8} {verdict:12} {k:3} of {n:3}  95 % interval {low:.3f} to {high:.3f}")
+    if counts["not asked"]:
+        print(f"not asked: {counts['not asked']} faults, whose checks were left out")
     bad = {
         path: found for path, o in outcomes.items() if (found := problems(o, expected(path, form)))
     }

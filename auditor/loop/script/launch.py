@@ -75,9 +75,10 @@ def run_script(
     with ExitStack() as stack:
         stack.enter_context(preserved(Subjects()))
         stack.enter_context(on_device(device))
-        taps = stack.enter_context(Patches())
-        # An audit is too short to compile for: what torch.compile made runs as it was written.
+        # An audit is too short to compile for: what torch.compile made runs as it was written. This
+        # may import the compiler, which wraps some of the functions that are then patched.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        taps = stack.enter_context(Patches())
         protection = stack.enter_context(files.protected(lambda: Overlay(files.places_of(path))))
         session = Session(
             path,

@@ -1,6 +1,7 @@
 """What happens around a script: its failures, its files, its seeds, its end."""
 
 import hashlib
+import importlib
 import io
 import sys
 import textwrap
@@ -834,6 +835,7 @@ def test_the_process_is_as_it_was(drive: Any) -> None:
     import builtins
     import os
 
+    importlib.import_module("torch._dynamo")  # puts functions of its own in the place of torch's
     names = ("open", "stat", "mkdir", "scandir", "remove", "rename")
     before = [getattr(os, name) for name in names]
     patched = [
