@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from nnaudit.checks import GROUP
 from nnaudit.checks.catalog import OURS
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import Record, RefusedError
+from nnaudit.packages import version_of
 from nnaudit.settings import Settings
 
 FRAMEWORKS = (
@@ -105,14 +106,14 @@ def _environment(record: Record) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    present = [f"{name} {found}" for name in FRAMEWORKS if (found := _version(name))]
+    present = [f"{name} {found}" for name in FRAMEWORKS if (found := version_of(name))]
     yield Finding(
         "frameworks",
         ", ".join(present) or "none",
         "their own training loops are audited" if present else "plain training loops are audited",
     )
     for name, use in EXTRAS.items():
-        found = _version(name)
+        found = version_of(name)
         yield Finding(name, found or "not installed", use if found else f"without it: not {use}")
 
 
@@ -120,13 +121,6 @@ def _plug_ins() -> Iterator[Finding]:
     for point in entry_points(group=GROUP):
         if point.name != OURS:
             yield Finding("plug-in", point.name, f"checks from {point.value}")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def lines(findings: Sequence[Finding], width: int) -> Iterator[str]:

@@ -7,7 +7,6 @@ import platform
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from nnaudit.engine.runner import plugin_errors, run_checks
 from nnaudit.errors import FIRST_STEP, UnfitError, UsageError, UserCodeError, describe
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.overview.pictures import overview_of
+from nnaudit.packages import version_of
 from nnaudit.ranks.record import Ranks
 from nnaudit.report import (
     Environment,
@@ -84,7 +84,7 @@ def environment_of(device: torch.device) -> Environment:
     return Environment(
         python=platform.python_version(),
         torch=torch.__version__,
-        torchvision=_version("torchvision"),
+        torchvision=version_of("torchvision"),
         numpy=np.__version__,
         platform=platform.platform(),
         device=str(device),
@@ -92,13 +92,6 @@ def environment_of(device: torch.device) -> Environment:
         threads=torch.get_num_threads(),
         sandbox=guard.label if (guard := protection()) else NO_SANDBOX,
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def selected(registry: Registry, settings: Settings) -> tuple[type[Check], ...]:

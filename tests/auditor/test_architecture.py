@@ -26,16 +26,16 @@ ROOMS = {
         "targets",
     },
     "app": {
-        "api", "checks", "config", "display", "engine", "errors", "fixes", "progress", "report",
-        "reports", "settings", "state",
+        "api", "checks", "config", "display", "engine", "errors", "fixes", "packages", "progress",
+        "report", "reports", "settings", "state", "targets",
     },
     "fixes": {"report"},
     "callbacks": {"app", "config", "display", "engine", "errors", "report", "reports"},
     "display": {"report", "reports"},
     "progress": {"engine", "report", "reports"},
     "engine": {
-        "checks", "context", "errors", "loop", "loop.script", "overview", "ranks", "report",
-        "settings", "state", "targets",
+        "checks", "context", "errors", "loop", "loop.script", "overview", "packages", "ranks",
+        "report", "settings", "state", "targets",
     },
     "checks": {
         "context", "errors", "loop", "measure", "probes", "ranks", "report", "state", "stats",
@@ -60,12 +60,12 @@ ROOMS = {
 """Which room may import which: the folders, and the modules at the root by their names."""
 
 WITHOUT_TORCH = (
-    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "progress")),
-    *(f"auditor/{name}.py" for name in ("report", "settings", "wording")),
+    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "packages")),
+    *(f"auditor/{name}.py" for name in ("progress", "report", "settings", "wording")),
     *(f"checks/{name}.py" for name in ("__init__", "catalog", "docstring", "selectors")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     "auditor/ranks/record.py",
-    *(f"auditor/targets/{name}.py" for name in ("callstack", "source")),
+    *(f"auditor/targets/{name}.py" for name in ("callstack", "definitions", "notebook", "source")),
     *(f"auditor/state/{name}.py" for name in ("files", "landlock", "namespaces")),
     "auditor/callbacks/before_training.py",
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "auditor/app").glob("*.py"))),

@@ -60,7 +60,7 @@ def test_files_that_the_kernel_does_not_protect(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_not_installed_says_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: "")
+    monkeypatch.setattr(doctor, "version_of", lambda package: "")
     told = found(monkeypatch, loading())
     assert told["frameworks"].state == "none"
     assert told["pytest"].state == "not installed"
