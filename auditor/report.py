@@ -92,9 +92,12 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def _float_to_json(value: float) -> float | str:
-    """JSON has no NaN or infinity: write them as the strings ``nan``, ``inf``, ``-inf``."""
-    return value if math.isfinite(value) else str(value)
+def _float_to_json(value: float | str) -> float | str:
+    """JSON has no NaN or infinity: write them as the strings ``nan``, ``inf``, ``-inf``.
+
+    Of a union with ``str``, old releases of pydantic try this first for strings, too.
+    """
+    return value if isinstance(value, str) or math.isfinite(value) else str(value)
 
 
 def _float_from_json(value: Any) -> Any:

@@ -14,6 +14,7 @@ from nnaudit.errors import TargetError
 from nnaudit.loop.script.channel import Close, CommandChannel
 from nnaudit.loop.script.execution import Execution
 from nnaudit.loop.script.loop import ScriptLoop
+from nnaudit.loop.script.main_module import path_kept
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.patches import Patches
 from nnaudit.loop.script.run import Run, Session
@@ -77,7 +78,8 @@ def run_script(
         stack.enter_context(on_device(device))
         # An audit is too short to compile for: what torch.compile made runs as it was written. This
         # may import the compiler, which wraps some of the functions that are then patched.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        with path_kept():
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         taps = stack.enter_context(Patches())
         protection = stack.enter_context(files.protected(lambda: Overlay(files.places_of(path))))
         session = Session(

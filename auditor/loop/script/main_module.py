@@ -43,6 +43,14 @@ def join_package(main: types.ModuleType, module: str) -> None:
 
 
 @contextmanager
+def path_kept() -> Iterator[None]:
+    """Import something of which the script is not to find a folder of its own in ``sys.path``."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
+@contextmanager
 def as_main(
     main: types.ModuleType, path: Path, argv: list[str], start: Path, *, by_name: bool = False
 ) -> Iterator[None]:
