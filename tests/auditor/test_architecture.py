@@ -26,17 +26,18 @@ ROOMS = {
         "targets",
     },
     "app": {
-        "api", "checks", "config", "display", "engine", "errors", "fixes", "progress", "report",
-        "reports", "settings", "state",
+        "api", "checks", "config", "display", "engine", "errors", "fixes", "launchers", "progress",
+        "report", "reports", "settings", "state",
     },
     "fixes": {"report"},
-    "callbacks": {"app", "config", "display", "engine", "errors", "report", "reports"},
+    "callbacks": {"app", "config", "display", "engine", "errors", "launchers", "report", "reports"},
     "display": {"report", "reports"},
     "progress": {"engine", "report", "reports"},
     "engine": {
-        "checks", "context", "errors", "loop", "loop.script", "overview", "ranks", "report",
-        "settings", "state", "targets",
+        "checks", "context", "errors", "launchers", "loop", "loop.script", "overview", "ranks",
+        "report", "settings", "state", "targets",
     },
+    "launchers": {"state"},
     "checks": {
         "context", "errors", "loop", "measure", "probes", "ranks", "report", "state", "stats",
         "targets", "training", "wording",
@@ -60,8 +61,8 @@ ROOMS = {
 """Which room may import which: the folders, and the modules at the root by their names."""
 
 WITHOUT_TORCH = (
-    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "progress")),
-    *(f"auditor/{name}.py" for name in ("report", "settings", "wording")),
+    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "launchers")),
+    *(f"auditor/{name}.py" for name in ("progress", "report", "settings", "wording")),
     *(f"checks/{name}.py" for name in ("__init__", "catalog", "docstring", "selectors")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     "auditor/ranks/record.py",
