@@ -129,6 +129,12 @@ def user_location(error: BaseException) -> Location | None:
     return Location(file=frames[-1].filename, line=frames[-1].lineno or 1) if frames else None
 
 
+def raised(what: object, at: Location | None) -> str:
+    """Say ``what`` the user's code raised, and where."""
+    place = f"{at.file}:{at.line}: " if at else ""
+    return f"{place}your code raised {what}"
+
+
 def user_traceback(error: BaseException) -> str:
     """Return ``error``'s traceback as text, with nnaudit's own frames left out."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_ours(f.filename)]

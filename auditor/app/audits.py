@@ -19,7 +19,7 @@ from nnaudit.app.child import Interruption
 from nnaudit.app.messages import FINDINGS, OK, OWN_FAULT, USAGE, USER_CRASH, quote, tell
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import Record, RefusedError
-from nnaudit.errors import FIRST_STEP
+from nnaudit.errors import FIRST_STEP, raised
 from nnaudit.progress import Progress
 from nnaudit.report import Report, Status
 from nnaudit.reports.text import one_line
@@ -141,7 +141,5 @@ def _exit_code(report: Report, record: Record, settings: Settings) -> int:
 def _crash_sentence(record: Record) -> str:
     """Say how the first training step failed; nothing when it did not."""
     if record.crashed is not None:
-        where = record.crashed.location
-        place = f"{where.file}:{where.line}: " if where else ""
-        return f"{place}your code raised {record.crashed.message}"
+        return raised(record.crashed.message, record.crashed.location)
     return record.known_fatal.get(FIRST_STEP, "")

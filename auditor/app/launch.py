@@ -5,13 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from nnaudit import launchers
 from nnaudit.errors import UsageError
-
-_LAUNCHERS = ("TORCHELASTIC_", "ACCELERATE_")
-_PLACES = (
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
-    "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-)  # fmt: skip
 
 
 def processes() -> int | None:
@@ -23,18 +18,16 @@ def processes() -> int | None:
     Raises:
         UsageError: the processes are on several machines.
     """
-    world, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
-    if not (world.isdigit() and rank.isdigit()) or int(world) < 2:
+    launch = launchers.launched()
+    if launch is None:
         return None
-    if int(rank):
+    if launch.rank:
         sys.exit(0)  # the first process audits and reports
-    here = os.environ.get("LOCAL_WORLD_SIZE", world)
-    if here != world:
+    if launch.here != launch.world:
         raise UsageError(
-            f"{world} processes on several machines cannot be audited: "
-            f"nnaudit --nproc-per-node {here} audits {here} of them on one"
+            f"{launch.world} processes on several machines cannot be audited: "
+            f"nnaudit --nproc-per-node {launch.here} audits {launch.here} of them on one"
         )
-    for name in list(os.environ):
-        if name in _PLACES or name.startswith(_LAUNCHERS):
-            del os.environ[name]
-    return int(world)
+    for name in filter(launchers.is_set_by_torchrun, list(os.environ)):
+        del os.environ[name]
+    return launch.world

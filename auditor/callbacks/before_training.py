@@ -5,14 +5,11 @@ Must not import torch: the frameworks have, but an audit of the script needs non
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
-from nnaudit import config
+from nnaudit import config, launchers
 from nnaudit.app import runs, supervisor
 from nnaudit.app.pytest_warning import NnauditWarning
 from nnaudit.display import AuditReport
@@ -22,10 +19,6 @@ from nnaudit.errors import NnauditError
 from nnaudit.report import Status
 
 OnFindings = Literal["stop", "warn"]
-
-_RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-_MEETING = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-"""Variables by which a process finds the others of its run. The child is none of them."""
 
 _CHILD = "nnaudit.engine.worker"
 """A module that only the process has loaded in which a script is being audited."""
@@ -59,7 +52,7 @@ def audit_script(on_findings: OnFindings = "stop", **settings: Any) -> AuditRepo
     chosen = config.load(settings)
     job = Job(path=script, arguments=tuple(sys.argv[1:]), form="script", settings=chosen)
     try:
-        with _apart_from_other_ranks():
+        with launchers.forgotten():
             data, _ = supervisor.audit(job)
     except RefusedError as error:
         _warn(f"the script was not audited: {error}")
@@ -76,13 +69,3 @@ def audit_script(on_findings: OnFindings = "stop", **settings: Any) -> AuditRepo
 
 def _warn(message: str) -> None:
     warnings.warn(f"nnaudit: {message}", NnauditWarning, stacklevel=3)
-
-
-@contextmanager
-def _apart_from_other_ranks() -> Iterator[None]:
-    """Hide from a child process that this one belongs to a run of several."""
-    hidden = {name: os.environ.pop(name) for name in (*_RANKS, *_MEETING) if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

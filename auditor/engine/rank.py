@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from nnaudit import launchers
 from nnaudit.engine.job import Job
 from nnaudit.engine.overlaid import overlay
 from nnaudit.state import files
@@ -29,7 +30,7 @@ POLL = 0.05
 
 
 class Task(BaseModel):
-    """What a rank is to do: ``shortens`` says whether epochs are cut short.
+    """What a rank is to do: ``shortens`` says whether epochs are cut short; else ``steps`` end it.
 
     ``overlay`` says that patched functions have to keep the user's files; the kernel does not.
     """
@@ -37,6 +38,7 @@ class Task(BaseModel):
     job: Job
     folder: str
     shortens: bool
+    steps: int
     overlay: bool
 
 
@@ -46,10 +48,15 @@ def main() -> None:
     os.environ.pop("PYTHONSAFEPATH", None)
     task = Task.model_validate_json(Path(sys.argv[1]).read_bytes())
     with files.protected(lambda: _protection(task)):
-        code = _watch(task, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        code = _watch(task, *_place())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _place() -> tuple[int, int]:
+    """Return this process's rank, and how many there are."""
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def _protection(task: Task) -> AbstractContextManager[files.Protection]:
@@ -62,7 +69,7 @@ def _watch(task: Task, rank: int, world: int) -> int:
     """Run the script and write its journal; return the process's exit code."""
     import torch
 
-    from nnaudit.errors import describe, user_location, user_traceback
+    from nnaudit.errors import TargetError, describe, user_location, user_traceback
     from nnaudit.loop.script.patches import Patches
     from nnaudit.ranks.collectives import Collectives
     from nnaudit.ranks.first_step import place
@@ -74,14 +81,16 @@ def _watch(task: Task, rank: int, world: int) -> int:
     journal = Journal(folder, rank)
     collectives = Collectives(journal)
     with ExitStack() as stack:
-        for context in _contexts(task, journal, collectives):
+        watch = Watch(journal, shortens=task.shortens, steps=task.steps)
+        for context in _contexts(task, journal, collectives, watch):
             stack.enter_context(context)
         taps = stack.enter_context(Patches())
-        watch = Watch(journal, shortens=task.shortens)
         error = _run(task.job, taps, watch, rank)
         if error is not None:
+            refused = isinstance(error, TargetError)
             failed = Failed(
-                message=describe(error),
+                message=str(error) if refused else describe(error),
+                refusal=refused,
                 when=time.time(),
                 doing=journal.doing,
                 at=user_location(error),
@@ -104,19 +113,25 @@ def _watch(task: Task, rank: int, world: int) -> int:
 
 
 def _contexts(
-    task: Task, journal: Journal, collectives: Collectives
+    task: Task, journal: Journal, collectives: Collectives, watch: Watch
 ) -> Iterator[AbstractContextManager[Any]]:
     """Yield what has to be in place before the script runs."""
     import torch
 
     from nnaudit.loop.script.launch import on_device
-    from nnaudit.ranks.collectives import gloo_without_gpu
+    from nnaudit.ranks import clipping
+    from nnaudit.ranks.process_group import gloo_without_gpu
+    from nnaudit.ranks.spawned import followed
     from nnaudit.ranks.writes import noted
 
+    rank, world = _place()
     places = files.places_of(Path(task.job.path))
     yield on_device(task.job.settings.device)
     yield gloo_without_gpu()
+    yield followed(task.job.path, rank, world)
+    yield files.variables(launchers.as_scheduled(os.environ))
     yield noted(journal, files.download_caches(places))
+    yield clipping.noted(journal, watch.on_clip)
     yield collectives.heard()
     yield torch.compiler.set_stance("force_eager")
 

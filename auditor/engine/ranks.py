@@ -10,17 +10,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any, Literal
 
+from nnaudit import launchers
 from nnaudit.engine.job import Job
 from nnaudit.engine.rank import Task
-from nnaudit.errors import NnauditError, UserCodeError
+from nnaudit.errors import NnauditError, UserCodeError, raised
 from nnaudit.ranks import first_step
-from nnaudit.ranks.collectives import gloo_without_gpu
 from nnaudit.ranks.first_step import FirstStep
+from nnaudit.ranks.process_group import gloo_without_gpu, only_process
 from nnaudit.ranks.record import Rank, Ranks, journal, read
+from nnaudit.ranks.spawned import followed
 from nnaudit.ranks.unsharded import unsharded
+from nnaudit.ranks.watch import UNCUT_STEPS
 from nnaudit.report import Part
 from nnaudit.state.files import variables
 
@@ -31,7 +35,13 @@ wait for ever."""
 SHARE = 0.8
 """Of the time that a check may take, the part that the ranks may."""
 
+LONGEST = 2_000
+"""Batches up to which an epoch is run to its end, where the ranks have unequal numbers of them."""
+
 _POLL = 0.2
+
+_UNSEEN = ("FullyShardedDataParallel", "DeepSpeedEngine")
+"""What keeps weights in a form of its own."""
 
 
 class RanksError(NnauditError):
@@ -53,49 +63,61 @@ def observed(job: Job, *, overlay: bool) -> Ranks:
         RanksError: it raised on a rank, and not because another did something else.
     """
     deadline = time.monotonic() + job.settings.check_timeout * SHARE
-    found = _launch(job, deadline, overlay=overlay, shortens=True)
+
+    def launch(*, shortens: bool, steps: int = UNCUT_STEPS) -> Ranks:
+        return _launch(job, deadline, overlay=overlay, shortens=shortens, steps=steps)
+
+    found = launch(shortens=True)
     if found.failures and found.mismatch is None and any(r.steps for r in found.ranks):
-        found = _launch(job, deadline, overlay=overlay, shortens=False)
+        found = launch(shortens=False)
     if found.mismatch is None:
         _refuse_failed(found)
+        if found.uneven and min(found.uneven.values()) <= LONGEST:
+            whole = launch(shortens=False, steps=max(UNCUT_STEPS, *found.uneven.values()))
+            found = found.model_copy(update={"uncut": _end(whole)})
     return found
+
+
+def _end(whole: Ranks) -> Literal["", "ends", "waits"]:
+    """Say how the ranks came to the end of an epoch of unequal numbers of batches."""
+    if whole.mismatch is not None or whole.failures:
+        return "waits"
+    return "" if whole.hung else "ends"
 
 
 def _refuse_failed(found: Ranks) -> None:
     for rank in found.failures:
         assert rank.failed is not None
-        at = rank.failed.at
-        where = f"{at.file}:{at.line}: " if at else ""
-        raise RanksError(
-            f"{where}your code raised {rank.failed.message} on rank {rank.rank} of "
-            f"{len(found.ranks)} in {rank.failed.doing}",
-            rank.failed.traceback,
+        if rank.failed.refusal:
+            raise RanksError(rank.failed.message, "")
+        what = (
+            f"{rank.failed.message} on rank {rank.rank} of {len(found.ranks)} in "
+            f"{rank.failed.doing}"
         )
+        raise RanksError(raised(what, rank.failed.at), rank.failed.traceback)
     if not all(rank.steps for rank in found.ranks):
         stood = "; ".join(f"rank {rank.rank} {rank.standing}" for rank in found.ranks)
         why = found.hung or "ended without an optimizer step"
         raise RanksError(f"the {len(found.ranks)} processes {why}: {stood}", "")
 
 
-def _launch(job: Job, deadline: float, *, overlay: bool, shortens: bool) -> Ranks:
+def _launch(job: Job, deadline: float, **how: Any) -> Ranks:
     with tempfile.TemporaryDirectory(prefix="nnaudit-ranks-") as folder:
-        return _launch_in(Path(folder), job, deadline, overlay=overlay, shortens=shortens)
+        return _launch_in(Path(folder), Task(job=job, folder=folder, **how), deadline)
 
 
-def _launch_in(folder: Path, job: Job, deadline: float, *, overlay: bool, shortens: bool) -> Ranks:
-    count = job.settings.nproc_per_node
+def _launch_in(folder: Path, task: Task, deadline: float) -> Ranks:
+    count = task.job.settings.nproc_per_node
     assert count is not None
-    task = folder / "task.json"
-    task.write_text(
-        Task(job=job, folder=str(folder), shortens=shortens, overlay=overlay).model_dump_json()
-    )
+    file = folder / "task.json"
+    file.write_text(task.model_dump_json())
     words = [
         *("--nnodes", "1", "--nproc-per-node", str(count), "--max-restarts", "0"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
     ]
     command = [sys.executable, "-P", "-m", "torch.distributed.run", *words]
     process = subprocess.Popen(
-        [*command, "-m", "nnaudit.engine.rank", str(task)],
+        [*command, "-m", "nnaudit.engine.rank", str(file)],
         env={**os.environ, "PYTHONSAFEPATH": "1"},
         start_new_session=True,
     )
@@ -113,7 +135,7 @@ def _launch_in(folder: Path, job: Job, deadline: float, *, overlay: bool, shorte
     with suppress(Exception):  # pickled by the user's code, and not for this process
         first_steps = first_step.load(folder, count)
     ranks = _read(folder, count)
-    return Ranks(ranks=ranks, hung=hung, shortened=shortens, first_steps=first_steps)
+    return Ranks(ranks=ranks, hung=hung, shortened=task.shortens, first_steps=first_steps)
 
 
 def _read(folder: Path, count: int) -> tuple[Rank, ...]:
@@ -145,42 +167,40 @@ def part(found: Ranks) -> Part:
     steps = min(len(rank.steps) for rank in found.ranks)
     backend = f" ({summary.backend})" if summary.backend else ""
     how = f", {' and '.join(summary.strategies)}" if summary.strategies else ""
+    unseen = [name for name in _UNSEEN if name in summary.strategies]
+    without = f"; the weights of {unseen[0]} are not compared" if unseen else ""
     return Part(
         name="processes",
         description=(
             f"{len(found.ranks)} watched for {steps} optimizer steps{backend}{how}: asked by DIST; "
-            "the other checks audit one process"
+            f"the other checks audit one process{without}"
         ),
         origin="user",
     )
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Let the script find what the only process of a launch finds, for the time of a ``with``.
+def alone(path: str) -> Iterator[None]:
+    """Let the script at ``path`` find what the only process of a launch finds, in the ``with``.
 
     Raises:
         RanksError: it does not run so.
     """
-    values = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_WORLD_SIZE": "1",
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-    }
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    values = {**launchers.ONE, **meeting, **launchers.as_scheduled(launchers.ONE)}
     try:
-        with variables(values), gloo_without_gpu(), unsharded():
+        with ExitStack() as stack:
+            stack.enter_context(variables(values))
+            for stands_in in (gloo_without_gpu(), only_process(), unsharded()):
+                stack.enter_context(stands_in)
+            stack.enter_context(followed(path, 0, None))
             yield
     except UserCodeError as error:
-        at = f"{error.location.file}:{error.location.line}: " if error.location else ""
-        raise RanksError(
-            f"{at}your code raised {error}, in a launch of one process (on several it ran): all "
-            "checks but those of DIST are asked of one",
-            error.traceback,
-        ) from error
+        what = (
+            f"{error}, in a launch of one process (on several it ran): all checks but those of "
+            "DIST are asked of one"
+        )
+        raise RanksError(raised(what, error.location), error.traceback) from error
 
 
 def _free_port() -> int:

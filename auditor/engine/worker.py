@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from nnaudit.engine import stdin
 from nnaudit.engine.job import RANKS, Event, Job, Measuring, Refused
 from nnaudit.engine.overlaid import overlay
+from nnaudit.engine.unlaunched import unlaunched
 from nnaudit.state import files, landlock
 from nnaudit.state.files import Protection
 
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from nnaudit.ranks.record import Ranks
 
 
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Environment variables that a launcher of several processes sets."""
-
-
 def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) -> NoReturn:
     """Do ``job`` and end the process.
 
@@ -45,13 +42,11 @@ def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) 
 
     EXPLAIN.append(files.explained)
     stdin.leave_unanswered()
-    if job.settings.nproc_per_node is None:
-        EXPLAIN.append(lambda error: _unlaunched(error, job.path))
     try:
         with _protected(job, protection):
             _work(job, emit)
     except BaseException as error:
-        emit(_refusal(error))
+        emit(_refusal(unlaunched(error, job) or error))
     sys.stdout.flush()
     sys.stderr.flush()
     # A DataLoader worker or a thread of the user's must not keep a finished audit alive.
@@ -92,6 +87,7 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit.engine import ranks
     from nnaudit.engine import session as engine
+    from nnaudit.ranks.spawned import followed
 
     if job.battery:
         emit(engine.listed(job.settings))
@@ -124,8 +120,8 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     failure = None
     if form == "script":
         with ExitStack() as stack:
-            if settings.nproc_per_node is not None:
-                stack.enter_context(ranks.alone())
+            several = settings.nproc_per_node is not None
+            stack.enter_context(ranks.alone(job.path) if several else followed(job.path, 0, 1))
             failure = _as_script(job, audit)
         if failure is None:
             return
@@ -246,27 +242,13 @@ def _as_script(job: Job, audit: Callable[[Loop], None]) -> NnauditError | None:
     return None
 
 
-def _unlaunched(error: BaseException, path: str) -> str:
-    """Say how to start a script that failed for want of a launcher of several processes."""
-    asked = str(error)
-    missing = isinstance(error, KeyError) and asked.strip("'") in _LAUNCHED
-    rendezvous = isinstance(error, ValueError) and "rendezvous" in asked and "not set" in asked
-    if not (missing or rendezvous):
-        return ""
-    return (
-        f" (the script is to be started in several processes: `nnaudit --nproc-per-node 2 {path}` "
-        "does so)"
-    )
-
-
 def _refusal(error: BaseException) -> Refused:
     """Put whatever ended the audit into one sentence."""
-    from nnaudit.errors import NnauditError, UserCodeError, describe
+    from nnaudit.errors import NnauditError, UserCodeError, describe, raised
 
     if isinstance(error, UserCodeError):
-        place = f"{error.location.file}:{error.location.line}: " if error.location else ""
         return Refused(
-            message=f"{place}your code raised {error}",
+            message=raised(error, error.location),
             detail=error.traceback,
             exit_code=error.exit_code,
         )

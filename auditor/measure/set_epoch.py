@@ -19,18 +19,18 @@ def tellable(loader: Any) -> tuple[Any, Any]:
     return loader, getattr(loader, "dataset", None)
 
 
-def is_never_told(loop: Loop, *candidates: Any) -> bool:
-    """Whether the user's code runs from one epoch to the next without telling any its number.
+def is_told(loop: Loop, *candidates: Any) -> bool | None:
+    """Whether the user's code, as it runs from one epoch to the next, tells any its number.
 
-    False where no such code can be run.
+    None where no such code can be run, or what it tells is the number of the first epoch.
     """
     waiting = tell_epoch(*candidates, epoch=_FAR_EPOCH)
     before = [_epoch_of(each) for each in waiting]
-    told: list[bool] = []
+    told: list[Any] = []
 
     def noted(real: Callable[..., Any]) -> Callable[..., Any]:
         def set_epoch(*args: Any, **kwargs: Any) -> Any:
-            told.append(True)
+            told.extend((*args[-1:], *kwargs.values()))
             return real(*args, **kwargs)
 
         return set_epoch
@@ -43,8 +43,13 @@ def is_never_told(loop: Loop, *candidates: Any) -> bool:
             loop.step(batch)
             step = loop.next_epoch(batch)
         except (UserCodeError, TargetError):
-            return False
-    return step is not None and not told and before == [_epoch_of(each) for each in waiting]
+            return None
+    now = [_epoch_of(each) for each in waiting]
+    if step is None:
+        return None
+    if not told and before == now:
+        return False
+    return any(number for number in (*told, *now) if number != _FAR_EPOCH) or None
 
 
 def _epoch_of(sampler: Any) -> Any:

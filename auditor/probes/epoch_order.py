@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from nnaudit import stats
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop
 from nnaudit.measure.epoch_reading import COMPARED_ROWS, SECONDS, Reading, read, read_from
 from nnaudit.measure.epoch_targets import Targets, as_one_value
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.row_sequence import columns_of, sequence_of, views_of, without_group_means
-from nnaudit.measure.set_epoch import counts_its_epochs, is_never_told, tell_epoch, tellable
+from nnaudit.measure.set_epoch import counts_its_epochs, is_told, tell_epoch, tellable
 
 ROWS = 1024
 """Rows read of an epoch that can be looked up further on."""
@@ -43,7 +44,8 @@ class Order:
         indices: the items that two epochs ask for, where there is an index.
         by_hand: the order differs once ``set_epoch`` is called.
         by_itself: that is so, and the loader calls it as it is iterated, with a count of the epochs
-            that it has ended (accelerate's does): beginning it anew is the same epoch.
+            that it has ended (accelerate's does): beginning it anew is the same epoch. Or the
+            user's code between two epochs was run, and calls it.
         never_told: that is so, and the user's code between two epochs was run and did not call it.
         index_batches: batches per epoch by the index; 0 without one.
         seed: of the permutations.
@@ -196,9 +198,12 @@ def order_of(audit: Audit) -> Order:
     if access is None:
         second = None if _single(first) else read(audit, COMPARED_ROWS)
         by_hand = second is not None and _same(first, second) and _changes_by_hand(audit, first)
-        by_itself = by_hand and counts_its_epochs(loop.train_loader)
-        untold = by_hand and not by_itself and is_never_told(loop, *tellable(loop.train_loader))
-        return Order(first, second, None, None, None, 0, by_hand, audit.seed, by_itself, untold)
+        told = by_hand and _is_told(loop, *tellable(loop.train_loader))
+        return Order(
+            first, second, None, None, None, 0, by_hand, audit.seed,
+            by_itself=by_hand and told is True,
+            never_told=by_hand and told is False,
+        )  # fmt: skip
     epochs = access.index_batches(), access.index_batches()
     indices = _flat(epochs[0]), _flat(epochs[1])
     same = _mostly(stats.fixed_points(*indices))
@@ -206,9 +211,7 @@ def order_of(audit: Audit) -> Order:
     unknown = not access.shuffles or same
     later = _later(audit, access, epochs[0], len(first.sizes)) if unknown else None
     by_hand = same and _index_changes_by_hand(access, indices[0])
-    by_itself = by_hand and counts_its_epochs(loop.train_loader)
-    told = (access.sampler, access.loader.batch_sampler)
-    untold = by_hand and not by_itself and is_never_told(loop, *told)
+    told = by_hand and _is_told(loop, access.sampler, access.loader.batch_sampler)
     return Order(
         first,
         second,
@@ -218,9 +221,14 @@ def order_of(audit: Audit) -> Order:
         len(epochs[0]),
         by_hand,
         audit.seed,
-        by_itself,
-        untold,
+        by_itself=by_hand and told is True,
+        never_told=by_hand and told is False,
     )
+
+
+def _is_told(loop: Loop, *candidates: Any) -> bool | None:
+    """Whether the loader or the user's code tells its samplers of the epoch; None: not known."""
+    return counts_its_epochs(loop.train_loader) or is_told(loop, *candidates)
 
 
 def _single(reading: Reading) -> bool:

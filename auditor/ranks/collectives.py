@@ -54,6 +54,10 @@ class Collectives:
                 for owner in (distributed_c10d, distributed):
                     setattr(owner, name, heard)
                     stack.callback(setattr, owner, name, real)
+            for owner in (distributed_c10d, distributed):
+                for name in ("init_process_group", "new_group"):
+                    self._patch(stack, owner, name, self._meeting)
+            self._patch(stack, DistributedDataParallel, "__init__", self._meeting)
             self._patch(stack, DistributedDataParallel, "_pre_forward", self._pre_forward)
             self._patch(stack, torch.autograd, "backward", self._backward)
             yield
@@ -73,6 +77,7 @@ class Collectives:
             return
         number = journal.collectives
         journal.collectives += 1
+        journal.meetings += 1
         at = callstack.user_line()
         journal.add(
             Collective(number=number, op=op, group=group, what=what, doing=journal.doing, at=at)
@@ -84,6 +89,17 @@ class Collectives:
             self._within.one = False
         # Not where it raised: it stands there still.
         journal.add(Returned(number=number))
+
+    def _meeting(self, real: Any) -> Any:
+        """Ranks wait for one another, or nearly, in what is no collective of its own."""
+
+        @wraps(real)
+        @registered(Role.STANDS_IN)
+        def meeting(*args: Any, **kwargs: Any) -> Any:
+            self._journal.meetings += 1
+            return real(*args, **kwargs)
+
+        return meeting
 
     def _heard(self, name: str, real: Any) -> Any:
         @wraps(real)
@@ -143,29 +159,3 @@ def _form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return ""
     shape = "x".join(str(size) for size in tensor.shape) or "scalar"
     return f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
-
-
-@contextmanager
-def gloo_without_gpu() -> Iterator[None]:
-    """Let a script that asks for NCCL have gloo where there is no GPU, for the time of a ``with``.
-
-    So the script of a cluster is audited on a machine that has none.
-    """
-    real = distributed.init_process_group
-    if torch.cuda.is_available():
-        yield
-        return
-
-    @wraps(real)
-    @registered(Role.STANDS_IN)
-    def init(backend: Any = None, *args: Any, **kwargs: Any) -> None:
-        if backend is not None and "nccl" in str(backend):
-            backend = "gloo"
-            kwargs.pop("device_id", None)
-        real(backend, *args, **kwargs)
-
-    distributed.init_process_group = init
-    try:
-        yield
-    finally:
-        distributed.init_process_group = real

@@ -16,6 +16,7 @@ class Journal:
         step: optimizer steps taken.
         doing: what the script is doing, for a sentence.
         collectives: how many were entered.
+        meetings: as of :class:`nnaudit.ranks.record.Wrote`.
         over: nothing is written any more.
     """
 
@@ -23,6 +24,7 @@ class Journal:
         self.step = 0
         self.doing = "the preparation"
         self.collectives = 0
+        self.meetings = 0
         self.over = False
         self._lock = threading.Lock()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -84,7 +84,7 @@ class Order(Model):
     Attributes:
         batches: how many batches they make.
         complete: the epoch was followed to its end.
-        length: the number of items in the data set.
+        length: the number of items in the data set; 0 for a stream, whose items are not known.
         sampler: the type of what chooses them.
         waits_for_epoch: it has a ``set_epoch``.
         replaces: it draws with replacement, by design.
@@ -110,10 +110,11 @@ class Weights(Model):
     Attributes:
         when: the moment, the same word on all ranks.
         step: optimizer steps taken before.
-        parameters, buffers: by name, a hash of the bits. Sharded ones are left out.
+        parameters, buffers: by name, a hash of the bits. Those of which a rank holds a part only
+            are left out.
         replicated: the names of the parameters that DistributedDataParallel holds.
         broadcast: DistributedDataParallel gives rank 0's buffers to all ranks.
-        sharded: how many parameters are sharded.
+        sharded: how many parameters are left out.
     """
 
     kind: Literal["weights"] = "weights"
@@ -124,6 +125,13 @@ class Weights(Model):
     replicated: tuple[str, ...] = ()
     broadcast: bool = False
     sharded: int = 0
+
+
+class Gradients(Model):
+    """By parameter, a hash of the bits of what the optimizer first stepped with, but of zeros."""
+
+    kind: Literal["gradients"] = "gradients"
+    gradients: dict[str, str]
 
 
 class Stepped(Model):
@@ -164,11 +172,25 @@ class Resumed(Model):
 
 
 class Wrote(Model):
-    """A file was opened to be written anew, after ``step`` optimizer steps."""
+    """A file was opened to be written anew, after ``step`` optimizer steps.
+
+    ``meetings`` counts what had kept this rank until the others came to it, too: collectives, the
+    beginning of a process group, a wrapper that is made.
+    """
 
     kind: Literal["wrote"] = "wrote"
     path: str
     step: int
+    meetings: int = 0
+    at: Location | None = None
+
+
+class Read(Model):
+    """A file was opened to be read, for the first time, after as many ``meetings``."""
+
+    kind: Literal["read"] = "read"
+    path: str
+    meetings: int = 0
     at: Location | None = None
 
 
@@ -180,6 +202,8 @@ class Wrapped(Model):
         forwards: calls of the wrapper with gradients.
         bypassed: calls of the network in it, or of a part, that went round the wrapper.
         bypassed_at: the line of the first.
+        unused: the names of parameters that it waits for, and that had no gradient in the first
+            step.
     """
 
     kind: Literal["wrapped"] = "wrapped"
@@ -188,6 +212,30 @@ class Wrapped(Model):
     bypassed: int
     at: Location | None = None
     bypassed_at: Location | None = None
+    unused: tuple[str, ...] = ()
+
+
+class Clipped(Model):
+    """Gradients were clipped to ``limit``, before ``step`` + 1: their ``norm`` was this."""
+
+    kind: Literal["clipped"] = "clipped"
+    step: int
+    norm: float
+    limit: float
+    at: Location | None = None
+
+
+class Held(Model):
+    """What the optimizers step, beside what the networks hold.
+
+    Attributes:
+        stale: how many parameters are stepped that no network holds.
+        unstepped: the names of sharded parameters with a gradient that no optimizer steps.
+    """
+
+    kind: Literal["held"] = "held"
+    stale: int = 0
+    unstepped: tuple[str, ...] = ()
 
 
 class Summary(Model):
@@ -196,6 +244,9 @@ class Summary(Model):
     Attributes:
         augments: items of the training set differ when they are read under another seed; None
             where that was not tried.
+        items: by loader that is trained on, a hash of some items of its data set, read under one
+            seed: where it differs, one number means another item on each rank. Nothing of those
+            that cannot be read so.
         backend: of the process group.
         strategies: what distributes the work: "DistributedDataParallel", "FSDP2", ...
         joins: the script handles unequal numbers of steps, by torch's ``Join``.
@@ -205,6 +256,7 @@ class Summary(Model):
 
     kind: Literal["summary"] = "summary"
     augments: bool | None = None
+    items: dict[int, str] = Field(default_factory=dict)
     backend: str = ""
     strategies: tuple[str, ...] = ()
     joins: bool = False
@@ -218,10 +270,14 @@ class Done(Model):
 
 
 class Failed(Model):
-    """The script raised, ``at`` this line, ``when`` in seconds of the machine's clock."""
+    """The script raised, ``at`` this line, ``when`` in seconds of the machine's clock.
+
+    A ``refusal`` is ours: the script cannot be watched, and ``message`` says why.
+    """
 
     kind: Literal["failed"] = "failed"
     message: str
+    refusal: bool = False
     when: float = 0.0
     doing: str = ""
     at: Location | None = None
@@ -234,11 +290,15 @@ Entry = Annotated[
     | Batch
     | Order
     | Weights
+    | Gradients
     | Stepped
     | Validation
     | Resumed
     | Wrote
+    | Read
     | Wrapped
+    | Clipped
+    | Held
     | Summary
     | Done
     | Failed,
@@ -280,6 +340,11 @@ class Rank(Model):
         return tuple(e for e in self.entries if isinstance(e, Weights))
 
     @property
+    def gradients(self) -> dict[str, str]:
+        """As of :class:`Gradients`; nothing for a rank that took no step."""
+        return next((e.gradients for e in self.entries if isinstance(e, Gradients)), {})
+
+    @property
     def steps(self) -> tuple[Stepped, ...]:
         """The optimizer steps."""
         return tuple(e for e in self.entries if isinstance(e, Stepped))
@@ -290,9 +355,24 @@ class Rank(Model):
         return tuple(e for e in self.entries if isinstance(e, Wrote))
 
     @property
+    def reads(self) -> tuple[Read, ...]:
+        """The files that were read."""
+        return tuple(e for e in self.entries if isinstance(e, Read))
+
+    @property
     def wrapped(self) -> tuple[Wrapped, ...]:
         """The wrappers."""
         return tuple(e for e in self.entries if isinstance(e, Wrapped))
+
+    @property
+    def clips(self) -> tuple[Clipped, ...]:
+        """How gradients were clipped."""
+        return tuple(e for e in self.entries if isinstance(e, Clipped))
+
+    @property
+    def held(self) -> Held:
+        """What the optimizers step; nothing for a rank that did not come to its end."""
+        return next((e for e in self.entries if isinstance(e, Held)), Held())
 
     @property
     def summary(self) -> Summary:
@@ -328,6 +408,9 @@ class Ranks(Model):
         ranks: one for each process.
         hung: why the run was ended from outside; empty where it ended by itself.
         shortened: epochs and validations were cut short.
+        uncut: where the ranks have unequal numbers of batches in an epoch, what came of running it
+            to its end: "waits", one rank for another; "ends", the loop does so before; empty where
+            that was not tried, or did not come to an end.
         first_steps: what each rank kept of its first step, a
             :class:`nnaudit.ranks.first_step.FirstStep`; empty where one kept nothing.
     """
@@ -335,6 +418,7 @@ class Ranks(Model):
     ranks: tuple[Rank, ...]
     hung: str = ""
     shortened: bool = True
+    uncut: Literal["", "ends", "waits"] = ""
     first_steps: tuple[Any, ...] = ()
 
     def pairs(self) -> Iterator[tuple[Rank, Rank]]:
@@ -346,6 +430,31 @@ class Ranks(Model):
         """The first collective in which two ranks differ."""
         found = (_mismatch(a, b, self.hung != "") for a, b in self.pairs())
         return next(filter(None, found), None)
+
+    @property
+    def shares(self) -> tuple[dict[int, Order], ...]:
+        """The first epoch's order of each rank, for every loader that all ranks train from."""
+        found: dict[int, dict[int, Order]] = {}
+        for rank in self.ranks:
+            for order in rank.orders:
+                found.setdefault(order.loader, {}).setdefault(rank.rank, order)
+        return tuple(orders for orders in found.values() if len(orders) == len(self.ranks))
+
+    def number_alike(self, loader: int) -> bool:
+        """Whether a number means the same item on all ranks, as far as is known."""
+        known = [rank.summary.items.get(loader, "") for rank in self.ranks]
+        return not all(known) or len(set(known)) == 1
+
+    @property
+    def uneven(self) -> dict[int, int]:
+        """The batches of an epoch by rank, where they differ and nothing provides for that."""
+        if any(rank.summary.joins for rank in self.ranks):
+            return {}
+        for orders in self.shares:
+            batches = {rank: order.batches for rank, order in orders.items()}
+            if all(o.complete for o in orders.values()) and len(set(batches.values())) > 1:
+                return batches
+        return {}
 
     @property
     def data_parallel(self) -> bool:

@@ -6,38 +6,30 @@ Everything here happens in the script's thread.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import random
+import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils.data import IterableDataset, RandomSampler, WeightedRandomSampler
-from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.data import IterableDataset
 
-from nnaudit.loop.base import seed_everything
 from nnaudit.loop.script.channel import Unwind
 from nnaudit.loop.script.patches import TappedIterator
-from nnaudit.ranks.first_step import FirstStep, kept
+from nnaudit.ranks import items
+from nnaudit.ranks.first_step import MOST as KEPT
+from nnaudit.ranks.first_step import Kept, gradients, kept
+from nnaudit.ranks.generators import drawn, states
 from nnaudit.ranks.journal import Journal
-from nnaudit.ranks.record import (
-    Batch,
-    Order,
-    Resumed,
-    Stepped,
-    Summary,
-    Validation,
-    Weights,
-    Wrapped,
-)
-from nnaudit.report import Location
+from nnaudit.ranks.loaders import Loaders
+from nnaudit.ranks.networks import Networks
+from nnaudit.ranks.record import Batch, Order, Resumed, Stepped, Summary, Validation
+from nnaudit.ranks.sampling import Indices, described
+from nnaudit.ranks.sharding import Piece
 from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 
@@ -48,15 +40,17 @@ EPOCHS = 2
 """Epochs that are watched: an order that repeats itself shows in the second."""
 
 UNCUT_STEPS = 200
-"""Optimizer steps that are watched of a script whose epochs are not cut short."""
+"""Optimizer steps that are watched at most of a script whose epochs are not cut short."""
 
 ASIDE = 3
 """Batches of a validation, where it is cut short."""
 
-_CUDA: Any = torch.cuda
 
-FOLLOWED = 2_000_000
-"""Items of an epoch that are followed."""
+LAST = 3.0
+"""Seconds for which a stream is read on, to see where it ends."""
+
+MOST = 10_000
+"""Batches up to which it is read."""
 
 
 class Watch:
@@ -70,68 +64,63 @@ class Watch:
     leads = False
     repeats = False
 
-    def __init__(self, journal: Journal, *, shortens: bool) -> None:
-        """``shortens`` says whether epochs and validations are cut short."""
+    def __init__(self, journal: Journal, *, shortens: bool, steps: int = UNCUT_STEPS) -> None:
+        """``shortens`` says whether epochs and validations are cut short; else ``steps`` end it."""
         self.journal = journal
         self._shortens = shortens
-        self._loaders: list[Any] = []
-        self._passes: list[int] = []
+        self._steps = steps
+        self._loaders = Loaders()
         self._training: set[int] = set()
         self._since_backward: list[int] = []
         self._steps_in_epoch = 0
         self._backwards = self._begun_at = 0
         self._main: Optimizer | None = None
+        self._closure = self._reduced = False
+        self._unclipped: dict[str, Piece] = {}
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self._networks: list[nn.Module] = []
-        self._wrappers: list[_Wrapper] = []
-        self._places: dict[int, Location | None] = {}
-        self._indices = _Indices()
+        self._networks = Networks()
+        self._indices = Indices()
         self._validating = False
         self._states: dict[str, str] = {}
         self._inputs = ""
+        self._reading: tuple[TappedIterator, int] | None = None
+        self._stream: tuple[TappedIterator, int] | None = None
         self._data: Any = None
-        self._kept: list[Any] = []
-        self.first_step: FirstStep | None = None
+        self._kept: list[tuple[int, Any]] = []
+        self._noted: set[tuple[int, int]] = set()
+        self.first_step: Kept | None = None
 
     # --- what is made -----------------------------------------------------------------------------
 
     def on_create(self, kind: str, thing: Any) -> None:
         """Note wrappers, and where loaders are made."""
         if kind == "module" and isinstance(thing, DistributedDataParallel):
-            self._wrappers.append(_Wrapper(thing, callstack.user_line()))
+            self._networks.add_wrapper(thing)
         if kind == "loader":
-            self._places[id(thing)] = callstack.user_line()
+            self._loaders.made(thing)
 
     def on_optimizer_built(self, optimizer: Optimizer) -> None:
         """Nothing is asked of it yet."""
 
     # --- loaders ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Follow what the loaders' samplers give, for the time of a ``with``."""
-        owner: Any = _BaseDataLoaderIter
-        real, indices = owner._next_index, self._indices
-
-        def next_index(base: Any) -> Any:
-            found = real(base)
-            indices.add(base, found)
-            return found
-
-        owner._next_index = next_index
-        try:
-            yield
-        finally:
-            owner._next_index = real
+        return self._indices.listening()
 
     def on_iterate(self, iterator: TappedIterator) -> None:
         """Begin the loader's own iterator, as the script would."""
+        number, reading = self._loaders.number(iterator.loader), self._reading
+        trained = self._loaders.has_trained(number, self.journal.step)
+        if trained and reading is not None and reading[1] == number:
+            self._note_order(*reading)  # it has left off without asking for one more batch
+        self._indices.renew(iterator.loader)
         with self._indices.of(iterator):
             iterator.begin()
 
     def on_next_batch(self, iterator: TappedIterator) -> Any:
         """Give the script the loader's own next batch, until enough was seen."""
-        number = self._number(iterator.loader)
+        number = self._loaders.number(iterator.loader)
         if iterator.count == 0:
             self._begun_at = self._backwards
             if torch.is_grad_enabled():
@@ -142,7 +131,7 @@ class Watch:
             self._resume()
             self._end_if_seen(iterator, number)
             if iterator.count == 0:
-                self._note_weights(f"the start of epoch {self._passes[number] - 1}")
+                self._note_weights(f"the start of epoch {self._loaders.epoch(number)}")
         self._since_backward.append(number)
         self.journal.doing = f"training step {self.journal.step + 1}"
         return self._draw(iterator, number)
@@ -154,26 +143,17 @@ class Watch:
         unused = self._backwards == self._begun_at
         return bool(self.journal.step) or (self._shortens and unused and iterator.count >= ASIDE)
 
-    def _number(self, loader: Any) -> int:
-        """Return the number of a loader; one made anew for the same data has the same."""
-        data, place = getattr(loader, "dataset", None), self._places.get(id(loader))
-        for number, known in enumerate(self._loaders):
-            anew = place is not None and place == self._places.get(id(known))
-            if known is loader or (anew and getattr(known, "dataset", None) is data):
-                return number
-        self._loaders.append(loader)
-        self._passes.append(0)
-        return len(self._loaders) - 1
-
     def _begin_pass(self, number: int) -> None:
         """A loader is read from its beginning, with gradients.
 
         Raises:
             Unwind: enough epochs, or steps, were seen.
         """
-        self._passes[number] += 1
-        enough = self.journal.step >= EPOCHS * STEPS
-        if enough or (number in self._training and self._passes[number] > EPOCHS):
+        step = self.journal.step
+        passes = self._loaders.begin(number, step)
+        self._kept = [each for each in self._kept if each[0] != number]
+        enough = step >= (EPOCHS * STEPS if self._shortens else self._steps)
+        if enough or (number in self._training and passes > EPOCHS):
             self._resume()
             self.journal.doing = f"what follows step {self.journal.step}"
             raise Unwind
@@ -188,34 +168,35 @@ class Watch:
             StopIteration: the epoch is over.
             Unwind: nothing more is to be seen.
         """
-        if not self._shortens and self.journal.step >= UNCUT_STEPS:
+        if not self._shortens and self.journal.step >= self._steps:
             self._note_order(iterator, number)
             raise Unwind
         if self._shortens and self._steps_in_epoch >= STEPS:
             self._note_order(iterator, number)
             iterator.exhausted = True
-            self.journal.doing = f"what follows epoch {self._passes[number] - 1}"
+            self.journal.doing = f"what follows epoch {self._loaders.epoch(number)}"
             raise StopIteration
 
     def _draw(self, iterator: TappedIterator, number: int) -> Any:
         before = states()
+        self._reading = iterator, number
         try:
             with self._indices.of(iterator):
                 batch = iterator.draw()
         except StopIteration:
             self._note_order(iterator, number)
-            self.journal.doing = f"what follows epoch {self._passes[number] - 1}"
+            self.journal.doing = f"what follows epoch {self._loaders.epoch(number)}"
             raise
         self._states = states()
         self._remember_data(iterator.loader)
-        if self._main is None:
-            self._kept.append(batches.clone(batch))
+        if self._main is None and len(self._kept) <= KEPT:
+            self._kept.append((number, batches.clone(batch)))
         base = self._indices.base(iterator)
         workers = getattr(iterator.loader, "num_workers", 0)
         self.journal.add(
             Batch(
                 loader=number,
-                epoch=self._passes[number] - 1,
+                epoch=self._loaders.epoch(number),
                 index=iterator.count,
                 step=self.journal.step,
                 digest=batches.digest(batch),
@@ -233,10 +214,17 @@ class Watch:
 
     def _note_order(self, iterator: TappedIterator, number: int) -> None:
         """Write down the order of the whole epoch, what is left of it without loading it."""
+        self._reading = None
         base = self._indices.base(iterator)
         data: Any = getattr(iterator.loader, "dataset", None)
+        if isinstance(data, IterableDataset):
+            self._stream = iterator, number
         if base is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
             return
+        this = number, self._loaders.epoch(number)
+        if this in self._noted:
+            return
+        self._noted.add(this)
         complete = self._indices.follow(base)
         found = self._indices.found(base)
         if not all(isinstance(i, int) for rows in found for i in rows):
@@ -244,16 +232,41 @@ class Watch:
         self.journal.add(
             Order(
                 loader=number,
-                epoch=self._passes[number] - 1,
+                epoch=self._loaders.epoch(number),
                 indices=tuple(i for rows in found for i in rows),
                 batches=len(found),
                 complete=complete,
                 length=len(data),
-                **_sampling(iterator.loader),
-                at=self._places.get(id(iterator.loader)),
+                **described(iterator.loader),
+                at=self._loaders.place(iterator.loader),
             )
         )
         self._indices.forget(base)
+
+    def _note_length(self, iterator: TappedIterator, number: int) -> None:
+        """Write down how many batches a stream has: it is read to its end, where that is near.
+
+        Its items are not known.
+        """
+        until, ended = time.monotonic() + LAST, False
+        while not ended and iterator.count < MOST and time.monotonic() < until:
+            try:
+                iterator.draw()
+                iterator.count += 1
+            except StopIteration:
+                ended = True
+        self.journal.add(
+            Order(
+                loader=number,
+                epoch=self._loaders.epoch(number),
+                indices=(),
+                batches=iterator.count,
+                complete=ended,
+                length=0,
+                sampler=type(iterator.loader.dataset).__name__,
+                at=self._loaders.place(iterator.loader),
+            )
+        )
 
     # --- validation -------------------------------------------------------------------------------
 
@@ -297,17 +310,15 @@ class Watch:
     def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note which network is trained, and whether its wrapper is called."""
         if torch.is_grad_enabled() and next(module.parameters(), None) is not None:
-            inner = module.module if isinstance(module, DistributedDataParallel) else module
-            if not any(inner is known for known in self._networks):
-                self._networks.append(inner)
-            for wrapper in self._wrappers:
-                wrapper.called(module)
+            self._networks.called(module)
             if not self._inputs:
                 self._inputs = batches.digest((args, kwargs))
         return run(args, kwargs)
 
     def on_backward(self, root: Tensor) -> bool:
         """Note that what was read since the last one is trained on."""
+        if self._closure:
+            self._begin_first()
         self._backwards += 1
         self._training.update(self._since_backward)
         self._since_backward.clear()
@@ -324,13 +335,42 @@ class Watch:
         """A skipped step is one, too: all ranks skip it."""
 
     def on_step_start(self, optimizer: Optimizer, closure: bool) -> None:
-        """Keep the state before the first step."""
-        if self._main is None:
-            self._main = optimizer
-            self._note_weights("the first step")
-            self.first_step = kept(self._networks, self._kept)
-            self._kept = []
+        """Keep the state before the first step.
+
+        A ``closure`` computes the gradients within it.
+        """
         self._optimizers.add(optimizer)
+        if self._main is not None:
+            return
+        self._main = optimizer
+        if closure and not self._networks.trained:
+            self._closure = True
+            return
+        self._begin_first()
+        self._end_first()
+
+    def _begin_first(self) -> None:
+        self._closure = False
+        self._note_weights("the first step")
+        if len({number for number, _ in self._kept}) == 1:
+            read = [batch for _, batch in self._kept]
+            self.first_step = kept(self._networks.trained, read, self._backwards)
+        self._kept = []
+
+    def _end_first(self) -> None:
+        """Keep the gradients of the first step."""
+        if self._reduced:
+            return
+        self._reduced = True
+        self._networks.stepped()
+        self.journal.add(self._networks.gradients())
+        if self.first_step is not None:
+            self.first_step.gradients = self._unclipped or gradients(self._networks.trained)
+
+    def on_clip(self) -> None:
+        """Keep the gradients of the first step as they are before they are clipped."""
+        if not self._reduced and not self._unclipped:
+            self._unclipped = gradients(self._networks.trained)
 
     def on_step_end(self, optimizer: Optimizer) -> None:
         """Count a step of the optimizer that stepped first.
@@ -341,6 +381,8 @@ class Watch:
         if optimizer is not self._main:
             return
         journal = self.journal
+        if not journal.step:
+            self._end_first()
         drew = drawn(self._states, states()) if self._states else {}
         journal.add(Stepped(step=journal.step, drew=drew, inputs=self._inputs))
         journal.step += 1
@@ -354,34 +396,7 @@ class Watch:
         self._states = states()
 
     def _note_weights(self, when: str) -> None:
-        parameters: dict[str, str] = {}
-        buffers: dict[str, str] = {}
-        replicated: list[str] = []
-        sharded = 0
-        held = {id(p) for w in self._wrappers for p in w.parameters()}
-        for number, network in enumerate(self._networks):
-            prefix = f"{number}." if number else ""
-            for name, parameter in network.named_parameters():
-                if _is_sharded(parameter):
-                    sharded += 1
-                    continue
-                parameters[prefix + name] = bits(parameter)
-                if id(parameter) in held:
-                    replicated.append(prefix + name)
-            for name, buffer in network.named_buffers():
-                if not _is_sharded(buffer):
-                    buffers[prefix + name] = bits(buffer)
-        self.journal.add(
-            Weights(
-                when=when,
-                step=self.journal.step,
-                parameters=parameters,
-                buffers=buffers,
-                replicated=tuple(replicated),
-                broadcast=any(w.broadcasts for w in self._wrappers),
-                sharded=sharded,
-            )
-        )
+        self.journal.add(self._networks.weights(when, self.journal.step))
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -390,194 +405,26 @@ class Watch:
         self._resume()
         if self._main is not None:
             self._note_weights("the end")
-        for wrapper in self._wrappers:
-            self.journal.add(wrapper.noted())
-        augments = None
+        for wrapped in self._networks.wrapped():
+            self.journal.add(wrapped)
+        self.journal.add(self._networks.held(self._optimizers))
+        if self._stream is not None and self._shortens:
+            with suppress(Exception):  # the user's stream may do what it likes
+                self._note_length(*self._stream)
+        augments: bool | None = None
+        digests: dict[int, str] = {}
         with suppress(Exception):  # the user's data may do what it likes
-            augments = self._augments()
+            augments = None if self._data is None else items.augments(self._data)
+        for number in self._training:
+            with suppress(Exception):
+                digests[number] = items.digest(self._loaders[number].dataset)
         self.journal.add(
             Summary(
                 augments=augments,
+                items=digests,
                 backend=distributed.get_backend() if distributed.is_initialized() else "",
-                strategies=tuple(sorted(self._strategies())),
-                joins=any(w.joins for w in self._wrappers),
-                data_parallel=self._is_data_parallel(),
+                strategies=tuple(sorted(self._networks.strategies(self._optimizers))),
+                joins=self._networks.joins,
+                data_parallel=self._networks.data_parallel,
             )
         )
-
-    def _augments(self) -> bool | None:
-        """Whether an item of the training set differs from itself under another seed."""
-        if self._data is None:
-            return None
-        seen = []
-        for seed in (1, 1, 2):
-            seed_everything(seed)
-            seen.append(batches.digest((self._data[0],)))
-        return seen[0] == seen[1] != seen[2]
-
-    def _is_data_parallel(self) -> bool:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if any(wrapper.size == world for wrapper in self._wrappers):
-            return True
-        meshes = [
-            p.device_mesh  # type: ignore[attr-defined]
-            for network in self._networks
-            if any(type(m).__name__.startswith("FSDP") for m in network.modules())
-            for p in network.parameters()
-            if type(p).__name__ == "DTensor"
-        ]
-        return bool(meshes) and all(m.ndim == 1 and m.size() == world for m in meshes)
-
-    def _strategies(self) -> Iterator[str]:
-        if self._wrappers:
-            yield "DistributedDataParallel"
-        kinds = {type(p).__name__ for network in self._networks for p in network.parameters()}
-        if "DTensor" in kinds:
-            yield "sharded parameters"
-        for network in self._networks:
-            if any(type(m).__name__ == "FullyShardedDataParallel" for m in network.modules()):
-                yield "FullyShardedDataParallel"
-        if any(type(o).__name__ == "ZeroRedundancyOptimizer" for o in self._optimizers):
-            yield "ZeroRedundancyOptimizer"
-
-
-class _Wrapper:
-    """A DistributedDataParallel object, and how it is called."""
-
-    def __init__(self, wrapper: DistributedDataParallel, at: Location | None) -> None:
-        self._wrapper, self._at = wrapper, at
-        self._forwards = self._bypassed = 0
-        self._bypassed_at: Location | None = None
-        self._inner: set[int] = set()
-        self.joins = False
-        self.size = 0
-
-    @property
-    def _network(self) -> nn.Module | None:
-        network: nn.Module | None = self._wrapper.__dict__.get("_modules", {}).get("module")
-        return network
-
-    @property
-    def broadcasts(self) -> bool:
-        return bool(getattr(self._wrapper, "broadcast_buffers", False))
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        network = self._network
-        return iter(()) if network is None else network.parameters()
-
-    def called(self, module: nn.Module) -> None:
-        """Note that ``module`` was called, from outside of any other."""
-        network = self._network
-        if network is None:
-            return
-        if not self._inner:
-            self._inner = {id(m) for m in network.modules()}
-            self.size = distributed.get_world_size(self._wrapper.process_group)
-        handle = getattr(self._wrapper, "_join_config", None)
-        self.joins |= bool(getattr(handle, "enable", False))
-        if module is self._wrapper:
-            self._forwards += 1
-        elif id(module) in self._inner:
-            self._bypassed += 1
-            self._bypassed_at = self._bypassed_at or callstack.user_line()
-
-    def noted(self) -> Wrapped:
-        return Wrapped(
-            network=type(self._network).__name__,
-            forwards=self._forwards,
-            bypassed=self._bypassed,
-            at=self._at,
-            bypassed_at=self._bypassed_at,
-        )
-
-
-class _Indices:
-    """The indices that loaders' iterators ask for, by iterator."""
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[Any, list[list[Any]]]] = {}
-        self._bases: dict[int, Any] = {}
-        self._current: int | None = None
-
-    @contextmanager
-    def of(self, iterator: TappedIterator) -> Iterator[None]:
-        """What is asked for in the block belongs to ``iterator``."""
-        before, self._current = self._current, iterator.key
-        try:
-            yield
-        finally:
-            self._current = before
-
-    def add(self, base: Any, found: Any) -> None:
-        rows = list(found) if isinstance(found, (list, tuple)) else [found]
-        rows = [int(i) if isinstance(i, (np.integer, int)) else i for i in rows]
-        self._found.setdefault(id(base), (base, []))[1].append(rows)
-        if self._current is not None:
-            self._bases[self._current] = base
-
-    def base(self, iterator: TappedIterator) -> Any:
-        return self._bases.get(iterator.key)
-
-    def found(self, base: Any) -> list[list[Any]]:
-        return self._found[id(base)][1]
-
-    def follow(self, base: Any) -> bool:
-        """Let the sampler give the rest of its epoch; returns whether it came to its end."""
-        rows = self.found(base)
-        total = sum(map(len, rows))
-        while total < FOLLOWED:
-            try:
-                base._next_index()
-            except StopIteration:
-                return True
-            total += len(rows[-1])
-        return False
-
-    def forget(self, base: Any) -> None:
-        self._found.pop(id(base), None)
-
-
-def _sampling(loader: Any) -> dict[str, Any]:
-    """Describe what chooses the items of ``loader``."""
-    chain = [loader]
-    for each in chain:  # which grows: a batch sampler may wrap another one, or a sampler
-        inner = [getattr(each, name, None) for name in ("sampler", "batch_sampler")]
-        chain += [x for x in inner if x is not None and not any(x is known for known in chain)]
-    chain = chain[1:]
-    waiting = [each for each in chain if callable(getattr(each, "set_epoch", None))]
-    return {
-        "sampler": type((waiting or chain or [loader])[0]).__name__,
-        "waits_for_epoch": bool(waiting),
-        "replaces": any(
-            isinstance(each, (RandomSampler, WeightedRandomSampler)) and each.replacement
-            for each in chain
-        ),
-    }
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    return type(tensor).__name__ == "DTensor" or type(tensor).__name__ == "FlatParameter"
-
-
-def bits(tensor: Tensor) -> str:
-    """Return a hash of the bits of ``tensor``."""
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(raw.tobytes(), digest_size=8).hexdigest()
-
-
-def states() -> dict[str, str]:
-    """Return a hash of the state of every global random number generator."""
-    numpy: Any = np.random.get_state()
-    found = {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": numpy[1].tobytes() + str(numpy[2:]).encode(),
-        "random": str(random.getstate()).encode(),
-    }
-    if _CUDA.is_initialized():
-        found["cuda"] = torch.cuda.get_rng_state().numpy().tobytes()
-    return {name: hashlib.blake2b(raw, digest_size=8).hexdigest() for name, raw in found.items()}
-
-
-def drawn(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
-    """Return the states ``before`` of those generators whose state has changed since."""
-    return {name: state for name, state in before.items() if after.get(name) != state}

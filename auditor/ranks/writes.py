@@ -1,4 +1,4 @@
-"""Noting which files a rank writes anew."""
+"""Noting which files a rank writes anew, and which it reads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ import torch
 
 from nnaudit.errors import is_library, is_ours
 from nnaudit.ranks.journal import Journal
-from nnaudit.ranks.record import Wrote
+from nnaudit.ranks.record import Read, Wrote
 from nnaudit.state.namespaces import is_under
 from nnaudit.targets import callstack
 from nnaudit.targets.callstack import Role, registered
+
+MOST = 1_000
+"""Files up to which reading is noted."""
+
+_SOURCE = (".py", ".pyc")
 
 _ANEW = os.O_TRUNC
 """What a file is opened with to be written from its beginning; appending disturbs nobody."""
@@ -27,36 +32,48 @@ _ANEW = os.O_TRUNC
 
 @contextmanager
 def noted(journal: Journal, skipped: tuple[str, ...]) -> Iterator[None]:
-    """Note which files are opened to be written anew; not under the folders ``skipped``.
+    """Note which files are opened to be written anew, or read; not under the folders ``skipped``.
 
     Python tells of every file that it opens; ``torch.save`` opens its own in C++.
     """
     quiet = (*skipped, "/dev", "/proc", "/sys", tempfile.gettempdir(), "/tmp", "/var/tmp")
     busy, real = threading.local(), torch.save
 
-    def note(path: Any) -> None:
+    here, process, read = str(Path.cwd()), os.getpid(), set[str]()
+
+    def note(path: Any, *, writes: bool) -> None:
         if journal.over or getattr(busy, "noting", False):
             return
         busy.noting = True
         try:
             name = os.path.realpath(os.fsdecode(path))
-            unasked = is_library(name) or is_ours(name) or name.endswith(".pyc")
-            here = any(is_under(name, place) for place in (str(Path.cwd()),))
-            if not unasked and (here or not any(is_under(name, place) for place in quiet)):
-                journal.add(Wrote(path=name, step=journal.step, at=callstack.user_line()))
+            if is_library(name) or is_ours(name) or name.endswith(_SOURCE):
+                return
+            if not is_under(name, here) and any(is_under(name, place) for place in quiet):
+                return
+            at, meetings = callstack.user_line(), journal.meetings
+            if writes:
+                journal.add(Wrote(path=name, step=journal.step, meetings=meetings, at=at))
+            # A loader's worker does not know what its rank has come to since it was forked.
+            elif name not in read and len(read) < MOST and os.getpid() == process:
+                read.add(name)
+                journal.add(Read(path=name, meetings=meetings, at=at))
         finally:
             busy.noting = False
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         # The hook stays for as long as the process: this one ends with what is watched.
-        if event == "open" and isinstance(args[0], (str, bytes)) and args[2] & _ANEW:
-            note(args[0])
+        if event != "open" or not isinstance(args[0], (str, bytes)):
+            return
+        writes = bool(args[2] & _ANEW)
+        if writes or args[2] & os.O_ACCMODE == os.O_RDONLY:
+            note(args[0], writes=writes)
 
     @wraps(real)
     @registered(Role.STANDS_IN)
     def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(f, (str, os.PathLike)):
-            note(os.fspath(f))
+            note(os.fspath(f), writes=True)
         real(obj, f, *args, **kwargs)
 
     sys.addaudithook(hook)

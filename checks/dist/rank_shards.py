@@ -24,13 +24,16 @@ class RankShards(Check):
     How: The content of the first batches of each rank is compared, batch by batch, and the items
         of the first epoch, which the samplers give without loading them.
         - Fails when two ranks read the same batches, or their samplers give the same order; when
-          one has more batches than another, unless torch's `Join` is in use; when ranks share more
-          than `shared` of their items, beyond what fills up the last batch, while others are read
-          by none.
+          ranks share more than `shared` of their items, beyond what fills up the last batch, while
+          others are read by none.
+        - Where one has more batches than another, of a stream too, and torch's `Join` is not in
+          use, an epoch is run to its end: fails when a rank waits there for one that has left the
+          loop. Warns where the epoch is too long for that (2,000 batches).
         - Warns when every rank reads the whole data set in an order of its own: an epoch is then
           several; and instead of failing where nothing is known to make the work data-parallel
           (ranks of tensor or pipeline parallelism read the same rows by design).
-        - Samplers with replacement share items by design.
+        - Samplers with replacement share items by design; so do those of data sets that differ
+          between ranks (a few items are read to see that): only batches are compared then.
     Fix: DataLoader(data, batch_size, sampler=DistributedSampler(data, drop_last=True)).
     References: PyTorch documentation, torch.utils.data.distributed.DistributedSampler.
     """
@@ -46,12 +49,13 @@ class RankShards(Check):
         if len(seen.ranks) < 2:
             return self.skipped("One process reads everything.")
         found = self._same_batches(seen)
-        for orders in _by_loader(seen):
+        for orders in seen.shares:
             found = found or self._orders(audit, seen, orders)
+        found = found or self._uneven(audit, seen)
         if found is not None:
             return found
         read = all(rank.batches or any(s.inputs for s in rank.steps) for rank in seen.ranks)
-        if not read and not _by_loader(seen):
+        if not read and not seen.shares:
             return self.inconclusive("Not compared: no batch was seen on every rank.")
         return self.passed(_told(seen))
 
@@ -74,6 +78,8 @@ class RankShards(Check):
     def _orders(self, audit: Audit, seen: Ranks, orders: dict[int, Order]) -> Result | None:
         numbers = sorted(orders)
         first = orders[numbers[0]]
+        if not seen.number_alike(first.loader):
+            return None
         at = first.at or audit.loop.locate("train_loader")
         for rank in numbers[1:]:
             other = orders[rank]
@@ -86,10 +92,7 @@ class RankShards(Check):
                     at,
                 )
         whole = all(order.complete for order in orders.values())
-        batches = {rank: order.batches for rank, order in orders.items()}
-        if whole and len(set(batches.values())) > 1 and not _joins(seen):
-            return self._unequal(seen, batches, at)
-        if not whole or first.replaces:
+        if not whole or first.replaces or seen.uneven:
             return None
         return self._overlap(audit, seen, orders, at)
 
@@ -135,16 +138,21 @@ class RankShards(Check):
             f"{message}: {len(seen.ranks)} processes do the work of one.", **details
         )
 
-    def _unequal(self, seen: Ranks, batches: dict[int, int], at: object) -> Result:
-        fewest, most = min(batches, key=lambda r: batches[r]), max(batches, key=lambda r: batches[r])
+    def _uneven(self, audit: Audit, seen: Ranks) -> Result | None:
+        """Judge unequal numbers of batches, by what comes of them."""
+        batches = seen.uneven
+        if not batches or seen.uncut == "ends":
+            return None
+        fewest, most = min(batches, key=batches.__getitem__), max(batches, key=batches.__getitem__)
         message = (
             f"Rank {fewest} has {batches[fewest]:,} batches in an epoch and rank "
-            f"{most} has {batches[most]}"
+            f"{most} has {batches[most]:,}"
         )
+        at = next((o.at for orders in seen.shares for o in orders.values()), None)
         details = {
             "measured": ", ".join(f"rank {r}: {n}" for r, n in batches.items()),
             "threshold": "as many on each rank",
-            "location": at,
+            "location": at or audit.loop.locate("train_loader"),
             "evidence": (
                 Table(
                     title="Batches of an epoch",
@@ -154,10 +162,13 @@ class RankShards(Check):
             ),
             "fix": "DistributedSampler(data, drop_last=True)  # and one batch size on all ranks",
         }
-        if not seen.data_parallel:
-            return self.warned(f"{message}.", **details)
-        return self.failed(
-            f"{message}: rank {most} waits in its collective for one that has left the loop.",
+        if seen.uncut == "waits":
+            return self.failed(
+                f"{message}: rank {most} waits in its collective for one that has left the loop.",
+                **details,
+            )
+        return self.warned(
+            f"{message}: unless the loop ends before, rank {most} waits for one that has left it.",
             **details,
         )
 
@@ -165,23 +176,13 @@ class RankShards(Check):
 _FIX = "DataLoader(data, batch_size, sampler=DistributedSampler(data, drop_last=True))"
 
 
-def _joins(seen: Ranks) -> bool:
-    return any(rank.summary.joins for rank in seen.ranks)
-
-
-def _by_loader(seen: Ranks) -> list[dict[int, Order]]:
-    """Return the first epoch's order of each rank, for every loader that all ranks train from."""
-    found: dict[int, dict[int, Order]] = {}
-    for rank in seen.ranks:
-        for order in rank.orders:
-            found.setdefault(order.loader, {}).setdefault(rank.rank, order)
-    return [orders for orders in found.values() if len(orders) == len(seen.ranks)]
-
-
 def _told(seen: Ranks) -> str:
-    for orders in _by_loader(seen):
+    if seen.uncut == "ends":
+        return "The ranks read different batches, and leave the loop together."
+    for orders in seen.shares:
         first = next(iter(orders.values()))
-        if all(order.complete for order in orders.values()):
+        alike = seen.number_alike(first.loader)
+        if first.length and alike and all(order.complete for order in orders.values()):
             read = len({i for order in orders.values() for i in order.indices})
             batches = len(orders) * first.batches
             return (

@@ -22,10 +22,11 @@ class ReplicaSync(Check):
         after it, after more, after validation, and at the end.
         - Fails when a parameter that DistributedDataParallel holds differs; and, without it, when
           parameters that were equal before the first step part while others are trained and stay
-          equal: the ranks are replicas, and these are not kept in step.
+          equal: the ranks are replicas, and these are not kept in step; and when some differ from
+          the start whose gradient in the first step is the same on all ranks, bit for bit.
         - Warns when all of them part, or all_to_all is called (experts differ by design); and when
           buffers, such as the statistics of batch normalisation, differ and are not broadcast.
-        - Sharded parameters, and those that differ from the start, are not compared.
+        - Sharded parameters, and others that differ from the start, are not compared.
     Fix: DistributedDataParallel(model), or average the gradients of all parameters.
     References: Li et al., PyTorch Distributed (VLDB 2020), section 3.
     """
@@ -46,12 +47,15 @@ class ReplicaSync(Check):
         start = moments[0]
         compared = set.intersection(*(set(w.parameters) for w in start))
         if not compared:
-            return self.skipped("Every parameter is sharded: no rank holds another's.")
+            return self.skipped(_why_none(seen))
         for weights in moments:
             replicated = set.intersection(*(set(w.replicated) for w in weights))
             if parted := _different(weights, replicated):
                 return self._held(audit, weights, parted)
-        same = compared - set(_different(start, compared))
+        apart = _different(start, compared)
+        if averaged := [name for name in apart if _is_averaged(seen, name)]:
+            return self._never_equal(audit, averaged)
+        same = compared - set(apart)
         if not same:
             return self.inconclusive(
                 "Not judged: the ranks hold different weights from the start, and nothing says "
@@ -76,6 +80,19 @@ class ReplicaSync(Check):
             modules=tuple(parted),
             location=audit.loop.locate("training_step"),
             fix="output = model(x)  # the wrapper, not model.module; no step inside no_sync()",
+        )
+
+    def _never_equal(self, audit: Audit, apart: list[str]) -> Result:
+        return self.failed(
+            f"{count(len(apart), 'parameter')} {_verb(apart)} between ranks from the start (first: "
+            f"{apart[0]}), though all ranks step with one gradient: they are replicas of no one "
+            "network.",
+            measured=f"{len(apart)} differ before the first step",
+            threshold="the same bits on all ranks",
+            evidence=(_table(apart),),
+            modules=tuple(apart),
+            location=audit.loop.locate("model"),
+            fix="for p in model.parameters(): dist.broadcast(p.data, 0)  # before the first step",
         )
 
     def _by_hand(
@@ -133,6 +150,22 @@ class ReplicaSync(Check):
             evidence=(_table(parted),),
             fix="nn.SyncBatchNorm.convert_sync_batchnorm(model)  # or broadcast_buffers=True",
         )
+
+
+def _why_none(seen: Ranks) -> str:
+    """Say why no parameter is compared."""
+    if "FullyShardedDataParallel" in seen.ranks[0].summary.strategies:
+        return (
+            "FullyShardedDataParallel keeps parameters in flat ones of its own, which are not "
+            "compared (those of fully_shard are, where ranks hold the same)."
+        )
+    return "Every parameter is sharded: no rank holds another's."
+
+
+def _is_averaged(seen: Ranks, name: str) -> bool:
+    """Whether all ranks first step a parameter with the same gradient, which is not zero."""
+    found = {rank.gradients.get(name) for rank in seen.ranks}
+    return len(found) == 1 and None not in found
 
 
 def _moments(seen: Ranks) -> list[list[Weights]]:

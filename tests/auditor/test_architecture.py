@@ -26,17 +26,19 @@ ROOMS = {
         "targets",
     },
     "app": {
-        "api", "checks", "config", "display", "engine", "errors", "fixes", "packages", "progress",
-        "report", "reports", "settings", "state", "targets",
+        "api", "checks", "config", "display", "engine", "errors", "fixes", "launchers", "packages",
+        "progress", "report", "reports", "settings", "state", "targets",
     },
     "fixes": {"report"},
-    "callbacks": {"app", "config", "display", "engine", "errors", "report", "reports"},
+    "callbacks": {"app", "config", "display", "engine", "errors", "launchers", "report", "reports"},
     "display": {"report", "reports"},
     "progress": {"engine", "report", "reports"},
     "engine": {
-        "checks", "context", "errors", "loop", "loop.script", "overview", "packages", "ranks",
+        "checks", "context", "errors", "launchers", "loop", "loop.script", "overview", "packages",
+        "ranks",
         "report", "settings", "state", "targets",
     },
+    "launchers": {"state"},
     "checks": {
         "context", "errors", "loop", "measure", "probes", "ranks", "report", "state", "stats",
         "targets", "training", "wording",
@@ -60,7 +62,8 @@ ROOMS = {
 """Which room may import which: the folders, and the modules at the root by their names."""
 
 WITHOUT_TORCH = (
-    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "packages")),
+    *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "launchers")),
+    "auditor/packages.py",
     *(f"auditor/{name}.py" for name in ("progress", "report", "settings", "wording")),
     *(f"checks/{name}.py" for name in ("__init__", "catalog", "docstring", "selectors")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),

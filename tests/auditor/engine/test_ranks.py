@@ -90,7 +90,7 @@ def test_the_only_process_finds_the_environment_of_a_launch(
 ) -> None:
     monkeypatch.setenv("RANK", "5")
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    with ranks.alone():
+    with ranks.alone("train.py"):
         assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "1")
         assert int(os.environ["MASTER_PORT"]) > 0
     assert os.environ["RANK"] == "5"

@@ -118,3 +118,87 @@ for epoch in range(9):
     rank = watched(tmp_path, source, shortens=False)
     assert len(rank.steps) == EPOCHS * 10
     assert rank.orders[0].indices == tuple(range(160))
+
+
+def test_a_stream_is_read_on_to_see_where_it_ends(tmp_path: Path) -> None:
+    source = """
+from torch.utils.data import IterableDataset
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(data)
+
+
+for epoch in range(9):
+    for x, y in DataLoader(Stream(), 4):
+        step(x, y)
+"""
+    rank = watched(tmp_path, source)
+    (order,) = rank.orders
+    assert (order.indices, order.batches, order.complete) == ((), 40, True)
+    assert len(rank.steps) == EPOCHS * STEPS
+
+
+def test_a_look_at_one_batch_is_no_epoch(tmp_path: Path) -> None:
+    source = """
+loader = DataLoader(data, 4, shuffle=True)
+for epoch in range(9):
+    size = len(next(iter(loader))[0])
+    for x, y in loader:
+        step(x, y)
+"""
+    rank = watched(tmp_path, source)
+    assert [order.epoch for order in rank.orders] == [0, 1]
+    assert len(rank.steps) == EPOCHS * STEPS
+
+
+def test_a_loop_that_leaves_off_with_the_last_batch_has_an_order(tmp_path: Path) -> None:
+    source = """
+loader = DataLoader(data, 40, shuffle=True)
+for epoch in range(9):
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        step(*next(batches))
+"""
+    rank = watched(tmp_path, source)
+    assert [(order.epoch, order.batches) for order in rank.orders] == [(0, 4), (1, 4)]
+
+
+def test_what_a_closure_computes_belongs_to_the_first_step(tmp_path: Path) -> None:
+    source = """
+def closure(x, y):
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    return loss
+
+
+for x, y in DataLoader(data, 4):
+    optimizer.step(lambda: closure(x, y))
+"""
+    path = tmp_path / "train.py"
+    path.write_text(HEAD + source)
+    watch = Watch(Journal(tmp_path, 0), shortens=True)
+    with Patches() as taps:
+        assert process._run(Job(path=str(path), settings=Settings()), taps, watch, 0) is None
+    watch.finish()
+    assert len(read(tmp_path, 0).weights[0].parameters) == 4
+    assert watch.first_step is not None
+    assert watch.first_step.gradients.keys() == watch.first_step.weights.keys()
+
+
+def test_an_order_that_is_followed_is_not_used_up(tmp_path: Path) -> None:
+    source = """
+loader = DataLoader(data, 4, num_workers=1, persistent_workers=True, shuffle=True)
+for epoch in range(9):
+    for i, (x, y) in enumerate(loader):
+        step(x, y)
+        if i == 3:
+            break
+"""
+    rank = watched(tmp_path, source)
+    first, second = rank.orders
+    assert [(o.epoch, o.batches) for o in rank.orders] == [(0, 40), (1, 40)]
+    assert sorted(first.indices) == sorted(second.indices) == list(range(160))
+    assert [batch.index for batch in rank.batches] == [0, 1, 2, 3, 0, 1, 2, 3]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 from support import programs
-from support.ranks import of_ranks
+from support.ranks import of_ranks, weights
 
 from nnaudit.checks.dist.gradient_parity import RanksGradient
 from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.gradient_parity import GradientParity, NoParity, Parity
 from nnaudit.ranks.first_step import FirstStep
-from nnaudit.ranks.record import Rank, Ranks
+from nnaudit.ranks.record import Clipped, Entry, Rank, Ranks
 from nnaudit.report import Result, Status
 
 FOUR = Parity(ranks=4, factor=1.0, rest=0.01, noise=0.0, norms=(1.0, 1.0))
@@ -67,10 +67,56 @@ def test_the_gradient_of_two_ranks_is_measured_beside_that_of_one_process(factor
             loop.step(batch)
             found.append({n: p.grad.clone() for n, p in loop.model.named_parameters()})
     reduced = {n: factor * (found[0][n] + found[1][n]) / 2 for n in found[0]}
-    steps = tuple(FirstStep(batch, weights, reduced) for batch in batches)
+    steps = tuple(FirstStep([batch], weights, reduced) for batch in batches)
     audit.ranks = Ranks(ranks=(Rank(rank=0), Rank(rank=1)), first_steps=steps)
     parity = audit.probe(GradientParity)
     assert isinstance(parity, Parity)
     assert parity.factor == pytest.approx(factor, rel=1e-4)
     assert parity.rest == pytest.approx(0, abs=1e-3)
     assert parity.noise == 0
+    assert parity.targets == tuple(len(batch[1]) for batch in batches)
+
+
+def clipping(*norms: float, limit: float = 1.0, end: str = "b") -> list[Entry]:
+    """A rank that clips by these norms, and ends with the weights ``end``."""
+    clips = [Clipped(step=i, norm=norm, limit=limit) for i, norm in enumerate(norms)]
+    return [weights("the first step", 0, {"w": "a"}), *clips, weights("step 2", 2, {"w": end})]
+
+
+def clipped(one: list[Entry], other: list[Entry]) -> Result:
+    return of_ranks(RanksGradient, one, other, measured={GradientParity: FOUR})
+
+
+def test_replicas_that_clip_by_norms_of_their_own_fail() -> None:
+    result = clipped(clipping(3.0, 2.0), clipping(3.0, 4.0))
+    assert result.status is Status.FAIL
+    assert "2 and 4 in step 2" in result.message
+
+
+def test_norms_that_clip_nothing_or_are_one_norm_pass() -> None:
+    assert clipped(clipping(3.0, 2.0, limit=9.0), clipping(3.0, 4.0, limit=9.0)).status is Status.PASS
+    assert clipped(clipping(3.0, 2.0), clipping(3.0, 2.00001)).status is Status.PASS
+
+
+def test_ranks_that_are_no_replicas_have_norms_of_their_own() -> None:
+    assert clipped(clipping(3.0), clipping(4.0, end="c")).status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("targets", "weighs_ranks", "status"),
+    [
+        ((300, 200), True, Status.WARN),
+        ((300, 200), False, Status.PASS),
+        ((300, 290), True, Status.PASS),
+        ((), True, Status.PASS),
+    ],
+)
+def test_means_over_unequal_numbers_of_targets_warn(
+    targets: tuple[int, ...], weighs_ranks: bool, status: Status
+) -> None:
+    found = replace(FOUR, targets=targets, weighs_ranks=weighs_ranks)
+    assert judged(found).status is status
+
+
+def test_gradients_that_something_normalises_are_left_open() -> None:
+    assert judged(replace(FOUR, factor=4.0, normalised=True)).status is Status.INCONCLUSIVE

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from support.ranks import batch, of_ranks, order, parallel
 
 from nnaudit.checks.dist.rank_shards import RankShards
@@ -76,6 +77,13 @@ def test_shares_that_overlap_and_leave_rows_out_fail() -> None:
     assert "160 of 640 items" in result.message
 
 
+@pytest.mark.parametrize(("other", "status"), [("a", Status.FAIL), ("b", Status.PASS)])
+def test_the_same_numbers_may_be_other_items_on_each_rank(other: str, status: Status) -> None:
+    ranks = [[batch(0, "x"), order(ROWS), parallel(items={0: "a"})]]
+    ranks.append([batch(0, "y"), order(ROWS), parallel(items={0: other})])
+    assert of_ranks(RankShards, *ranks).status is status
+
+
 def test_draws_with_replacement_may_overlap() -> None:
     one, other = ([random.Random(s).randrange(64) for _ in range(64)] for s in (1, 2))
     result = of_ranks(
@@ -84,13 +92,32 @@ def test_draws_with_replacement_may_overlap() -> None:
     assert result.status is Status.PASS
 
 
-def test_unequal_numbers_of_batches_fail_unless_they_are_joined() -> None:
+@pytest.mark.parametrize(
+    ("uncut", "status"), [("waits", Status.FAIL), ("ends", Status.PASS), ("", Status.WARN)]
+)
+def test_unequal_numbers_of_batches_are_judged_by_what_comes_of_them(
+    uncut: str, status: Status
+) -> None:
     one, other = order(ROWS[:32]), order(ROWS[32:], size=7)
-    result = of_ranks(RankShards, [one, parallel()], [other, parallel()])
-    assert result.status is Status.FAIL
-    assert "Rank 0 has 4 batches in an epoch and rank 1 has 5" in result.message
+    result = of_ranks(RankShards, [one, parallel()], [other, parallel()], uncut=uncut)
+    assert result.status is status
+    if status is not Status.PASS:
+        assert "Rank 0 has 4 batches in an epoch and rank 1 has 5" in result.message
+
+
+def test_unequal_numbers_of_batches_may_be_joined() -> None:
+    one, other = order(ROWS[:32]), order(ROWS[32:], size=7)
     joined = of_ranks(RankShards, [one, parallel(joins=True)], [other, parallel(joins=True)])
     assert joined.status is Status.PASS
+
+
+def test_streams_of_unequal_length_are_judged_without_their_items() -> None:
+    one, other = (order([], length=0).model_copy(update={"batches": n}) for n in (4, 5))
+    rank, rest = [batch(0, "a"), one, parallel()], [batch(0, "b"), other, parallel()]
+    assert of_ranks(RankShards, rank, rest, uncut="waits").status is Status.FAIL
+    equal = of_ranks(RankShards, rank, [batch(0, "b"), one, parallel()])
+    assert equal.status is Status.PASS
+    assert "different batches" in equal.message
 
 
 def test_one_rank_and_no_batch_are_no_question() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from support.ranks import calls, of_ranks, weights
 
 from nnaudit.checks.dist.replica_sync import ReplicaSync
-from nnaudit.ranks.record import Entry
+from nnaudit.ranks.record import Entry, Gradients
 from nnaudit.report import Result, Status
 
 START = {"body": "0", "head": "0"}
@@ -77,3 +77,16 @@ def test_statistics_that_nothing_broadcasts_warn() -> None:
 
 def test_a_rank_that_never_stepped_leaves_it_open() -> None:
     assert of_ranks(ReplicaSync, rank({"w": "1"}), []).status is Status.INCONCLUSIVE
+
+
+def test_weights_that_were_never_equal_fail_where_gradients_are_averaged() -> None:
+    ranks = [
+        [Gradients(gradients={"body": body, "head": "g"}), *rank({"body": "1"}, start={"body": body})]
+        for body in ("0", "1")
+    ]
+    assert of_ranks(ReplicaSync, *ranks).status is Status.INCONCLUSIVE
+    for each in ranks:
+        each[0] = Gradients(gradients={"body": "g"})
+    result = of_ranks(ReplicaSync, *ranks)
+    assert result.status is Status.FAIL
+    assert "1 parameter differs between ranks from the start" in result.message

@@ -1,0 +1,64 @@
+"""What a script's call of ``init_process_group`` comes to in an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import distributed
+
+from nnaudit.targets.callstack import Role, registered
+
+Begin = Callable[..., None]
+
+
+@contextmanager
+def gloo_without_gpu() -> Iterator[None]:
+    """Let a script that asks for NCCL have gloo where there is no GPU, for the time of a ``with``.
+
+    So the script of a cluster is audited on a machine that has none.
+    """
+
+    def init(real: Begin, backend: Any = None, *args: Any, **kwargs: Any) -> None:
+        if backend is not None and "nccl" in str(backend):
+            backend = "gloo"
+            kwargs.pop("device_id", None)
+        real(backend, *args, **kwargs)
+
+    if torch.cuda.is_available():
+        yield
+        return
+    with _begun_by(init):
+        yield
+
+
+@contextmanager
+def only_process() -> Iterator[None]:
+    """Let a script that names its number of processes go on alone, for the time of a ``with``."""
+
+    def init(real: Begin, *args: Any, **kwargs: Any) -> None:
+        told = {"rank": 0, "world_size": 1}
+        real(*args, **{name: told.get(name, value) for name, value in kwargs.items()})
+
+    with _begun_by(init):
+        yield
+
+
+@contextmanager
+def _begun_by(init: Callable[..., None]) -> Iterator[None]:
+    """Let ``init`` be called with the real function and what the script gives."""
+    real = distributed.init_process_group
+
+    @wraps(real)
+    @registered(Role.STANDS_IN)
+    def init_process_group(*args: Any, **kwargs: Any) -> None:
+        init(real, *args, **kwargs)
+
+    distributed.init_process_group = init_process_group
+    try:
+        yield
+    finally:
+        distributed.init_process_group = real
