@@ -36,11 +36,13 @@ class Stored:
         base: the innermost data set.
         rows: the rows of it that an epoch asks for.
         views: the data sets around it, outermost first, subsets left out.
+        indices: by which index the loader asks for each of :attr:`rows`.
     """
 
     base: Any
     rows: tuple[int, ...]
     views: tuple[Any, ...]
+    indices: tuple[Any, ...]
 
     @classmethod
     def of(cls, access: RandomAccess | None) -> Stored | None:
@@ -64,7 +66,9 @@ class Stored:
             if inner is None:
                 size = len(dataset) if hasattr(dataset, "__len__") else None
                 rows = [int(i) + size if i < 0 and size else int(i) for i in rows]
-                return cls(dataset, tuple(dict.fromkeys(rows)), tuple(views))
+                indices = dict(zip(reversed(rows), reversed(list(asked)), strict=True))
+                once = tuple(dict.fromkeys(rows))
+                return cls(dataset, once, tuple(views), tuple(indices[row] for row in once))
             if type(dataset) is not Subset:
                 views.append(dataset)
             dataset = inner

@@ -5,29 +5,29 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.losses import LossCall
-from nnaudit.loop.trace import parameters_of, patched
+from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.term_gradients import (
+    FirstBackward,
+    gradients_by_term,
+    parents_of,
+    terms_of,
+)
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.batch import NotSliceableError
 
 BATCHES = 3
 """Batches over which a term must weigh as much: on one it can by chance."""
-
-_TERMS = 8
-"""Sums of more terms than this, such as one over layers, are not taken apart."""
 
 _NODES = 400
 """How far below a term its loss function is looked for."""
@@ -37,12 +37,6 @@ _LEAST = 1e-9
 
 _SAME = 1e-4
 """A pull that changes by less of itself does not depend on what was changed."""
-
-_SCALING = (
-    "CloneBackward", "DivBackward", "MulBackward", "NegBackward", "SqueezeBackward",
-    "ToCopyBackward", "ViewBackward",
-)  # fmt: skip
-"""Nodes that a total loss goes through as a whole: a weight, an accumulation count."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,17 @@ class Terms:
     terms: tuple[tuple[Term, ...], ...]
     calls: tuple[LossCall, ...]
     batch: Any
+
+    def call(self, term: int) -> LossCall | None:
+        """Return the call of a loss function that ``term`` is made of; None for none known."""
+        index = self.terms[0][term].call
+        return self.calls[index] if 0 <= index < len(self.calls) else None
+
+    def name(self, term: int) -> str:
+        """Return what a report calls ``term``: its place in the sum, and what it is made of."""
+        call = self.call(term)
+        made_of = call.kind.replace("_", " ") if call is not None else "hand-written"
+        return f"term {term + 1} ({made_of})"
 
 
 class LossTerms(Probe[Terms]):
@@ -173,33 +178,21 @@ class _Scales:
                 id(p): p for o in loop.optimizers for p in parameters_of(o) if p.requires_grad
             }.values()
         )
-        self._stack = ExitStack()
-        self._done = False
+        self._tap = FirstBackward(self._weigh)
 
     def __enter__(self) -> _Scales:
-        self._stack.enter_context(patched(torch.autograd, "backward", self._tapped))
+        self._tap.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.close()
-
-    def _tapped(self, real: Callable[..., None]) -> Callable[..., None]:
-        @wraps(real)
-        def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-            root = tensors if isinstance(tensors, Tensor) else next(iter(tensors), None)
-            if isinstance(root, Tensor) and root.numel() == 1 and not self._done:
-                self._done = True
-                self._weigh(root)
-            real(tensors, *args, **kwargs)
-
-        return backward
+        self._tap.__exit__(*error)
 
     def _weigh(self, root: Tensor) -> None:
-        terms = list(_terms(root.grad_fn))
-        if not 2 <= len(set(terms)) <= _TERMS:
+        terms = terms_of(root)
+        if not terms:
             return
         try:
-            gradients = [self._gradient(root, terms, each) for each in range(len(terms))]
+            gradients = gradients_by_term(root, terms, self._parameters)
         except RuntimeError:  # a graph that can be walked once
             return
         shared = [
@@ -211,56 +204,6 @@ class _Scales:
                 for node, gradient in zip(terms, gradients, strict=True)
             ]
 
-    def _gradient(self, root: Tensor, terms: list[Any], only: int) -> list[Tensor | None]:
-        """Return the gradient of one term: the others are given zeros to go back with."""
-        with ExitStack() as stack:
-            for i, node in enumerate(terms):
-                if i != only:
-                    stack.callback(node.register_prehook(_nothing).remove)
-            found = torch.autograd.grad(
-                root, self._parameters, retain_graph=True, allow_unused=True
-            )
-        # Where only zeros arrive, a term has no part.
-        return [None if g is None or not bool(g.abs().max() > 0) else g for g in found]
-
-
-def _nothing(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(None if g is None else torch.zeros_like(g) for g in gradients)
-
-
-def _terms(node: Any) -> Iterator[Any]:
-    """Yield the nodes that ``node`` is the sum of, in order."""
-    while node is not None and (_scales(node) or _reduces_a_stack(node)):
-        node = next(iter(_parents(node)), None)
-    if node is not None:
-        yield from _summands(node)
-
-
-def _summands(node: Any) -> Iterator[Any]:
-    """Yield what is added up; a weighted sum within the sum is one term."""
-    parents = _parents(node)
-    if node.name().startswith(("AddBackward", "SubBackward", "StackBackward")) and len(parents) > 1:
-        for parent in parents:
-            yield from _summands(parent)
-    else:
-        yield node
-
-
-def _reduces_a_stack(node: Any) -> bool:
-    parents = _parents(node)
-    reduces = node.name().startswith(("MeanBackward", "SumBackward"))
-    return reduces and len(parents) == 1 and parents[0].name().startswith("StackBackward")
-
-
-def _scales(node: Any) -> bool:
-    """Whether ``node`` only multiplies what one other node made."""
-    return len(_parents(node)) == 1 and bool(node.name().startswith(_SCALING))
-
-
-def _parents(node: Any) -> list[Any]:
-    # A leaf that is added (a learned weight of a loss) is a term without a graph of its own.
-    return [p for p, _ in node.next_functions if p is not None and "AccumulateGrad" not in p.name()]
-
 
 def _below(node: Any) -> Iterator[int]:
     """Yield the numbers of the nodes under ``node``, nearest first."""
@@ -268,7 +211,7 @@ def _below(node: Any) -> Iterator[int]:
     while todo and len(seen) < _NODES:
         node = todo.popleft()
         yield node._sequence_nr()
-        for parent in _parents(node):
+        for parent in parents_of(node):
             if parent not in seen:
                 seen.add(parent)
                 todo.append(parent)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -28,6 +29,9 @@ OFFSETS = range(5)
 _OWN = 0.9
 """Labels that are found among the tokens: the last one of a text may be left out of these."""
 
+_USUAL = 0.9
+"""A token that ends so many of the texts is their end."""
+
 _FEWEST = 64
 """Targets of which an offset can be told: as many equal by chance among few kinds of tokens."""
 
@@ -41,9 +45,11 @@ class TokenTargets:
         unsupervised: those none of whose tokens is a target.
         batches: how many batches were read.
         empty: those without any target.
-        ended: texts whose last real token is the one that fills the padding.
+        ended: padded texts whose last real token is the one that ends nine in ten of them, or all
+            of whose padding it fills.
         unlearnt: those of them in which that token is no target, while the one before is.
-        padding: the token that fills the padding.
+        end: that token; ``padding`` is the one that fills the padding.
+        share: the share of the real tokens that are targets.
         own: the labels are the texts' own tokens, as in language modelling.
         offsets: by loss call of the first step, how many tokens ahead its targets are; calls of
             which that cannot be told are left out.
@@ -58,6 +64,8 @@ class TokenTargets:
     padding: int
     own: bool
     offsets: tuple[int, ...]
+    end: int = -1
+    share: float = 1.0
 
 
 class TokenTargeting(Probe[TokenTargets | None]):
@@ -87,9 +95,10 @@ class TokenTargeting(Probe[TokenTargets | None]):
         offsets = tuple(_offsets(audit.loop, first, calls))
         if not counts.rows and not offsets:
             return None
+        end, ended, unlearnt = counts.ends()
         return TokenTargets(
-            counts.rows, counts.unsupervised, counts.batches, counts.empty, counts.ended,
-            counts.unlearnt, counts.padding, counts.own, offsets,
+            counts.rows, counts.unsupervised, counts.batches, counts.empty, ended, unlearnt,
+            counts.padding, counts.own, offsets, end, counts.targets / max(counts.tokens, 1),
         )  # fmt: skip
 
 
@@ -104,9 +113,11 @@ class _Counts:
     unsupervised: int = 0
     batches: int = 0
     empty: int = 0
-    ended: int = 0
-    unlearnt: int = 0
+    last: list[tuple[int, int, bool, bool]] = field(default_factory=list)
+    """Of each padded text: its last token, the one before, and whether the first is no target and
+    the second is one: with labels in the tokens' own places, and with the tokens to follow."""
     padding: int = -1
+    tokens: int = 0
     targets: int = 0
     same: int = 0
     following: int = 0
@@ -123,6 +134,7 @@ class _Counts:
         self.unsupervised += int((~valid.any(1)).sum())
         self.batches += 1
         self.empty += not bool(valid.any())
+        self.tokens += int(mask.sum()) if mask is not None else ids.numel()
         self.targets += int(valid.sum())
         self.same += int((valid & (labels == ids)).sum())
         self.following += int((valid[:, :-1] & (labels[:, :-1] == ids[:, 1:])).sum())
@@ -134,14 +146,34 @@ class _Counts:
         if not filling.numel() or bool((filling != filling[0]).any()):
             return
         self.padding = int(filling[0])
-        padded = (~mask).any(1) & (mask.sum(1) > 1)
-        places = torch.arange(ids.shape[1], device=ids.device)
-        last = (mask * places).amax(1)
+        last = (mask * torch.arange(ids.shape[1], device=ids.device)).amax(1)
         rows = torch.arange(len(ids), device=ids.device)
-        ends = padded & (ids[rows, last] == self.padding)
-        self.ended += int(ends.sum())
-        silent = ~valid[rows, last] & valid[rows, (last - 1).clamp(min=0)]
-        self.unlearnt += int((ends & silent).sum())
+        silent = [
+            ~valid[rows, (last - ahead).clamp(min=0)] & valid[rows, (last - ahead - 1).clamp(min=0)]
+            for ahead in (0, 1)
+        ]
+        padded = (~mask).any(1) & (mask.sum(1) > 2)
+        columns = (ids[rows, last], ids[rows, (last - 1).clamp(min=0)], *silent)
+        found = zip(*(column.tolist() for column in columns), strict=True)
+        self.last += [each for each, counts in zip(found, padded.tolist(), strict=True) if counts]
+
+    def ends(self) -> tuple[int, int, int]:
+        """Return the token that ends texts, how many it ends, and in how many it is no target.
+
+        A line break that closes every text after its end is no such token.
+        """
+        end, before = (_usual([row[place] for row in self.last]) for place in (0, 1))
+        if end is None or before is not None:
+            end = self.padding
+        ended = [silent for token, _, *silent in self.last if token == end]
+        ahead = int(self.following > self.same)
+        return end, len(ended), sum(silent[ahead] for silent in ended)
+
+
+def _usual(tokens: list[int]) -> int | None:
+    """Return the token that nine in ten of ``tokens`` are; None for none."""
+    token, found = next(iter(Counter(tokens).most_common(1)), (0, 0))
+    return token if found and found >= _USUAL * len(tokens) else None
 
 
 def _taken_apart(loop: Loop, batch: Any) -> ModelInputs | None:

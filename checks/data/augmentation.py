@@ -1,24 +1,34 @@
-"""DATA107: augmentation that does not act in training, or does in validation."""
+"""DATA107: augmentation that does not act in training, does in validation, or parts the pairs."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.probes.moved_pictures import LeftBehind, MovedPictures
 from nnaudit.probes.refetch import Refetch, Repeat
 from nnaudit.report import Kind, Numbers, Result
 
 
 class Augmentation(Check):
-    """Are training items augmented where that is declared, and validation items not?
+    """Are training items augmented as they should be, targets with them, and validation items not?
 
     Why: A split of one data set with `random_split` shares its transform: validation images are
         cropped and flipped at random, so the score is too low and differs at every evaluation.
         Conversely, a seed set from the index, or a cache behind the random transform, gives an item
-        the same crop in every epoch: the augmentation in the code never happens.
+        the same crop in every epoch: the augmentation in the code never happens. And a picture that
+        is flipped without its mask or its boxes teaches the network that they are elsewhere.
     How: Reads up to 32 items of each loader twice, spread over an epoch, and compares inputs and
-        targets row by row for exact equality. Whether a difference is wrong is a judgement, so it
-        never fails.
+        targets row by row for exact equality. Whether these differences are wrong is a judgement.
+        - Moved pictures: reads up to 24 training items five times each. Where one picture is the
+          mirror image of another reading's, or turned, to the pixel, its mask must be moved in the
+          same way, and its coordinates must differ. Fails when `left` of them or more are not, and
+          validation shows that such targets are where their pictures have something: masks that go
+          with the picture more than with the moved one (a sign test, p < 1e-4), coordinates that go
+          with where the picture's weight lies (a rank correlation of 0.5, p < 1e-6). Else it warns
+          for masks, and says nothing of numbers, which may be no coordinates.
         - Validation: a warning when inputs differ between the readings while their labels do not. A
           note when targets differ too, or have the inputs' shape (masked words, added noise): the
           task is generated at random.
@@ -26,21 +36,25 @@ class Augmentation(Check):
           input differs; a note when the transform is never called (features computed once, for
           instance).
     Fix: Use two data sets with transforms of their own: `Subset(Images(root, plain), val_indices)`;
-        cache before the random transform, not after it; do not seed in `__getitem__`. If
-        `__getitem__` modifies the stored data in place, work on a copy:
-        `x = self.images[i].clone()`.
+        cache before the random transform, not after it; do not seed in `__getitem__`; give mask,
+        boxes and key points to the transform together with the picture.
     References: PyTorch documentation, torch.utils.data.random_split. Shorten and Khoshgoftaar, A
         Survey on Image Data Augmentation for Deep Learning (2019).
     """
 
     code = "DATA107"
     name = "augmentation"
-    kind = Kind.JUDGEMENT
+    kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER,)
-    probes = (Refetch,)
+    probes = (Refetch, MovedPictures)
+    consequence_of = ("DATA116",)
+    options: ClassVar[dict[str, float]] = {"left": 3.0}
 
     def run(self, audit: Audit) -> Result:
         """Judge the validation data first, then the training data."""
+        for each in audit.probe(MovedPictures):
+            if (parted := self._parted(audit, each)) is not None:
+                return parted
         found = audit.probe(Refetch)
         worst = self._validation(audit, found.val) if found.val is not None else None
         if worst is not None:
@@ -50,6 +64,27 @@ class Augmentation(Check):
                 "Not measured: the loader has no index, so no item can be read twice."
             )
         return self._training(audit, found.train, found.val)
+
+    def _parted(self, audit: Audit, seen: LeftBehind) -> Result | None:
+        """Say that targets stay where they are while their pictures move."""
+        if seen.left < self.option(audit, "left") or not (seen.follows or seen.mask):
+            return None
+        what = "mask" if seen.mask else "coordinates"
+        answer = self.failed if seen.follows else self.warned
+        return answer(
+            f"Augmentation moves the picture and not its {what}: in {seen.left} of {seen.moved} "
+            f"readings of which the picture is moved (most often {seen.move}), the {what} "
+            f"(item{seen.target}) {'does' if seen.mask else 'do'} not move with it.",
+            measured=f"{seen.left} of {seen.moved} targets do not follow",
+            threshold="0",
+            location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
+            or audit.loop.locate("train_loader"),
+            fix="draw once, and move both: if torch.rand(()) < 0.5: image, mask = image.flip(-1), "
+            "mask.flip(-1)"
+            if seen.mask
+            else "move both: image = image.flip(-1); boxes[:, [0, 2]] = width - boxes[:, [2, 0]]; "
+            "torchvision.transforms.v2 does so for tv_tensors",
+        )
 
     def _validation(self, audit: Audit, val: Repeat) -> Result | None:
         if not val.inputs:
@@ -67,9 +102,7 @@ class Augmentation(Check):
             threshold="0 items",
             evidence=(_numbers("Validation", val),),
             location=audit.loop.locate("val_loader") or audit.loop.locate(audit.loop.val_loader),
-            fix="val_set = Subset(Images(root, transform=plain), val_indices)  # nothing random"
-            if val.declared
-            else "x = self.images[i].clone()  # if __getitem__ changes it in place",
+            fix="val_set = Subset(Images(root, transform=plain), val_indices)  # nothing random",
         )
 
     def _training(self, audit: Audit, train: Repeat, val: Repeat | None) -> Result:
@@ -106,7 +139,7 @@ class Augmentation(Check):
 def _reason(repeat: Repeat) -> str:
     if repeat.declared:
         return f"random augmentation is active in validation ({', '.join(repeat.declared)})"
-    return "augmentation is active in validation, or __getitem__ modifies the stored data in place"
+    return "augmentation, or something else that is random, is active in validation"
 
 
 def _numbers(which: str, repeat: Repeat) -> Numbers:

@@ -21,6 +21,7 @@ from nnaudit.loop.losses import LossCall
 from nnaudit.loop.total_loss import MainLoss
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.row_weights import WeightsByRow
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
 from nnaudit.report import Evidence, Kind, Result, Table
 from nnaudit.targets import batch as batches
@@ -178,9 +179,11 @@ class ClassBalance(Check):
         - Rare class: warns when a class is more than `imbalance` times rarer than another
           (p < 1e-4), unless the program handles it: class weights, a sampler of its own, a loss
           such as the focal loss.
-        - Class weights: fails when they rise with the number of rows as a power of it, the shares
-          themselves or their roots: log weight against log rows is a line (r > 0.99) with a slope
-          above a quarter, or, of two classes, their ratio is the rows' or its root to 3%.
+        - Class weights: those given to torch's function, else those that show in the pull of each
+          row on an output that is undecided, as of a loss that is written by hand. Fails when they
+          rise with the number of rows as a power of it, the shares themselves or their roots: log
+          weight against log rows is a line (r > 0.99) with a slope above a quarter, or, of two
+          classes, their ratio is the rows' or its root to 3%.
         - Uneven weights: warns when rows times class weights are more uneven than `imbalance`
           (p < 1e-4), and more uneven than the rows or reversed: the weights are the shares instead
           of their inverse, in another order, or applied twice.
@@ -196,7 +199,7 @@ class ClassBalance(Check):
     name = "class-balance"
     kind = Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
-    probes = (FirstSteps, TrainRows, ValRows)
+    probes = (FirstSteps, TrainRows, ValRows, WeightsByRow)
     options: ClassVar[dict[str, float]] = {"imbalance": 10.0, "expected": 20.0}
 
     def run(self, audit: Audit) -> Result:
@@ -204,7 +207,7 @@ class ClassBalance(Check):
         first = audit.probe(FirstSteps)
         main = _of_classes(first)
         if main is None:
-            return self.skipped("No classification loss compares the output with the targets.")
+            return self._written_by_hand(audit, first)
         if (levels := _truncated(first, main)) is not None:
             return self._cut_off(audit, main, *levels)
         train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
@@ -213,12 +216,28 @@ class ClassBalance(Check):
             return self.skipped("The classes of the rows could not be counted.")
         missing = self._missing(audit, counts)
         weights = _weights(main.calls[0], len(counts.train))
+        if weights is None:
+            weights = _measured_weights(audit, counts)
         return (
             missing
             or self._inverted(audit, counts, weights)
             or self._overdone(audit, counts, weights)
-            or self._rare(audit, counts, _declared(audit, main))
+            or self._rare(audit, counts, _declared(audit, main, weights))
         )
+
+    def _written_by_hand(self, audit: Audit, first: First) -> Result:
+        """Judge the weights of a loss that is no function of torch: nothing else is known of it."""
+        measured = audit.probe(WeightsByRow)
+        if measured is not None:
+            loss = MainLoss((measured.call,))
+            counts = _counted(first, loss, audit.probe(TrainRows).rows, None)
+            weights = None if counts is None else _measured_weights(audit, counts)
+            # Of an embedding most columns are no class.
+            if counts is not None and 2 * np.count_nonzero(counts.train) > len(counts.train):
+                wrong = self._inverted(audit, counts, weights)
+                if wrong := wrong or self._overdone(audit, counts, weights):
+                    return wrong
+        return self.skipped("No classification loss compares the output with the targets.")
 
     def _cut_off(self, audit: Audit, main: MainLoss, levels: int, kept: int) -> Result:
         outputs = _number_of_classes(main.calls[0])
@@ -290,7 +309,10 @@ class ClassBalance(Check):
         """Fail where the weights of the loss are the classes' shares, not their inverse."""
         if weights is None or _samples(audit) or not counts.rises_with(weights):
             return None
-        common, rare = counts.commonest, counts.rarest
+        weighed = np.flatnonzero((counts.train > 0) & (weights > 0))
+        common, rare = (
+            int(weighed[place(counts.train[weighed])]) for place in (np.argmax, np.argmin)
+        )
         return self.failed(
             "The class weights of the loss rise with the number of rows: class "
             f"{common} ({int(counts.train[common]):,} training rows) weighs "
@@ -460,12 +482,12 @@ def _valid(target: Tensor, call: LossCall, classes: int) -> NDArray[np.int64]:
     return np.asarray(flat[keep])
 
 
-def _declared(audit: Audit, main: MainLoss) -> str:
+def _declared(audit: Audit, main: MainLoss, weights: NDArray[np.float64] | None) -> str:
     """Say how the program shows that it knows of an imbalance; empty where it does not."""
     call = main.calls[0]
-    for name in ("weight", "pos_weight"):
-        if isinstance(call.arguments.get(name), Tensor):
-            return "weights its loss by class"
+    given = any(isinstance(call.arguments.get(name), Tensor) for name in ("weight", "pos_weight"))
+    if given or weights is not None:
+        return "weights its loss by class"
     if call.reduction == "none" and (not main.whole or abs(main.factor - 1) > 0.02):
         return "weights its loss row by row"
     return "draws its rows with a sampler of its own" if _samples(audit) else ""
@@ -487,6 +509,15 @@ def _weights(call: LossCall, classes: int) -> NDArray[np.float64] | None:
     if call.kind in BINARY:
         return np.array([1.0, values[0]]) if len(values) == 1 else None
     return values if len(values) == classes else None
+
+
+def _measured_weights(audit: Audit, counts: Counts) -> NDArray[np.float64] | None:
+    """Return what rows of each class pull with; None where that is not known, or all the same."""
+    measured = audit.probe(WeightsByRow)
+    if measured is None or counts.dense or len(measured.weights) != len(counts.train):
+        return None
+    seen = measured.weights[measured.weights > 0]
+    return measured.weights if seen.max() > _UNEVEN * seen.min() else None
 
 
 def _unseen(counts: Counts, expected: float) -> NDArray[np.intp]:

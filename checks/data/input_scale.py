@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_layer_inputs import LEAST_ROWS, FirstLayer, FirstLayerInputs, Inputs
+from nnaudit.probes.image_inputs import ImageDoor
 from nnaudit.report import Kind, Result, Table
 from nnaudit.wording import verb
+
+_PICTURES = 16
+"""With fewer, a way to read them may be smoother by chance."""
 
 
 class InputScale(Check):
@@ -25,6 +29,11 @@ class InputScale(Check):
         scaling inside the network.
         - Fails when every row that the model was called with is the same, over at least 32 rows,
           while the targets differ: an exact test.
+        - Fails when the pictures that the first convolution over colours is given (at least 16) are
+          smoother once their values are read as rows of pixels of three colours: in the median the
+          sum of differences between neighbours is below `scrambled` of what it is, and less in 95%
+          of them. They were reshaped from (height, width, colour), not permuted; a picture that is
+          read rightly becomes rougher, and noise stays as it is.
         - Warns when the root mean square (RMS) of a channel is above `large`: ten times what
           standardised inputs reach, and above the raw values 0 to 16 of small images.
         - Warns when the norm of whole inputs (of a kernel's patch, for a convolution) is below
@@ -34,7 +43,7 @@ class InputScale(Check):
           is given pixels of 0 to 255. Ids, one-hot vectors and pixels in [0, 1] are well within the
           limits.
     Fix: `x = (x - mean) / std` by channel, with the mean and standard deviation of the training
-        set; `x = x / 255` once, for images.
+        set; `x = x / 255` once, for images, and `x.permute(2, 0, 1)`, not `x.reshape(3, h, w)`.
     References: LeCun et al., Efficient BackProp (1998), section 4.3. He et al., Delving Deep into
         Rectifiers (2015).
     """
@@ -43,15 +52,19 @@ class InputScale(Check):
     name = "input-scale"
     kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
-    probes = (FirstLayerInputs,)
+    probes = (FirstLayerInputs, ImageDoor)
     consequence_of = ("DATA103",)
-    options: ClassVar[dict[str, float]] = {"large": 20.0, "small": 0.1, "flat": 0.02}
+    options: ClassVar[dict[str, float]] = {
+        "large": 20.0, "small": 0.1, "flat": 0.02, "scrambled": 0.75,
+    }  # fmt: skip
 
     def run(self, audit: Audit) -> Result:
         """Look for variety first, then at the scale of what each first layer is given."""
         inputs = audit.probe(FirstLayerInputs)
         if inputs.constant and inputs.rows >= LEAST_ROWS:
             return self._constant(audit, inputs)
+        if (scrambled := self._scrambled(audit)) is not None:
+            return scrambled
         if not inputs.layers:
             return self.skipped("No layer with weights reads raw numeric inputs.")
         layers = [
@@ -67,6 +80,28 @@ class InputScale(Check):
         if not found and raw and float(raw[0].rms.max()) > self.option(audit, "large"):
             return self._large(audit, raw[0], hidden=True)
         return found[0] if found else self._sound(inputs, layers)
+
+    def _scrambled(self, audit: Audit) -> Result | None:
+        """Fail where pictures make sense only when they are read in another order."""
+        door = audit.probe(ImageDoor)
+        if door is None or len(door.pictures) < _PICTURES:
+            return None
+        ratios = roughness_as_pixels(door.pictures)
+        median, most = float(ratios.median()), float(ratios.quantile(0.95))
+        if median >= self.option(audit, "scrambled") or most >= 1:
+            return None
+        height, width = door.pictures.shape[-2:]
+        return self.failed(
+            "The pictures are scrambled: read as rows of pixels of three colours they are "
+            f"{1 - median:.0%} smoother. They were reshaped from ({height}, {width}, 3) to "
+            f"(3, {height}, {width}), which mixes places and colours.",
+            measured=f"{median:.2f} of the differences between neighbours",
+            threshold="more differences when read in another order",
+            module=door.module,
+            location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
+            or audit.loop.locate("train_loader"),
+            fix="x = x.permute(2, 0, 1)  # of a batch x.permute(0, 3, 1, 2); not reshape or view",
+        )
 
     def _judged(self, audit: Audit, layer: FirstLayer) -> Result | None:
         if float(layer.rms.max()) > self.option(audit, "large"):
@@ -151,6 +186,21 @@ class InputScale(Check):
             location=audit.loop.locate(layer.module) or audit.loop.locate("train_loader"),
             fix="x = (x - mean) / std  # once, with the mean and std of the training set as loaded",
         )
+
+
+def roughness_as_pixels(pictures: Tensor) -> Tensor:
+    """Return how rough ``pictures`` (N, C, H, W) are when their values are read as (H, W, C).
+
+    One number for each: the sum of differences between neighbours, over what it is as they are.
+    """
+    n, colours, height, width = pictures.shape
+    as_pixels = pictures.reshape(n, height, width, colours).permute(0, 3, 1, 2)
+    return _roughness(as_pixels) / _roughness(pictures).clamp_min(1e-12)
+
+
+def _roughness(pictures: Tensor) -> Tensor:
+    across, down = (pictures.diff(dim=axis).abs().flatten(1).mean(1) for axis in (-1, -2))
+    return across + down
 
 
 def _has_pixels(layer: FirstLayer) -> bool:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.measure.early_fits import EarlyFit, early_fits
+from nnaudit.probes.shared_groups import GroupsInBoth, SharedGroups
 from nnaudit.probes.shared_rows import Overlap, Shared, SharedRows
-from nnaudit.report import Evidence, Kind, Numbers, Result
+from nnaudit.probes.split_by_epoch import SplitByEpoch
+from nnaudit.report import Evidence, Kind, Location, Numbers, Result, Status
+from nnaudit.targets.source import source_of
 
 FEWEST = 8
 """Validation rows below which nothing is said: a graph with masks, the four rows of XOR."""
@@ -41,31 +45,55 @@ class SplitLeakage(Check):
         - Warns on overlapping windows of one series: at least `windows` of the validation rows have
           a middle half that lies in a training row, bit by bit. A split by time leaves at most half
           of them, at the seam.
+        - Fails when the program makes new loaders in every epoch, goes on training the same
+          network, and at least `resplit` of the second epoch's validation rows were trained on, and
+          not validated on, in the first.
+        - Fails when the source fits a selection of features, or another of scikit-learn's classes
+          that look at the targets, to rows that it splits afterwards; notes it of scalers and the
+          like, which see inputs alone.
+        - Warns when at least `groups` of the validation rows are of a patient, a speaker, a
+          document or another group that training has rows of, as a column of the data set, its
+          table or its items says (`patient_id`): at least 10 such groups, of 1.5 rows each or more.
+          It does not fail, for a network can be meant for the people that it was trained on; where
+          an input or the target is the group itself, as in recommending, nothing is said.
         - Warns when a toy set of a few rows serves for both training and validation.
     Fix: Split once, and give the parts to both loaders; split first, then oversample or augment the
         training part; keep all rows of one patient, document, or recording on one side.
-    References: Kaufman et al., Leakage in Data Mining (2012). Kapoor and Narayanan, Leakage and the
-        Reproducibility Crisis in Machine-Learning-Based Science (2023). Hoeffding, On the
-        Distribution of the Number of Successes in Independent Trials (1956).
+    References: Kaufman et al., Leakage in Data Mining (2012). Roberts et al., Cross-validation
+        Strategies for Data with Temporal, Spatial, Hierarchical, or Phylogenetic Structure (2017).
+        Kapoor and Narayanan, Leakage and the Reproducibility Crisis in Machine-Learning-Based
+        Science (2023). Hoeffding, On the Distribution of the Number of Successes in Independent
+        Trials (1956).
     """
 
     code = "DATA108"
     name = "split-leakage"
     kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
-    probes = (SharedRows,)
-    options = {"share": 0.01, "copies": 0.05, "windows": 0.8}  # noqa: RUF012
+    probes = (SharedRows, GroupsInBoth, SplitByEpoch)
+    options = {"share": 0.01, "copies": 0.05, "windows": 0.8, "groups": 0.05, "resplit": 0.1}  # noqa: RUF012
 
     def run(self, audit: Audit) -> Result:
-        """Judge by row numbers, then by what is stored, then by content."""
+        """Judge how the split is made, then the rows, then what they are parts of."""
         if audit.loop.val_loader is audit.loop.train_loader:
             return self._no_held_out_rows(audit, "The validation loader is the training loader")
         found = audit.probe(SharedRows)
+        result = self._split_again(audit) or self._of_rows(audit, found)
+        fits = _early_fits(audit)
+        by_target = [(file, fit) for file, fit in fits if fit.by_target]
+        if by_target and result.status is not Status.FAIL:
+            return self._selected(*by_target[0])
+        if fits and result.status is Status.PASS:
+            return self._scaled(*fits[0], result)
+        return result
+
+    def _of_rows(self, audit: Audit, found: Shared) -> Result:
+        """Judge by row numbers, then by what is stored, then by content."""
         overlaps = [
             overlap for overlap in (found.by_number, found.by_store, found.by_content) if overlap
         ]
         if not overlaps:
-            return self._unknown(found)
+            return self._groups(audit) or self._unknown(found)
         if max(overlap.val for overlap in overlaps) < FEWEST:
             return self.inconclusive(
                 f"Validation has only {overlaps[0].val} rows, too few to judge."
@@ -76,7 +104,7 @@ class SplitLeakage(Check):
                 return result
         if found.windows >= self.option(audit, "windows"):
             return self._windows(audit, found)
-        return self._nothing_found(found, overlaps)
+        return self._groups(audit) or self._nothing_found(found, overlaps)
 
     def _judged(self, audit: Audit, found: Shared, overlap: Overlap) -> Result | None:
         """Say what is wrong with ``overlap``; None when nothing is."""
@@ -117,6 +145,40 @@ class SplitLeakage(Check):
             fix=f"{_FIX}  # once, for both loaders",
         )
 
+    def _split_again(self, audit: Audit) -> Result | None:
+        again = audit.probe(SplitByEpoch)
+        if again is None or again.trained < self.option(audit, "resplit") * again.val:
+            return None
+        return self.failed(
+            f"The data are split anew in every epoch: {again.trained:,} of {_rows(again.val)} "
+            "validation rows of the second epoch were trained on in the first.",
+            measured=f"{again.trained / again.val:.0%} of the second epoch's validation rows",
+            threshold="0 rows",
+            location=again.location,
+            fix="Split once, before the loop over epochs, and keep both loaders.",
+        )
+
+    def _selected(self, file: str, fit: EarlyFit) -> Result:
+        return self.failed(
+            f"{fit.kind} is fitted to the targets of all rows in line {fit.line}, and line "
+            f"{fit.split} splits them afterwards: the features were chosen by the validation "
+            "targets, too, so the score is too good.",
+            measured=f"fitted in line {fit.line}, split in line {fit.split}",
+            threshold="fitted to training rows",
+            location=Location(file=file, line=fit.line),
+            fix=f"split first, then fit to the training part: {fit.kind}(...).fit(x_train, "
+            "y_train), and transform both parts",
+        )
+
+    def _scaled(self, file: str, fit: EarlyFit, rows: Result) -> Result:
+        return self.noted(
+            f"{rows.message} But {fit.kind} was fitted to all of them in line {fit.line}, before "
+            f"the split in line {fit.split}: mostly a small leak.",
+            evidence=rows.evidence,
+            location=Location(file=file, line=fit.line),
+            fix=f"split first, then {fit.kind}().fit(x_train), and transform both parts",
+        )
+
     def _copies(self, audit: Audit, overlap: Overlap) -> Result:
         return self.warned(
             f"{overlap.shared:,} of {_rows(overlap.val)} validation rows are copies of training "
@@ -137,6 +199,23 @@ class SplitLeakage(Check):
             threshold=f"{self.option(audit, 'windows'):.0%}",
             location=audit.loop.locate("val_loader"),
             fix="train, val = series[:n], series[n:]  # split by time first, then cut windows",
+        )
+
+    def _groups(self, audit: Audit) -> Result | None:
+        seen = audit.probe(GroupsInBoth)
+        if seen is None or seen.share < self.option(audit, "groups"):
+            return None
+        kind = seen.kind
+        return self.warned(
+            f"{seen.of_shared:,} of {_rows(seen.rows)} validation rows are of a {kind} that "
+            f"training has rows of, too ({seen.shared:,} of {seen.groups:,} by {seen.column}): "
+            f"the score does not show how the network does on a {kind} that it has not seen.",
+            measured=f"{seen.share:.0%} of validation rows are of a {kind} in training",
+            threshold=f"{self.option(audit, 'groups'):.0%}",
+            evidence=(_group_numbers(seen),),
+            location=audit.loop.locate("val_loader"),
+            fix="train, val = next(GroupShuffleSplit(test_size=0.2).split(x, groups="
+            f"{seen.column}))  # all rows of a {kind} on one side",
         )
 
     def _no_held_out_rows(self, audit: Audit, what: str) -> Result:
@@ -192,6 +271,13 @@ class SplitLeakage(Check):
         )
 
 
+def _early_fits(audit: Audit) -> list[tuple[str, EarlyFit]]:
+    """The fits to rows that are split afterwards, in the files that make the loaders."""
+    places = (audit.loop.locate("train_loader"), audit.loop.locate("val_loader"))
+    files = dict.fromkeys(place.file for place in places if place is not None)
+    return [(file, fit) for file in files for fit in early_fits(source_of(file))]
+
+
 def _is_toy(overlap: Overlap) -> bool:
     """Whether all rows there are serve for both."""
     return overlap.shared == overlap.val == overlap.train and overlap.train <= DEMONSTRATION
@@ -207,6 +293,18 @@ def _has_power(found: Shared, overlap: Overlap) -> bool:
     if overlap is not found.by_content or overlap.coverage >= 1:
         return True
     return 0.1 * overlap.val * overlap.coverage >= POWER
+
+
+def _group_numbers(seen: SharedGroups) -> Numbers:
+    return Numbers(
+        title=f"Rows by {seen.column}",
+        values={
+            "validation rows": float(seen.rows),
+            f"of a {seen.kind} with training rows": float(seen.of_shared),
+            f"{seen.column}: different values in validation": float(seen.groups),
+            "of these in training too": float(seen.shared),
+        },
+    )
 
 
 def _rows(count: int) -> str:

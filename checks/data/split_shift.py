@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.channels import Channels, Pair
-from nnaudit.probes.rows import TrainRows
+from nnaudit.probes.rows import TrainRows, ValRows
 from nnaudit.probes.unmodified_inputs import UnmodifiedInputs
 from nnaudit.report import Evidence, Kind, Result, Status, Table
 
 FEWEST = 20
 """Rows of each set below which a difference of means says little."""
 Z = 4.0
+
+_DIGITS, _FLAGS, _COLUMNS, _MOST_COLUMNS = 1e-4, 10, 3, 0.9
+"""What counts as 0 and as 1; columns of no more values are flags; how many columns show it."""
 
 _UNITS = 16.0
 """A ratio of scales in every channel that no shift of the data makes; 255 is far beyond it."""
@@ -50,6 +55,10 @@ class SplitShift(Check):
         - Fails when the columns of one set are standardised and those of the other are in units:
           standard deviations that differ thirtyfold among columns, half of which, at least two
           independent ones, are more than 3 standard deviations or a factor of 3 away.
+        - Fails when validation is standardised by statistics of its own: over all its rows (20 to
+          1,024) nine in ten columns, of at least three that are no flags, have mean 0 and standard
+          deviation 1 to four digits. Scaled with the training set's, they miss it by about one over
+          the root of the number of rows.
         - Fails when colour means match only in reverse order.
         - Windows of a series are noted at most. Inputs that the training step changes before the
           network sees them warn at most: what it does to validation is not seen.
@@ -63,7 +72,7 @@ class SplitShift(Check):
     name = "split-shift"
     kind = Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
-    probes = (Channels, UnmodifiedInputs, TrainRows)
+    probes = (Channels, UnmodifiedInputs, TrainRows, ValRows)
     options: ClassVar[dict[str, float]] = {"shift": 0.5, "ratio": 2.0}
 
     def run(self, audit: Audit) -> Result:
@@ -81,11 +90,36 @@ class SplitShift(Check):
             return self.inconclusive(
                 f"One set has only {few} rows, too few to compare scales ({FEWEST} needed)."
             )
+        if (own := self._own_statistics(audit)) is not None:
+            return own
         for pair in enough:
             told = _replicated(pair)
             if told:
                 return self._pipeline(audit, pair, told)
         return self._difference(audit, max(enough, key=_worst))
+
+    def _own_statistics(self, audit: Audit) -> Result | None:
+        """Fail where a scaler was fitted again, to validation."""
+        val = audit.probe(ValRows)
+        if val is None or val.random or len(val) != val.total:
+            return None
+        if {*val.items} <= {*audit.probe(TrainRows).rows.items}:
+            return None  # one set for both, and so its own statistics
+        for values in val.sample.values():
+            if len(values) != len(val) or {value.ndim for value in values} != {1}:
+                continue
+            if len({value.shape for value in values}) == 1 and is_standardised(values):
+                return self.failed(
+                    "Validation is standardised with statistics of its own: over its "
+                    f"{len(val):,} rows the columns have mean 0 and standard deviation 1 to four "
+                    "digits. The network gets other numbers for the same measurement than in "
+                    "training.",
+                    measured="mean 0 and standard deviation 1 over validation",
+                    threshold="the mean and standard deviation of training",
+                    location=audit.loop.locate("val_loader"),
+                    fix="scaler.fit(x_train); x_val = scaler.transform(x_val)  # not fit_transform",
+                )
+        return None
 
     def _pipeline(self, audit: Audit, pair: Pair, told: str) -> Result:
         seen = pair.path in audit.probe(UnmodifiedInputs)
@@ -132,6 +166,20 @@ class SplitShift(Check):
             location=audit.loop.locate("val_loader"),
             fix="x_val = (x_val - x_train.mean(0)) / x_train.std(0)",
         )
+
+
+def is_standardised(rows: Sequence[Tensor]) -> bool:
+    """Whether the columns of ``rows`` have mean 0 and standard deviation 1, to :data:`_DIGITS`."""
+    if len(rows) < FEWEST or not rows[0].is_floating_point():
+        return False
+    table = torch.stack(list(rows)).double()
+    measured = torch.tensor([len(torch.unique(column)) > _FLAGS for column in table.T])
+    if int(measured.sum()) < _COLUMNS:
+        return False
+    table = table[:, measured]
+    centred = table.mean(0).abs() < _DIGITS
+    unit = [(table.std(0, correction=c) - 1).abs() < _DIGITS for c in (0, 1)]
+    return any(float((centred & one).double().mean()) >= _MOST_COLUMNS for one in unit)
 
 
 # --- what only a pipeline does ------------------------------------------------------------------

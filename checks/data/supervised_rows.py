@@ -23,8 +23,9 @@ class SupervisedRows(Check):
     How: Reads up to 64 batches (3 seconds) in which each token of a row has a label.
         - Fails when more than half of the rows (of at least 32) have no label other than the loss's
           ignore_index; warns above 5%.
-        - Fails when, in all padded rows (at least 8), the last attended token is the one that fills
-          the padding and is ignored, while the token before it is a target.
+        - Fails when, in all padded rows (at least 8) that end with one token, that token is ignored
+          while the one before it is a target. It must be the last attended token of nine in ten
+          padded rows, or the one that fills the padding.
         - Only labels that are the text's own tokens are judged (language modelling): rows without
           a label may be by design in semi-supervised tagging.
     Fix: Raise the maximum length, or drop rows whose labels are all ignored. Give the padding a
@@ -50,7 +51,8 @@ class SupervisedRows(Check):
         if seen.ended >= 8 and seen.unlearnt == seen.ended:
             return self._endless(audit, seen)
         return self.passed(
-            f"{seen.rows - seen.unsupervised:,} of {seen.rows:,} rows have tokens to learn."
+            f"{seen.rows - seen.unsupervised:,} of {seen.rows:,} rows have tokens to learn; "
+            f"{100 * seen.share:.0f}% of the tokens are targets."
         )
 
     def _unsupervised(self, audit: Audit, seen: TokenTargets, share: float) -> Result:
@@ -69,9 +71,10 @@ class SupervisedRows(Check):
         )
 
     def _endless(self, audit: Audit, seen: TokenTargets) -> Result:
+        why = " and also fills the padding, so" if seen.end == seen.padding else ", and"
         return self.failed(
-            f"The end of a text is never learnt: token {seen.padding} ends all {seen.ended} padded "
-            "rows and also fills the padding, so its label is ignored in every one of them.",
+            f"The end of a text is never learnt: token {seen.end} ends {seen.ended} padded rows"
+            f"{why} its label is ignored in every one of them. The network will not stop.",
             measured=f"0 of {seen.ended} ends are targets",
             threshold="all",
             location=audit.loop.locate("train_loader"),

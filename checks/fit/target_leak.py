@@ -191,8 +191,8 @@ def _of_classes(columns: Tensor, target: Tensor) -> tuple[int, str] | None:
     signature = torch.stack([columns[classes == k][0] for k in range(len(counts))])
     constant = (columns == signature[classes]).all(0)
     telling = constant & (signature != signature[:1]).any(0)
-    if not bool(telling.any()):
-        return None
+    if not bool(telling.any()) or bool(constant.all()):
+        return None  # where all are, each class is one row, again and again
     if len(torch.unique(signature[:, telling], dim=0)) < len(counts):
         return None
     element = int(telling.nonzero()[0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnaudit.checks.base import Check
@@ -16,16 +17,21 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
+from nnaudit.measure.metric_code import BatchMean, WrongChoice, batch_means, wrong_choices
 from nnaudit.probes.broadcasts import broadcasts_of_rows
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import Training, TrainingRun
-from nnaudit.report import Kind, Result, Table
+from nnaudit.report import Kind, Location, Result, Table
 from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import Metric, Task, plain
+from nnaudit.targets.source import source_of
 
 REPEATS = 20
 """Permutations: that a metric falls on the wrong side in all of them has a chance of 2 ** -20."""
+
+_VOCABULARY = 24
+"""Classes from which on dense targets are words or letters; the classes of masks are fewer."""
 
 FEWEST = 32
 """Rows below which 10% of them are too few to exchange."""
@@ -50,12 +56,14 @@ class Sample:
     Attributes:
         batches: output (N, C, ...) and target by batch of the loader.
         validation: they are of validation data.
+        words: there are many targets for a row, of many classes: the next tokens of a text.
     """
 
     task: Task
     batches: tuple[tuple[Tensor, Tensor], ...]
     validation: bool
     steps: int
+    words: bool = False
 
     @property
     def output(self) -> Tensor:
@@ -108,6 +116,11 @@ class MetricMeaning(Check):
         - It also fails when the training loop asks whether tensors of shapes (N, 1) and (N,) are
           equal, N being the rows of the batch, with a row less too, and not both are fields of
           the batch: all pairs are compared.
+        - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
+          where the two are compared, a network saved and a name with "best" set, or in a callback's
+          `monitor` and `mode`; and when hits are summed over batches and divided by their number.
+          It warns when F1, AUC and the like are gathered batch by batch, or logged in Lightning's
+          validation step: their mean over batches is not their value.
         - It fails when a metric of torchmetrics' holds more updates after each of three ends of
           epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
@@ -116,8 +129,8 @@ class MetricMeaning(Check):
           all that is measured.
         - It notes where the mean over the loader's batches differs from the value on all
           predictions by more than the option `batches`.
-        - Without a metric of your own the usual ones of a short run are shown; a note says where
-          accuracy is 0.1 or more above balanced accuracy.
+        - Without a metric of your own the usual ones of a short run are shown, of the next tokens
+          of a text perplexity; a note says where accuracy is 0.1 or more above balanced accuracy.
     Fix: compute the metric from all predictions at once, f1_score(all_targets, all_predictions).
         On imbalanced data report balanced accuracy or F1 beside accuracy, for pixels IoU, for
         next-token prediction perplexity.
@@ -133,7 +146,7 @@ class MetricMeaning(Check):
 
     def run(self, audit: Audit) -> Result:
         """Try each metric, then look at what they say of the network."""
-        if (wrong := self._used_wrongly(audit)) is not None:
+        if (wrong := self._used_wrongly(audit) or self._written_wrongly(audit)) is not None:
             return wrong
         sample = sample_of(audit.probe(TrainingRun))
         if sample is None or len(sample.target) < FEWEST:
@@ -176,6 +189,55 @@ class MetricMeaning(Check):
                 return self._compares_all_pairs(each)
         collected = audit.probe(MetricResets)
         return self._never_reset(audit, collected[0]) if collected else None
+
+    def _written_wrongly(self, audit: Audit) -> Result | None:
+        """Read how the program computes its metrics, and what it keeps by them."""
+        places = map(audit.loop.locate, ("training_step", "train_loader", "val_loader"))
+        for file in dict.fromkeys(place.file for place in places if place is not None):
+            source = source_of(file)
+            for choice in wrong_choices(source):
+                return self._keeps_the_worst(choice, file)
+            for mean in batch_means(source):
+                if not mean.hits:
+                    return self._averages(mean, file)
+                if (size := _batch_size(audit)) > 1:
+                    return self._divides_by_batches(mean, file, size)
+        return None
+
+    def _keeps_the_worst(self, choice: WrongChoice, file: str) -> Result:
+        kept, better = ("highest", "lower") if choice.highest else ("lowest", "higher")
+        sign = "<" if choice.highest else ">"
+        return self.failed(
+            f"The network with the {kept} {choice.metric} is kept for the best, and {better} is "
+            "better.",
+            measured=f"the {kept} {choice.metric}",
+            threshold=f"a {better} {choice.metric} is better",
+            location=Location(file=file, line=choice.line),
+            fix=f'compare with {sign}, or mode="{"min" if choice.highest else "max"}", and start '
+            f"from {'infinity' if choice.highest else 'minus infinity'}",
+        )
+
+    def _averages(self, mean: BatchMean, file: str) -> Result:
+        return self.warned(
+            f"{mean.metric} is computed on each batch and averaged: its mean over batches is not "
+            "its value on all rows, and depends on the batch size and on the order.",
+            measured="a value for each batch",
+            threshold="one value of all rows",
+            location=Location(file=file, line=mean.line),
+            fix=f"collect outputs and targets, and call {mean.metric} once, after the loop; or use "
+            "a metric object of torchmetrics, which gathers counts",
+        )
+
+    def _divides_by_batches(self, mean: BatchMean, file: str, size: int) -> Result:
+        return self.failed(
+            f"{mean.metric} counts the right rows of all batches and is divided by "
+            f"len({mean.loader}), the number of batches: perfect predictions would get {size}, the "
+            "batch size.",
+            measured=f"hits / len({mean.loader})",
+            threshold="hits / rows",
+            location=Location(file=file, line=mean.line),
+            fix=f"{mean.metric} / len({mean.loader}.dataset), or count the rows with the hits",
+        )
 
     def _compares_all_pairs(self, seen: Broadcast) -> Result:
         column, flat = sorted(seen.shapes, key=len, reverse=True)
@@ -291,6 +353,12 @@ class MetricMeaning(Check):
         told = ", ".join(f"{name} {value:.3g}" for name, value in usual.items())
         data = "validation" if sample.validation else "training"
         shown = f"on {data} data after {sample.steps} steps: {told}"
+        if sample.words:
+            perplexity = float(F.cross_entropy(sample.output, sample.target).exp())
+            return self.skipped(
+                f"No metric of your own was found; on {data} data after {sample.steps} steps: "
+                f"perplexity {perplexity:.4g}, {100 * usual['accuracy']:.0f}% of the tokens right."
+            )
         if sample.task != "numbers" and usual["accuracy"] - usual["balanced accuracy"] > 0.1:
             return self.noted(
                 "Accuracy alone hides that frequent classes are predicted better than rare ones "
@@ -300,6 +368,14 @@ class MetricMeaning(Check):
                 "for next-token prediction perplexity: loss.exp()",
             )
         return self.skipped(f"No metric of your own was found; {shown}.", evidence=evidence)
+
+
+def _batch_size(audit: Audit) -> int:
+    """Return the fewest rows that a batch of either loader has; 0 where that is not known."""
+    loaders = [
+        each for each in (audit.loop.val_loader, audit.loop.train_loader) if each is not None
+    ]
+    return min(int(getattr(loader, "batch_size", None) or 0) for loader in loaders)
 
 
 def _is_field(first: First, values: Tensor) -> bool:
@@ -320,7 +396,15 @@ def sample_of(training: Training) -> Sample | None:
     shapes = {(output.shape[1:], target.shape[1:]) for output, target in pairs}
     if len(pairs) < len(calls) or len(shapes) != 1:
         return None
-    return Sample(task, tuple(pairs), bool(last.val.calls), last.step)
+    words = pairs[0][0].ndim > 1 and pairs[0][0].shape[1] > _VOCABULARY and _is_dense(training)
+    return Sample(task, tuple(pairs), bool(last.val.calls), last.step, words)
+
+
+def _is_dense(training: Training) -> bool:
+    """Whether the loss of the fixed batches has more targets than these have rows."""
+    calls = training.moments[-1].fixed.calls
+    pairs = zip(training.fixed, calls, strict=False)
+    return any(call.target.numel() > batches.size(batch) for batch, call in pairs)
 
 
 def _pair(task: Task, call: LossCall) -> tuple[Tensor, Tensor] | None:

@@ -8,7 +8,6 @@ from typing import ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.losses import LossCall
 from nnaudit.probes.first_steps import is_given
 from nnaudit.probes.loss_terms import LossTerms, Term, Terms
 from nnaudit.report import Kind, Result, Table
@@ -70,10 +69,10 @@ class AuxiliaryBalance(Check):
 
     def _mixed_reductions(self, audit: Audit, found: Terms, mean: int, total: int) -> Result:
         one, other = found.terms[0][mean], found.terms[0][total]
-        call = _call(found, total) or _call(found, mean)
+        call = found.call(total) or found.call(mean)
         return self.warned(
-            f"One term of the loss is a mean over the batch, {_name(found, mean)}, and another a "
-            f"sum, {_name(found, total)}: with every row twice their gradients grow by "
+            f"One term of the loss is a mean over the batch, {found.name(mean)}, and another a "
+            f"sum, {found.name(total)}: with every row twice their gradients grow by "
             f"{one.growth:.3g} and {other.growth:.3g}, so the batch size sets the weight between "
             "them.",
             measured=f"gradients grow by {one.growth:.2g} and {other.growth:.2g}",
@@ -87,13 +86,13 @@ class AuxiliaryBalance(Check):
 
     def _judged(self, audit: Audit, found: Terms, main: int, worst: int, ratio: float) -> Result:
         said = (
-            f"On the shared parameters the gradient of {_name(found, worst)} is {ratio:.3g} times "
-            f"that of the main term, {_name(found, main)}"
+            f"On the shared parameters the gradient of {found.name(worst)} is {ratio:.3g} times "
+            f"that of the main term, {found.name(main)}"
         )
         table = _table(found)
         if ratio <= self.option(audit, "note"):
             return self.passed(f"{said}.", evidence=(table,))
-        call = _call(found, worst) or _call(found, main)
+        call = found.call(worst) or found.call(main)
         weight = (
             f"{self.option(audit, 'note') / (2 * ratio):.1g}" if math.isfinite(ratio) else "0.1"
         )
@@ -134,7 +133,7 @@ def _table(found: Terms) -> Table:
     return Table(
         title="Terms of the loss on the first batch",
         columns=("term", "gradient norm on shared parameters"),
-        rows=tuple((_name(found, i), term.pull) for i, term in enumerate(terms)),
+        rows=tuple((found.name(i), term.pull) for i, term in enumerate(terms)),
     )
 
 
@@ -142,27 +141,12 @@ def _main(found: Terms) -> int | None:
     given = [
         i
         for i in range(len(found.terms[0]))
-        if (call := _call(found, i)) is not None and is_given(call, found.batch)
+        if (call := found.call(i)) is not None and is_given(call, found.batch)
     ]
     if not given:  # written by hand
         given = [i for i, term in enumerate(found.terms[0]) if term.of_targets]
     return given[0] if len(given) == 1 else None
 
 
-def _call(found: Terms, term: int) -> LossCall | None:
-    index = found.terms[0][term].call
-    return found.calls[index] if 0 <= index < len(found.calls) else None
-
-
 def _ratio(term: Term, main: Term) -> float:
     return term.pull / main.pull if main.pull > 0.0 else math.inf
-
-
-def _name(found: Terms, term: int) -> str:
-    call = _call(found, term)
-    place = f"term {term + 1}"
-    return (
-        f"{place} ({call.kind.replace('_', ' ')})"
-        if call is not None
-        else f"{place} (hand-written)"
-    )

@@ -6,6 +6,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.constant_terms import ConstantTerm, ConstantTerms
+from nnaudit.probes.detached_terms import DetachedTerm, DetachedTerms
 from nnaudit.report import Kind, Result, Table
 
 
@@ -21,6 +22,11 @@ class ConstantTermOfLoss(Check):
         same state with a number added to what the call returned.
         - Fails when the total loss changes but no gradient does, beyond ten times the difference of
           two identical steps: a term of the sum that trains nothing.
+        - Looks besides for numbers without a graph among the addends of the total loss. Where one
+          follows the parameters, when these are moved by 2% to both sides, and the slope of the
+          loss is what autograd says plus that of the addend (to 10%), it fails, too: a penalty on
+          `p.data`, an auxiliary loss after `.item()`. A maximum that is taken out of a logarithm
+          and put back changes with the parameters, too, but its slope is not lacking.
         - A call that weights or scales other terms changes their gradients; one that is only
           logged, or has weight 0, does not change the loss. Both pass.
     Fix: Compute the term from the output of the trained network, without detach():
@@ -30,11 +36,13 @@ class ConstantTermOfLoss(Check):
 
     code, name, kind = "LOSS107", "constant-term", Kind.EXACT
     needs = (Needs.STEPS,)
-    probes = (ConstantTerms,)
+    probes = (ConstantTerms, DetachedTerms)
 
     def run(self, audit: Audit) -> Result:
         """Judge the terms that were found to change no gradient."""
-        terms = audit.probe(ConstantTerms)
+        terms, detached = audit.probe(ConstantTerms), audit.probe(DetachedTerms)
+        if not terms and detached:
+            return self._detached(max(detached, key=lambda term: abs(term.slope)))
         if not terms:
             return self.passed("No term of the loss is a constant for what is trained.")
         first = max(terms, key=lambda term: abs(term.value * term.weight))
@@ -53,6 +61,18 @@ class ConstantTermOfLoss(Check):
             location=first.location,
             fix="Compute the term from the output of the network that is trained, without detach() "
             "or no_grad(), and compare it with something else than itself.",
+        )
+
+    def _detached(self, term: DetachedTerm) -> Result:
+        return self.failed(
+            f"A term of the loss trains nothing: {term.value:.3g} of the loss changes with the "
+            "parameters and has no gradient, because it was detached or computed outside of "
+            "autograd (.data, .item(), detach(), numpy, no_grad()).",
+            measured=f"a slope of {term.slope:.3g} that autograd does not see",
+            threshold="the slope of the loss",
+            location=term.location,
+            fix="Compute the term from the parameters or the output themselves: p.pow(2).sum(), "
+            "not p.data.pow(2).sum(), and without .item() or detach().",
         )
 
 

@@ -17,7 +17,9 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.control import output_replaced
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.total_loss import steady_ratio
+from nnaudit.measure.term_gradients import output_gradients
 from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.loss_terms import LossTerms, Terms
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Status
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
@@ -25,6 +27,9 @@ from nnaudit.targets.model_inputs import main_tensor
 
 _TOWARD = (0.3, 0.9)
 """How much of the way to the ideal output is gone."""
+
+_PLACES, _NEAR = (-0.9, -0.3, 0.3, 0.9), 0.05
+"""Where the slope of a term is read, and over which distance to both sides."""
 
 _GROUPS = 8
 """Parts of the batch that must agree, each moved alone."""
@@ -56,6 +61,11 @@ class OutputDirection:
     dense: bool = False
     pass_only: bool = False
 
+    @property
+    def of_classes(self) -> bool:
+        """Whether the output says which class is right, or whether one is."""
+        return self.name in ("logits", "probabilities", "log-probabilities")
+
 
 class LossDirection(Check):
     """Does the loss fall when the output moves toward the target?
@@ -76,6 +86,14 @@ class LossDirection(Check):
           worse: distances, energies and standardised targets have a lower bound. Probabilities of
           the right classes must cost more than those of any other labelling, since a loss may
           renumber classes.
+        - Where the total loss is a sum, fails for a term that depends on the targets and rises
+          toward them, at each of four outputs on the way and in each of 8 parts of the batch, while
+          another term falls: "dice" added to a cross-entropy, where "1 - dice" is meant. What does
+          not depend on the targets, such as a penalty on confident outputs, may point anywhere.
+        - Where the output is read as classes, fails for a loss that pulls outputs near the target
+          towards it and pushes wrong ones further away, in each of 8 parts of the batch: a focal
+          loss with p ** gamma for (1 - p) ** gamma. Gradients are read, not values: a weight that
+          is detached turns nothing.
         - Not judged: embeddings, margins, and targets in several parts. `maximize=True` in the
           optimizer reverses the answer.
     Fix: `loss = -log_probability.mean()`, `loss = 1 - dice`; output first, target second.
@@ -85,14 +103,17 @@ class LossDirection(Check):
 
     code, name, kind = "LOSS104", "loss-direction", Kind.EXACT
     needs = (Needs.STEPS,)
-    probes = (FirstSteps,)
+    probes = (FirstSteps, LossTerms)
 
     def run(self, audit: Audit) -> Result:
         """Find the direction in which the loss falls, and compare it with the optimizer's."""
         answer = self._direction(audit)
         groups = [group for o in audit.loop.optimizers for group in o.param_groups]
-        maximizes = bool(groups) and all(group.get("maximize") for group in groups)
-        return self._climbing(audit, answer) if maximizes else answer
+        if groups and all(group.get("maximize") for group in groups):
+            return self._climbing(audit, answer)
+        if answer.status is Status.FAIL or any(group.get("maximize") for group in groups):
+            return answer
+        return self._by_slopes(audit) or answer
 
     def _climbing(self, audit: Audit, answer: Result) -> Result:
         """Reverse the answer: the optimizer climbs, so better outputs must raise the loss."""
@@ -177,6 +198,53 @@ class LossDirection(Check):
             )
         return self._reversed(audit, trial, wrong[0])
 
+    def _by_slopes(self, audit: Audit) -> Result | None:
+        """Fail where the gradient on the output, of a term or of all, points the wrong way.
+
+        Asked where several terms depend on the targets, and of losses that are none of torch's.
+        """
+        found, first = audit.probe(LossTerms), audit.probe(FirstSteps)
+        terms = found.terms[0] if len({len(terms) for terms in found.terms}) == 1 else ()
+        if first.main_loss is not None and sum(bool(term.of_targets) for term in terms) < 2:
+            return None
+        trial = _Trial(audit, first)
+        readable = not trial.reason and trial.output.ndim
+        likely = [way for way in trial.ways() if not way.pass_only] if readable else []
+        slopes = [each for way in likely if (each := trial.slopes(way)) is not None]
+        if not slopes or len(slopes) < len(likely):
+            return None
+        if all(way.of_classes for way in likely) and all(map(_repels, slopes)):
+            return self._repelling(audit)
+        for n, term in enumerate(terms):
+            if term.of_targets and all(_opposes(each, n) for each in slopes):
+                return self._opposed(audit, found, n)
+        return None
+
+    def _repelling(self, audit: Audit) -> Result:
+        return self.failed(
+            "The loss pushes wrong outputs further away from the target: only those near it are "
+            "pulled in, so what is not learnt yet never will be.",
+            fix="Give the hard rows the weight: a focal loss is (1 - p) ** gamma * -log(p), with p "
+            "the probability of the right class.",
+            measured="a loss that rises towards the target while the output is wrong",
+            threshold="a falling loss",
+            location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+        )
+
+    def _opposed(self, audit: Audit, found: Terms, opposed: int) -> Result:
+        call = found.call(opposed)
+        return self.failed(
+            f"One term of the loss works against the others: {found.name(opposed)} falls when the "
+            "output moves away from the target, everywhere and in each part of the batch. Its sign "
+            "is wrong.",
+            fix="Flip the sign of that term: loss = cross_entropy + (1 - dice).",
+            measured="a term that rises when the output gets better",
+            threshold="terms that fall",
+            location=(call.location if call is not None else None)
+            or audit.loop.locate("loss")
+            or audit.loop.locate("training_step"),
+        )
+
     def _reversed(self, audit: Audit, trial: _Trial, way: OutputDirection) -> Result:
         places = (-0.9, -0.3, 0.0, 0.3, 0.9)
         losses = [trial.loss(way.moved(t)) if t else trial.base for t in places]
@@ -197,6 +265,19 @@ class LossDirection(Check):
             or audit.loop.locate("training_step")
             or audit.loop.locate("model"),
         )
+
+
+def _opposes(slopes: Tensor, term: int) -> bool:
+    """Whether ``term`` rises at all places and in all parts, and another one falls there."""
+    slopes = slopes.flatten(1)
+    rises = term < len(slopes) and bool((slopes[term] > 0).all())
+    return rises and bool((slopes < 0).all(1).any())
+
+
+def _repels(slopes: Tensor) -> bool:
+    """Whether the sum of all terms rises where the output is wrong, and falls where it is right."""
+    wrong, *_, right = slopes.sum(0)
+    return bool((wrong > 0).all() and (right < 0).all())
 
 
 def _function(call: LossCall) -> str:
@@ -338,6 +419,23 @@ class _Trial:
             return False
         right, *others = (self.loss(way.swapped(k)) for k in range(min(way.classes, 6)))
         return right - max(others) > 0.1 * (right - min(others))
+
+    def slopes(self, way: OutputDirection) -> Tensor | None:
+        """Return by how much each term rises toward the target: (terms, places, parts).
+
+        None where the terms cannot be told on outputs in place of the model's.
+        """
+        parts = torch.arange(self.output.shape[0]).chunk(min(_GROUPS, self.output.shape[0]))
+        found = []
+        for t in _PLACES:
+            self._audit.clock.check()
+            gradients = output_gradients(self._audit.loop, self._batch, way.moved(t))
+            if gradients is None:
+                return None
+            along = way.moved(t + _NEAR) - way.moved(t - _NEAR)
+            products = torch.stack([(each * along).double() for each in gradients])
+            found.append(torch.stack([products[:, rows].flatten(1).sum(1) for rows in parts], 1))
+        return torch.stack(found, 1)
 
     def _only(self, rows: Tensor, moved: Tensor) -> Tensor:
         mixed = self.output.clone()

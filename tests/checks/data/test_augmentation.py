@@ -12,9 +12,11 @@ from nnaudit.checks.data.augmentation import Augmentation
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes.moved_pictures import LeftBehind, MovedPictures
+from nnaudit.probes.refetch import Refetch, Refetched, Repeat
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
-from support.verdicts import ask_script
+from support.verdicts import ask_script, verdict
 
 
 class RandomShift(nn.Module):
@@ -177,3 +179,83 @@ for epoch in range(9):
 def test_what_the_script_does_to_a_batch_is_no_change_of_the_items(tmp_path: Path) -> None:
     result = ask_script(Augmentation, tmp_path / "train.py", MIXED)
     assert result.status is Status.SKIP, result.message
+
+
+# --- pictures that move ---------------------------------------------------------------------------
+
+
+class Squares(Dataset[Any]):
+    """A bright square on a noisy ground, with its mask or its box; flipped at random."""
+
+    def __init__(self, n: int, masks: bool, flipped: str = "", seed: int = 0) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.pictures = torch.rand(n, 1, 16, 16, generator=g)
+        self.masks = torch.zeros(n, 16, 16, dtype=torch.long)
+        self.boxes = torch.zeros(n, 4)
+        for i, (top, left) in enumerate(torch.randint(0, 11, (n, 2), generator=g).tolist()):
+            self.masks[i, top : top + 5, left : left + 5] = 1
+            self.boxes[i] = torch.tensor([left, top, left + 5, top + 5]) / 16
+        self.pictures += 2.0 * self.masks[:, None]
+        self.targets, self.flipped = (self.masks if masks else self.boxes), flipped
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> Any:
+        picture, target = self.pictures[i], self.targets[i].clone()
+        if self.flipped and torch.rand(()) < 0.5:
+            picture = picture.flip(-1)
+            if self.flipped == "both":
+                if target.ndim == 2:
+                    target = target.flip(-1)
+                else:
+                    target[[0, 2]] = 1 - target[[2, 0]]
+        return picture, target
+
+
+class Segmenter(nn.Module):
+    def __init__(self, masks: bool) -> None:
+        super().__init__()
+        self.net = (
+            nn.Conv2d(1, 2, 1) if masks else nn.Sequential(nn.Flatten(), nn.Linear(16 * 16, 4))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
+@pytest.mark.parametrize("flipped", ["picture", "both"])
+def test_a_flip_that_leaves_the_target_where_it_was(masks: bool, flipped: str) -> None:
+    target = Target(
+        lambda: Segmenter(masks),
+        lambda: DataLoader(Squares(64, masks, flipped), 16, shuffle=True),
+        val_loader=lambda: DataLoader(Squares(128, masks, seed=1), 32),
+        loss=nn.functional.cross_entropy if masks else nn.functional.mse_loss,
+    )
+    result = run_check(Augmentation, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+    assert result.status is (Status.FAIL if flipped == "picture" else Status.PASS), result.message
+    assert ("mirrored" in result.message) is (flipped == "picture")
+
+
+def left_behind(**parts: Any) -> LeftBehind:
+    return LeftBehind(**{"target": "[1]", "mask": False, "move": "mirrored", "moved": 20,
+                         "left": 20, "follows": True, **parts})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seen", "status"),
+    [
+        (left_behind(), Status.FAIL),
+        (left_behind(mask=True, left=15), Status.FAIL),
+        (left_behind(mask=True, follows=None), Status.WARN),
+        (left_behind(follows=False), Status.PASS),
+        (left_behind(follows=None), Status.PASS),
+        (left_behind(left=2), Status.PASS),
+    ],
+)
+def test_what_is_left_behind_fails_where_it_is_known_to_follow(
+    seen: LeftBehind, status: Status
+) -> None:
+    augmented = Refetched(Repeat(32, 16, 0, True, ()), None)
+    assert verdict(Augmentation, {MovedPictures: (seen,), Refetch: augmented}).status is status

@@ -332,3 +332,37 @@ def test_masks_whose_classes_are_cut_off_fail(divisor: float, status: Status) ->
     assert (result.status is Status.FAIL) is (status is Status.FAIL), result.message
     if status is Status.FAIL:
         assert "1 of 5 classes" in result.message
+
+
+# --- weights of a loss that is written by hand ----------------------------------------------------
+
+
+def by_hand(weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        right = output.log_softmax(1).gather(1, target[:, None])[:, 0]
+        return -(weights[target] * right).mean()
+
+    return loss
+
+
+UNEVEN = labels(300, 150, 75, 40, 20)
+
+
+@pytest.mark.parametrize(
+    ("power", "status"), [(1.0, Status.FAIL), (0.5, Status.FAIL), (-1.0, Status.SKIP)]
+)
+def test_weights_by_hand_that_rise_with_the_rows_fail(power: float, status: Status) -> None:
+    weights = torch.bincount(UNEVEN).float() ** power
+    assert ask(UNEVEN, loss=by_hand(weights / weights.mean())).status is status
+
+
+def test_weights_by_row_of_a_function_of_torch_are_read_too() -> None:
+    shares = torch.bincount(UNEVEN).float() / len(UNEVEN)
+    result = ask(
+        UNEVEN, loss=lambda o, y: (shares[y] * F.cross_entropy(o, y, reduction="none")).mean()
+    )
+    assert result.status is Status.FAIL, result.message
+
+
+def test_rows_without_weights_have_none() -> None:
+    assert ask(UNEVEN, loss=by_hand(torch.ones(5))).status is Status.SKIP

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.checks.data.input_scale import InputScale
+from nnaudit.checks.data.input_scale import InputScale, roughness_as_pixels
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
@@ -289,3 +289,33 @@ def test_a_model_of_which_only_parts_are_called_was_given_nothing() -> None:
     result = ask(normal(128, 8), Parts, training_step=step)
     assert result.status is Status.PASS
     assert "encoder" in result.message
+
+
+# --- the order of places and colours --------------------------------------------------------------
+
+
+def colour_cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def smooth_pixels(grey: bool = False) -> Tensor:
+    """Pictures as (N, H, W, 3) that vary slowly over the places."""
+    coarse = pixels(64, 1 if grey else 3, 4, 4)
+    return F.interpolate(coarse, 16, mode="bilinear").expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_pictures_that_were_reshaped_fail_and_permuted_ones_pass(grey: bool) -> None:
+    x = smooth_pixels(grey)
+    result = ask(x.reshape(64, 3, 16, 16), colour_cnn)
+    assert result.status is Status.FAIL, result.message
+    assert "permute" in result.fix
+    assert ask(x.permute(0, 3, 1, 2).contiguous(), colour_cnn).status is Status.PASS
+
+
+def test_noise_has_no_order_to_be_told() -> None:
+    assert ask(pixels(64, 3, 16, 16), colour_cnn).status is Status.PASS
+    ratios = roughness_as_pixels(pixels(64, 3, 16, 16))
+    assert 0.9 < float(ratios.median()) < 1.1

@@ -27,6 +27,7 @@ from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.shared_rows import overlap
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
+from support.verdicts import ask_script
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(500, 6, generator=GENERATOR)
@@ -423,6 +424,78 @@ def test_files_listed_on_both_sides_fail(tmp_path: Path) -> None:
 
     assert ask(*loaders(Files(range(50), noisy), Files(range(35, 60), None))).status is Status.FAIL
     assert ask(*loaders(Files(range(40), noisy), Files(range(40, 60), None))).status is Status.PASS
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+class Scans(Dataset):
+    """Five scans of each of 40 patients, whose diagnosis is the patient's."""
+
+    def __init__(self, known: bool = False) -> None:
+        self.patient_ids = [f"p{i // 5:03}" for i in range(200)]
+        self.known = known
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, i: int) -> Any:
+        x = torch.randn(6, generator=torch.Generator().manual_seed(i))
+        label = (i // 5) % 2
+        return (x, torch.tensor(i // 5), label) if self.known else (x, label)
+
+
+def by_scan() -> tuple[list[int], list[int]]:
+    rows = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
+    return rows[:150], rows[150:]
+
+
+def test_scans_of_one_patient_on_both_sides_warn() -> None:
+    data = Scans()
+    train, val = (Subset(data, rows) for rows in by_scan())
+    result = ask(*loaders(train, val))
+    assert result.status is Status.WARN
+    assert "of a patient" in result.message and "patient_ids" in result.message
+
+
+def test_patients_on_one_side_each_pass() -> None:
+    data = Scans()
+    assert ask(*loaders(Subset(data, range(150)), Subset(data, range(150, 200)))).status in SILENT
+
+
+def test_a_network_that_is_told_the_patient_is_meant_for_those_it_knows() -> None:
+    data = Scans(known=True)
+    train, val = (Subset(data, rows) for rows in by_scan())
+    assert ask(*loaders(train, val)).status in SILENT
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+torch.manual_seed(0)
+x = torch.randn(200, 6)
+data = TensorDataset(x, (x[:, 0] > 0).long())
+net = nn.Linear(6, 2)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for epoch in range(4):
+    generator = torch.Generator().manual_seed({seed})
+    train, val = random_split(data, [150, 50], generator)
+    for x, y in DataLoader(train, 32, shuffle=True):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        print(sum((net(x).argmax(1) == y).sum().item() for x, y in DataLoader(val, 50)))
+"""
+
+
+@pytest.mark.parametrize(("seed", "fails"), [("epoch", True), ("0", False)])
+def test_a_split_that_is_drawn_in_every_epoch(tmp_path: Path, seed: str, fails: bool) -> None:
+    result = ask_script(SplitLeakage, tmp_path / "train.py", SCRIPT.replace("{seed}", seed))
+    assert (result.status is Status.FAIL) is fails, result.message
+    assert fails is ("anew in every epoch" in result.message)
 
 
 # --- the statistic --------------------------------------------------------------------------------

@@ -253,3 +253,23 @@ def test_random_splits_of_one_table_are_noted_no_more_often_than_chance() -> Non
 )  # fmt: skip
 def test_which_axis_holds_different_things(shape: tuple[int, ...], axis: int | None) -> None:
     assert channel_axis(shape) == axis
+
+
+# --- fitted again ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_scaler_that_is_fitted_to_validation_too(again: bool) -> None:
+    x = torch.tensor(load_breast_cancer().data).float()
+    x = x[torch.randperm(len(x), generator=generator())]
+    train, val = x[:450], x[450:]
+    by = val if again else train
+    result = ask((train - train.mean(0)) / train.std(0), (val - by.mean(0)) / by.std(0))
+    assert (result.status is Status.FAIL) is again, result.message
+    assert again is ("of its own" in result.message)
+
+
+def test_one_set_for_both_has_the_statistics_of_both() -> None:
+    x = torch.tensor(load_wine().data).float()
+    x = (x - x.mean(0)) / x.std(0)
+    assert ask(x, x).status in SILENT

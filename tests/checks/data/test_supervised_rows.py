@@ -69,6 +69,10 @@ def texts(kind: str) -> list[dict[str, Tensor]]:
         ids[length:] = 2 if kind == "same token" else 0
         labels = ids.clone()
         labels[ids == 2 if kind == "same token" else mask == 0] = -100
+        if kind in ("end ignored", "break after the end"):
+            labels[length - 1] = -100
+        if kind == "break after the end":
+            ids[length - 2] = labels[length - 2] = 1
         if kind == "cut off" and n % 3:
             labels[:] = -100
         rows.append({"ids": ids, "attention_mask": mask, "labels": labels})
@@ -88,8 +92,31 @@ def audited(kind: str) -> Result:
 
 @pytest.mark.parametrize(
     ("kind", "status"),
-    [("own token", Status.PASS), ("same token", Status.FAIL), ("cut off", Status.FAIL)],
+    [
+        ("own token", Status.PASS),
+        ("same token", Status.FAIL),
+        ("cut off", Status.FAIL),
+        ("end ignored", Status.FAIL),
+        ("break after the end", Status.PASS),
+    ],
 )
 def test_rows_and_ends_of_a_program(kind: str, status: Status) -> None:
     result = audited(kind)
     assert result.status is status, result.message
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_ends_of_labels_that_are_the_tokens_to_follow(learnt: bool) -> None:
+    rows: Any = texts("own token")
+    for row in rows:
+        row["labels"] = torch.cat([row["labels"][1:], torch.tensor([-100])])
+        if not learnt:
+            row["labels"][row["labels"] == 2] = -100
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(batch["ids"]).reshape(-1, 30)
+        return F.cross_entropy(logits, batch["labels"].reshape(-1), ignore_index=-100)
+
+    target = Target(Reader, DataLoader(rows, batch_size=16), training_step=step)
+    result = run_check(SupervisedRows, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+    assert result.status is (Status.PASS if learnt else Status.FAIL), result.message

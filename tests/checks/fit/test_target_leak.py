@@ -130,6 +130,8 @@ def test_columns_by_class():
     assert column_of([torch.cat([noise, wrong], 1)], y) is None
     constant = torch.cat([noise, torch.ones(200, 2)], 1)
     assert column_of([constant], y) is None
+    one_row_each = torch.randn(4, 5, generator=g)[y]
+    assert column_of([one_row_each], y) is None
 
 
 @pytest.mark.parametrize("values", [2, 3])

@@ -109,3 +109,48 @@ def not_yet_apart(model: Any, batch: Any) -> Tensor:
 @pytest.mark.parametrize("step", [logged, weighted, switched_off, rightly_distilled, not_yet_apart])
 def test_terms_that_are_logged_weights_off_or_trained_pass(step: Step) -> None:
     assert audited(step).status is Status.PASS
+
+
+# --- terms that follow the parameters and have no gradient ----------------------------------------
+
+
+def penalised(penalty: Callable[[nn.Module], Any]) -> Step:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(model(x), y) + 0.05 * penalty(model)
+
+    return step
+
+
+def size(model: Any, detached: bool) -> Tensor:
+    return sum(
+        ((p.data if detached else p).square().sum() for p in model.student.parameters()),
+        start=torch.zeros(()),
+    )
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [lambda m: size(m, True), lambda m: size(m, False).item(), lambda m: size(m, False).detach()],
+    ids=["data", "item", "detach"],
+)
+def test_a_penalty_without_a_gradient_fails(penalty: Callable[[nn.Module], Any]) -> None:
+    result = audited(penalised(penalty))
+    assert result.status is Status.FAIL, result.message
+    assert "no gradient" in result.message
+
+
+def stabilised(model: nn.Module, batch: Any) -> Tensor:
+    """The mean of exponentials, whose largest is taken out first and put back."""
+    energies = model(batch[0]).flatten()
+    largest = energies.max().detach()
+    return largest + (energies - largest).exp().mean().log()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [penalised(lambda m: size(m, False)), penalised(lambda m: 0.3), stabilised],
+    ids=["with its gradient", "a constant", "a trick that cancels out"],
+)
+def test_addends_that_lack_no_gradient_pass(step: Step) -> None:
+    assert audited(step).status is Status.PASS

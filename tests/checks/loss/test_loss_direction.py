@@ -119,6 +119,50 @@ def test_no_answer_where_better_is_not_known(unclear: tuple[Any, ...]) -> None:
     assert audited(*unclear).status is not Status.FAIL
 
 
+OPPOSED: list[tuple[Any, ...]] = [
+    (lambda o, y: F.binary_cross_entropy_with_logits(o, y) + dice(o.sigmoid(), y), MASK),
+    (lambda o, y: F.cross_entropy(o, y) + 0.5 * picked(o.log_softmax(1), y).mean(),),
+]
+
+
+@pytest.mark.parametrize("fault", OPPOSED, ids=lambda fault: "")
+def test_one_term_with_the_wrong_sign_fails(fault: tuple[Any, ...]) -> None:
+    result = audited(*fault)
+    assert result.status is Status.FAIL, result.message
+    assert "One term" in result.message
+
+
+def focal(o: Tensor, y: Tensor, inverted: bool = False, detached: bool = False) -> Tensor:
+    log_p = picked(o.log_softmax(1), y)
+    p = log_p.exp().detach() if detached else log_p.exp()
+    return -((p if inverted else 1 - p) ** 2 * log_p).mean()
+
+
+def test_a_focal_loss_with_its_exponent_on_the_easy_rows_fails() -> None:
+    result = audited(lambda o, y: focal(o, y, inverted=True))
+    assert result.status is Status.FAIL, result.message
+    assert "further away" in result.message
+
+
+def test_a_focal_loss_and_easy_rows_first_do_not_fail() -> None:
+    assert audited(focal).status is Status.PASS
+    easy_first = audited(lambda o, y: focal(o, y, inverted=True, detached=True))
+    assert easy_first.status is not Status.FAIL
+
+
+UNITED: list[tuple[Any, ...]] = [
+    (lambda o, y: F.binary_cross_entropy_with_logits(o, y) + 1 - dice(o.sigmoid(), y), MASK),
+    # A penalty on confident outputs pushes them back, whatever the target.
+    (lambda o, y: F.cross_entropy(o, y) + (o.softmax(1) * o.log_softmax(1)).sum(1).mean(),),
+    (lambda o, y: F.mse_loss(o, y) + 0.1 * o.square().mean(), QUANTITY),
+]
+
+
+@pytest.mark.parametrize("healthy", UNITED, ids=lambda healthy: "")
+def test_terms_that_pull_together_or_do_not_ask_for_the_target(healthy: tuple[Any, ...]) -> None:
+    assert audited(*healthy).status is Status.PASS
+
+
 def climbing(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
 

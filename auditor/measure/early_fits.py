@@ -1,0 +1,153 @@
+"""Preprocessing that was fitted to all rows before these were split, as the source shows."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nnaudit.targets.source import Source, called
+
+BY_TARGET = frozenset(
+    {
+        "LinearDiscriminantAnalysis", "PLSRegression", "RFE", "RFECV", "SelectFdr", "SelectFpr",
+        "SelectFromModel", "SelectFwe", "SelectKBest", "SelectPercentile",
+        "SequentialFeatureSelector", "TargetEncoder",
+    }
+)  # fmt: skip
+"""Classes of scikit-learn that look at the targets when they are fitted."""
+
+BY_INPUTS = frozenset(
+    {
+        "CountVectorizer", "IterativeImputer", "KBinsDiscretizer", "KNNImputer", "MaxAbsScaler",
+        "MinMaxScaler", "Normalizer", "PCA", "PowerTransformer", "QuantileTransformer",
+        "RobustScaler", "SimpleImputer", "StandardScaler", "TfidfVectorizer", "TruncatedSVD",
+        "VarianceThreshold",
+    }
+)  # fmt: skip
+"""Those that look at the inputs alone."""
+
+_SPLITS = frozenset({"train_test_split", "random_split"})
+
+
+@dataclass(frozen=True)
+class EarlyFit:
+    """One fit whose rows are split afterwards.
+
+    Attributes:
+        kind: the class that is fitted.
+        by_target: it is given the targets, and makes use of them.
+        line: of the fit; ``split`` is that of the split.
+    """
+
+    kind: str
+    by_target: bool
+    line: int
+    split: int
+
+
+@dataclass
+class _Fit:
+    kind: str
+    by_target: bool
+    node: ast.Call
+    names: set[str]
+    """What was fitted to, and what has been made of it since."""
+
+
+def early_fits(source: Source) -> tuple[EarlyFit, ...]:
+    """Return the fits of ``source`` to rows that a later line of the same function splits.
+
+    Names are followed: what is made of the rows is of the rows, and a name that is given something
+    else is not any more.
+    """
+    found: list[EarlyFit] = []
+    for scope in (source.tree, *source.find(ast.FunctionDef)):
+        fits: list[_Fit] = []
+        made: dict[str, str] = {}
+        for statement in _statements(scope):
+            calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+            fits += [fit for call in calls if (fit := _fit(call, made)) is not None]
+            for split in (call for call in calls if called(call) in _SPLITS and call.args):
+                found += [
+                    EarlyFit(fit.kind, fit.by_target, fit.node.lineno, split.lineno)
+                    for fit in fits
+                    if _mentions(split.args[0], fit)
+                ]
+            assigned = _assigned(statement)
+            for fit in fits:
+                fit.names = fit.names | assigned if _uses(statement, fit) else fit.names - assigned
+            made.update(_transformers(statement, assigned))
+    return tuple(found)
+
+
+def _statements(scope: ast.AST) -> Iterator[ast.stmt]:
+    """Yield the simple statements of ``scope`` in order, those within functions left out."""
+    for child in ast.iter_child_nodes(scope):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        if isinstance(child, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return)):
+            yield child
+        elif isinstance(child, (ast.stmt, ast.excepthandler)):
+            yield from _statements(child)
+
+
+def _fit(call: ast.Call, made: dict[str, str]) -> _Fit | None:
+    if called(call) not in ("fit", "fit_transform") or not isinstance(call.func, ast.Attribute):
+        return None
+    receiver = call.func.value
+    kind = called(receiver) if isinstance(receiver, ast.Call) else ""
+    if isinstance(receiver, ast.Name):
+        kind = made.get(receiver.id, "")
+    rows = _rows(call.args[0]) if call.args else ""
+    if kind not in BY_TARGET | BY_INPUTS or not rows:
+        return None
+    given = len(call.args) + sum(keyword.arg == "y" for keyword in call.keywords)
+    return _Fit(kind, kind in BY_TARGET and given > 1, call, {rows})
+
+
+def _rows(node: ast.expr) -> str:
+    """Return the name of the table that all rows of ``node`` are of; empty for some of its rows."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        if isinstance(node, ast.Subscript) and not _takes_columns(node.slice):
+            return ""
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _takes_columns(index: ast.expr) -> bool:
+    """Whether all rows are taken: ``["age"]``, ``[["age", "sex"]]``, ``[:, 1:]``."""
+    if isinstance(index, ast.Tuple) and index.elts:
+        rows = index.elts[0]
+        return isinstance(rows, ast.Slice) and rows.lower is rows.upper is None
+    names = index.elts if isinstance(index, ast.List) else [index]
+    return all(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in names)
+
+
+def _mentions(argument: ast.expr, fit: _Fit) -> bool:
+    nodes = list(ast.walk(argument))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return fit.node in nodes or bool(names & fit.names)
+
+
+def _uses(statement: ast.stmt, fit: _Fit) -> bool:
+    value = getattr(statement, "value", None)
+    return value is not None and _mentions(value, fit)
+
+
+def _assigned(statement: ast.stmt) -> set[str]:
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        targets = [statement.target]
+    nodes = (node for target in targets for node in ast.walk(target))
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def _transformers(statement: ast.stmt, assigned: set[str]) -> dict[str, str]:
+    """Return the names that an instance of a known class is assigned to, with the class."""
+    value = getattr(statement, "value", None)
+    while isinstance(value, ast.Call) and called(value) not in BY_TARGET | BY_INPUTS:
+        value = value.func.value if isinstance(value.func, ast.Attribute) else None
+    return dict.fromkeys(assigned, called(value)) if isinstance(value, ast.Call) else {}

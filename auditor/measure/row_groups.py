@@ -1,0 +1,177 @@
+"""Which group each stored row belongs to: the patient, the recording, the document it comes from.
+
+Rows of one group are alike in what has nothing to do with the target, so a network that was trained
+on some of them knows the others. Which group a row is of is told by a column that is named so, in
+the data set, in its table, or in its items.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnaudit.errors import user_code
+from nnaudit.measure.stored_rows import Stored
+
+MOST_ITEMS = 2048
+SECONDS = 2.0
+"""Items are read for their columns up to so many, or so long, of each set."""
+
+_MOST_NUMBERS = 64
+"""Rows of more whole numbers than this are pictures or texts."""
+
+_KINDS = frozenset(
+    {
+        "animal", "article", "author", "donor", "document", "doc", "family", "group", "household",
+        "individual", "participant", "patient", "person", "recording", "scaffold", "scene",
+        "slide", "speaker", "specimen", "subject", "user", "video", "volunteer",
+    }
+)  # fmt: skip
+_BESIDE = frozenset(
+    {"id", "ids", "key", "name", "no", "nr", "num", "number", "idx", "index", "uid"}
+)
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """One column that says of which group the rows of both sets are.
+
+    Attributes:
+        kind: of what: "patient".
+        column: how the program calls it.
+        train, val: the group of each row that was read.
+        rows: the numbers of the training rows among them in their store, in the order of ``train``.
+    """
+
+    kind: str
+    column: str
+    train: tuple[Hashable, ...]
+    val: tuple[Hashable, ...]
+    rows: tuple[int, ...]
+
+
+def kind_of(name: str) -> str:
+    """Return what ``name`` says its values are of ("patient" of ``patient_ids``); else nothing."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    singular = [word if word in _BESIDE | _KINDS else word.removesuffix("s") for word in words]
+    kinds = [word for word in singular if word in _KINDS]
+    return kinds[0] if len(kinds) == 1 and set(singular) <= _BESIDE | _KINDS else ""
+
+
+def groups_of(train: Stored, val: Stored) -> Iterator[Groups]:
+    """Yield every column of groups that the stores of both sets have.
+
+    Where the two sets have stores of their own, whole numbers may be counted in each from zero, and
+    equal ones then mean nothing: such a column is left out.
+
+    Raises:
+        UserCodeError: a data set raised.
+    """
+    mine = dict(_columns(train))
+    for name, theirs in _columns(val):
+        ours = mine.get(name)
+        if ours is None or (train.base is not val.base and _are_counted(theirs[1])):
+            continue
+        yield Groups(kind_of(name), name, ours[1], theirs[1], ours[0])
+
+
+_Column = tuple[tuple[int, ...], tuple[Hashable, ...]]
+"""Row numbers, and the group of each."""
+
+
+def _columns(stored: Stored) -> Iterator[tuple[str, _Column]]:
+    base, rows = stored.base, stored.rows
+    if not rows or not hasattr(base, "__len__"):
+        return
+    for name, values in _held(base, len(base)):
+        found = tuple(_plain(values[i]) for i in rows)
+        if all(each is not None for each in found):
+            yield name, (rows, found)
+    yield from _of_items(base, rows)
+
+
+def _held(base: Any, length: int) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield what the data set itself holds one of per row, in attributes or in a table."""
+    for name, value in vars(base).items() if hasattr(base, "__dict__") else ():
+        columns = getattr(value, "columns", None)
+        if columns is not None and hasattr(value, "iloc") and len(value) == length:
+            for column in columns:
+                if isinstance(column, str) and kind_of(column):
+                    yield column, value[column].tolist()
+        elif kind_of(name) and _is_listed(value) and len(value) == length:
+            yield name, value
+
+
+def _is_listed(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim == 1
+    return isinstance(value, (list, tuple)) or hasattr(value, "iloc")
+
+
+def _of_items(base: Any, rows: tuple[int, ...]) -> Iterator[tuple[str, _Column]]:
+    """Yield the fields of the items, where these have names."""
+    with user_code("reading items of a data set"):
+        first = _fields(base[rows[0]])
+        names = [name for name, value in first.items() if kind_of(name)]
+        if not names:
+            return
+        order = np.random.default_rng(0).permutation(len(rows))[:MOST_ITEMS]
+        started, read, found = time.perf_counter(), list[int](), list[dict[str, Any]]()
+        for i in order.tolist():
+            if read and time.perf_counter() - started > SECONDS:
+                break
+            read.append(rows[i])
+            found.append(_fields(base[rows[i]]))
+    for name in names:
+        values = tuple(_plain(each.get(name)) for each in found)
+        if all(value is not None for value in values):
+            yield name, (tuple(read), values)
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    if isinstance(item, Mapping):
+        return {str(key): value for key, value in item.items()}
+    names: Iterable[str] = getattr(item, "_fields", getattr(item, "__dataclass_fields__", ()))
+    return {name: getattr(item, name) for name in names}
+
+
+def _plain(value: Any) -> Hashable | None:
+    """Return a value that can be compared; None for what is no name and no whole number."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        value = value.item() if np.size(value) == 1 else None
+    return value if isinstance(value, (str, int, bytes)) else None
+
+
+def _are_counted(values: Sequence[Hashable]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+def tells_group(values: Sequence[Tensor], groups: Sequence[Hashable]) -> bool:
+    """Whether some whole number of the rows' ``values`` is the group, or what it is known by.
+
+    ``values`` holds one tensor per row.
+    """
+    first = values[0]
+    if first.is_floating_point() or first.is_complex() or first.numel() > _MOST_NUMBERS:
+        return False
+    if any(value.shape != first.shape for value in values):
+        return False
+    table = torch.stack([value.flatten() for value in values]).cpu()
+    return any(_is_one_per_group(column.tolist(), groups) for column in table.T)
+
+
+def _is_one_per_group(values: Sequence[Hashable], groups: Sequence[Hashable]) -> bool:
+    """Whether ``values`` are one per group, and nine in ten groups have one of their own."""
+    of_group: dict[Hashable, Hashable] = {}
+    for group, value in zip(groups, values, strict=True):
+        if of_group.setdefault(group, value) != value:
+            return False
+    return len(set(of_group.values())) >= 0.9 * len(of_group)

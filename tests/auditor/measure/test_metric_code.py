@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnaudit.measure.metric_code import batch_means, wrong_choices
+from nnaudit.targets.source import Source, source_of
+
+
+def source(text: str, folder: Path) -> Source:
+    file = folder / "train.py"
+    file.write_text(text)
+    return source_of(file)
+
+
+WORST = {
+    "the highest loss": """
+if val_loss > best_loss:
+    best_loss = val_loss
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "the lowest accuracy": """
+if best is None or self.best_acc >= metrics["acc"]:
+    self.best_acc = metrics["acc"]
+    state = copy.deepcopy(model)
+""",
+    "a callback": "ModelCheckpoint(monitor='val_loss', mode='max')",
+    "a callback's default": """
+from lightning.pytorch.callbacks import EarlyStopping
+stop = EarlyStopping(monitor="val_accuracy", patience=3)
+""",
+    "a trainer": "TrainingArguments(metric_for_best_model='eval_f1', greater_is_better=False)",
+}
+
+RIGHT = {
+    "the lowest loss": """
+if val_loss < best_loss:
+    best_loss = val_loss
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "the worst example": """
+if loss > worst_loss:
+    worst_loss = loss
+    torch.save(x, "hardest.pt")
+""",
+    "a turned loss": """
+if neg_loss > best_neg_loss:
+    best_neg_loss = neg_loss
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "nothing is kept": """
+if val_loss > best_loss:
+    patience += 1
+else:
+    best_loss = val_loss
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "a callback": "ModelCheckpoint(monitor='val_acc', mode='max')",
+    "a class of one's own": "EarlyStopping(monitor='val_accuracy')",
+}
+
+
+@pytest.mark.parametrize("text", WORST.values(), ids=WORST)
+def test_the_worst_is_kept(text: str, tmp_path: Path) -> None:
+    assert wrong_choices(source(text, tmp_path))
+
+
+@pytest.mark.parametrize("text", RIGHT.values(), ids=RIGHT)
+def test_the_best_is_kept(text: str, tmp_path: Path) -> None:
+    assert not wrong_choices(source(text, tmp_path))
+
+
+MEANS = {
+    "gathered": """
+for x, y in val_loader:
+    scores.append(f1_score(y, model(x).argmax(1), average="macro"))
+""",
+    "by way of a name": """
+for x, y in tqdm(loader):
+    auc = roc_auc_score(y, model(x)[:, 1])
+    total += auc * len(y)
+""",
+    "logged": """
+class Lit:
+    def validation_step(self, batch, i):
+        self.log("val_f1", binary_f1_score(self(batch[0]), batch[1]), on_epoch=True)
+""",
+    "hits": """
+for x, y in test_loader:
+    hits += (model(x).argmax(1) == y).sum().item()
+print(100.0 * hits / len(test_loader))
+""",
+}
+
+WHOLE = {
+    "of all rows": """
+for x, y in val_loader:
+    outputs.append(model(x))
+print(f1_score(targets, torch.cat(outputs)))
+""",
+    "of epochs": """
+for epoch in range(len(loader)):
+    history.append(f1_score(targets, predict()))
+""",
+    "accuracy of equal batches": """
+for x, y in loader:
+    total += (model(x).argmax(1) == y).float().mean()
+print(total / len(loader))
+""",
+    "rows": """
+for x, y in loader:
+    hits += (model(x).argmax(1) == y).sum().item()
+print(hits / len(loader.dataset), hits / len(loader) / size)
+""",
+}
+
+
+@pytest.mark.parametrize("text", MEANS.values(), ids=MEANS)
+def test_a_mean_over_batches(text: str, tmp_path: Path) -> None:
+    (mean,) = batch_means(source(text, tmp_path))
+    assert mean.hits is ("hits" in text)
+
+
+@pytest.mark.parametrize("text", WHOLE.values(), ids=WHOLE)
+def test_a_metric_of_all_rows(text: str, tmp_path: Path) -> None:
+    assert not batch_means(source(text, tmp_path))
