@@ -388,10 +388,13 @@ class Driver(ScriptListener):
         """Whether an optimizer is at work in another training than the one that is audited.
 
         It holds nothing of the network, and was made after the audit had begun, as in the next of
-        several trainings, or was given a batch by a loader of its own, as in an ensemble.
+        several trainings, or was given a batch by a loader of its own, as in an ensemble. Not where
+        every round has a new one, as with copies that learn a task each.
         """
         run, roles = self.run, self.run.roles
         assert roles is not None
+        if not run.optimizer_lasts:
+            return False
         elsewhere = self._fed is not None and run.loop.original(self._fed) is not run.train_loader
         if optimizer is roles.optimizer or (optimizer in roles.optimizers and not elsewhere):
             return False
@@ -437,6 +440,7 @@ class Driver(ScriptListener):
                 torch.cuda.synchronize()
             order.ended = time.perf_counter()
             order.roots = order.pending or order.roots
+            self.run.optimizer_lasts = True
         elif order.pending and not order.ended:
             order.roots = order.pending
         order.pending = []

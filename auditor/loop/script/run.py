@@ -180,6 +180,7 @@ class Run:
         rates_rise: the script raises its learning rate by itself, to a height that is not known.
         counts_batches: what its training loop does depends on how many batches there have been.
         stops_at_loader_end: its epochs end with the loader: it counts, or failed in a longer one.
+        optimizer_lasts: the audited optimizer has stepped for the auditor.
         nests_training: other trainings take place within the audited one's steps.
         handed_over: the auditor has, or had, control.
     """
@@ -208,7 +209,7 @@ class Run:
         self.fruitless = 0
         self.rates_rise = False
         self.counts_batches = self.stops_at_loader_end = False
-        self.nests_training = False
+        self.optimizer_lasts = self.nests_training = False
         self.handed_over = False
 
     @property

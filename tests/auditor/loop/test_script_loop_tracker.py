@@ -139,6 +139,22 @@ for epoch in range(5):
 """
 
 
+COPIES = """
+import copy
+model = nn.Linear(4, 2)
+for a, b in loader:
+    fast = copy.deepcopy(model)
+    inner = torch.optim.SGD(fast.parameters(), lr=0.1)
+    for _ in range(3):
+        inner.zero_grad()
+        nn.functional.cross_entropy(fast(a), b).backward()
+        inner.step()
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), fast.parameters()):
+            p.lerp_(q, 0.1)
+"""
+
+
 @pytest.fixture
 def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run a script's text in a folder of its own, with ``body`` on its N-th loop."""
@@ -260,6 +276,15 @@ def test_optimizers_within_the_step_are_no_other_training(drive: Any) -> None:
         assert loop.run.reruns <= 1
 
     drive(HEAD + SEARCHED, None, body)
+
+
+def test_copies_that_learn_a_task_each_are_led(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = next(iter(loop.batches()))
+        assert all(loop.step(batch).loss > 0 for _ in range(20))
+        assert loop.run.reruns <= 1
+
+    drive(HEAD + COPIES, None, body)
 
 
 def test_a_function_may_train_in_two_loops(drive: Any) -> None:
