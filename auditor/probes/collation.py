@@ -24,7 +24,7 @@ class Collation:
         items: how many were collated together.
         fields: how many fields their batch has.
         first_only: fields in which the batch holds what the first item alone has, whichever is
-            first, while the others have something else there.
+            first, and nowhere what the others have there.
     """
 
     items: int
@@ -64,8 +64,15 @@ class Collating(Probe[Collation | None]):
                 if all(name in each for each in (*alone, *turns))
                 and len({each[name] for each in alone}) > 1
                 and all(turn[name] == one[name] for turn, one in zip(turns, alone, strict=True))
+                and not _is_kept(name, alone, turns[0])
             ),
         )
+
+
+def _is_kept(name: str, alone: Sequence[dict[str, str]], batch: dict[str, str]) -> bool:
+    """Whether ``batch`` holds what items other than its first have in the field: in a list."""
+    others = {each[name] for each in alone} - {alone[0][name]}
+    return not others.isdisjoint(batch.values())
 
 
 def _fields(audit: Audit, access: RandomAccess, items: Sequence[Any]) -> dict[str, str]:

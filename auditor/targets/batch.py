@@ -120,8 +120,10 @@ def clone(batch: Any) -> Any:
 def size(batch: Any) -> int:
     """Return the number of rows: the first dimension that most tensors agree on, 0 if none has one.
 
-    Sequences of non-tensors (captions, file names) count too when tensors give no answer.
+    A list with an entry for each row (boxes of each image) decides: its tensors are no batches.
     """
+    if listed := _listed_rows(batch):
+        return listed
     counts: dict[int, int] = {}
     for _, tensor in tensors(batch):
         if tensor.ndim > 0:
@@ -144,7 +146,58 @@ def rows(batch: Any, indices: Sequence[int]) -> Any:
     if n == 0:
         raise NotSliceableError("the batch holds no tensor with a batch dimension")
     index = torch.as_tensor(indices, dtype=torch.long)
-    return _take_rows(batch, index, n)
+    if not _listed_rows(batch):
+        return _take_rows(batch, index, n)
+
+    def take_member(member: Any) -> Any:
+        if _is_plain_sequence(member) and len(member) == n:
+            return type(member)(member[i] for i in index.tolist())
+        return _take_rows(member, index, n)
+
+    return _rebuild(batch, take_member)
+
+
+def _listed_rows(batch: Any) -> int:
+    """Return how many rows the lists in ``batch`` have that hold an entry for each; 0 if none does.
+
+    These are dicts of the same keys, or tensors that share no first dimension of that size with the
+    input; everything else in the batch must have as many rows.
+    """
+    if not _is_container(batch):
+        return 0
+    members = _members(batch)
+    lists = [each for each in members if _is_plain_sequence(each) and len(each) > 1]
+    others = [each for each in members if isinstance(each, Tensor) and each.ndim > 0]
+    inputs = {len(each) for each in others[:1]}
+    found = [
+        len(each)
+        for each in lists
+        if _alike_dicts(each) or ({len(each)} == inputs and _own_lengths(each))
+    ]
+    lengths = {*map(len, lists), *map(len, others)}
+    return found[0] if found and len(lengths) == 1 else 0
+
+
+def _members(container: Any) -> list[Any]:
+    if isinstance(container, Mapping):
+        return [*container.values()]
+    if isinstance(container, (tuple, list)):
+        return [*container]
+    return [getattr(container, field.name) for field in dataclasses.fields(container)]
+
+
+def _alike_dicts(items: Sequence[Any]) -> bool:
+    dicts = all(isinstance(each, Mapping) for each in items)
+    return dicts and all(each.keys() == items[0].keys() for each in items) and _holds_tensors(items)
+
+
+def _own_lengths(items: Sequence[Any]) -> bool:
+    tensors_only = all(isinstance(each, Tensor) for each in items)
+    return tensors_only and any(each.ndim == 0 or len(each) != len(items) for each in items)
+
+
+def _is_plain_sequence(value: Any) -> bool:
+    return type(value) in (list, tuple)
 
 
 def _take_rows(batch: Any, index: Tensor, n: int) -> Any:
@@ -163,7 +216,7 @@ def _take_rows(batch: Any, index: Tensor, n: int) -> Any:
     return batch
 
 
-def _holds_tensors(items: list[Any]) -> bool:
+def _holds_tensors(items: Sequence[Any]) -> bool:
     return any(True for _ in tensors(items))
 
 

@@ -41,6 +41,13 @@ class Metric:
     function: Any
     stateful: bool
 
+    @property
+    def of_library(self) -> bool:
+        """It is a library's, which computes what it is told to: one with a rare label may be 0."""
+        owner = type(self.function) if self.stateful else self.function
+        package = str(getattr(owner, "__module__", "")).partition(".")[0]
+        return package in _LIBRARIES or package == "sklearn"
+
     def value(self, output: Tensor, target: Tensor) -> dict[str, float]:
         """Return its values by name: one, or as many as it has in a dict.
 

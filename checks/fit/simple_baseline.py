@@ -63,7 +63,8 @@ class SimpleBaseline(Check):
       behind after nine times as many steps.
     - A loss that is otherwise still falling or has hardly moved is a note: 300 steps are a short
       run, and large networks with small learning rates start slowly.
-    - Fewer than 60 steps, where steps are slow, are not compared.
+    - A run that was cut short, where steps are slow, is a note; fewer than 60 steps are not
+      compared.
     Fix: use the simple network until you know why yours does worse: look at the learning rate
     (STEP109), the initial weights (INIT101), normalisation (NORM101).
     References: Josh Tobin, "Troubleshooting Deep Neural Networks" (Full Stack Deep Learning,
@@ -112,8 +113,13 @@ class SimpleBaseline(Check):
         )
         if not _ahead(own, best.score):
             return self.passed(f"{said}.", **details)
-        if _unsettled(training) and not _falls_short(training, own, best.score):
-            return self.noted(f"{said}. Your loss is still falling or has hardly moved.", **details)
+        too_early = ""
+        if training.cut:
+            too_early = "There was no time for a full run."
+        elif _unsettled(training) and not _falls_short(training, own, best.score):
+            too_early = "Your loss is still falling or has hardly moved."
+        if too_early:
+            return self.noted(f"{said}. {too_early}", **details)
         return self.warned(
             f"{said}.",
             measured=f"{100 * (best.score.share - own.share):.0f} points of 100 behind",

@@ -78,14 +78,15 @@ class TargetLeak(Check):
     def run(self, audit: Audit) -> Result:
         """Look for a column first; train on permuted labels where the network predicts well."""
         training = audit.probe(TrainingRun)
-        call = next(iter(training.moments[0].fixed.calls), None)
+        calls = training.moments[0].fixed.calls
+        call = next(iter(calls), None)
         if call is None or training.broke is not None:
             return self.inconclusive(
                 "Not judged: the loss is composite or hand-written, or it became NaN, so the "
                 "targets cannot be read off it."
             )
-        if not _one_each(call, batches.size(training.fixed[0])):
-            return self.skipped("Examples have more than one target each.")
+        if reason := _why_no_labels(calls, batches.size(training.fixed[0])):
+            return self.skipped(reason)
         column = column_of(*training_columns(audit))
         if column is not None:
             return self._found(audit, column)
@@ -145,6 +146,18 @@ class TargetLeak(Check):
             fix="do not pass the target, or anything made from it, to the model",
             **details,
         )
+
+
+def _why_no_labels(calls: Sequence[LossCall], rows: int) -> str:
+    """Why what the loss compares with is not one label for each row; empty if it is."""
+    if not _one_each(calls[0], rows):
+        return "Examples have more than one target each."
+    if len(torch.unique(torch.cat([call.target.reshape(-1) for call in calls]))) == 1:
+        return (
+            "All targets of the loss are equal: the program makes them itself (adversarial or "
+            "contrastive), and the labels of the loader may be inputs."
+        )
+    return ""
 
 
 def _one_each(call: LossCall, rows: int) -> bool:

@@ -125,6 +125,7 @@ class MetricMeaning(Check):
           epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
           number of rows or a mean prediction, are not judged as long as another value changes.
+        - Metrics of libraries need not be 1: a label that does not occur may count as 0.
         - It warns where the share of one class is at least the option `majority` and accuracy is
           all that is measured.
         - It notes where the mean over the loader's batches differs from the value on all
@@ -287,7 +288,7 @@ class MetricMeaning(Check):
                     fix="check the order of the arguments and the axis: metric(output, target)",
                     **details,
                 )
-            if _should_be_one(name) and not _is_perfect(best, target):
+            if not (metric.of_library or _is_perfect(best, target)) and _should_be_one(name):
                 return self.failed(
                     f"{name} is {best:.4g} for perfect predictions, and should be 1.",
                     threshold="1, or 100%, or the number of rows",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
@@ -56,7 +58,8 @@ class EvalDeterminism(Check):
         - Warns on a declared dropout or a module kept in train mode, which may be by design (Monte
           Carlo dropout).
         - Notes random numbers that the model draws explicitly (a variational autoencoder, a
-          diffusion model).
+          diffusion model), and those of Python's or NumPy's where `forward` has a number or a flag
+          as an argument that evaluation may set otherwise (teacher forcing).
         - Then runs it three times in a row without restoring anything. Outputs that change come
           from a state that the model keeps from batch to batch and never resets: a warning where a
           random sampler draws the batches.
@@ -97,7 +100,7 @@ class EvalDeterminism(Check):
             },
         )
         if repeats.spread > repeats.tolerance:
-            return self._differ(audit, repeats, numbers)
+            return self._differ(audit, fed, repeats, numbers)
         carried = _carried(loop, fed, audit.seed)
         if carried > repeats.tolerance and _is_shuffled(loop):
             return self._remembers(audit, carried, numbers)
@@ -143,7 +146,7 @@ class EvalDeterminism(Check):
             **details,
         )
 
-    def _differ(self, audit: Audit, repeats: Repeats, numbers: Numbers) -> Result:
+    def _differ(self, audit: Audit, fed: ModelInputs, repeats: Repeats, numbers: Numbers) -> Result:
         said = (
             f"Two outputs for the same input in eval mode differ by {_percent(repeats.spread)} of "
             f"their size (by {_percent(repeats.noise)} with the same random numbers)"
@@ -186,6 +189,12 @@ class EvalDeterminism(Check):
         names = ", ".join(dict.fromkeys(draw.function for draw in repeats.draws))
         why = f"it draws random numbers ({names})" if names else "the source was not found"
         details["location"] = where or audit.loop.locate("model")
+        if not repeats.draws and _has_settings(audit.loop.model, fed):
+            return self.noted(
+                f"{said}: Python or NumPy draws random numbers for it. Training and evaluation may "
+                "call the model with other settings (teacher forcing).",
+                **details,
+            )
         if repeats.draws and not any(draw.dropout for draw in repeats.draws):
             return self.noted(
                 f"{said}: {why}. Compute metrics of such a model over several samples, or from its "
@@ -198,6 +207,14 @@ class EvalDeterminism(Check):
             "otherwise",
             **details,
         )
+
+
+def _has_settings(model: nn.Module, fed: ModelInputs) -> bool:
+    """Whether ``forward`` takes a number or a flag that the caller may set: a probability, say."""
+    given = [value for value in (*fed.args, *fed.kwargs.values()) if not isinstance(value, Tensor)]
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    left = [each for each in parameters[len(fed.args) :] if each.name not in fed.kwargs]
+    return any(isinstance(value, (bool, float)) for value in (*given, *(p.default for p in left)))
 
 
 def _runs_in_training(loop: Loop, fed: ModelInputs) -> bool:

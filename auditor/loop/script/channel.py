@@ -69,6 +69,7 @@ class StepRequest:
         handed: how many times the script was given the batch.
         reshaped: the batch has other shapes than what the script has drawn itself.
         attempts: optimizer steps taken or skipped.
+        strayed: steps that other trainings took meanwhile.
         backup: the state before it, where the epoch has just grown longer than the loader.
         past_loader_end: the epoch is longer than the loader.
         shortened: a pass over a loader without gradients was cut short while the script took it.
@@ -90,6 +91,7 @@ class StepRequest:
     handed: int = 0
     reshaped: bool = False
     attempts: int = 0
+    strayed: int = 0
     backup: Snapshot | None = None
     past_loader_end: bool = False
     shortened: bool = False
@@ -103,7 +105,7 @@ class StepRequest:
 
     def restart(self) -> None:
         """Forget what has happened."""
-        self.handed = self.attempts = 0
+        self.handed = self.attempts = self.strayed = 0
         self.reshaped = self.shortened = False
         self.pending, self.roots, self.calls = [], [], []
         self.ended = 0.0

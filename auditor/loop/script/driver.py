@@ -36,6 +36,9 @@ _CUDA: Any = torch.cuda
 MARGIN = 32
 """Batches beyond eight times the usual number, after which a script takes no step any more."""
 
+ASTRAY = 32
+"""Steps that another training takes in a row, after which the script is executed again."""
+
 WARY = 3
 """Steps beyond the end of the loader before which the state is kept, lest one of them fails."""
 
@@ -57,6 +60,8 @@ class Driver(ScriptListener):
         self._round_over = False
         self._slot: Any = None
         self._aside_batch: Any = None
+        self._fed: Any = None
+        self._strayed = False
 
     # --- control ----------------------------------------------------------------------------------
 
@@ -151,6 +156,8 @@ class Driver(ScriptListener):
         if not torch.is_grad_enabled():
             return False
         run = self.run
+        if id(iterator.loader) in run.loop.others:
+            return False
         if run.loop.original(iterator.loader) is run.train_loader:
             return True
         if run.roles is None or not run.roles.model.training:
@@ -202,11 +209,16 @@ class Driver(ScriptListener):
         self._note_validation(False)
         order.handed += 1
         iterator.count += 1
+        self._fed = iterator.loader
         return self._copy(order.batch, iterator)
 
     def _aside(self, iterator: TappedIterator) -> Any:
-        """Let the script validate: on one batch, as nobody reads what it finds, unless it minds."""
-        if iterator.count and not (torch.is_grad_enabled() or self.session.validates_whole):
+        """Let the script validate: on one batch, as nobody reads what it finds, unless it minds.
+
+        What another network of its is trained with is none of the audit's business either.
+        """
+        training = torch.is_grad_enabled() and id(iterator.loader) not in self.run.loop.others
+        if iterator.count and not (training or self.session.validates_whole):
             if self.order is not None:
                 self.order.shortened = True
             raise StopIteration
@@ -220,7 +232,7 @@ class Driver(ScriptListener):
     def _note_evaluation(self, iterator: TappedIterator) -> None:
         """Note which loader the script reads beside its training steps."""
         order = self.order
-        if order is None or not order.evaluates:
+        if order is None or not order.evaluates or id(iterator.loader) in self.run.loop.others:
             return
         roles = self.run.roles
         between = order.epoch_ended and not order.handed
@@ -365,11 +377,52 @@ class Driver(ScriptListener):
         self.passes.end_step()
         if self.order is not None:
             optimizer = self.run.loop.original(optimizer)
+            if self._is_of_another(optimizer):
+                self._pass_by(self.order)
+                return
+            self._strayed = False
             self._finish(self.order, optimizer)
             self._round_over |= optimizer is self._last
 
+    def _is_of_another(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer is at work in another training than the one that is audited.
+
+        It holds nothing of the network, and was made after the audit had begun, as in the next of
+        several trainings, or was given a batch by a loader of its own, as in an ensemble. Not where
+        every round has a new one, as with copies that learn a task each.
+        """
+        run, roles = self.run, self.run.roles
+        assert roles is not None
+        if not run.optimizer_lasts:
+            return False
+        elsewhere = self._fed is not None and run.loop.original(self._fed) is not run.train_loader
+        if optimizer is roles.optimizer or (optimizer in roles.optimizers and not elsewhere):
+            return False
+        mine = {id(p) for p in roles.model.parameters()}
+        return not any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+
+    def _pass_by(self, order: StepRequest) -> None:
+        """Another training took a step in place of the audited one.
+
+        Raises:
+            Restart: it does so again and again: the script has left the audited training behind.
+        """
+        run = self.run
+        self._strayed = True
+        order.pending = []
+        if self._fed is not None and run.loop.original(self._fed) is not run.train_loader:
+            run.loop.others[id(self._fed)] = self._fed
+            order.handed = 0
+        order.strayed += 1
+        if order.strayed > ASTRAY and not (run.nests_training or run.fruitless):
+            order.restarts = True
+            raise Restart
+
     def on_scaler_step(self) -> None:
         """Note that a gradient scaler stepped, or skipped a step."""
+        strayed, self._strayed = self._strayed, False
+        if strayed:
+            return
         if self.order is not None and not self.order.attempts and self.run.roles is not None:
             self._finish(self.order, self.run.roles.optimizer)
             self._round_over = True
@@ -379,12 +432,15 @@ class Driver(ScriptListener):
         assert self.run.roles is not None
         order.attempts += 1
         self.run.fruitless = 0
+        # Trainings within the audited one's steps: adversarial examples, codes that are looked for.
+        self.run.nests_training |= bool(order.strayed) and not order.epoch_ended
         self.passes.void = False
         if optimizer is self.run.roles.optimizer and not order.ended:
             if _CUDA.is_initialized():
                 torch.cuda.synchronize()
             order.ended = time.perf_counter()
             order.roots = order.pending or order.roots
+            self.run.optimizer_lasts = True
         elif order.pending and not order.ended:
             order.roots = order.pending
         order.pending = []

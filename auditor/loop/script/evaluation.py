@@ -34,6 +34,7 @@ from nnaudit.loop.script.training_objects import (
     unwrapped,
 )
 from nnaudit.report import Location
+from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 
@@ -42,6 +43,9 @@ MOST_CALLS = 256
 
 _BYTES = 128 * 2**20
 """Of what the network is evaluated on, so much is kept."""
+
+_COMPARED = 16
+"""Items by which two data sets are compared."""
 
 _KEPT = 512
 """Intermediate results that are told apart from what they are compared with."""
@@ -259,7 +263,9 @@ def _sources(loader: Any) -> Iterator[Any]:
 def _same_rows(loader: Any, train: Any) -> bool:
     """Whether both read all of the same data: with samplers they may share it out."""
     left, right = getattr(loader, "dataset", None), getattr(train, "dataset", None)
-    if left is None or right is None or not (left is right or _same_tensors(left, right)):
+    if left is None or right is None:
+        return False
+    if not (left is right or _same_tensors(left, right) or _same_items(left, right)):
         return False
     plain = (SequentialSampler, RandomSampler)
     return all(type(getattr(each, "sampler", None)) in plain for each in (loader, train))
@@ -275,6 +281,19 @@ def _same_tensors(left: Any, right: Any) -> bool:
     if len(left.tensors) != len(right.tensors):
         return False
     return all(same_memory(a, b) for a, b in zip(left.tensors, right.tensors, strict=True))
+
+
+def _same_items(left: Any, right: Any) -> bool:
+    """Whether two data sets of as many items hold the same ones: some of them are read."""
+    try:
+        if len(left) != len(right) or len(left) < _COMPARED:
+            return False
+        places = range(0, len(left), len(left) // _COMPARED)
+        with preserved(Subjects()):
+            pairs = [(batches.digest(left[i]), batches.digest(right[i])) for i in places]
+    except Exception:  # whatever a data set of the user's raises when it is read so
+        return False
+    return all(one == other for one, other in pairs) and len(set(pairs)) > 1
 
 
 # --- without one ----------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class ScriptLoop(Loop):
         self.planned_epochs = run.planned_epochs
         self.counted_epochs, self.runs_whole = run.span.epochs, run.span.whole
         self._steps = ScriptSteps(run)
+        self._has_ended_epoch = False
         self._splitter = BatchSplitter(self._steps)
         self._own_batches = OwnBatches(self._steps)
         self.metrics = metrics_in(run.variables) or self._steps.invoke(self._library_metrics)
@@ -178,11 +179,22 @@ class ScriptLoop(Loop):
     def next_epoch(self, batch: Any) -> Step | None:
         """Let the script's epoch end, validation and all, and observe the first step of the next.
 
-        None for a script that has only one, that ends or fails in between, or whose loop a
-        framework counts.
+        None for a script that has only one, that fails in between, or whose loop a framework
+        counts. One that ends there has come to its last epoch: it is executed again, and in its
+        first epoch now.
         """
         if not self._run.has_epochs:
             return None
+        executions = self._run.reruns
+        found = self._end_epoch(batch)
+        several = self._run.span.epochs > 1 or self._has_ended_epoch
+        if found is None and self._run.reruns != executions and several:
+            found = self._end_epoch(batch)
+        self._has_ended_epoch |= found is not None
+        return found
+
+    def _end_epoch(self, batch: Any) -> Step | None:
+        """Return the first step of the next epoch; None where this was the last."""
         before = self._run.reruns, self._session.validates_whole
         order = StepRequest(batch, Observer(self.model, self.optimizers), ends_epoch=True)
         try:

@@ -122,6 +122,7 @@ class TrainingLoop:
             the first one.
         frozen: by loader, the batch that stands in for all of one that is read along with the
             training loader; and the loader, lest its id becomes another's.
+        others: loaders of the same data that other networks of the script are trained with.
         alias: the object of the first execution for the id of each that this one has made.
         aliased: the latter, to keep the ids theirs.
     """
@@ -132,6 +133,7 @@ class TrainingLoop:
     counted: bool = False
     is_cycled: bool | None = None
     frozen: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    others: dict[int, Any] = field(default_factory=dict)
     alias: dict[int, Any] = field(default_factory=dict)
     aliased: list[Any] = field(default_factory=list)
 
@@ -179,6 +181,8 @@ class Run:
         rates_rise: the script raises its learning rate by itself, to a height that is not known.
         counts_batches: what its training loop does depends on how many batches there have been.
         stops_at_loader_end: its epochs end with the loader: it counts, or failed in a longer one.
+        optimizer_lasts: the audited optimizer has stepped for the auditor.
+        nests_training: other trainings take place within the audited one's steps.
         handed_over: the auditor has, or had, control.
     """
 
@@ -206,6 +210,7 @@ class Run:
         self.fruitless = 0
         self.rates_rise = False
         self.counts_batches = self.stops_at_loader_end = False
+        self.optimizer_lasts = self.nests_training = False
         self.handed_over = False
 
     @property

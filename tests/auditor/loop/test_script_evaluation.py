@@ -23,6 +23,15 @@ def test_a_second_look_at_the_training_rows_is_no_validation() -> None:
     assert validation_loader(Registers(), train, [again, other]) is other
 
 
+def test_the_same_rows_in_a_data_set_of_their_own_are_no_validation() -> None:
+    x = torch.randn(40, 2)
+    train = DataLoader(TensorDataset(x), shuffle=True)
+    own = DataLoader(TensorDataset(x.clone()))
+    unseen = DataLoader(TensorDataset(torch.randn(40, 2)))
+    assert validation_loader(Registers(), train, [own]) is None
+    assert validation_loader(Registers(), train, [unseen]) is unseen
+
+
 @pytest.mark.parametrize(
     ("name", "meant", "means"),
     [

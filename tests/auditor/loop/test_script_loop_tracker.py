@@ -98,6 +98,63 @@ fast = torch.optim.SGD(model.parameters(), lr=0.01)
 """
 
 
+ENSEMBLE = """
+members = [nn.Linear(4, 2) for _ in range(3)]
+optimizers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in members]
+loaders = [DataLoader(loader.dataset, batch_size=8, shuffle=True) for _ in members]
+trained = [0, 0, 0]
+for epoch in range(4):
+    for k, (model, sgd, train) in enumerate(zip(members, optimizers, loaders)):
+        for a, b in train:
+            sgd.zero_grad()
+            nn.functional.cross_entropy(model(a), b).backward()
+            sgd.step()
+"""
+
+COMPARISON = """
+for width in (8, 16, 32):
+    model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+    for epoch in range(2):
+        for a, b in loader:
+            sgd.zero_grad()
+            nn.functional.cross_entropy(model(a), b).backward()
+            sgd.step()
+"""
+
+SEARCHED = """
+model = nn.Linear(4, 2)
+sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+for epoch in range(5):
+    for a, b in loader:
+        shift = torch.zeros_like(a, requires_grad=True)
+        search = torch.optim.Adam([shift], lr=0.01)
+        for _ in range(40):
+            search.zero_grad()
+            (-nn.functional.cross_entropy(model(a + shift), b)).backward()
+            search.step()
+        sgd.zero_grad()
+        nn.functional.cross_entropy(model(a + shift.detach()), b).backward()
+        sgd.step()
+"""
+
+
+COPIES = """
+import copy
+model = nn.Linear(4, 2)
+for a, b in loader:
+    fast = copy.deepcopy(model)
+    inner = torch.optim.SGD(fast.parameters(), lr=0.1)
+    for _ in range(3):
+        inner.zero_grad()
+        nn.functional.cross_entropy(fast(a), b).backward()
+        inner.step()
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), fast.parameters()):
+            p.lerp_(q, 0.1)
+"""
+
+
 @pytest.fixture
 def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run a script's text in a folder of its own, with ``body`` on its N-th loop."""
@@ -196,6 +253,38 @@ def test_folds_are_loops_by_their_optimizers(drive: Any, fold: int | None) -> No
         steps(loop)
 
     drive(HEAD + FOLDS, fold, body)
+
+
+@pytest.mark.parametrize("text", [ENSEMBLE, COMPARISON, FOLDS])
+def test_the_audited_training_goes_on_when_the_script_trains_another(drive: Any, text: str) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = next(iter(loop.batches()))
+        for _ in range(3):
+            assert loop.next_epoch(batch) is not None
+            loop.step(batch)
+        losses = [loop.step(batch).loss for _ in range(60)]
+        assert losses[-1] < losses[0]
+
+    drive(HEAD + text, None, body)
+
+
+def test_optimizers_within_the_step_are_no_other_training(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = next(iter(loop.batches()))
+        losses = [loop.step(batch).loss for _ in range(8)]
+        assert losses == sorted(losses, reverse=True)
+        assert loop.run.reruns <= 1
+
+    drive(HEAD + SEARCHED, None, body)
+
+
+def test_copies_that_learn_a_task_each_are_led(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = next(iter(loop.batches()))
+        assert all(loop.step(batch).loss > 0 for _ in range(20))
+        assert loop.run.reruns <= 1
+
+    drive(HEAD + COPIES, None, body)
 
 
 def test_a_function_may_train_in_two_loops(drive: Any) -> None:

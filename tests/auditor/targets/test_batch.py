@@ -79,6 +79,32 @@ def test_arrays_count_as_tensors() -> None:
     assert batches.take(batch, 3)[1].tolist() == [0, 1, 2]
 
 
+BOXES = [torch.ones(n, 4) * n for n in (1, 2, 1, 3)]
+PICTURES = tuple(torch.ones(3, n, 5) * n for n in (4, 5, 6, 7))
+LISTED = {
+    "boxes": (X, BOXES),
+    "dicts": (X, [{"boxes": boxes, "label": 0} for boxes in BOXES]),
+    "pictures": (PICTURES, tuple({"boxes": boxes} for boxes in BOXES)),
+    "named": {"image": X, "boxes": BOXES, "name": ["a", "b", "c", "d"]},
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_list_may_hold_an_entry_for_each_row(name: str) -> None:
+    batch: Any = LISTED[name]
+    assert batches.size(batch) == 4
+    taken = batches.rows(batch, [3, 0])
+    assert batches.size(taken) == 2
+    lists = [batch[1], taken[1]] if type(batch) is tuple else [batch["boxes"], taken["boxes"]]
+    assert lists[1] == (type(lists[0])((lists[0][3], lists[0][0])))
+
+
+def test_two_views_are_no_rows() -> None:
+    views = ((X, X + 1), (Y, Y + 1))
+    assert batches.size(views) == 4
+    assert batches.rows(views, [1])[0][1].tolist() == [[4.0, 5.0, 6.0]]
+
+
 def test_a_graph_batch_cannot_be_cut() -> None:
     with pytest.raises(batches.NotSliceableError, match="Graph"):
         batches.rows((Graph(), Y), [0])

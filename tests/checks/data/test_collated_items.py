@@ -59,6 +59,7 @@ def test_a_field_of_the_first_item_fails(field: str) -> None:
         lambda items: {**whole(items), "place": torch.arange(4)[None]},
         lambda items: {**whole(items), "longest": whole(items)["length"].max()},
         lambda items: {**whole(items), "count": torch.tensor(len(items))},
+        lambda items: {**whole(items), "boxes": [torch.full((1, 4), n) for _, n, _ in items]},
     ],
 )
 def test_whole_batches_and_what_belongs_to_all_pass(collate: Any) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,19 @@ def test_a_network_whose_units_died_is_behind(tools, data):
     assert result.status is Status.WARN, result.message
     assert isinstance(result.evidence[0], Table)
     assert "begin with" in result.fix
+
+
+def test_a_run_that_was_cut_short_is_a_note(tools, data, monkeypatch):
+    measured = training_run.TrainingRun.measure
+    monkeypatch.setattr(
+        training_run.TrainingRun,
+        "measure",
+        lambda probe, audit: replace(measured(probe, audit), cut=True),
+    )
+    deep = tools.perceptron(64, 16, 16, 16, 16, 10)
+    result = tools.ask(SimpleBaseline, images(tools, data, model=deep, optimizer=tools.adam(1.0)))
+    assert result.status is Status.NOTE, result.message
+    assert "no time" in result.message
 
 
 def test_the_wrong_axis_of_a_softmax_is_behind(tools, data):

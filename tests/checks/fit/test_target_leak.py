@@ -73,6 +73,21 @@ def test_a_label_that_reaches_the_network_in_the_step_fails(tools, data):
     assert result.fix
 
 
+def test_a_condition_is_no_leak_where_the_loss_does_not_ask_for_it(tools, data):
+    """A generator is told the class; the loss compares with ones that the program makes."""
+
+    class Critic(Reads):
+        def forward(self, x, hint):
+            return super().forward(x, hint)[:, 0]
+
+    def step(model, batch):
+        out = model(batch[0], batch[1])
+        return F.mse_loss(out, torch.ones_like(out))
+
+    target = images(tools, data, model=Critic, training_step=step, loss=None)
+    assert tools.ask(TargetLeak, target).status in QUIET
+
+
 def test_a_model_that_takes_labels_for_its_loss_only_passes(tools, data):
     class Own(nn.Module):
         def __init__(self):

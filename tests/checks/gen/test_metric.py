@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score, r2_score
 from torch import Tensor, nn
+from torchmetrics.classification import MultilabelF1Score
 
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
 from nnaudit.probes.first_steps import FirstSteps
@@ -165,6 +166,14 @@ def test_right_metrics_of_other_tasks_pass(metric: Any, task: str) -> None:
 
 def macro_f1(output: Tensor, target: Tensor) -> float:
     return float(f1_score(target.numpy(), (output > 0).numpy(), average="macro"))
+
+
+def test_a_metric_of_a_library_need_not_be_one() -> None:
+    """A label that no row has counts as 0 in the mean over labels."""
+    output, target = predictions("binary")
+    output, target = torch.cat([output, output - 20], 1), F.pad(target, (0, 1))
+    metric = MultilabelF1Score(2, average="macro")
+    assert judged(metric, "bce_with_logits", output, target).status is Status.PASS
 
 
 def test_accuracy_alone_on_imbalanced_data_warns() -> None:

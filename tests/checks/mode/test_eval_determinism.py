@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -129,6 +130,28 @@ def test_a_model_that_samples_is_noted(ask) -> None:
     result: Result = ask(EvalDeterminism, lambda: Net(reparametrised))
     assert result.status is Status.NOTE
     assert "randn_like" in result.message and result.location is not None
+
+
+class Teaching(Net):
+    """Takes each input from the teacher by chance, unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(guarded)
+
+    def forward(self, x: Tensor, ratio: float = 0.5) -> Tensor:
+        return super().forward(x) * (1.0 if random.random() < ratio else 0.5)
+
+
+class Skipping(Net):
+    """Leaves a layer out by chance, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda net, h: h * random.random())
+
+
+def test_chance_that_the_caller_sets_is_a_note(ask) -> None:
+    assert ask(EvalDeterminism, Teaching).status is Status.NOTE
+    assert ask(EvalDeterminism, Skipping).status is Status.WARN
 
 
 def handed_on(net: nn.Module, h: Tensor) -> Tensor:
