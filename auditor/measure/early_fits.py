@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nnaudit.targets.source import Source, called
 
@@ -46,20 +46,56 @@ class EarlyFit:
     split: int
 
 
+_TRANSFORMS = frozenset({"fit_transform", "get_support", "transform"})
+
+
 @dataclass
 class _Fit:
+    """A fit, followed from statement to statement.
+
+    Attributes:
+        rows: names of what was fitted to, and of what has been made of it since.
+        results: names of what was transformed, and of what has been made of that.
+        transformer: the name of what was fitted; empty where it has none.
+        splits: lines that split the rows, which count if the transformed ones are used later.
+    """
+
     kind: str
     by_target: bool
     node: ast.Call
-    names: set[str]
-    """What was fitted to, and what has been made of it since."""
+    rows: set[str]
+    results: set[str] = field(default_factory=set)
+    transformer: str = ""
+    splits: list[int] = field(default_factory=list)
+
+    def follow(self, statement: ast.stmt, assigned: set[str]) -> None:
+        """Note what ``statement`` makes of the rows, and of the transformed ones."""
+        value = getattr(statement, "value", None)
+        if value is None:
+            return
+        nodes = list(ast.walk(value))
+        if self.node in nodes and called(self.node) == "fit" and len(assigned) == 1:
+            (self.transformer,) = assigned
+        result = self.is_result(value)
+        self.rows = self.rows | assigned if _mentions(value, self.rows) else self.rows - assigned
+        self.results = self.results | assigned if result else self.results - assigned
+
+    def is_result(self, value: ast.expr) -> bool:
+        """Whether ``value`` has something of the transformed rows in it."""
+        return _mentions(value, self.results) or any(
+            called(call) in _TRANSFORMS
+            and (call is self.node or self.transformer == _receiver(call) != "")
+            for call in ast.walk(value)
+            if isinstance(call, ast.Call)
+        )
 
 
 def early_fits(source: Source) -> tuple[EarlyFit, ...]:
     """Return the fits of ``source`` to rows that a later line of the same function splits.
 
     Names are followed: what is made of the rows is of the rows, and a name that is given something
-    else is not any more.
+    else is not any more. A fit whose transformed rows are neither split nor used after the split,
+    as for a plot, is none.
     """
     found: list[EarlyFit] = []
     for scope in (source.tree, *source.find(ast.FunctionDef)):
@@ -67,18 +103,32 @@ def early_fits(source: Source) -> tuple[EarlyFit, ...]:
         made: dict[str, str] = {}
         for statement in _statements(scope):
             calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
-            fits += [fit for call in calls if (fit := _fit(call, made)) is not None]
-            for split in (call for call in calls if called(call) in _SPLITS and call.args):
-                found += [
-                    EarlyFit(fit.kind, fit.by_target, fit.node.lineno, split.lineno)
-                    for fit in fits
-                    if _mentions(split.args[0], fit)
-                ]
             assigned = _assigned(statement)
             for fit in fits:
-                fit.names = fit.names | assigned if _uses(statement, fit) else fit.names - assigned
+                if fit.splits and fit.is_result(_whole(statement)):
+                    found += [_early(fit, line) for line in fit.splits]
+                    fit.splits.clear()
+            fits += [fit for call in calls if (fit := _fit(call, made)) is not None]
+            for split in (call for call in calls if called(call) in _SPLITS and call.args):
+                for fit in fits:
+                    if any(map(fit.is_result, split.args)):
+                        found.append(_early(fit, split.lineno))
+                    elif _mentions(split.args[0], fit.rows):
+                        fit.splits.append(split.lineno)
+            for fit in fits:
+                fit.follow(statement, assigned)
             made.update(_transformers(statement, assigned))
     return tuple(found)
+
+
+def _early(fit: _Fit, split: int) -> EarlyFit:
+    return EarlyFit(fit.kind, fit.by_target, fit.node.lineno, split)
+
+
+def _whole(statement: ast.stmt) -> ast.expr:
+    """Return what ``statement`` computes; an empty tuple for nothing."""
+    value = getattr(statement, "value", None)
+    return value if isinstance(value, ast.expr) else ast.Tuple([], ast.Load())
 
 
 def _statements(scope: ast.AST) -> Iterator[ast.stmt]:
@@ -103,7 +153,13 @@ def _fit(call: ast.Call, made: dict[str, str]) -> _Fit | None:
     if kind not in BY_TARGET | BY_INPUTS or not rows:
         return None
     given = len(call.args) + sum(keyword.arg == "y" for keyword in call.keywords)
-    return _Fit(kind, kind in BY_TARGET and given > 1, call, {rows})
+    return _Fit(kind, kind in BY_TARGET and given > 1, call, {rows}, transformer=_receiver(call))
+
+
+def _receiver(call: ast.Call) -> str:
+    """Return the name before the dot of a call; empty where that is no name."""
+    value = call.func.value if isinstance(call.func, ast.Attribute) else None
+    return value.id if isinstance(value, ast.Name) else ""
 
 
 def _rows(node: ast.expr) -> str:
@@ -124,15 +180,8 @@ def _takes_columns(index: ast.expr) -> bool:
     return all(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in names)
 
 
-def _mentions(argument: ast.expr, fit: _Fit) -> bool:
-    nodes = list(ast.walk(argument))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    return fit.node in nodes or bool(names & fit.names)
-
-
-def _uses(statement: ast.stmt, fit: _Fit) -> bool:
-    value = getattr(statement, "value", None)
-    return value is not None and _mentions(value, fit)
+def _mentions(value: ast.expr, names: set[str]) -> bool:
+    return any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(value))
 
 
 def _assigned(statement: ast.stmt) -> set[str]:

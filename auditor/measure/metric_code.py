@@ -102,7 +102,8 @@ def wrong_choices(source: Source) -> tuple[WrongChoice, ...]:
 def _of_test(node: ast.If) -> Iterator[WrongChoice]:
     set_to = {
         written(target): written(statement.value)
-        for statement in ast.walk(node)
+        for kept in node.body
+        for statement in ast.walk(kept)
         if isinstance(statement, ast.Assign)
         for target in statement.targets
     }

@@ -66,7 +66,7 @@ class Wrapper:
         network, wrapper = self._network, cast("Any", self._wrapper)
         by_design = getattr(wrapper, "find_unused_parameters", False) or wrapper.static_graph
         if network is not None and self._forwards and not by_design:
-            ignored = getattr(wrapper, "parameters_to_ignore", set())
+            ignored: set[str] = getattr(wrapper, "parameters_to_ignore", set())
             self._unused = tuple(
                 name
                 for name, p in network.named_parameters()

@@ -23,6 +23,7 @@ def load():
 best = SelectKBest().fit(X.values, y)
 rows = np.arange(len(X))
 train, val = train_test_split(rows)
+x_train, x_val = best.transform(X)[train], best.transform(X)[val]
 """,
 }
 
@@ -38,6 +39,16 @@ train, val = random_split(best.transform(X), [800, 200])
     "other rows under the same name": """
 best = SelectKBest().fit(X, y)
 X = load_other()
+X_train, X_test = train_test_split(X)
+""",
+    "a picture before the split": """
+flat = LinearDiscriminantAnalysis().fit_transform(X, y)
+plt.scatter(flat[:, 0], flat[:, 1])
+X_train, X_test = train_test_split(X)
+""",
+    "a look at the scores": """
+best = SelectKBest().fit(X, y)
+print(best.scores_)
 X_train, X_test = train_test_split(X)
 """,
     "another function": """

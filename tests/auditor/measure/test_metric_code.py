@@ -34,6 +34,15 @@ stop = EarlyStopping(monitor="val_accuracy", patience=3)
 }
 
 RIGHT = {
+    "no patience left": """
+if val_loss > best_loss:
+    waited += 1
+    if waited > 5:
+        torch.save(net.state_dict(), "last.pt")
+else:
+    best_loss = val_loss
+    torch.save(net.state_dict(), "best.pt")
+""",
     "the lowest loss": """
 if val_loss < best_loss:
     best_loss = val_loss
