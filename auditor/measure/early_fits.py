@@ -108,7 +108,7 @@ def early_fits(source: Source) -> tuple[EarlyFit, ...]:
                 if fit.splits and fit.is_result(_whole(statement)):
                     found += [_early(fit, line) for line in fit.splits]
                     fit.splits.clear()
-            fits += [fit for call in calls if (fit := _fit(call, made)) is not None]
+            fits += [new for call in calls if (new := _fit(call, made)) is not None]
             for split in (call for call in calls if called(call) in _SPLITS and call.args):
                 for fit in fits:
                     if any(map(fit.is_result, split.args)):
