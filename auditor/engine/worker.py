@@ -83,7 +83,7 @@ def writer(pipe: int) -> Callable[[Event], None]:
 
 
 def _work(job: Job, emit: Callable[[Event], None]) -> None:
-    form = _form(job)
+    form, path = _form(job), list(sys.path)
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit.engine import ranks
     from nnaudit.engine import session as engine
@@ -95,6 +95,7 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     engine.limit_threads(job.threads)
     settings = job.settings
     device = engine.device_for(settings.device)
+    sys.path[:] = path  # torch 2.8 adds a folder, of which a script under python knows nothing
 
     began = time.monotonic()
     seen: Ranks | None = None

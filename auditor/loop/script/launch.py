@@ -74,11 +74,11 @@ def run_script(
         thread.start()
 
     with ExitStack() as stack:
-        stack.enter_context(preserved(Subjects()))
-        stack.enter_context(on_device(device))
-        # An audit is too short to compile for: what torch.compile made runs as it was written. This
-        # may import the compiler, which wraps some of the functions that are then patched.
+        # Imports the compiler, which wraps some of the functions that are then patched.
         with path_kept():
+            stack.enter_context(preserved(Subjects()))
+            stack.enter_context(on_device(device))
+            # An audit is too short to compile for: what torch.compile made runs as it was written.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         taps = stack.enter_context(Patches())
         protection = stack.enter_context(files.protected(lambda: Overlay(files.places_of(path))))
