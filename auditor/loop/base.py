@@ -190,11 +190,15 @@ class Loop(ABC):
         """
 
     @abstractmethod
-    def relaunched(self, seed: int, *, width: float = 1.0) -> AbstractContextManager[Loop]:
+    def relaunched(
+        self, seed: int, *, width: float = 1.0, keeps_files: bool = False
+    ) -> AbstractContextManager[Loop]:
         """Start the same run anew under ``seed``, beside this one, for the time of a ``with``.
 
         Everything is made again as the user's code makes it: model, data, loader, optimizer.
-        ``width`` scales the hidden layers where :attr:`Needs.WIDTH` is offered.
+        ``width`` scales the hidden layers where :attr:`Needs.WIDTH` is offered. With
+        ``keeps_files`` a script finds what it has written so far, checkpoints among it; else its
+        files are as they were at first.
 
         Raises:
             UserCodeError: the user's code raised.

@@ -335,7 +335,9 @@ class DirectLoop(Loop):
             target = self._target.reload() if self._target.reload is not None else self._target
             yield DirectLoop(target, self.device, seed, width=width, count=self._count)
 
-    def relaunched(self, seed: int, *, width: float = 1.0) -> AbstractContextManager[Loop]:
+    def relaunched(
+        self, seed: int, *, width: float = 1.0, keeps_files: bool = False
+    ) -> AbstractContextManager[Loop]:
         """Build the target anew under ``seed``, its file executed again where there is one."""
         return self._relaunch(seed, width)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nnaudit.loop.attention import WeightedSum
 from nnaudit.loop.autograd import Graph
 from nnaudit.loop.graph import Firing
 from nnaudit.loop.losses import (
@@ -93,6 +94,7 @@ class Observation:
             given to module ``b`` as it is; ``b`` is empty for what the root module returns, and
             :data:`nnaudit.loop.graph.LOSS` for a loss function's input. Innermost modules only.
         firings: of activation functions with a flat part, which units were ever out of it.
+        weighted_sums: of attention that is written out.
     """
 
     loss_calls: list[LossCall] = field(default_factory=list)
@@ -109,3 +111,4 @@ class Observation:
     total_loss: float | None = None
     flows: list[tuple[str, str]] = field(default_factory=list)
     firings: list[Firing] = field(default_factory=list)
+    weighted_sums: list[WeightedSum] = field(default_factory=list)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nnaudit.loop.attention import AttentionTracker
 from nnaudit.loop.autograd import graph_of, producer_of, provenance
 from nnaudit.loop.gradients import GradientRecorder, is_finite
 from nnaudit.loop.graph import FUNCTION, LOSS, Makers, firing
@@ -114,6 +115,8 @@ class _FunctionRecorder(TorchFunctionMode):
         super().__init__()
         self._observation = observation
         self._makers = makers
+        self._attention = AttentionTracker()
+        self._attention.sums = observation.weighted_sums
 
     @registered(Role.STANDS_IN)
     def __torch_function__(
@@ -137,6 +140,7 @@ class _FunctionRecorder(TorchFunctionMode):
             self._makers.note(value, FUNCTION)
         else:
             self._record_firing(func, value)
+        self._attention.note(func, args, kwargs, value)
         return value
 
     def _record_firing(self, func: Callable[..., Any], value: Any) -> None:

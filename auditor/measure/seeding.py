@@ -184,9 +184,11 @@ def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Calla
     @registered(Role.SEEDS)
     def seed(*args: Any, **kwargs: Any) -> Any:
         # A library may stand in between, ``seed_everything``; where torch seeds the accelerators,
-        # where nnaudit itself seeds, or runs once more what has seeded before, there are none.
+        # where nnaudit itself seeds, or runs once more what has seeded before, there are none. A
+        # known loop says itself when it is past that.
         by_torch = is_torch_inside(callstack.caller(Role.SEEDS))
-        callers = [] if by_torch else callstack.own_call(Role.SEEDS, repeated=False)[::-1]
+        repeated = watch.loop is not None
+        callers = [] if by_torch else callstack.own_call(Role.SEEDS, repeated=repeated)[::-1]
         if callers and not (watch.loop is not None and watch.loop.starting):
             within = tuple(frame.f_code.co_name for frame in callers)
             number, place = repr((args, kwargs)), callstack.location(callers[0])
@@ -198,7 +200,7 @@ def _watched(original: Callable[..., Any], name: str, watch: SeedWatch) -> Calla
 
 def _forgiving(original: Callable[..., Any], family: str, watch: SeedWatch) -> Callable[..., Any]:
     def restore(*args: Any, **kwargs: Any) -> Any:
-        if callstack.own_call(Role.SEEDS, repeated=False):
+        if callstack.own_call(Role.SEEDS, repeated=watch.loop is not None):
             watch.seen[:] = [
                 each
                 for each in watch.seen

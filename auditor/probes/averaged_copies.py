@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,18 @@ from nnaudit.state.snapshot import Subjects, preserved
 
 STEPS = 3
 
+_PATIENCE = 150
+"""Steps after which a copy that is to follow has followed: libraries update one every 10 or 32."""
+
+_SECONDS = 20.0
+"""Time for these."""
+
+_CLOSE = 0.1
+"""Distance, relative to the weights, below which one network was copied from the other.
+
+Two random initialisations are about 1.4 apart; the steps before the audit move weights by less.
+"""
+
 _WRAPPERS = ("module.", "_orig_mod.")
 
 _RECOMPUTED = ("update_bn", "bn_update", "precise_bn")
@@ -35,13 +49,18 @@ class AveragedCopy:
         type: its class.
         source: the trained module's name within the model; empty for the model itself.
         weights: how many parameters it has, by tensors.
-        alignment: the cosine between how it moved and the way to the trained weights.
+        alignment: the cosine between how it moved and the way to the trained weights; 0 where it
+            has not moved.
         statistics: floating buffers that changed in the trained network.
         stale: those of them that are bit for bit what they were in the copy, an end of an epoch
             later.
         evaluated: it was called in eval mode between two epochs; None where no end of an epoch
             can be reached.
         recomputed: the program's text calls a function that computes the statistics anew.
+        alone: it was evaluated between two epochs, and the trained network was not.
+        stood: how many steps it stood still, bit for bit; 0 where it has moved.
+        decay: the share of its distance to the trained weights that each step left, where that was
+            the same in all steps; None where it was not.
     """
 
     type: str
@@ -52,23 +71,37 @@ class AveragedCopy:
     stale: int
     evaluated: bool | None
     recomputed: bool
+    alone: bool = False
+    stood: int = 0
+    decay: float | None = None
 
 
 @dataclass
 class _Pair:
+    """A copy and what it may follow.
+
+    Attributes:
+        before, trained: what both held at first.
+        calls, others: of the copy and of the trained network: whether they, or parts of them, were
+            in eval mode, for each call that is none of training.
+        left: the share of the distance that each step left.
+    """
+
     copy: nn.Module
     source: nn.Module
     name: str
     before: dict[str, Tensor]
     trained: dict[str, Tensor]
-    calls: list[bool]
+    calls: list[bool] = field(default_factory=list)
+    others: list[bool] = field(default_factory=list)
+    left: list[float] = field(default_factory=list)
 
 
 class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
     """Trains a few steps, ends the epoch, and compares each copy with what it follows."""
 
     def measure(self, audit: Audit) -> tuple[AveragedCopy, ...]:
-        """Return the copies that move toward the trained network.
+        """Return the copies that move, and those that are evaluated in the place of the network.
 
         Raises:
             UserCodeError: a step raised.
@@ -83,25 +116,70 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
             batch = None
             for batch in consecutive_batches(loop, STEPS):
                 audit.clock.check()
+                was = [_vector(_values(pair.copy), _weights(pair.copy)) for pair in pairs]
                 loop.step(batch)
-            moved = [(pair, _alignment(pair)) for pair in pairs if _has_moved(pair)]
-            if not moved:
-                return ()
-            for pair, _ in moved:
-                stack.callback(pair.copy.register_forward_pre_hook(_listening(pair)).remove)
+                for pair, old in zip(pairs, was, strict=True):
+                    pair.left.append(_left(pair, old))
+            for pair in pairs:
+                for network, calls in ((pair.copy, pair.calls), (pair.source, pair.others)):
+                    for module in network.modules():  # a part may be called by itself
+                        stack.callback(module.register_forward_pre_hook(_listening(calls)).remove)
+            loop.step(batch)
+            within = [(len(pair.calls), len(pair.others)) for pair in pairs]
+            for pair in pairs:
+                pair.calls.clear()
+                pair.others.clear()
             audit.clock.check()
             ended = loop.next_epoch(batch) is not None
             recomputed = _recomputes(loop)
-            return tuple(_judged(pair, alignment, ended, recomputed) for pair, alignment in moved)
+            found = [
+                _judged(pair, counts, ended=ended, recomputed=recomputed)
+                for pair, counts in zip(pairs, within, strict=True)
+            ]
+            return tuple(_followed(audit, found, pairs))
+
+
+def _followed(
+    audit: Audit, found: list[AveragedCopy], pairs: list[_Pair]
+) -> Iterator[AveragedCopy]:
+    """Yield the copies that have moved, and those that stand still where the network should be.
+
+    These are given time: an average may be updated every so many steps.
+    """
+    for copy, pair in zip(found, pairs, strict=True):
+        if _has_moved(pair):
+            yield copy
+        elif copy.alone and _is_close(pair) and (stood := _stands(audit, pair)):
+            yield replace(copy, stood=stood)
+
+
+def _stands(audit: Audit, pair: _Pair) -> int:
+    """Return for how many steps the copy stands still; 0 where it moves, or time is up."""
+    begun = time.monotonic()
+    for taken, batch in enumerate(consecutive_batches(audit.loop, _PATIENCE), 1):
+        audit.clock.check()
+        audit.loop.step(batch)
+        if taken % 10 == 0 and _has_moved(pair):
+            return 0
+        if time.monotonic() - begun > _SECONDS:
+            return 0
+    return 0 if _has_moved(pair) else _PATIENCE + STEPS
 
 
 def _pairs(loop: Loop) -> Iterator[_Pair]:
-    """Yield networks of the make of a trained one, with statistics, that no optimizer trains."""
+    """Yield networks of the make of a trained one that no optimizer trains."""
     trained = {id(p) for optimizer in loop.optimizers for p in parameters_of(optimizer)}
     sources: dict[Any, tuple[str, nn.Module]] = {}
+    whole: list[str] = []
     for name, module in loop.model.named_modules():
         parameters = [id(p) for p in module.parameters()]
-        if parameters and trained.issuperset(parameters) and _statistics(module):
+        if not parameters or not trained.issuperset(parameters):
+            continue
+        outermost = not any(name.startswith(f"{each}.") or not each for each in whole)
+        if outermost:
+            whole.append(name)
+        # A part of a trained network is told from any other layer by its statistics alone.
+        if outermost or _statistics(module):
             sources.setdefault(_make(module), (name, module))
     if not sources:
         return
@@ -115,7 +193,7 @@ def _pairs(loop: Loop) -> Iterator[_Pair]:
         found = sources.get(_make(module))
         if found is not None:
             taken |= {id(inner) for inner in module.modules()}
-            yield _Pair(module, found[1], found[0], _values(module), _values(found[1]), [])
+            yield _Pair(module, found[1], found[0], _values(module), _values(found[1]))
 
 
 def _make(module: nn.Module) -> Any:
@@ -154,17 +232,52 @@ def _has_moved(pair: _Pair) -> bool:
 
 def _alignment(pair: _Pair) -> float:
     """Return the cosine between the copy's way and the one from it to the trained weights."""
-    now, trained = _values(pair.copy), _values(pair.source)
     names = _weights(pair.copy)
-    way = torch.cat([(now[n] - pair.before[n]).double().flatten() for n in names])
-    toward = torch.cat([(trained[n] - pair.before[n]).double().flatten() for n in names])
+    start = _vector(pair.before, names)
+    way = _vector(_values(pair.copy), names) - start
+    toward = _vector(_values(pair.source), names) - start
     length = float(way.norm() * toward.norm())
     return float(way @ toward) / length if length > 0.0 else 0.0
 
 
-def _listening(pair: _Pair) -> Any:
+def _vector(values: dict[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([values[name].double().flatten() for name in names])
+
+
+def _is_close(pair: _Pair) -> bool:
+    """Whether the one was made as a copy of the other."""
+    names = _weights(pair.copy)
+    copy, trained = _vector(pair.before, names), _vector(pair.trained, names)
+    return float((copy - trained).norm()) < _CLOSE * float(copy.norm())
+
+
+def _left(pair: _Pair, old: Tensor) -> float:
+    """Return the share of the distance to the trained weights that a step has left.
+
+    NaN where the copy has not moved straight toward them.
+    """
+    names = _weights(pair.copy)
+    trained = _vector(_values(pair.source), names)
+    before, after = old - trained, _vector(_values(pair.copy), names) - trained
+    size = float(before @ before)
+    if size == 0.0:
+        return math.nan
+    share = float(after @ before) / size
+    aside = float((after - share * before).norm()) / math.sqrt(size)
+    return share if aside < 0.01 else math.nan
+
+
+def _decay(left: list[float]) -> float | None:
+    """Return the share that every step left; None where they differ, as in a warm-up."""
+    if not left or not all(map(math.isfinite, left)) or max(left) - min(left) > 0.01:
+        return None
+    return left[-1]
+
+
+def _listening(calls: list[bool]) -> Any:
     def called(module: nn.Module, args: Any) -> None:
-        pair.calls.append(not module.training)
+        if not (module.training and torch.is_grad_enabled()):
+            calls.append(not module.training)
 
     return called
 
@@ -176,17 +289,21 @@ def _recomputes(loop: Loop) -> bool:
     return any(name in text for name in _RECOMPUTED for text in texts)
 
 
-def _judged(pair: _Pair, alignment: float, ended: bool, recomputed: bool) -> AveragedCopy:
+def _judged(pair: _Pair, within: tuple[int, int], *, ended: bool, recomputed: bool) -> AveragedCopy:
+    """Say what became of a copy; ``within`` are the calls of both in a step of training."""
     now, trained = _values(pair.copy), _values(pair.source)
     moving = [n for n in _statistics(pair.source) if not same(trained[n], pair.trained[n])]
     stale = [n for n in moving if same(now[n], pair.before[n])]
+    evaluated = any(pair.calls) and len(pair.calls) > within[0]
     return AveragedCopy(
         type=type(pair.copy).__name__,
         source=pair.name,
         weights=len(_weights(pair.copy)),
-        alignment=alignment,
+        alignment=_alignment(pair),
         statistics=len(moving),
         stale=len(stale),
-        evaluated=any(pair.calls) if ended else None,
+        evaluated=evaluated if ended else None,
         recomputed=recomputed,
+        alone=ended and evaluated and len(pair.others) <= within[1],
+        decay=_decay(pair.left),
     )

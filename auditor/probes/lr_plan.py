@@ -36,6 +36,9 @@ class Plan:
         unknown: why there are no rates: it needs a metric, or an argument.
         base: the highest rate that the optimizer was made with; 0 when the scheduler does not say.
         unused: the variable that it was assigned to is never read, but to be shown or saved.
+        metric: what it follows, as the user's text calls it; empty where it follows none, or where
+            the text does not say.
+        seeks: what it takes for an improvement of that: ``min`` or ``max``.
     """
 
     number: int
@@ -46,6 +49,8 @@ class Plan:
     unknown: str = ""
     base: float = 0.0
     unused: bool = False
+    metric: str = ""
+    seeks: str = ""
 
     @property
     def peak(self) -> float:
@@ -88,7 +93,9 @@ class LearningRatePlan(Probe[tuple[Plan, ...]]):
                 audit.clock.check()
                 place = audit.loop.locate(scheduler)
                 plan = _plan(number, scheduler, audit.loop)
-                plans.append(replace(plan, unused=place is not None and is_unused(place)))
+                if place is not None:
+                    plan = replace(plan, unused=is_unused(place), metric=followed_metric(place))
+                plans.append(plan)
         return tuple(plans)
 
 
@@ -101,7 +108,8 @@ def _plan(number: int, scheduler: Any, loop: Loop) -> Plan:
     }
     optimizer = getattr(scheduler, "optimizer", None)
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) or optimizer is None:
-        return Plan(number, name, settings, (), unknown="it follows a metric")
+        seeks = getattr(scheduler, "mode", "")
+        return Plan(number, name, settings, (), unknown="it follows a metric", seeks=seeks)
     rates, ended = [_rate(optimizer)], ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the optimizer did not step
@@ -117,6 +125,38 @@ def _plan(number: int, scheduler: Any, loop: Loop) -> Plan:
     given = getattr(scheduler, "base_lrs", ())
     base = max((float(rate) for rate in given), default=0.0)
     return Plan(number, name, settings, tuple(rates), ended, base=base)
+
+
+def followed_metric(place: Location) -> str:
+    """Return what the scheduler made at ``place`` is stepped with: one name; else an empty string.
+
+    What is computed on the spot (``1 - accuracy``) is none. Lightning is told what to monitor.
+    """
+    source = source_of(place.file)
+    names = {
+        _last_name(target)
+        for node in source.at(place.line, ast.Assign)
+        for target in node.targets
+        if isinstance(target, (ast.Name, ast.Attribute))
+    }
+    given = {
+        _last_name(value)
+        for call in source.calls
+        if call.name == "step" and call.receiver.rpartition(".")[2] in names
+        for value in (*call.node.args[:1], *_keyword(call.node, "metrics"))
+    }
+    given |= {
+        str(value.value)
+        for node in source.find(ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == "monitor"
+        if isinstance(value, ast.Constant)
+    }
+    return given.pop() if len(given) == 1 else ""
+
+
+def _keyword(call: ast.Call, name: str) -> list[ast.expr]:
+    return [keyword.value for keyword in call.keywords if keyword.arg == name]
 
 
 _SHOWN = ("get_last_lr", "state_dict", "load_state_dict")

@@ -12,12 +12,10 @@ import torch
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop
 from nnaudit.measure.seeding import source_files
+from nnaudit.probes.resumed_run import COUNTERS
 from nnaudit.report import Location
 from nnaudit.targets.source import Source, called, source_of, written
 
-_COUNTERS = frozenset(
-    {"epoch", "epochs", "start_epoch", "next_epoch", "step", "global_step", "iteration", "iter"}
-)
 _NETWORKS = frozenset({"model", "net", "network", "module"})
 
 
@@ -133,7 +131,7 @@ def _reads_counter(node: ast.AST) -> bool:
         key = node.slice
     elif isinstance(node, ast.Call) and called(node) == "get" and node.args:
         key = node.args[0]
-    return isinstance(key, ast.Constant) and key.value in _COUNTERS
+    return isinstance(key, ast.Constant) and key.value in COUNTERS
 
 
 def _starts(source: Source) -> set[str]:

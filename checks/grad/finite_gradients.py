@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs, Step
 from nnaudit.loop.observation import Observation
+from nnaudit.measure.nan_origin import NanOrigin, nan_origin
 from nnaudit.probes.first_steps import FirstSteps, observed_steps
 from nnaudit.probes.plain_steps import PlainSteps
 from nnaudit.report import Curve, Kind, Result, Series
@@ -34,7 +35,9 @@ class FiniteGradients(Check):
         high.
     How: Checks the loss and the gradient of every parameter that an optimizer holds in the first
         observed steps, then the loss of twenty plain steps. Fails when any is NaN or infinite. The
-        origin named is the first module with a NaN or infinite output and finite inputs.
+        origin named is the first module with a NaN or infinite output and finite inputs; where the
+        loss is finite, the operation whose backward pass made the first NaN, and its line, as
+        autograd's anomaly detection tells when the step is taken again.
         - When a plain step's loss is not finite, the steps are repeated and observed.
         - An infinite activation alone is no fault: attention masks are infinite by design.
         - With a gradient scaler (mixed precision) single steps may overflow and are skipped: only
@@ -74,15 +77,29 @@ class FiniteGradients(Check):
         seen = bad.observation if bad is not None else None
         at = steps.index(bad) if bad is not None else len(losses) - 1
         origin = _origin(seen, losses[: at + 1])
+        exact = self._first_nan(audit, at) if math.isfinite(losses[at]) else None
+        if exact is not None:
+            origin = replace(
+                origin,
+                message=f"{origin.message}. The first NaN is made by {exact.operation} in the "
+                "backward pass",
+            )
         return self.failed(
             f"Step {at + 1}: {origin.message}.",
             fix=origin.fix,
             module=origin.module,
             measured=f"loss {losses[min(at, len(losses) - 1)]:.4g} in step {at + 1}",
             threshold="finite values",
-            location=_location(audit, seen, origin),
+            location=(exact.location if exact is not None else None)
+            or _location(audit, seen, origin),
             evidence=(_curve(losses),),
         )
+
+    @staticmethod
+    def _first_nan(audit: Audit, at: int) -> NanOrigin | None:
+        """Return the operation that made the first NaN gradient of step ``at``."""
+        some = audit.probe(FirstSteps).batches
+        return nan_origin(audit.loop, some[: at + 1]) if at < len(some) else None
 
 
 def _is_bad(step: Step, scaled: bool) -> bool:

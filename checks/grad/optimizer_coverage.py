@@ -16,8 +16,9 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.movement import same
-from nnaudit.measure.reseeded import differing_weights
+from nnaudit.measure.reseeded import differing_weights, varies
 from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.gradient_origins import GradientOrigins, Untrained
 from nnaudit.probes.gradient_reach import GradientReach, UnregisteredParameters
 from nnaudit.report import Kind, Result, Table
 from nnaudit.training.optimizers import held_by, strangers_of
@@ -39,6 +40,10 @@ class OptimizerCoverage(Check):
           stand still, where the optimizers hold as many tensors of the same shapes that the model
           does not have: a low-precision copy may need many steps to follow its master by one
           rounding.
+        - A network beside the main one (a decoder, a critic, a loss with weights) counts as a
+          whole: it fails when it gets a gradient for every step, no optimizer holds any of it, it
+          does not move, and another seed gives it other weights. Loaded ones (a perceptual loss, a
+          teacher) are meant to stay.
         - Where something is frozen, the first steps of the second epoch are compared too: what is
           thawed by then and is in no optimizer stays as it was.
         - Warns when only later layers are in the optimizer and the missing ones are loaded (another
@@ -52,7 +57,7 @@ class OptimizerCoverage(Check):
 
     code, name, kind = "GRAD102", "optimizer-coverage", Kind.EXACT
     needs = (Needs.OWN_STEPS, Needs.OPTIMIZER)
-    probes = (FirstSteps, GradientReach)
+    probes = (FirstSteps, GradientReach, GradientOrigins)
 
     def run(self, audit: Audit) -> Result:
         """Compare the model's parameters with the optimizers'."""
@@ -67,6 +72,9 @@ class OptimizerCoverage(Check):
         strays = audit.probe(GradientReach).strays
         if strays:
             return self._unregistered(audit, strays)
+        for untrained in audit.probe(GradientOrigins).untrained:
+            if _is_random(audit, untrained):
+                return self._left_out(audit, untrained)
         thawed = _thawed_later(audit, first)
         if thawed:
             return self._missed(audit, thawed, when=" from the second epoch on")
@@ -126,6 +134,19 @@ class OptimizerCoverage(Check):
             **details,
         )
 
+    def _left_out(self, audit: Audit, untrained: Untrained) -> Result:
+        name = untrained.type
+        return self.failed(
+            f"{name} gets a gradient for every step ({count(untrained.tensors, 'tensor')}) but no "
+            "optimizer holds any of it: it stays as it was drawn at random.",
+            measured=f"{count(untrained.tensors, 'tensor')} of {name} in no optimizer",
+            threshold="none",
+            location=audit.loop.locate(audit.loop.models[untrained.model])
+            or audit.loop.locate("optimizer"),
+            fix="torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], lr=...), or an "
+            f"optimizer of its own for {name}",
+        )
+
     def _unregistered(self, audit: Audit, strays: tuple[UnregisteredParameters, ...]) -> Result:
         places = ", ".join(stray.place for stray in strays[:3])
         count = sum(stray.count for stray in strays)
@@ -158,6 +179,23 @@ class OptimizerCoverage(Check):
         with audit.loop.relaunched(audit.seed + 1) as other:
             differing = differing_weights(audit.loop, other)
         return not any(differing.get(name, False) for name in missing)
+
+
+def _is_random(audit: Audit, untrained: Untrained) -> bool:
+    """Whether another seed gives the network other weights; so it was not loaded."""
+    if audit.loop.lacks(Needs.FRESH_RUN):
+        return False
+    audit.clock.check()
+    with audit.loop.relaunched(audit.seed + 1) as other:
+        if len(other.models) != len(audit.loop.models):
+            return False
+        here, there = (
+            [p.detach() for p in loop.models[untrained.model].parameters() if varies(p)]
+            for loop in (audit.loop, other)
+        )
+        return len(here) == len(there) > 0 and all(
+            a.shape == b.shape and not torch.equal(a, b) for a, b in zip(here, there, strict=True)
+        )
 
 
 def _missing(loop: Loop, first: First) -> list[str]:

@@ -1,8 +1,8 @@
-"""MODE108: whether a moving average of the network brings its statistics along."""
+"""MODE108: whether a moving average follows the network, statistics included."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
@@ -15,12 +15,13 @@ _TOWARD = 0.9
 
 
 class AveragedCopyStatistics(Check):
-    """Does a moving average of the network include its running statistics?
+    """Does a moving average follow the network that is trained, statistics included?
 
     Why: An average of the weights (EMA, SWA, a mean teacher) over `parameters()` leaves the buffers
         as they were when the copy was made: means and variances of batch normalisation. In eval
         mode the averaged network normalises by the statistics of another network, and scores far
-        below what it could.
+        below what it could. With `value = value * decay + ...` a name is bound anew and the average
+        stays what it was at first; with decay and 1 - decay exchanged it is the last weights.
     How: Looks for networks in memory with the same parameters and buffers as the trained one (names
         and shapes) that no optimizer holds, and takes three steps. A copy whose weights move toward
         the trained ones (cosine of at least 0.9) is an average. Then ends the epoch, validation
@@ -29,8 +30,14 @@ class AveragedCopyStatistics(Check):
           average, and validation called the average in eval mode.
         - Warns when validation did not call it, or the end of an epoch cannot be reached.
         - Notes a program that recomputes the statistics before use (`update_bn`).
+        - Fails when every step leaves the same share of the distance between average and network,
+          above 0 and below `forgets` (0.1: an average over one step). A decay that grows, as in a
+          warm-up, and a copy of the weights as they are, pass.
+        - Fails when validation calls a copy of the network and never the network itself, and not
+          one bit of the copy's weights changes in some 150 steps and between two epochs.
         - A copy whose statistics follow, by copying or by its own forward pass in train mode,
-          passes. One that stands still is not judged.
+          passes. One that stands still beside a network that is validated too (a teacher, a
+          reference) is not judged.
     Fix: `for average, b in zip(ema.buffers(), model.buffers()): average.copy_(b)`.
     References: PyTorch documentation of torch.optim.swa_utils.AveragedModel (use_buffers) and
         update_bn; Izmailov et al., "Averaging Weights Leads to Wider Optima and Better
@@ -40,16 +47,57 @@ class AveragedCopyStatistics(Check):
     code, name, kind = "MODE108", "averaged-copy", Kind.EXACT
     needs = (Needs.OWN_STEPS, Needs.TRAIN_LOADER)
     probes = (AveragedCopies,)
+    options: ClassVar[dict[str, float]] = {"forgets": 0.1}
 
     def run(self, audit: Audit) -> Result:
-        """Judge the copies that follow the trained network."""
-        copies = [each for each in audit.probe(AveragedCopies) if each.alignment >= _TOWARD]
-        if not copies:
-            return self.skipped("No average of a network with running statistics was found.")
+        """Judge the copies that follow the trained network, and those that should."""
+        copies = audit.probe(AveragedCopies)
         for copy in copies:
+            if copy.stood:
+                return self._stands_still(audit, copy)
+        averages = [each for each in copies if each.alignment >= _TOWARD]
+        if not averages:
+            return self.skipped("No moving average of the network was found.")
+        for copy in averages:
+            if copy.decay is not None and 0.0 < copy.decay < self.option(audit, "forgets"):
+                return self._forgets(audit, copy, copy.decay)
+        for copy in averages:
             if copy.stale and copy.stale == copy.statistics:
                 return self._stale(audit, copy)
-        return self.passed("The average of the network keeps its running statistics up to date.")
+        return self.passed(
+            "The average of the network follows it"
+            + (
+                ", running statistics included."
+                if any(copy.statistics for copy in averages)
+                else "."
+            )
+        )
+
+    def _stands_still(self, audit: Audit, copy: AveragedCopy) -> Result:
+        return self.failed(
+            f"Validation calls a copy of the network ({copy.type}), never the network that is "
+            f"trained, and not one of the copy's weights changed in {copy.stood} steps and between "
+            "two epochs: it scores the weights as they were when the copy was made.",
+            measured=f"0 of {count(copy.weights, 'tensor')} changed",
+            threshold="an average that moves toward the trained weights",
+            module=copy.source,
+            location=audit.loop.locate("model"),
+            fix="update the copy in place after every step, under torch.no_grad(): "
+            "average.mul_(decay).add_(weight, alpha=1 - decay)",
+        )
+
+    def _forgets(self, audit: Audit, copy: AveragedCopy, decay: float) -> Result:
+        return self.failed(
+            f"The average of the network ({copy.type}) keeps only {decay:.2g} of itself in every "
+            f"step and takes {1 - decay:.4g} from the trained weights: it is the last step's "
+            "weights, and no average.",
+            measured=f"decay {decay:.2g}",
+            threshold=f"at least {self.option(audit, 'forgets'):g}",
+            module=copy.source,
+            location=audit.loop.locate("model"),
+            fix="exchange the two factors: "
+            f"average.mul_({1 - decay:.4g}).add_(weight, alpha={decay:.2g})",
+        )
 
     def _stale(self, audit: Audit, copy: AveragedCopy) -> Result:
         what = (

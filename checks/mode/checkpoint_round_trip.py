@@ -18,6 +18,7 @@ from nnaudit.errors import UserCodeError, describe
 from nnaudit.loop.base import Loop, Needs, seed_everything
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.resume_path import ResumePath, ResumePaths
+from nnaudit.probes.resumed_run import ResumedRun, ResumedRuns
 from nnaudit.report import Kind, Result, Status, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
@@ -86,9 +87,13 @@ class CheckpointRoundTrip(Check):
         - Fails when the state_dict cannot be saved or loaded, or when the optimizer's next step
           differs with equal gradients.
         - Warns when a counter or another plain number changes the next step only.
-        - Warns when the script resumes, by its source, without the state of its optimizer or
-          scheduler: what torch.load returns sets the network's weights and the epoch that a `range`
-          begins with. Plain SGD has no state; a scheduler may be told `last_epoch`.
+        - A script that writes a checkpoint with a count of epochs or steps is started again beside
+          it. Where the new run has the weights that were written, it has resumed: it fails when an
+          optimizer that had a state has none, or a scheduler that was stepped begins at 0.
+        - Where that run does not resume by itself, it warns when the script does, by its source,
+          without the state of its optimizer or scheduler: what torch.load returns sets the
+          network's weights and the epoch that a `range` begins with. Plain SGD has no state; a
+          scheduler may be told `last_epoch`.
         - A difference without a proven cause is inconclusive, and so is one where the optimizer
           trains tensors of its own: float32 copies of the weights, say.
         - Hidden states and caches, which a forward pass in eval mode changes, are copied over
@@ -102,7 +107,7 @@ class CheckpointRoundTrip(Check):
 
     code, name, kind = "MODE105", "checkpoint-round-trip", Kind.EXACT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS, Needs.FRESH_RUN)
-    probes = (ResumePaths,)
+    probes = (ResumePaths, ResumedRuns)
 
     def run(self, audit: Audit) -> Result:
         """Save, start a fresh run, load, compare."""
@@ -125,14 +130,21 @@ class CheckpointRoundTrip(Check):
         audit.clock.check()
         with audit.loop.relaunched(audit.seed + 1) as fresh:
             answer = self._compare(audit, original, fresh)
-        path = audit.probe(ResumePaths) if answer.status is Status.PASS else None
+        if answer.status is not Status.PASS:
+            return answer
+        resumed = audit.probe(ResumedRuns)
+        if resumed is not None:
+            return self._resumes_without(resumed, proven=True) if resumed.lost else answer
+        path = audit.probe(ResumePaths)
         return self._resumes_without(path) if path is not None and path.lost else answer
 
-    def _resumes_without(self, path: ResumePath) -> Result:
+    def _resumes_without(self, path: ResumePath | ResumedRun, *, proven: bool = False) -> Result:
         lost = " and ".join(path.lost)
-        return self.warned(
-            f"The script resumes from a checkpoint, but does not restore {lost}: a resumed run "
-            "goes on with the epochs and begins anew with the rest.",
+        how = "Started again beside its checkpoint, the script" if proven else "The script"
+        answer = self.failed if proven else self.warned
+        return answer(
+            f"{how} resumes, but does not restore {lost}: a resumed run goes on with the epochs "
+            "and begins anew with the rest.",
             measured=f"not restored: {lost}",
             threshold="all that the next step depends on",
             location=path.location,

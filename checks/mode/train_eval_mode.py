@@ -13,6 +13,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.observation import Observation
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.reference_networks import ReferenceNetwork, ReferenceNetworks
 from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.report import Kind, Result, Table
 from nnaudit.targets.layers import Dropout, StatisticsNorm
@@ -58,6 +59,9 @@ class TrainEvalMode(Check):
           usual way to fine-tune.
         - Scripts are also run to the end of the epoch: the modes during validation, and in the
           first step of the next epoch, are judged in the same way.
+        - Warns of a network beside the main one (a teacher, a reference) that is called in the
+          steps, that no optimizer holds and whose weights stand still, with dropout or batch
+          normalisation in train mode. An average that moves may be noisy by design.
         - Where nnaudit writes the loop, a model built in eval mode fails if its weights are random,
           and is a note if they are loaded: libraries return pretrained networks in eval mode.
     Fix: Call `model.train()` at the start of every epoch, after validation, and `model.eval()`
@@ -67,7 +71,7 @@ class TrainEvalMode(Check):
 
     code, name, kind = "MODE101", "train-eval-mode", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (FirstSteps, SecondEpoch)
+    probes = (FirstSteps, SecondEpoch, ReferenceNetworks)
 
     def run(self, audit: Audit) -> Result:
         """Read the modes of the first steps."""
@@ -89,7 +93,26 @@ class TrainEvalMode(Check):
         awake = _awake_in_validation(second, audit.loop.model) if second is not None else []
         if awake:
             return self._validated_in_train_mode(audit, awake)
+        if references := audit.probe(ReferenceNetworks):
+            return self._reference_awake(audit, references[0])
         return self._awake(modes, trained)
+
+    def _reference_awake(self, audit: Audit, network: ReferenceNetwork) -> Result:
+        layers = network.dropouts or network.normalisations
+        what = (
+            f"{count(layers, 'dropout')} {verb(layers, 'drop')} units at random"
+            if network.dropouts
+            else f"{count(layers, 'normalisation')} "
+            f"{verb(layers, 'use and learn', 'uses and learns')} the statistics of the batch"
+        )
+        return self.warned(
+            f"{network.type}, which no optimizer trains and whose weights stand still, is called "
+            f"in train mode: {what} in it, so what it says of an input differs from call to call.",
+            fix="teacher.eval(), after any train() that reaches it",
+            measured=f"{count(layers, 'layer')} in train mode",
+            threshold="none",
+            location=audit.loop.locate(audit.loop.models[network.model]),
+        )
 
     def _validated_in_train_mode(self, audit: Audit, awake: list[Mode]) -> Result:
         kinds = ", ".join(sorted({mode.type for mode in awake}))

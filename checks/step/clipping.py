@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 from typing import ClassVar
 
 import torch
@@ -65,6 +66,9 @@ class Clipping(Check):
         - It warns when every gradient of 20 steps is larger than the option `binding` times the
           limit. For adaptive optimizers, whose steps do not grow with the gradient, that is a note,
           unless the limit leaves elements below twice the optimizer's `eps`, where they vanish.
+          It fails where every gradient is more than `stopping` times the limit and a step moves the
+          weights by less than `moved` of their size (STEP108's lower limit), at a learning rate
+          that no warm-up is still raising: a large rate may make up for a small limit by design.
         - A clip after the step is STEP107's.
     Fix: scaler.unscale_(optimizer); clip_grad_norm_(model.parameters(), 1.0); optimizer.step()
     References: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural
@@ -75,7 +79,12 @@ class Clipping(Check):
     needs = (Needs.OWN_STEPS,)
     probes = (StepTrace,)
     consequence_of = ("STEP107",)
-    options: ClassVar[dict[str, float]] = {"excess": 1.05, "binding": 100.0}
+    options: ClassVar[dict[str, float]] = {
+        "excess": 1.05,
+        "binding": 100.0,
+        "stopping": 1000.0,
+        "moved": 1e-5,
+    }
 
     def run(self, audit: Audit) -> Result:
         """Compare each clip's limit with what the step used."""
@@ -92,7 +101,7 @@ class Clipping(Check):
         over = [b for b in bounds if b.used > excess * b.clip.limit and math.isfinite(b.used)]
         if len(over) > 1:
             return self._exceeded(audit, trace, over)
-        return self._proportion(audit, bounds)
+        return self._proportion(audit, trace, bounds)
 
     def _unclipped(self, audit: Audit, trace: Trace) -> Result:
         clips = [event.clip for event in trace.events if event.clip is not None]
@@ -154,7 +163,7 @@ class Clipping(Check):
             fix="clip right before optimizer.step(), after the last backward()",
         )
 
-    def _proportion(self, audit: Audit, bounds: list[Bound]) -> Result:
+    def _proportion(self, audit: Audit, trace: Trace, bounds: list[Bound]) -> Result:
         binding = self.option(audit, "binding")
         if min(map(_ratio, bounds)) > binding:
             bounds = [*bounds, *_more_bounds(audit)]
@@ -174,16 +183,16 @@ class Clipping(Check):
             thresholds={"limit": limit},
             log_y=True,
         )
-        median = ratios[len(ratios) // 2]
+        typical = ratios[len(ratios) // 2]
         if ratios[0] <= binding:
             return self.passed(
                 f"The optimizer's gradient respects the clip of {limit:g}; before it, the median "
-                f"gradient is {median:.2g} times the limit.",
+                f"gradient is {typical:.2g} times the limit.",
                 evidence=(curve,),
             )
         said = (
             f"The clip of {limit:g} shrinks every gradient of {len(bounds)} steps more than "
-            f"{binding:g}-fold (median: {median:.3g}-fold)"
+            f"{binding:g}-fold (median: {typical:.3g}-fold)"
         )
         if all(map(is_scale_free, audit.loop.optimizers)):
             who = ", ".join(sorted({type(each).__name__ for each in audit.loop.optimizers}))
@@ -204,9 +213,13 @@ class Clipping(Check):
                 f"{said}. With {who} that matters little: its steps do not grow with the gradient.",
                 evidence=(curve,),
             )
-        return self.warned(
-            f"{said}: it acts like a learning rate {median:.3g} times smaller.",
-            measured=f"gradients {median:.3g} times the limit",
+        moved = _movement(audit.loop, trace)
+        stopped = ratios[0] > self.option(audit, "stopping") and moved < self.option(audit, "moved")
+        answer = self.failed if stopped else self.warned
+        effect = f" A step moves the weights by {moved:.1g} of their size." if stopped else ""
+        return answer(
+            f"{said}: it acts like a learning rate {typical:.3g} times smaller.{effect}",
+            measured=f"gradients {typical:.3g} times the limit",
             threshold=f"at most {binding:g} times",
             evidence=(curve,),
             location=next((b.step.location for b in bounds if b.step.location), None),
@@ -289,6 +302,21 @@ def _eps(optimizer: torch.optim.Optimizer) -> float:
 def _size_left(clip: Clip) -> float:
     """Return the root mean square of the elements of a gradient that the clip has shrunk."""
     return clip.limit / math.sqrt(max(clip.elements, 1)) if clip.norm_type == 2.0 else clip.limit
+
+
+def _movement(loop: Loop, trace: Trace) -> float:
+    """Return the median size of a step, relative to the weights; infinite during a warm-up."""
+    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
+    if any(group["lr"] < 0.5 * group.get("initial_lr", group["lr"]) for group in groups):
+        return math.inf
+    sizes = []
+    for traced in trace.steps:
+        seen = traced.step.observation
+        moved = [g for g in seen.gradients if g.update_norm is not None] if seen else []
+        weights = math.hypot(*(g.weight_norm for g in moved))
+        if weights > 0.0:
+            sizes.append(math.hypot(*(g.update_norm or 0.0 for g in moved)) / weights)
+    return median(sizes) if sizes else math.inf
 
 
 def _typical(bounds: list[Bound]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -101,7 +102,10 @@ class Schedule(Check):
         - With the whole run known: a schedule that ends with the last batch of the last epoch while
           the scheduler is stepped once per epoch, or once per several accumulated batches.
         - With the whole run known, a CosineAnnealingLR whose T_max is at most half of it, so that
-          the rate rises again to its start, is a warning: cycles may be by design.
+          the rate rises again to its start, is a warning: cycles may be by design. It fails where
+          the run ends in the upper half of a cycle: no design ends training at its highest rate.
+        - ReduceLROnPlateau with mode "min" that is stepped with what the source calls an accuracy
+          (or F1, AUC, IoU, BLEU, ...), or with mode "max" and a loss.
         - OneCycleLR that ends, and raises an error, before the epoch does is a warning. A schedule
           that never changes the rate is a note. In module form, without a loop, only the schedule
           itself is judged.
@@ -122,6 +126,9 @@ class Schedule(Check):
         idle = next((plan for plan in plans if plan.unused), None)
         if idle is not None and trace.own_loop() and not _stepped(trace, idle):
             return self._never_stepped(audit, idle)
+        contrary = next((plan for plan in plans if _is_contrary(plan)), None)
+        if contrary is not None:
+            return self._follows_contrary(audit, contrary)
         known = [plan for plan in plans if not plan.unknown]
         if not known:
             return self.inconclusive(
@@ -146,6 +153,19 @@ class Schedule(Check):
             threshold="scheduler.step() in the loop",
             location=audit.loop.locate(audit.loop.schedulers[plan.number]),
             fix="call scheduler.step() once per epoch or per batch, whichever it is made for",
+        )
+
+    def _follows_contrary(self, audit: Audit, plan: Plan) -> Result:
+        right = "max" if plan.seeks == "min" else "min"
+        way = "rises" if right == "max" else "falls"
+        return self.failed(
+            f"{plan.scheduler} is stepped with {plan.metric!r}, and its mode is {plan.seeks!r}: it "
+            f"lowers the learning rate while {plan.metric} {way}, that is, while training goes "
+            "well.",
+            measured=f"mode={plan.seeks!r}",
+            threshold=f"mode={right!r} for {plan.metric}",
+            location=audit.loop.locate(audit.loop.schedulers[plan.number]),
+            fix=f"{plan.scheduler}(optimizer, mode={right!r}, ...)",
         )
 
     def _answer(self, audit: Audit, plan: Plan, rhythm: Rhythm, misfit: Misfit) -> Result:
@@ -178,6 +198,25 @@ class Schedule(Check):
             f"the peak, {low:.3g} at the lowest{how}.",
             evidence=evidence,
         )
+
+
+_RISES = re.compile(
+    r"(^|_)(acc|accuracy|f1|auc|auroc|map|miou|iou|dice|bleu|rouge|r2|psnr|ssim)(_|\d|$)", re.I
+)
+"""Parts of names of metrics that are to be high."""
+
+_FALLS = re.compile(r"(^|_)(loss|losses|perplexity|ppl|rmse|mae|mse|wer|cer)(_|\d|$)", re.I)
+"""Those of metrics that are to be low."""
+
+
+def _is_contrary(plan: Plan) -> bool:
+    """Whether a scheduler waits for a metric to get worse, by the metric's name."""
+    wrong = {"min": (_RISES, _FALLS), "max": (_FALLS, _RISES)}.get(plan.seeks)
+    return (
+        wrong is not None
+        and wrong[0].search(plan.metric) is not None
+        and wrong[1].search(plan.metric) is None
+    )
 
 
 def _stepped(trace: Trace, plan: Plan) -> list[Event]:
@@ -374,12 +413,15 @@ def _comes_back(plan: Plan, rhythm: Rhythm) -> Misfit | None:
         return None  # another rule's
     if rhythm.run < 2 * period:
         return None  # its first epochs may be a warm-up in which it is not stepped
+    last = (1.0 + math.cos(math.pi * rhythm.run / period)) / 2.0  # its share of the peak
+    high = last >= 0.5
+    ending = f", and the run ends at {100 * last:.0f}% of it" if high else ""
     return Misfit(
         f"CosineAnnealingLR(T_max={period:g}) reaches its lowest learning rate after {period:g} of "
         f"the {rhythm.run:,} times that it is stepped in the run ({_epochs(rhythm)}), and rises "
-        f"again, up to {plan.peak:.2g}.",
+        f"again, up to {plan.peak:.2g}{ending}.",
         f"set T_max={rhythm.run}: {_total(rhythm)}",
-        False,
+        high,
     )
 
 

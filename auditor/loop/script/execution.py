@@ -47,9 +47,10 @@ class Ended:
 class Execution:
     """Executes a script for one run, in the calling thread."""
 
-    def __init__(self, session: Session, seed: int) -> None:
+    def __init__(self, session: Session, seed: int, *, keeps_files: bool = False) -> None:
         self.run = Run(session, seed)
         self.session = session
+        self._keeps_files = keeps_files
         self._dead: BaseException | None = None
         self._before: Snapshot | None = None
 
@@ -92,7 +93,7 @@ class Execution:
         main = main_module(path.stem if session.objects else "__main__", path)
         run.variables = vars(main)
         with ExitStack() as stack:
-            if session.executions > 1:
+            if session.executions > 1 and not self._keeps_files:
                 stack.enter_context(session.protection.fresh())
             module = session.module
             stack.enter_context(

@@ -274,19 +274,21 @@ class ScriptLoop(Loop):
 
     # --- the script's thread ----------------------------------------------------------------------
 
-    def relaunched(self, seed: int, *, width: float = 1.0) -> AbstractContextManager[Loop]:
+    def relaunched(
+        self, seed: int, *, width: float = 1.0, keeps_files: bool = False
+    ) -> AbstractContextManager[Loop]:
         """Execute the script anew, on top of this paused run, up to its training loop.
 
         Runs can be stepped only in the reverse order of their opening: see
         :meth:`ScriptSteps.command`.
         """
-        return self._relaunch(seed)
+        return self._relaunch(seed, keeps_files=keeps_files)
 
     @contextmanager
-    def _relaunch(self, seed: int) -> Iterator[Loop]:
+    def _relaunch(self, seed: int, *, keeps_files: bool) -> Iterator[Loop]:
         commands = self._session.commands
         with preserved(self.subjects):
-            run: Run = commands.ask(Launch(Execution(self._session, seed)))
+            run: Run = commands.ask(Launch(Execution(self._session, seed, keeps_files=keeps_files)))
             try:
                 yield ScriptLoop(run)
             finally:

@@ -67,7 +67,10 @@ class TestFaults:
             safe = torch.where(output > 0, output.sqrt(), torch.zeros_like(output))
             return safe.sum()
 
-        assert audited(loss=loss).status is Status.FAIL
+        result = audited(loss=loss)
+        assert result.status is Status.FAIL
+        assert "The first NaN is made by Sqrt" in result.message
+        assert result.location is not None and result.location.file == __file__
 
     def test_a_logarithm_of_zero_in_the_loss(self) -> None:
         def loss(output: Tensor, y: Tensor) -> Tensor:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from nnaudit.checks.mode.averaged_copy import AveragedCopyStatistics
-from nnaudit.context import Audit
-from nnaudit.probes.averaged_copies import AveragedCopy
+from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
 from nnaudit.report import Result, Status
+from support.verdicts import verdict
 
 STALE = AveragedCopy("Net", "", 8, 0.99, 4, 4, evaluated=True, recomputed=False)
 
 
 def judged(*copies: AveragedCopy) -> Result:
-    loop = SimpleNamespace(locate=lambda thing: None)
-    audit = SimpleNamespace(probe=lambda probe: copies, loop=loop)
-    return AveragedCopyStatistics().run(cast(Audit, audit))
+    return verdict(AveragedCopyStatistics, {AveragedCopies: copies})
 
 
 def test_the_verdict() -> None:
@@ -33,6 +30,21 @@ def test_the_verdict() -> None:
     assert judged(replace(STALE, statistics=0, stale=0)).status is Status.PASS
     assert judged(replace(STALE, alignment=0.1)).status is Status.SKIP
     assert judged().status is Status.SKIP
+
+
+def test_an_average_that_is_the_last_weights_fails() -> None:
+    average = replace(STALE, stale=0, decay=0.01)
+    assert "takes 0.99 from the trained weights" in judged(average).message
+    assert judged(average).status is Status.FAIL
+    assert judged(replace(average, decay=0.95)).status is Status.PASS
+    assert judged(replace(average, decay=0.0)).status is Status.PASS  # a copy, by design
+    assert judged(replace(average, decay=None)).status is Status.PASS  # a warm-up
+
+
+def test_a_copy_that_is_validated_and_stands_still_fails() -> None:
+    result = judged(replace(STALE, alignment=0.0, stale=0, alone=True, stood=150))
+    assert result.status is Status.FAIL
+    assert "never the network that is trained" in result.message
 
 
 SCRIPT = """
@@ -74,4 +86,18 @@ for epoch in range(4):
 )
 def test_a_script_that_averages_its_weights(buffers: str, status: Status, ask_script: Any) -> None:
     result = ask_script(AveragedCopyStatistics, SCRIPT.replace("BUFFERS", buffers))
+    assert result.status is status, result.message
+
+
+@pytest.mark.parametrize(
+    ("update", "status"),
+    [
+        ("a.copy_(0.01 * a + 0.99 * p)", Status.FAIL),
+        ("a = 0.99 * a + 0.01 * p", Status.FAIL),
+        ("a.lerp_(p, 0.05)", Status.PASS),
+    ],
+)
+def test_a_script_whose_average_is_none(update: str, status: Status, ask_script: Any) -> None:
+    plain = SCRIPT.replace("nn.BatchNorm1d(8), ", "").replace("BUFFERS", "pass")
+    result = ask_script(AveragedCopyStatistics, plain.replace("a.lerp_(p, 0.05)", update))
     assert result.status is status, result.message

@@ -76,9 +76,17 @@ def test_a_clip_before_the_last_backward_fails() -> None:
 
 
 def test_a_clip_far_below_every_gradient_warns_for_sgd_and_is_noted_for_adam() -> None:
-    assert ask(Clipping, target(), clipped(1e-4)).status is Status.WARN
+    assert ask(Clipping, target(), clipped(5e-3)).status is Status.WARN
     adam = target(optimizer=lambda m: torch.optim.Adam(m.parameters(), 1e-3))
     assert ask(Clipping, adam, clipped(1e-4)).status is Status.NOTE
+
+
+def test_a_clip_that_stops_the_training_fails() -> None:
+    result = ask(Clipping, target(), clipped(1e-4))
+    assert result.status is Status.FAIL
+    assert "A step moves the weights by" in result.message
+    fast = target(optimizer=lambda m: torch.optim.SGD(m.parameters(), 100.0))
+    assert ask(Clipping, fast, clipped(1e-4)).status is Status.WARN  # by design, perhaps
 
 
 @pytest.mark.parametrize("by", ["norm", "largest", "value"])

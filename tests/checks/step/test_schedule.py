@@ -21,8 +21,11 @@ from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
 from nnaudit.probes import lr_plan
-from nnaudit.probes.lr_plan import is_unused, never_read
+from nnaudit.probes.lr_plan import LearningRatePlan, Plan, is_unused, never_read
+from nnaudit.probes.step_trace import StepTrace, Trace
 from nnaudit.report import Curve, Location, Status
+from support import programs
+from support.verdicts import verdict
 
 LONG = {"train_loader": digits(rows=3200, batch_size=8)}  # 400 batches in an epoch
 
@@ -141,6 +144,45 @@ def test_a_plateau_cannot_be_foreseen_and_no_schedule_is_skipped() -> None:
     assert ask(Schedule, target()).status is Status.SKIP
 
 
+@pytest.mark.parametrize(
+    ("seeks", "metric", "status"),
+    [
+        ("min", "val_acc", Status.FAIL),
+        ("min", "accuracy", Status.FAIL),
+        ("max", "val_loss", Status.FAIL),
+        ("min", "mean_f1", Status.FAIL),
+        ("max", "val_acc", Status.INCONCLUSIVE),
+        ("min", "val_loss", Status.INCONCLUSIVE),
+        ("min", "accuracy_loss", Status.INCONCLUSIVE),
+        ("min", "score", Status.INCONCLUSIVE),
+        ("min", "", Status.INCONCLUSIVE),
+    ],
+)
+def test_a_plateau_of_a_metric_that_is_to_rise(seeks: str, metric: str, status: Status) -> None:
+    unknown = "it follows a metric"
+    plan = Plan(0, "ReduceLROnPlateau", {}, (), unknown=unknown, metric=metric, seeks=seeks)
+    measured = {LearningRatePlan: (plan,), StepTrace: Trace((), ())}
+    usual = programs.target(scheduler=schedulers.ReduceLROnPlateau)
+    result = verdict(Schedule, measured, target=usual)
+    assert result.status is status, result.message
+
+
+@pytest.mark.parametrize(
+    ("line", "metric"),
+    [
+        ("s.step(accuracy)", "accuracy"),
+        ("s.step(metrics=val.acc)", "acc"),
+        ("s.step(1 - accuracy)", ""),
+        ("s.step(accuracy); s.step(loss)", ""),
+        ("how = {'monitor': 'val_acc', 'lr_scheduler': s}", "val_acc"),
+    ],
+)
+def test_what_a_plateau_is_stepped_with(tmp_path: Path, line: str, metric: str) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(f"s = ReduceLROnPlateau(o)\n{line}\n")
+    assert lr_plan.followed_metric(Location(file=str(script), line=1)) == metric
+
+
 class PlannedLoop(AuthorLoop):
     """A loop that counts its epochs, and takes ``handed`` batches for a step."""
 
@@ -228,14 +270,19 @@ def test_a_warm_up_beyond_what_is_followed_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("period", "body", "epochs"), [(2, plain, 30), (15, plain, 30), (3000, every_batch, 20)]
+    ("period", "body", "epochs", "status"),
+    [
+        (2, plain, 30, Status.WARN),
+        (15, plain, 30, Status.FAIL),  # and ends where it began
+        (3000, every_batch, 20, Status.WARN),
+    ],
 )
-def test_a_cosine_that_ends_early_and_rises_again_warns(
-    period: int, body: Any, epochs: int
+def test_a_cosine_that_ends_early_and_rises_again(
+    period: int, body: Any, epochs: int, status: Status
 ) -> None:
     make = lambda o: schedulers.CosineAnnealingLR(o, period)  # noqa: E731
     result = planned(make, body, counted_epochs=epochs)
-    assert result.status is Status.WARN
+    assert result.status is status
     assert "rises again" in result.message
     assert "rises again" not in planned(make, body, counted_epochs=epochs, runs_whole=False).message
 

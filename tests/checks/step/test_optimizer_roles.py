@@ -1,0 +1,135 @@
+"""STEP113: two optimizers, and who trains whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from nnaudit.checks.grad.optimizer_coverage import OptimizerCoverage
+from nnaudit.checks.step.optimizer_roles import OptimizerRoles
+from nnaudit.probes.gradient_origins import GradientOrigins, Leftover, Origins, SharedGradient
+from nnaudit.report import Result, Status
+from support.programs import target
+from support.verdicts import verdict
+
+HEALTHY = Origins(("Adam", "Adam"), ("generator", "critic"), (4, 4))
+SHARED = SharedGradient(0, 1, 4, contained=True, cosine=0.1, downstream=True, location=None)
+LEFT = Leftover(0, 1, cosine=-0.9, share=1.0, location=None)
+
+
+def judged(origins: Origins) -> Result:
+    pair = target(optimizer=lambda m: [torch.optim.Adam(p.parameters()) for p in (m[0], m[-1])])
+    return verdict(OptimizerRoles, {GradientOrigins: origins}, target=pair)
+
+
+def test_each_with_its_own_passes() -> None:
+    assert judged(HEALTHY).status is Status.PASS
+    assert judged(Origins()).status is Status.SKIP
+    assert judged(replace(HEALTHY, steps=(0, 4))).status is Status.INCONCLUSIVE
+
+
+def test_a_generator_that_steps_its_critic_fails() -> None:
+    result = judged(replace(HEALTHY, shared=(SHARED,) * 4))
+    assert result.status is Status.FAIL
+    assert "4 tensors that the optimizer of critic trains" in result.message
+
+
+def test_an_optimizer_of_what_stays_frozen_warns() -> None:
+    result = judged(replace(HEALTHY, frozen=(1,)))
+    assert result.status is Status.WARN
+    assert "optimizer of critic" in result.message
+
+
+def test_parameters_shared_by_two_tasks_pass() -> None:
+    beside = replace(SHARED, downstream=False, contained=False)
+    assert judged(replace(HEALTHY, shared=(beside,) * 4)).status is Status.PASS
+    # Once in a while two losses disagree.
+    apart = replace(beside, cosine=-0.5)
+    assert judged(replace(HEALTHY, shared=(beside, apart, apart))).status is Status.PASS
+    assert judged(replace(HEALTHY, shared=(apart,) * 3)).status is Status.FAIL
+    assert judged(replace(HEALTHY, shared=(apart,))).status is Status.PASS
+
+
+def test_a_gradient_left_over_of_the_opponents_loss_fails() -> None:
+    result = judged(replace(HEALTHY, leftovers=(LEFT,) * 4))
+    assert result.status is Status.FAIL
+    assert "cosine -0.90" in result.message
+    assert "detach()" in result.fix
+    agrees = replace(LEFT, cosine=0.2)
+    assert judged(replace(HEALTHY, leftovers=(agrees,) * 4)).status is Status.PASS
+    assert judged(replace(HEALTHY, leftovers=(LEFT,) * 2)).status is Status.PASS
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(64, 8) * 0.3 + 1
+loader = DataLoader(TensorDataset(x), batch_size=16, shuffle=True)
+G = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8))
+D = nn.Sequential(nn.Linear(8, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+g_opt = torch.optim.Adam(G.parameters(), 1e-3)
+d_opt = torch.optim.Adam(D_OWNS.parameters(), 1e-3)
+bce = nn.functional.binary_cross_entropy_with_logits
+for epoch in range(3):
+    for (real,) in loader:
+        one, zero = torch.ones(len(real), 1), torch.zeros(len(real), 1)
+        FIRST
+        fake = G(torch.randn(len(real), 4))
+        d_loss = bce(D(real), one) + bce(D(FAKE), zero)
+        d_opt.zero_grad()
+        d_loss.backward(retain_graph=True)
+        d_opt.step()
+        LATER
+        g_loss = bce(D(fake), one)
+        g_loss.backward()
+        g_opt.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "fake", "later", "status"),
+    [
+        ("g_opt.zero_grad()", "fake", "pass", Status.FAIL),
+        ("g_opt.zero_grad()", "fake.detach()", "pass", Status.PASS),
+        ("pass", "fake", "g_opt.zero_grad()", Status.PASS),
+    ],
+)
+def test_a_script_with_two_networks(
+    first: str, fake: str, later: str, status: Status, ask_script: Any
+) -> None:
+    source = SCRIPT.replace("FIRST", first).replace("FAKE", fake).replace("LATER", later)
+    result = ask_script(OptimizerRoles, source.replace("D_OWNS", "D"))
+    assert result.status is status, result.message
+
+
+BOTH = "[*G.parameters(), *D.parameters()]"
+THIRD = """
+        i_opt.zero_grad()
+        (D(G(torch.randn(16, 4))) - real[:, :1]).pow(2).mean().backward()
+        i_opt.step()
+"""
+
+
+@pytest.mark.parametrize("informs", [False, True])
+def test_a_generators_optimizer_that_holds_the_critic(informs: bool, ask_script: Any) -> None:
+    source = SCRIPT.replace("FIRST", "pass").replace("FAKE", "fake.detach()")
+    source = source.replace("LATER", "g_opt.zero_grad()").replace("D_OWNS", "D")
+    if informs:  # a third loss, of both networks, with an optimizer for both
+        source = source.replace("bce =", f"i_opt = torch.optim.Adam({BOTH}, 1e-3)\nbce =") + THIRD
+    else:
+        source = source.replace("G.parameters()", BOTH, 1)
+    result = ask_script(OptimizerRoles, source)
+    assert result.status is (Status.PASS if informs else Status.FAIL), result.message
+
+
+def test_a_network_that_both_optimizers_leave_out_fails(ask_script: Any) -> None:
+    source = SCRIPT.replace("FIRST", "g_opt.zero_grad()").replace("FAKE", "fake.detach()")
+    result = ask_script(OptimizerCoverage, source.replace("LATER", "pass").replace("D_OWNS", "G"))
+    assert result.status is Status.FAIL, result.message
+    assert "drawn at random" in result.message
