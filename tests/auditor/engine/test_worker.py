@@ -18,3 +18,9 @@ def test_a_script_without_its_launcher_is_told_the_command(error: Exception) -> 
 @pytest.mark.parametrize("error", [ValueError("RANK"), KeyError("PATH"), RuntimeError(RENDEZVOUS)])
 def test_other_errors_are_left_as_they_are(error: Exception) -> None:
     assert worker._unlaunched(error, "train.py") == ""
+
+
+def test_the_way_to_the_training_loop_counts_up_to_half_of_the_budget() -> None:
+    assert worker.spent(3.0, 20.0) == 3.0
+    assert worker.spent(30.0, 20.0) == 10.0
+    assert worker.spent(30.0, None) == 30.0
