@@ -101,7 +101,6 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     seen: Ranks | None = None
     if settings.nproc_per_node is not None and not job.inspect:
         seen = _ranks(job, form, emit)
-    watching = time.monotonic() - began
 
     def audit(loop: Loop) -> None:
         if job.inspect:
@@ -113,7 +112,7 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
             emit,
             remaining=job.remaining,
             known_fatal=job.known_fatal,
-            elapsed=job.elapsed + watching,
+            elapsed=job.elapsed + spent(time.monotonic() - began, settings.budget),
             ranks=seen,
             parts=() if seen is None else (ranks.part(seen),),
         )
@@ -147,6 +146,14 @@ def _form(job: Job) -> str:
     if job.battery:
         return ""
     return "script" if job.module else job.form or form_of(Path(job.path))
+
+
+def spent(seconds: float, budget: float | None) -> float:
+    """Return how much of the budget the way to the training loop took: half of it at the most.
+
+    A program that takes long to begin is asked what half of the budget has time for.
+    """
+    return seconds if budget is None else min(seconds, budget / 2)
 
 
 def _as_module(

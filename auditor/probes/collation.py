@@ -70,9 +70,9 @@ class Collating(Probe[Collation | None]):
 
 
 def _is_kept(name: str, alone: Sequence[dict[str, str]], batch: dict[str, str]) -> bool:
-    """Whether ``batch`` holds what items other than its first have in the field: in a list."""
+    """Whether ``batch`` holds what items other than its first have there: in entries of a list."""
     others = {each[name] for each in alone} - {alone[0][name]}
-    return not others.isdisjoint(batch.values())
+    return not others.isdisjoint(value for path, value in batch.items() if path not in alone[0])
 
 
 def _fields(audit: Audit, access: RandomAccess, items: Sequence[Any]) -> dict[str, str]:

@@ -122,7 +122,7 @@ def size(batch: Any) -> int:
 
     A list with an entry for each row (boxes of each image) decides: its tensors are no batches.
     """
-    if listed := _listed_rows(batch):
+    if listed := _listed_items(batch) or _listed_rows(batch):
         return listed
     counts: dict[int, int] = {}
     for _, tensor in tensors(batch):
@@ -146,6 +146,8 @@ def rows(batch: Any, indices: Sequence[int]) -> Any:
     if n == 0:
         raise NotSliceableError("the batch holds no tensor with a batch dimension")
     index = torch.as_tensor(indices, dtype=torch.long)
+    if _listed_items(batch):
+        return [batch[i] for i in index.tolist()]
     if not _listed_rows(batch):
         return _take_rows(batch, index, n)
 
@@ -155,6 +157,20 @@ def rows(batch: Any, indices: Sequence[int]) -> Any:
         return _take_rows(member, index, n)
 
     return _rebuild(batch, take_member)
+
+
+def _listed_items(batch: Any) -> int:
+    """Return how many items ``batch`` lists that nobody has put together; 0 if it is no such list.
+
+    They are alike, and in one of them the tensors share no first dimension: they are no batches.
+    """
+    if type(batch) is not list or len(batch) < 2:
+        return 0
+    tuples = all(type(each) is tuple and len(each) == len(batch[0]) for each in batch)
+    if not (tuples or _alike_dicts(batch)):
+        return 0
+    alone = ({t.shape[:1] for _, t in tensors(item)} for item in batch)
+    return len(batch) if any(len(sizes) > 1 for sizes in alone) else 0
 
 
 def _listed_rows(batch: Any) -> int:

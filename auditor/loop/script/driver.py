@@ -377,7 +377,7 @@ class Driver(ScriptListener):
         self.passes.end_step()
         if self.order is not None:
             optimizer = self.run.loop.original(optimizer)
-            if self._is_of_another(optimizer):
+            if not self.order.ended and self._is_of_another(optimizer):
                 self._pass_by(self.order)
                 return
             self._strayed = False
@@ -396,7 +396,7 @@ class Driver(ScriptListener):
         if not run.optimizer_lasts:
             return False
         elsewhere = self._fed is not None and run.loop.original(self._fed) is not run.train_loader
-        if optimizer is roles.optimizer or (optimizer in roles.optimizers and not elsewhere):
+        if optimizer in roles.stepped or (optimizer in roles.optimizers and not elsewhere):
             return False
         mine = {id(p) for p in roles.model.parameters()}
         return not any(id(p) in mine for group in optimizer.param_groups for p in group["params"])

@@ -110,6 +110,7 @@ class TrainingObjects:
     Attributes:
         model: the network under audit; ``models`` are all outermost modules, ``model`` first.
         optimizer: the one that holds the most of ``model``.
+        stepped: the optimizers that stepped in the first round.
         entry, exit: the first and the last call of ``model`` (or of a part of it) in the step;
             the same one where the script calls ``model`` itself.
         main_loss: the loss call that was back-propagated; None where there is none such.
@@ -125,6 +126,7 @@ class TrainingObjects:
     models: tuple[nn.Module, ...]
     optimizer: Optimizer
     optimizers: tuple[Optimizer, ...]
+    stepped: tuple[Optimizer, ...]
     schedulers: tuple[Any, ...]
     scalers: tuple[Any, ...]
     helpers: tuple[Any, ...]
@@ -190,6 +192,7 @@ def find_training_objects(
         models=(model, *others),
         optimizer=optimizer,
         optimizers=_unique([optimizer, *present, *log.stepped]),
+        stepped=_unique(log.stepped),
         schedulers=tuple(
             each for each in schedulers if getattr(each, "optimizer", None) not in over
         ),

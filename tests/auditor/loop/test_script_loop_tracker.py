@@ -139,6 +139,20 @@ for epoch in range(5):
 """
 
 
+ADVERSARIAL = """
+maker, critic = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+two = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (maker, critic)]
+for epoch in range(5):
+    for i, (a, _) in enumerate(DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)):
+        two[1].zero_grad()
+        (critic(maker(torch.randn_like(a)).detach()) - critic(a)).mean().backward()
+        two[1].step()
+        if i % 3 == 2:
+            two[0].zero_grad()
+            (-critic(maker(torch.randn_like(a)))).mean().backward()
+            two[0].step()
+"""
+
 COPIES = """
 import copy
 model = nn.Linear(4, 2)
@@ -276,6 +290,18 @@ def test_optimizers_within_the_step_are_no_other_training(drive: Any) -> None:
         assert loop.run.reruns <= 1
 
     drive(HEAD + SEARCHED, None, body)
+
+
+def test_two_networks_against_each_other_are_one_training(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = next(iter(loop.batches()))
+        for _ in range(2):
+            assert loop.next_epoch(batch) is not None
+            for _ in range(6):
+                loop.step(batch)
+        assert not loop.run.loop.others
+
+    drive(HEAD + ADVERSARIAL, None, body)
 
 
 def test_copies_that_learn_a_task_each_are_led(drive: Any) -> None:

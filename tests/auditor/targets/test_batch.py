@@ -99,6 +99,17 @@ def test_a_list_may_hold_an_entry_for_each_row(name: str) -> None:
     assert lists[1] == (type(lists[0])((lists[0][3], lists[0][0])))
 
 
+@pytest.mark.parametrize("as_item", [tuple, lambda pair: {"image": pair[0], "boxes": pair[1]}])
+def test_items_that_nobody_put_together_are_rows(as_item: Any) -> None:
+    batch = [as_item(pair) for pair in zip(PICTURES, BOXES, strict=True)]
+    assert batches.size(batch) == 4
+    assert batches.rows(batch, [3, 0]) == [batch[3], batch[0]]
+
+
+def test_batches_of_two_loaders_are_no_rows() -> None:
+    assert batches.size([{"x": X, "y": Y}, {"x": X[:3], "y": Y[:3]}]) == 4
+
+
 def test_two_views_are_no_rows() -> None:
     views = ((X, X + 1), (Y, Y + 1))
     assert batches.size(views) == 4
