@@ -31,6 +31,9 @@ _SEVERITY = (
 )  # fmt: skip
 """Of several terms the most severe answer counts."""
 
+_LARGE_INPUTS = 3.0
+"""Root mean square of inputs from which their size shows in the outputs more than chance does."""
+
 BATCHES = 8
 """Batches that are looked at, at most, to reach the number of targets."""
 
@@ -149,7 +152,7 @@ class InitialLoss(Check):
             else "are all the same wrong constant"
         )
         message = f"{what}. The outputs{of} {spread}"
-        fix = _smaller_outputs(seen, layer)
+        fix = _smaller_outputs(audit.loop, first, layer)
         if self._gross(audit, level):
             return self._replicated(audit, main, message, fix, {**shown, "module": layer})
         return self.warned(f"{message}.", fix=fix, module=layer, **shown)
@@ -228,7 +231,7 @@ class InitialLoss(Check):
                 f"{f' of {layer}' if layer else ''} have an RMS of {level.output_rms:.3g}, the "
                 f"targets {level.target_rms:.3g}"
             )
-            fix = _smaller_outputs(first.completed[0], layer)
+            fix = _smaller_outputs(audit.loop, first, layer)
             return self._replicated(audit, main, message, fix, {**shown, "module": layer})
         targets = (
             f"the targets have mean {level.target_mean:.4g} and standard deviation "
@@ -395,8 +398,15 @@ def _or_bias(audit: Audit, first: First, main: MainLoss, mean: float) -> str:
     return f", or start the output bias at their mean: {bias}"
 
 
-def _smaller_outputs(seen: Observation, layer: str) -> str:
-    leaves = [each for each in seen.activations if each.is_leaf]
+def _smaller_outputs(loop: Loop, first: First, layer: str) -> str:
+    leaves = [each for each in first.completed[0].activations if each.is_leaf]
+    size = _input_size(loop, first.batches[0])
+    if size > _LARGE_INPUTS and leaves and leaves[0].std > 1.0:
+        return (
+            f"Standardise the inputs: their root mean square is {size:.3g} where initial weights "
+            "are made for 1, and the outputs are that much too large. x = (x - mean) / std, of the "
+            "training set."
+        )
     large = next((each for each in leaves if each.std > 10.0), None)
     if large is None or not layer or large.module == layer:
         name = attribute(f"model.{layer}.weight") if layer else "the weight of the last layer"
@@ -409,6 +419,15 @@ def _smaller_outputs(seen: Observation, layer: str) -> str:
         f"{large.std:.3g}) on: normalise the inputs to unit variance, and initialise that layer "
         "with the framework's default or nn.init.kaiming_normal_."
     )
+
+
+def _input_size(loop: Loop, batch: Any) -> float:
+    """Return the root mean square of all numbers that the model is given; 0 where they are ids."""
+    fed = _fed(loop, batch)
+    tensors = batches.tensors(fed.inputs if fed is not None else ())
+    inputs = [tensor for _, tensor in tensors if tensor.is_floating_point()]
+    numbers = torch.cat([x.detach().double().flatten() for x in inputs]) if inputs else None
+    return 0.0 if numbers is None or not len(numbers) else float(numbers.square().mean().sqrt())
 
 
 def _shown(audit: Audit, first: First, main: MainLoss, level: Level) -> dict[str, Any]:

@@ -76,7 +76,14 @@ class TestClassification:
         data = DataLoader(TensorDataset(x, x[:, :CLASSES].argmax(1)), batch_size=64)
         result = audited(train=data)
         assert result.status is Status.FAIL
-        assert "normalise the inputs" in result.fix
+        assert "Standardise the inputs" in result.fix
+
+    def test_inputs_of_a_few_units_are_the_cause_and_not_the_last_layer(self) -> None:
+        x = 12 * torch.randn(1024, DIM)
+        data = DataLoader(TensorDataset(x, x[:, :CLASSES].argmax(1)), batch_size=64)
+        result = audited(train=data)
+        assert result.status is Status.WARN
+        assert "Standardise the inputs" in result.fix
 
     @pytest.mark.parametrize(
         "loss",
