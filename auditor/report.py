@@ -38,6 +38,9 @@ class Status(StrEnum):
 ANSWERS = (Status.PASS, Status.NOTE, Status.WARN, Status.FAIL)
 """What answers a question; the others say why there is no answer."""
 
+COUNTED = {"fail": (Status.FAIL,), "warn": (Status.FAIL, Status.WARN)}
+"""What counts as a finding, by the setting ``fail_on``."""
+
 
 class Change(StrEnum):
     """How a result differs from the same check's in an earlier report, the baseline.

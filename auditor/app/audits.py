@@ -21,7 +21,7 @@ from nnaudit.engine.job import Job
 from nnaudit.engine.record import Record, RefusedError
 from nnaudit.errors import FIRST_STEP, raised
 from nnaudit.progress import Progress
-from nnaudit.report import Report, Status
+from nnaudit.report import COUNTED, Report, Status
 from nnaudit.reports.text import one_line
 from nnaudit.settings import Settings
 
@@ -123,7 +123,7 @@ def _audit_one(
 
 
 def _exit_code(report: Report, record: Record, settings: Settings) -> int:
-    findings = {"fail": (Status.FAIL,), "warn": (Status.FAIL, Status.WARN)}[settings.fail_on]
+    findings = COUNTED[settings.fail_on]
     crash = _crash_sentence(record)
     if crash:
         tell(crash)

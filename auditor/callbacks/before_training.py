@@ -16,7 +16,7 @@ from nnaudit.display import AuditReport
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import RefusedError
 from nnaudit.errors import NnauditError
-from nnaudit.report import Status
+from nnaudit.report import COUNTED
 
 OnFindings = Literal["stop", "warn"]
 
@@ -59,8 +59,7 @@ def audit_script(on_findings: OnFindings = "stop", **settings: Any) -> AuditRepo
         return None
     runs.keep(data)
     report = AuditReport.of(data)
-    bad = {"fail": (Status.FAIL,), "warn": (Status.FAIL, Status.WARN)}[chosen.fail_on]
-    if report.with_status(*bad):
+    if report.with_status(*COUNTED[chosen.fail_on]):
         if on_findings == "stop":
             raise FindingsError(report)
         _warn(str(report))
