@@ -366,3 +366,20 @@ def test_weights_by_row_of_a_function_of_torch_are_read_too() -> None:
 
 def test_rows_without_weights_have_none() -> None:
     assert ask(UNEVEN, loss=by_hand(torch.ones(5))).status is Status.SKIP
+
+
+def test_one_output_for_each_row_may_have_no_axis_of_its_own() -> None:
+    y = labels(90, 10)
+    x = torch.randn(len(y), 8)
+    weighted = (y == 0) * 0.9 + (y == 1) * 0.1
+    data = DataLoader(TensorDataset(x, y.float(), weighted), batch_size=50, shuffle=True)
+
+    def step(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, y, weight = batch
+        output = model(x).squeeze(1)
+        losses = F.binary_cross_entropy_with_logits(output, y, reduction="none")
+        return (weight * losses).mean()
+
+    target = Target(lambda: nn.Linear(8, 1), data, training_step=step)
+    result = run_check(ClassBalance, Audit(DirectLoop(target, torch.device("cpu"), 0)))
+    assert result.status is not Status.ERROR, result.message
