@@ -96,6 +96,7 @@ def _watch(task: Task, rank: int, world: int) -> int:
                 at=user_location(error),
                 traceback=user_traceback(error),
             )
+            watch.note_wrappers()
             journal.add(failed)
             return 1
         watch.finish()

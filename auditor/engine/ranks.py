@@ -20,7 +20,7 @@ from nnaudit.engine.rank import Task
 from nnaudit.errors import NnauditError, UserCodeError, raised
 from nnaudit.ranks import first_step
 from nnaudit.ranks.first_step import FirstStep
-from nnaudit.ranks.process_group import gloo_without_gpu, only_process
+from nnaudit.ranks.process_group import gloo_without_gpu, only_process, waiting_for_none
 from nnaudit.ranks.record import Rank, Ranks, journal, read
 from nnaudit.ranks.spawned import followed
 from nnaudit.ranks.unsharded import unsharded
@@ -37,6 +37,9 @@ SHARE = 0.8
 
 LONGEST = 2_000
 """Batches up to which an epoch is run to its end, where the ranks have unequal numbers of them."""
+
+PATIENCE = 60.0
+"""Seconds that this may take, or as many as the first launch took."""
 
 _POLL = 0.2
 
@@ -62,18 +65,23 @@ def observed(job: Job, *, overlay: bool) -> Ranks:
     Raises:
         RanksError: it raised on a rank, and not because another did something else.
     """
-    deadline = time.monotonic() + job.settings.check_timeout * SHARE
+    began = time.monotonic()
+    deadline = began + job.settings.check_timeout * SHARE
 
-    def launch(*, shortens: bool, steps: int = UNCUT_STEPS) -> Ranks:
-        return _launch(job, deadline, overlay=overlay, shortens=shortens, steps=steps)
+    def launch(*, shortens: bool, steps: int = UNCUT_STEPS, until: float = deadline) -> Ranks:
+        return _launch(job, until, overlay=overlay, shortens=shortens, steps=steps)
 
     found = launch(shortens=True)
-    if found.failures and found.mismatch is None and any(r.steps for r in found.ranks):
+    minds = found.failures and found.mismatch is None and found.unused is None
+    if minds and any(r.steps for r in found.ranks):
         found = launch(shortens=False)
-    if found.mismatch is None:
+    if found.mismatch is None and found.unused is None:
         _refuse_failed(found)
         if found.uneven and min(found.uneven.values()) <= LONGEST:
-            whole = launch(shortens=False, steps=max(UNCUT_STEPS, *found.uneven.values()))
+            now = time.monotonic()
+            until = min(deadline, now + max(PATIENCE, now - began))
+            steps = max(UNCUT_STEPS, *found.uneven.values())
+            whole = launch(shortens=False, steps=steps, until=until)
             found = found.model_copy(update={"uncut": _end(whole)})
     return found
 
@@ -180,8 +188,11 @@ def part(found: Ranks) -> Part:
 
 
 @contextmanager
-def alone(path: str) -> Iterator[None]:
+def alone(path: str, seen: Ranks | None = None) -> Iterator[None]:
     """Let the script at ``path`` find what the only process of a launch finds, in the ``with``.
+
+    ``seen`` is what it did on several ranks: a wrapper that was ``unused`` in part waits for
+    nothing, so that the other checks can be asked.
 
     Raises:
         RanksError: it does not run so.
@@ -194,6 +205,8 @@ def alone(path: str) -> Iterator[None]:
             for stands_in in (gloo_without_gpu(), only_process(), unsharded()):
                 stack.enter_context(stands_in)
             stack.enter_context(followed(path, 0, None))
+            if seen is not None and seen.unused is not None:
+                stack.enter_context(waiting_for_none())
             yield
     except UserCodeError as error:
         what = (

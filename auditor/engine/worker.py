@@ -121,7 +121,9 @@ def _work(job: Job, emit: Callable[[Event], None]) -> None:
     if form == "script":
         with ExitStack() as stack:
             several = settings.nproc_per_node is not None
-            stack.enter_context(ranks.alone(job.path) if several else followed(job.path, 0, 1))
+            stack.enter_context(
+                ranks.alone(job.path, seen) if several else followed(job.path, 0, 1)
+            )
             failure = _as_script(job, audit)
         if failure is None:
             return

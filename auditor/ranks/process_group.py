@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
+from nnaudit.loop.trace import patched
 from nnaudit.targets.callstack import Role, registered
 
 Begin = Callable[..., None]
@@ -44,6 +46,22 @@ def only_process() -> Iterator[None]:
         real(*args, **{name: told.get(name, value) for name, value in kwargs.items()})
 
     with _begun_by(init):
+        yield
+
+
+@contextmanager
+def waiting_for_none() -> Iterator[None]:
+    """Let DistributedDataParallel go on without gradients, for the time of a ``with``."""
+
+    def making(real: Callable[..., None]) -> Callable[..., None]:
+        @wraps(real)
+        @registered(Role.STANDS_IN)
+        def make(wrapper: Any, *args: Any, **kwargs: Any) -> None:
+            real(wrapper, *args, **{**kwargs, "find_unused_parameters": True})
+
+        return make
+
+    with patched(DistributedDataParallel, "__init__", making):
         yield
 
 

@@ -462,6 +462,12 @@ class Ranks(Model):
         return all(rank.summary.data_parallel or _wrapped_calls(rank) for rank in self.ranks)
 
     @property
+    def unused(self) -> Wrapped | None:
+        """A wrapper that waits in vain for a parameter, which has made all ranks raise."""
+        found = [next((w for w in rank.wrapped if w.unused), None) for rank in self.failures]
+        return found[0] if found and len(found) == len(self.ranks) and all(found) else None
+
+    @property
     def failures(self) -> tuple[Rank, ...]:
         """The ranks on which the script raised, the first to do so first.
 

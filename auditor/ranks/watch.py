@@ -400,13 +400,17 @@ class Watch:
 
     # --- the end ----------------------------------------------------------------------------------
 
+    def note_wrappers(self) -> None:
+        """Write down how the wrappers were called: of a script that raised, too."""
+        for wrapped in self._networks.wrapped():
+            self.journal.add(wrapped)
+
     def finish(self) -> None:
         """Write down what is known at the end."""
         self._resume()
         if self._main is not None:
             self._note_weights("the end")
-        for wrapped in self._networks.wrapped():
-            self.journal.add(wrapped)
+        self.note_wrappers()
         self.journal.add(self._networks.held(self._optimizers))
         if self._stream is not None and self._shortens:
             with suppress(Exception):  # the user's stream may do what it likes

@@ -62,16 +62,21 @@ class Wrapper:
             self._bypassed_at = self._bypassed_at or callstack.user_line()
 
     def stepped(self) -> None:
-        """Note which parameters have no gradient when the first optimizer step is taken."""
+        """Note which parameters have no gradient when the first optimizer step is taken.
+
+        Where none has, the step is another network's.
+        """
         network, wrapper = self._network, cast("Any", self._wrapper)
         by_design = getattr(wrapper, "find_unused_parameters", False) or wrapper.static_graph
         if network is not None and self._forwards and not by_design:
             ignored: set[str] = getattr(wrapper, "parameters_to_ignore", set())
-            self._unused = tuple(
-                name
+            waits = {
+                name: p.grad is None
                 for name, p in network.named_parameters()
-                if p.requires_grad and p.grad is None and name not in ignored
-            )
+                if p.requires_grad and name not in ignored
+            }
+            if not all(waits.values()):
+                self._unused = tuple(name for name, unused in waits.items() if unused)
 
     def noted(self) -> Wrapped:
         """Return how it was called."""

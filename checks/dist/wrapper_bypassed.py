@@ -21,8 +21,8 @@ class WrapperBypassed(Check):
         that was made before it steps the old ones, and nothing is trained.
     How: Calls with gradients of the wrapper, and of the network or of its parts from outside of the
         wrapper, are counted during the steps watched. Fails when the wrapper was never called and
-        what is in it was; when parameters have no gradient at the first optimizer step, without
-        `find_unused_parameters` or `static_graph`; when an optimizer holds parameters of no
+        what is in it was; when the script raises on all ranks, and parameters have no gradient at
+        the first optimizer step, without `find_unused_parameters` or `static_graph`; when an optimizer holds parameters of no
         network, while sharded ones with a gradient are in none.
     Fix: output = model(x), with model = DistributedDataParallel(network); the optimizer after that.
     References: PyTorch documentation, DistributedDataParallel.
@@ -41,8 +41,8 @@ class WrapperBypassed(Check):
         for each in wrapped:
             if each.bypassed and not each.forwards:
                 return self._bypassed(each)
-            if each.unused:
-                return self._unused(each)
+        if seen.unused is not None:
+            return self._unused(seen.unused)
         for rank in seen.ranks:
             if rank.held.stale and rank.held.unstepped:
                 return self._stale(audit, rank.held)

@@ -85,6 +85,52 @@ def test_a_script_that_raises_on_a_rank_is_refused_with_its_line(tmp_path: Path)
         watched(tmp_path / "train.py", before="if rank == 1: raise ValueError('no luck')")
 
 
+SPAWNS = """
+import os
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+
+def main(rank, world):
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="29512")
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = fully_shard(nn.Linear(5, 3), mesh=init_device_mesh("cpu", (world,)))
+    data = TensorDataset(torch.randn(64, 5), torch.arange(64) % 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for x, y in DataLoader(data, 4, sampler=DistributedSampler(data)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    mp.spawn(main, args=(2,), nprocs=2)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_the_script_starts_are_followed_and_their_shards_joined(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(SPAWNS)
+    settings = Settings(nproc_per_node=2, device="cpu", check_timeout=120)
+    found = ranks.observed(Job(path=str(path), settings=settings), overlay=False)
+    assert [len(rank.steps) for rank in found.ranks] == [8, 8]
+    assert found.data_parallel
+    for step in found.first_steps:
+        assert {name: tuple(w.shape) for name, w in step.weights.items()} == {
+            "weight": (3, 5), "bias": (3,),
+        }  # fmt: skip
+        assert step.gradients["weight"].abs().amax(1).gt(0).all()
+
+
 def test_the_only_process_finds_the_environment_of_a_launch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from support.ranks import of_ranks
 
 from nnaudit.checks.dist.wrapper_bypassed import WrapperBypassed
-from nnaudit.ranks.record import Held, Wrapped
+from nnaudit.ranks.record import Failed, Held, Wrapped
 from nnaudit.report import Result, Status
 
 
@@ -32,12 +32,14 @@ def test_it_is_heard_from_a_rank_that_came_to_the_end() -> None:
     assert result.status is Status.FAIL
 
 
-def test_a_parameter_that_the_loss_does_not_use_fails() -> None:
+def test_a_parameter_that_the_loss_does_not_use_fails_where_it_stops_the_training() -> None:
     rank = [Wrapped(network="Net", forwards=2, bypassed=0, unused=("aux.weight",))]
-    result = of_ranks(WrapperBypassed, rank, rank)
+    failed = [*rank, Failed(message="RuntimeError: Expected to have finished reduction")]
+    result = of_ranks(WrapperBypassed, failed, failed)
     assert result.status is Status.FAIL
     assert "1 parameter of Net has no gradient" in result.message
     assert result.modules == ("aux.weight",)
+    assert of_ranks(WrapperBypassed, rank, rank).status is Status.PASS
 
 
 def test_an_optimizer_that_was_made_before_sharding_fails() -> None:
