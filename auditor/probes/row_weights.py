@@ -62,7 +62,7 @@ class WeightsByRow(Probe[RowWeights | None]):
         pulls = output_gradients(audit.loop, first.batches[0], _undecided(call.input))
         if pulls is None:
             return None
-        norms = torch.stack(pulls).sum(0).double().flatten(1).norm(dim=1).cpu()
+        norms = torch.stack(pulls).sum(0).double().reshape(len(call.input), -1).norm(dim=1).cpu()
         classes = 2 if call.kind == "bce_with_logits" else call.input.shape[1]
         weights = by_class(norms, call.target.long().cpu().flatten(), classes)
         return None if weights is None else RowWeights(weights, call)
@@ -70,7 +70,7 @@ class WeightsByRow(Probe[RowWeights | None]):
 
 def _undecided(output: Tensor) -> Tensor:
     """Return logits of zero, or equal probabilities where ``output`` are such."""
-    sums = output.flatten(1).sum(1)
+    sums = output.reshape(len(output), -1).sum(1)
     if bool((output >= 0).all()) and bool(((sums - 1).abs() < _ROUNDING).all()):
         return torch.full_like(output, 1 / output[0].numel())
     return torch.zeros_like(output)
