@@ -62,8 +62,7 @@ class WeightsByRow(Probe[RowWeights | None]):
         pulls = output_gradients(audit.loop, first.batches[0], _undecided(call.input))
         if pulls is None:
             return None
-        pull = torch.stack(pulls).sum(0).double().cpu()
-        norms = pull.reshape(len(pull), -1).norm(dim=1)
+        norms = torch.stack(pulls).sum(0).double().reshape(len(call.input), -1).norm(dim=1).cpu()
         classes = 2 if call.kind == "bce_with_logits" else call.input.shape[1]
         weights = by_class(norms, call.target.long().cpu().flatten(), classes)
         return None if weights is None else RowWeights(weights, call)

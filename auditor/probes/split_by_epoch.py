@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
-from nnaudit.loop.base import Loop
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import patched
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.row_hashes import row_hashes
@@ -49,7 +49,7 @@ class SplitByEpoch(Probe[Resplit | None]):
         """
         loop = audit.loop
         known = [loop.train_loader, loop.val_loader]
-        if not all(isinstance(loader, DataLoader) for loader in known):
+        if loop.lacks(Needs.STEPS) or not all(isinstance(each, DataLoader) for each in known):
             return None
         if not _may_be_made_again(loop.locate("train_loader")):
             return None

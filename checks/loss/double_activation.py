@@ -16,6 +16,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
 from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.output_softmax import OutputSoftmax, OutputSoftmaxes
 from nnaudit.report import Kind, Numbers, Result
 
 _SQUASHING = ("Softmax", "SafeSoftmax", "Sigmoid")
@@ -53,6 +54,9 @@ class DoubleActivation(Check):
         - `binary_cross_entropy`: fails on values outside [0, 1]; it and its form with logits fail
           on a softmax or log-softmax over one value, which is always 1 or 0.
         - A softmax over the wrong dimension is recognised by columns that sum to 1 instead of rows.
+          Fails, too, on one that the program takes itself of the model's output (N, C), for a loss
+          that is written by hand, over the N rows, where each has a label. (Contrastive
+          losses have as many columns as rows, and are left out.)
         - Warns on logits that stay within [0, 1] and reach both ends, without proof of a sigmoid.
           `log_softmax` before `cross_entropy` changes nothing and passes.
     Fix: Return logits from the model and leave the activation to the loss; apply softmax or sigmoid
@@ -62,7 +66,7 @@ class DoubleActivation(Check):
 
     code, name, kind = "LOSS101", "double-activation", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (FirstSteps,)
+    probes = (FirstSteps, OutputSoftmaxes)
     options: ClassVar[dict[str, float]] = {"rows": 256}
 
     def run(self, audit: Audit) -> Result:
@@ -85,11 +89,37 @@ class DoubleActivation(Check):
                 location=calls[0].location or audit.loop.locate("loss"),
                 module=module,
             )
+        if (over_rows := _over_rows(audit.probe(OutputSoftmaxes), first)) is not None:
+            return self._over_rows(audit, over_rows)
         if not series:
             first.require()
             return self.skipped("No loss function that expects logits or probabilities is called.")
         kinds = ", ".join(sorted({calls[0].kind for calls in series}))
         return self.passed(f"The input of {kinds} is what the loss expects.")
+
+    def _over_rows(self, audit: Audit, seen: OutputSoftmax) -> Result:
+        rows, classes = seen.shape
+        return self.failed(
+            f"The softmax of the output ({rows}, {classes}) is taken over the {rows} rows of the "
+            f"batch, not over the {classes} classes: what a row gets depends on the rows beside "
+            "it.",
+            fix="softmax(output, dim=1), or log_softmax(output, dim=1): over the classes",
+            measured=f"dim={seen.dim} of ({rows}, {classes})",
+            threshold="dim=1",
+            location=seen.location or audit.loop.locate("loss"),
+        )
+
+
+def _over_rows(softmaxes: tuple[OutputSoftmax, ...], first: First) -> OutputSoftmax | None:
+    """Return the softmax that is taken over rows which have a class each."""
+    target = first.targets[0] if first.targets else None
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    for seen in softmaxes:
+        rows, classes = seen.shape
+        if seen.dim == 0 and rows != classes and classes > 1 and target.numel() == rows:
+            return seen
+    return None
 
 
 def _judged(first: First) -> list[list[LossCall]]:

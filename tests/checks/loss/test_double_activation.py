@@ -270,3 +270,20 @@ def test_a_softmax_over_a_single_value_fails(last: nn.Module, loss: Callable[...
     result = audited(net(last, outputs=1), loss, loader(y))
     assert result.status is Status.FAIL
     assert "over a single value" in result.message
+
+
+@pytest.mark.parametrize(("dim", "status"), [(0, Status.FAIL), (1, Status.SKIP)])
+def test_a_softmax_by_hand_over_the_rows_fails(dim: int, status: Status) -> None:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return -output.log_softmax(dim).gather(1, y[:, None]).mean()
+
+    result = audited(net(), loss)
+    assert result.status is status, result.message
+    assert ("over the 64 rows" in result.message) is (dim == 0)
+
+
+def test_as_many_rows_as_columns_may_be_contrasted() -> None:
+    y = torch.arange(640) % CLASSES
+    train = loader(y, batch=CLASSES)
+    result = audited(net(), lambda o, y: -(o.softmax(0) * F.one_hot(y, CLASSES)).mean(), train)
+    assert result.status is not Status.FAIL
