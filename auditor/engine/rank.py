@@ -141,24 +141,19 @@ def _run(job: Job, taps: Patches, watch: Watch, rank: int) -> BaseException | No
     """Run the script as its launcher would; return what it raised."""
     from nnaudit.loop.base import seed_everything
     from nnaudit.loop.script.channel import Unwind
-    from nnaudit.loop.script.main_module import as_main, join_package, main_module
-    from nnaudit.targets import callstack
-    from nnaudit.targets.set_order import compiled
+    from nnaudit.loop.script.main_module import Invocation, as_main, main_module
 
-    path = Path(job.path).absolute()
-    main = main_module("__main__", path)
-    words = [str(path) if job.module else job.path, *job.arguments]
+    invoked = Invocation(Path(job.path).absolute(), job.path, job.arguments, job.module)
+    main = main_module("__main__", invoked.path)
     with ExitStack() as stack:
-        stack.enter_context(as_main(main, path, words, Path.cwd(), by_name=bool(job.module)))
+        stack.enter_context(as_main(main, invoked))
         stack.enter_context(taps.calls())
         stack.enter_context(watch.listening())
         # A script that does not seed has another state on every rank, as when it is launched.
         seed_everything(job.settings.seed + 1 + rank)
         taps.listener = watch
         try:
-            if job.module:
-                callstack.run(join_package, main, job.module)
-            callstack.run(exec, compiled(path, main.__dict__), main.__dict__)
+            invoked.execute(main)
         except Unwind:
             return None
         except SystemExit as exit_:

@@ -20,7 +20,7 @@ from nnaudit.loop.script.discovery import Discovery
 from nnaudit.loop.script.driver import Driver
 from nnaudit.loop.script.evaluation import EvaluationLog
 from nnaudit.loop.script.listener import Unwinding
-from nnaudit.loop.script.main_module import as_main, join_package, main_module
+from nnaudit.loop.script.main_module import as_main, main_module
 from nnaudit.loop.script.objects import training_of
 from nnaudit.loop.script.reseeding import quiet_imports, shifting
 from nnaudit.loop.script.run import EndedError, Rerun, Run, Session, TrainingLoop
@@ -29,7 +29,6 @@ from nnaudit.loop.script.untrained import untrained
 from nnaudit.state.collector import older_objects_hidden
 from nnaudit.state.snapshot import Snapshot, Subjects
 from nnaudit.targets import callstack
-from nnaudit.targets.set_order import compiled
 
 FRUITLESS = 3
 """How often in a row a script that ended is run again and ends without another optimizer step."""
@@ -95,10 +94,7 @@ class Execution:
         with ExitStack() as stack:
             if session.executions > 1 and not self._keeps_files:
                 stack.enter_context(session.protection.fresh())
-            module = session.module
-            stack.enter_context(
-                as_main(main, path, session.argv, session.start, by_name=bool(module))
-            )
+            stack.enter_context(as_main(main, session.invoked))
             stack.enter_context(quiet_imports(path.parent))
             shift = (run.seed - session.seed) % 2**32
             stack.enter_context(
@@ -116,9 +112,7 @@ class Execution:
             error: BaseException | None = None
             try:
                 execute = callstack.run if run.rerun is None else callstack.run_again
-                if module:
-                    execute(join_package, main, module)
-                execute(exec, compiled(path, main.__dict__), main.__dict__)
+                session.invoked.execute(main, execute)
                 if session.objects:
                     execute(self._train_objects, main)
             except KeyboardInterrupt:

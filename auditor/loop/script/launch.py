@@ -14,7 +14,7 @@ from nnaudit.errors import TargetError
 from nnaudit.loop.script.channel import Close, CommandChannel
 from nnaudit.loop.script.execution import Execution
 from nnaudit.loop.script.loop import ScriptLoop
-from nnaudit.loop.script.main_module import path_kept
+from nnaudit.loop.script.main_module import Invocation, path_kept
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.patches import Patches
 from nnaudit.loop.script.run import Run, Session
@@ -83,8 +83,7 @@ def run_script(
         taps = stack.enter_context(Patches())
         protection = stack.enter_context(files.protected(lambda: Overlay(files.places_of(path))))
         session = Session(
-            path,
-            [str(path) if module else name, *argv],
+            Invocation(path, name, tuple(argv), module),
             seed,
             taps,
             protection,
@@ -93,7 +92,6 @@ def run_script(
             device=device,
             objects=objects,
             loop=loop,
-            module=module,
         )
         try:
             Execution(session, seed).execute()

@@ -7,11 +7,15 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
+
+from nnaudit.targets import callstack
+from nnaudit.targets.set_order import compiled
 
 
 def main_module(name: str, path: Path) -> types.ModuleType:
@@ -25,6 +29,40 @@ def main_module(name: str, path: Path) -> types.ModuleType:
         __annotations__={},
     )
     return main
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How a script is started: ``python FILE WORDS``, or ``python -m MODULE WORDS``.
+
+    Attributes:
+        path: the file, absolute.
+        named: as the user named the file; a module's ``sys.argv[0]`` is its path.
+        words: the script's own arguments.
+        module: its name after ``-m``; empty for a file.
+        start: the working folder.
+    """
+
+    path: Path
+    named: str
+    words: tuple[str, ...] = ()
+    module: str = ""
+    start: Path = field(default_factory=Path.cwd)
+
+    @property
+    def argv(self) -> list[str]:
+        """What the script finds in ``sys.argv``."""
+        return [str(self.path) if self.module else self.named, *self.words]
+
+    def execute(self, main: types.ModuleType, run: Callable[..., Any] = callstack.run) -> None:
+        """Execute the script in ``main``, each call of its by ``run``.
+
+        Raises:
+            BaseException: whatever the script raises.
+        """
+        if self.module:
+            run(join_package, main, self.module)
+        run(exec, compiled(self.path, main.__dict__), main.__dict__)
 
 
 def join_package(main: types.ModuleType, module: str) -> None:
@@ -51,15 +89,13 @@ def path_kept() -> Iterator[None]:
 
 
 @contextmanager
-def as_main(
-    main: types.ModuleType, path: Path, argv: list[str], start: Path, *, by_name: bool = False
-) -> Iterator[None]:
-    """Make ``main`` the main module, as ``python *argv`` would, with its own modules anew.
+def as_main(main: types.ModuleType, invoked: Invocation) -> Iterator[None]:
+    """Make ``main`` the main module, as python would, with its own modules anew.
 
-    ``by_name`` says that it was named as a module: ``python -m`` has the working folder on the
-    path, and not the file's.
+    ``python -m`` has the working folder on the path, and not the file's.
     """
-    folder = start if by_name else Path(os.path.realpath(path)).parent
+    script = Path(os.path.realpath(invoked.path))
+    folder = invoked.start if invoked.module else script.parent
     saved_argv, saved_path, saved_folder = sys.argv, list(sys.path), Path.cwd()
     mine = {
         name: module
@@ -69,9 +105,9 @@ def as_main(
     for name in mine:
         del sys.modules[name]
     sys.modules["__main__"] = sys.modules[main.__name__] = main
-    sys.argv = list(argv)
+    sys.argv = invoked.argv
     sys.path.insert(0, str(folder))
-    os.chdir(start)
+    os.chdir(invoked.start)
     try:
         yield
     finally:

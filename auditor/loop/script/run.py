@@ -21,6 +21,7 @@ from nnaudit.errors import NnauditError
 from nnaudit.loop.direct import StepCount
 from nnaudit.loop.script.channel import CommandChannel, Invoke, Launch, StepRequest
 from nnaudit.loop.script.evaluation import EvaluationLog
+from nnaudit.loop.script.main_module import Invocation
 from nnaudit.loop.script.patches import Listener, Patches
 from nnaudit.loop.script.planned_run import PlannedRun
 from nnaudit.loop.script.training_objects import Registers, TrainingObjects
@@ -48,8 +49,7 @@ class Session:
     """What all runs of one script share.
 
     Attributes:
-        argv: its words, the first of which names it.
-        module: its name, where it is run as ``python -m`` does; empty for a file.
+        invoked: how it is started.
         objects: the file does not train when it is run, but hands over an object that does: it is
             executed as a module, and :func:`objects.training_of` says what follows.
         trainer: whose loop it is then.
@@ -60,8 +60,7 @@ class Session:
         validates_whole: its validation is never cut short, for it failed when it was.
     """
 
-    path: Path
-    argv: list[str]
+    invoked: Invocation
     seed: int
     taps: Patches
     protection: Protection
@@ -71,13 +70,16 @@ class Session:
     objects: bool = False
     trainer: Part | None = None
     loop: int | None = None
-    module: str = ""
     without_loader: bool | None = None
     executions: int = 0
     validates_whole: bool = False
-    start: Path = field(default_factory=Path.cwd)
     count: StepCount = field(default_factory=StepCount)
     runs: list[Run] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.invoked.path
 
     @cached_property
     def speaks_of_loaders(self) -> bool:
