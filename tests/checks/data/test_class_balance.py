@@ -334,6 +334,20 @@ def test_masks_whose_classes_are_cut_off_fail(divisor: float, status: Status) ->
         assert "1 of 5 classes" in result.message
 
 
+# --- one label ----------------------------------------------------------------------------------
+
+
+def test_one_label_for_all_rows_warns_and_a_step_that_makes_others_does_not() -> None:
+    result = ask(labels(200, 0), outputs=2)
+    assert result.status is Status.WARN
+    assert "All 200 training rows" in result.message
+
+    def with_negatives(o: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(o, y) + F.cross_entropy(o.roll(1, 0), 1 - y)
+
+    assert ask(labels(200, 0), loss=with_negatives, outputs=2).status in SILENT
+
+
 # --- weights of a loss that is written by hand ----------------------------------------------------
 
 
@@ -366,3 +380,20 @@ def test_weights_by_row_of_a_function_of_torch_are_read_too() -> None:
 
 def test_rows_without_weights_have_none() -> None:
     assert ask(UNEVEN, loss=by_hand(torch.ones(5))).status is Status.SKIP
+
+
+def test_one_output_for_each_row_without_a_dimension_of_its_own() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)[:, 0]
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        rows = torch.where(y == 1, 0.25, 0.75)  # the shares, not their inverse
+        return (rows * F.softplus(torch.where(y == 1, -output, output))).mean()
+
+    result = ask(labels(300, 100), loss=loss, net=Flat)
+    assert result.status is Status.FAIL, result.message
