@@ -2,7 +2,7 @@
 
 Rows of one group are alike in what has nothing to do with the target, so a network that was trained
 on some of them knows the others. Which group a row is of is told by a column that is named so, in
-the data set, in its table, or in its items.
+the data set, in its table, or in its items, or by the names of files: ``patient_012/slice_3.png``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,13 @@ _KINDS = frozenset(
 _BESIDE = frozenset(
     {"id", "ids", "key", "name", "no", "nr", "num", "number", "idx", "index", "uid"}
 )
+_SHORT = {"pat": "patient", "spk": "speaker", "sub": "subject", "subj": "subject"}
+_NUMBERED = re.compile(
+    rf"(?<![a-z])({'|'.join(sorted({*_KINDS, *_SHORT}, key=len, reverse=True))})[-_ ]?(\d+)",
+    re.IGNORECASE,
+)
+"""A group in the name of a file, and its number."""
+
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -46,7 +54,7 @@ class Groups:
 
     Attributes:
         kind: of what: "patient".
-        column: how the program calls it.
+        column: how the program calls it; of files, the column of their names.
         train, val: the group of each row that was read.
         rows: the numbers of the training rows among them in their store, in the order of ``train``.
     """
@@ -76,26 +84,52 @@ def groups_of(train: Stored, val: Stored) -> Iterator[Groups]:
         UserCodeError: a data set raised.
     """
     mine = dict(_columns(train))
-    for name, theirs in _columns(val):
-        ours = mine.get(name)
+    for named, theirs in _columns(val):
+        ours = mine.get(named)
         if ours is None or (train.base is not val.base and _are_counted(theirs[1])):
             continue
-        yield Groups(kind_of(name), name, ours[1], theirs[1], ours[0])
+        yield Groups(*named, ours[1], theirs[1], ours[0])
 
+
+_Named = tuple[str, str]
+"""Of what the groups are, and how the program calls the column."""
 
 _Column = tuple[tuple[int, ...], tuple[Hashable, ...]]
 """Row numbers, and the group of each."""
 
 
-def _columns(stored: Stored) -> Iterator[tuple[str, _Column]]:
+def _columns(stored: Stored) -> Iterator[tuple[_Named, _Column]]:
     base, rows = stored.base, stored.rows
     if not rows or not hasattr(base, "__len__"):
         return
     for name, values in _held(base, len(base)):
-        found = tuple(_plain(values[i]) for i in rows)
-        if all(each is not None for each in found):
-            yield name, (rows, found)
+        if kind_of(name):
+            found = tuple(_plain(values[i]) for i in rows)
+            if all(each is not None for each in found):
+                yield (kind_of(name), name), (rows, found)
+        else:
+            yield from _of_files(name, values, rows)
     yield from _of_items(base, rows)
+
+
+def _of_files(
+    name: str, values: Sequence[Any], rows: tuple[int, ...]
+) -> Iterator[tuple[_Named, _Column]]:
+    """Yield what the names of files say, where all of them say it."""
+    if not isinstance(_file(values[rows[0]]), str):
+        return
+    found = [_NUMBERED.search(str(_file(values[i]))) for i in rows]
+    told = [match for match in found if match is not None]
+    kinds = {match[1].lower() for match in told}
+    if len(told) == len(rows) and len(kinds) == 1:
+        kind = kinds.pop()
+        yield (_SHORT.get(kind, kind), name), (rows, tuple(f"{match[2]}" for match in told))
+
+
+def _file(value: Any) -> str | None:
+    """Return the name of a file, alone or before its label; None where there is none."""
+    value = value[0] if isinstance(value, (tuple, list)) and value else value
+    return str(value) if isinstance(value, (str, Path)) else None
 
 
 def _held(base: Any, length: int) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -106,7 +140,7 @@ def _held(base: Any, length: int) -> Iterator[tuple[str, Sequence[Any]]]:
             for column in columns:
                 if isinstance(column, str) and kind_of(column):
                     yield column, value[column].tolist()
-        elif kind_of(name) and _is_listed(value) and len(value) == length:
+        elif _is_listed(value) and len(value) == length:
             yield name, value
 
 
@@ -116,7 +150,7 @@ def _is_listed(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or hasattr(value, "iloc")
 
 
-def _of_items(base: Any, rows: tuple[int, ...]) -> Iterator[tuple[str, _Column]]:
+def _of_items(base: Any, rows: tuple[int, ...]) -> Iterator[tuple[_Named, _Column]]:
     """Yield the fields of the items, where these have names."""
     with user_code("reading items of a data set"):
         first = _fields(base[rows[0]])
@@ -133,7 +167,7 @@ def _of_items(base: Any, rows: tuple[int, ...]) -> Iterator[tuple[str, _Column]]
     for name in names:
         values = tuple(_plain(each.get(name)) for each in found)
         if all(value is not None for value in values):
-            yield name, (tuple(read), values)
+            yield (kind_of(name), name), (tuple(read), values)
 
 
 def _fields(item: Any) -> dict[str, Any]:

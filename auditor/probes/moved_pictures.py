@@ -26,6 +26,9 @@ from nnaudit.probes.rows import Layout, TrainRows, alone, columns_of
 
 ITEMS = 24
 READINGS = 5
+_STILL = 4
+"""After so many items that are the same at each reading, no picture is expected to move."""
+
 HELD_OUT = 128
 SECONDS = 3.0
 
@@ -93,13 +96,16 @@ class MovedPictures(Probe[tuple[LeftBehind, ...]]):
         if access is None or access.loader.batch_sampler is None or not layout.targets:
             return ()
         seen: dict[str, _Seen] = {}
-        started = time.perf_counter()
+        started, changed = time.perf_counter(), False
         try:
-            for index in access.spread(ITEMS):
+            for count, index in enumerate(access.spread(ITEMS)):
                 audit.clock.check()
-                readings = [_Item.of(access, layout, index) for _ in range(READINGS)]
-                _compare([each for each in readings if each is not None], seen)
-                if time.perf_counter() - started > SECONDS:
+                read = (_Item.of(access, layout, index) for _ in range(READINGS))
+                readings = [each for each in read if each is not None]
+                _compare(readings, seen)
+                changed = changed or _differ(readings)
+                still = not changed and count >= _STILL
+                if not readings or still or time.perf_counter() - started > SECONDS:
                     break
         except UserCodeError:
             return ()  # what worker_init_fn sets up exists in workers only
@@ -134,6 +140,10 @@ class _Item:
             return None
         targets = {p: alone(columns[p]) for p in layout.targets if p in columns}
         return cls(pictures[0], targets)
+
+
+def _differ(readings: Sequence[_Item]) -> bool:
+    return any(not torch.equal(readings[0].picture, each.picture) for each in readings[1:])
 
 
 def _compare(readings: Sequence[_Item], seen: dict[str, _Seen]) -> None:

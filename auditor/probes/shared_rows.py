@@ -27,6 +27,13 @@ _COMPARED = 768
 _LOOKED_AT = 128
 _COLUMNS = 2048
 _FEWEST_WINDOWS = 30
+_FEWEST_NEAR = 50
+_CROWD = 20
+"""A near copy is compared with the distance to the training row that is nearest after so many."""
+
+_NEAR = 0.25
+"""Of that distance. The nearest of unrelated pictures is hardly nearer than the twentieth: in many
+dimensions distances concentrate (Beyer et al., 1999)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ class Shared:
         rich: the rows that are equal to others differ from all the rest in many elements: copies.
         windows: the share of validation rows the middle of which lies in a training row, at any
             place: windows of one series that overlap.
+        near: the share of validation pictures that have a near copy among the training pictures,
+            as it is or mirrored, and no equal one.
     """
 
     by_number: Overlap | None
@@ -116,6 +125,7 @@ class Shared:
     val: Rows | None
     rich: bool
     windows: float = 0.0
+    near: float = 0.0
 
 
 class SharedRows(Probe[Shared]):
@@ -139,7 +149,9 @@ class SharedRows(Probe[Shared]):
         counts, theirs = Counter(train.items), {*val.items} if val is not None else set()
         equal = [i for i, row in enumerate(train.items) if counts[row] > 1 or row in theirs]
         windows = overlapping_windows(train, val) if val is not None else 0.0
-        return Shared(number, store, content, train, val, is_rich(train, equal), windows)
+        compared = val is not None and content is not None
+        near = near_copies(train, val) if compared and val is not None else 0.0
+        return Shared(number, store, content, train, val, is_rich(train, equal), windows, near)
 
 
 def overlapping_windows(train: Rows, val: Rows) -> float:
@@ -166,6 +178,41 @@ def overlapping_windows(train: Rows, val: Rows) -> float:
         for at in range(mine.shape[1] - length + 1)
     }
     return sum(np.ascontiguousarray(m).tobytes() in pieces for m in middles) / len(theirs)
+
+
+def near_copies(train: Rows, val: Rows) -> float:
+    """Return the share of pictures of ``val`` with a near copy in ``train``, and no equal one.
+
+    Near is a quarter of the distance to the twentieth nearest picture. A copy may be mirrored.
+    """
+    mine, theirs = _pictures(train), _pictures(val)
+    if mine is None or theirs is None or mine.shape[1:] != theirs.shape[1:]:
+        return 0.0
+    if len(mine) <= 5 * _CROWD or len(theirs) < _FEWEST_NEAR:
+        return 0.0
+    distances = torch.stack(
+        [
+            torch.cdist(way.flatten(1), mine.flatten(1))
+            for way in (theirs, theirs.flip(-1), theirs.flip(-2))
+        ]
+    )
+    crowd = distances[0].kthvalue(_CROWD, 1).values
+    equal = {*train.inputs}
+    fresh = torch.tensor([row not in equal for row in val.inputs[: len(theirs)]])
+    return float(((distances.amin((0, 2)) < _NEAR * crowd) & fresh).double().mean())
+
+
+def _pictures(rows: Rows) -> Tensor | None:
+    """The first rows as (N, C, H, W); None where they are no pictures of one size."""
+    if len(rows.sample) != 1:
+        return None
+    (values,) = rows.sample.values()
+    values = values[:_COMPARED]
+    if not values or not values[0].is_floating_point() or len({v.shape for v in values}) != 1:
+        return None
+    table = torch.stack(values).float()
+    plane = table.ndim == 4 and min(table.shape[-2:]) > 4
+    return table if plane and bool(torch.isfinite(table).all()) else None
 
 
 def _sequences(rows: Rows) -> NDArray[Any] | None:

@@ -23,7 +23,7 @@ from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.row_weights import WeightsByRow
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
-from nnaudit.report import Evidence, Kind, Result, Table
+from nnaudit.report import Evidence, Kind, Result, Status, Table
 from nnaudit.targets import batch as batches
 
 CLASSES = frozenset({"cross_entropy", "nll", "multi_margin"})
@@ -42,6 +42,9 @@ _CLOSE = 0.03
 
 _LEVELS = 256
 """What a byte can hold: fractions with more levels are quantities."""
+
+_CONSTANT = 64
+"""So many labels that are all the same are no small sample."""
 
 _FEW_ROWS = 5
 """Classes with fewer rows say little about what their weight was computed from."""
@@ -173,6 +176,8 @@ class ClassBalance(Check):
           class numbers warns, unused outputs at either end are noted. With fewer rows per output
           they are noted if so few classes have p < 1e-4 were all equally common, and every class
           was read more than once: 10 classes into the 1,000 outputs of a pretrained head.
+        - One label: warns when all rows (at least 64) have the same, unless the step makes others.
+          It never fails, for the right one of several candidates may be the first by construction.
         - Lost by a cast: fails when the loader's targets are fractions from 0 to 1, of no more than
           256 levels, and fewer classes than the network has outputs are left when they are made
           integers: a mask divided by 255.
@@ -215,6 +220,8 @@ class ClassBalance(Check):
         if counts is None or counts.train.sum() == 0:
             return self.skipped("The classes of the rows could not be counted.")
         missing = self._missing(audit, counts)
+        if (one := self._one_class(audit, first, counts)) is not None:
+            return missing if missing and missing.status is Status.FAIL else one
         weights = _weights(main.calls[0], len(counts.train))
         if weights is None:
             weights = _measured_weights(audit, counts)
@@ -249,6 +256,27 @@ class ClassBalance(Check):
             location=main.calls[0].location or audit.loop.locate("train_loader"),
             fix="do not scale the targets: no ToTensor() and no / 255 for masks; "
             "torch.from_numpy(mask).long()",
+        )
+
+    def _one_class(self, audit: Audit, first: First, counts: Counts) -> Result | None:
+        """Warn where every row has one label, and the loss is given no other either."""
+        present = np.flatnonzero(counts.train)
+        rows = int(counts.train.sum())
+        if len(present) != 1 or len(counts.train) < 2 or rows < _CONSTANT:
+            return None
+        calls = [call for seen in first.observations for call in seen.loss_calls if call.compares]
+        values = {value for call in calls for value in torch.unique(call.target).tolist()}
+        if len(values) != 1:
+            return None  # the step makes the others itself: negatives, fakes
+        return self.warned(
+            f"All {rows:,} {'pixels or tokens' if counts.dense else 'training rows'} that were "
+            f"read have the label {present[0]}: there is nothing to tell apart, and a network that "
+            "ignores its input is always right.",
+            measured="1 class",
+            threshold="2 classes",
+            evidence=_table(counts),
+            location=audit.loop.locate("train_loader"),
+            fix="print(numpy.unique(labels, return_counts=True))  # find where the others are lost",
         )
 
     def _missing(self, audit: Audit, counts: Counts) -> Result | None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
+from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_layer_inputs import LEAST_ROWS, FirstLayer, FirstLayerInputs, Inputs
 from nnaudit.probes.image_inputs import ImageDoor
@@ -83,7 +84,10 @@ class InputScale(Check):
 
     def _scrambled(self, audit: Audit) -> Result | None:
         """Fail where pictures make sense only when they are read in another order."""
-        door = audit.probe(ImageDoor)
+        try:
+            door = audit.probe(ImageDoor)
+        except UserCodeError:
+            return None  # the model cannot be called on a batch outside of a step
         if door is None or len(door.pictures) < _PICTURES:
             return None
         ratios = roughness_as_pixels(door.pictures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
@@ -45,6 +47,9 @@ class SplitLeakage(Check):
         - Warns on overlapping windows of one series: at least `windows` of the validation rows have
           a middle half that lies in a training row, bit by bit. A split by time leaves at most half
           of them, at the seam.
+        - Warns on near copies: at least `near` of the validation pictures have a training picture,
+          as it is or mirrored, at a quarter of the distance of the twentieth nearest. Unrelated
+          pictures are hardly nearer than that: distances concentrate in many dimensions.
         - Fails when the program makes new loaders in every epoch, goes on training the same
           network, and at least `resplit` of the second epoch's validation rows were trained on, and
           not validated on, in the first.
@@ -53,7 +58,8 @@ class SplitLeakage(Check):
           like, which see inputs alone.
         - Warns when at least `groups` of the validation rows are of a patient, a speaker, a
           document or another group that training has rows of, as a column of the data set, its
-          table or its items says (`patient_id`): at least 10 such groups, of 1.5 rows each or more.
+          table or its items says (`patient_id`), or the names of its files (`patient_012/3.png`):
+          at least 10 such groups, of 1.5 rows each or more.
           It does not fail, for a network can be meant for the people that it was trained on; where
           an input or the target is the group itself, as in recommending, nothing is said.
         - Warns when a toy set of a few rows serves for both training and validation.
@@ -62,8 +68,8 @@ class SplitLeakage(Check):
     References: Kaufman et al., Leakage in Data Mining (2012). Roberts et al., Cross-validation
         Strategies for Data with Temporal, Spatial, Hierarchical, or Phylogenetic Structure (2017).
         Kapoor and Narayanan, Leakage and the Reproducibility Crisis in Machine-Learning-Based
-        Science (2023). Hoeffding, On the Distribution of the Number of Successes in Independent
-        Trials (1956).
+        Science (2023). Beyer et al., When Is Nearest Neighbor Meaningful? (1999). Hoeffding, On the
+        Distribution of the Number of Successes in Independent Trials (1956).
     """
 
     code = "DATA108"
@@ -71,7 +77,9 @@ class SplitLeakage(Check):
     kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
     probes = (SharedRows, GroupsInBoth, SplitByEpoch)
-    options = {"share": 0.01, "copies": 0.05, "windows": 0.8, "groups": 0.05, "resplit": 0.1}  # noqa: RUF012
+    options: ClassVar[dict[str, float]] = {
+        "share": 0.01, "copies": 0.05, "windows": 0.8, "near": 0.3, "groups": 0.05, "resplit": 0.1,
+    }  # fmt: skip
 
     def run(self, audit: Audit) -> Result:
         """Judge how the split is made, then the rows, then what they are parts of."""
@@ -104,6 +112,8 @@ class SplitLeakage(Check):
                 return result
         if found.windows >= self.option(audit, "windows"):
             return self._windows(audit, found)
+        if found.near >= self.option(audit, "near"):
+            return self._near_copies(audit, found)
         return self._groups(audit) or self._nothing_found(found, overlaps)
 
     def _judged(self, audit: Audit, found: Shared, overlap: Overlap) -> Result | None:
@@ -215,7 +225,19 @@ class SplitLeakage(Check):
             evidence=(_group_numbers(seen),),
             location=audit.loop.locate("val_loader"),
             fix="train, val = next(GroupShuffleSplit(test_size=0.2).split(x, groups="
-            f"{seen.column}))  # all rows of a {kind} on one side",
+            f"{kind}_of_each_row))  # all rows of a {kind} on one side",
+        )
+
+    def _near_copies(self, audit: Audit, found: Shared) -> Result:
+        return self.warned(
+            f"{found.near:.0%} of the validation pictures are near copies of a training picture, "
+            "four times nearer than the twentieth nearest: they were augmented, or cut from one "
+            "recording, before the split.",
+            measured=f"{found.near:.0%} of validation pictures have a near copy in training",
+            threshold=f"{self.option(audit, 'near'):.0%}",
+            location=audit.loop.locate("val_loader"),
+            fix="split first, then augment the training part; keep all rows of one source on one "
+            "side: GroupShuffleSplit",
         )
 
     def _no_held_out_rows(self, audit: Audit, what: str) -> Result:

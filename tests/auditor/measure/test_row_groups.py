@@ -66,6 +66,26 @@ def test_numbers_counted_in_each_of_two_sets_mean_nothing() -> None:
     assert list(groups_of(one, one))
 
 
+class Files(Spoken):
+    def __init__(self, names: list[str]) -> None:
+        self.samples = [(name, 0) for name in names]
+        self.held = names
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("scans/patient_{}/slice_{}.png", "patient"), ("sub-{}_run-{}.nii", "subject"),
+        ("img_{}_{}.png", ""), ("class_{}/photo_{}.jpg", ""),
+    ],
+)  # fmt: skip
+def test_names_of_files_tell_the_group(name: str, kind: str) -> None:
+    files = stored(Files([name.format(f"{i // 3:03}", i) for i in range(12)]))
+    found = [each for each in groups_of(files, files) if each.column == "samples"]
+    assert [each.kind for each in found] == ([kind] if kind else [])
+    assert all(each.train == each.val and len(set(each.train)) == 4 for each in found)
+
+
 def of(train: list[Any], val: list[Any]) -> Groups:
     return Groups("user", "user", tuple(train), tuple(val), tuple(range(len(train))))
 

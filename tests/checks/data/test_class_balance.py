@@ -334,6 +334,20 @@ def test_masks_whose_classes_are_cut_off_fail(divisor: float, status: Status) ->
         assert "1 of 5 classes" in result.message
 
 
+# --- one label ----------------------------------------------------------------------------------
+
+
+def test_one_label_for_all_rows_warns_and_a_step_that_makes_others_does_not() -> None:
+    result = ask(labels(200, 0), outputs=2)
+    assert result.status is Status.WARN
+    assert "All 200 training rows" in result.message
+
+    def with_negatives(o: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(o, y) + F.cross_entropy(o.roll(1, 0), 1 - y)
+
+    assert ask(labels(200, 0), loss=with_negatives, outputs=2).status in SILENT
+
+
 # --- weights of a loss that is written by hand ----------------------------------------------------
 
 
@@ -368,18 +382,18 @@ def test_rows_without_weights_have_none() -> None:
     assert ask(UNEVEN, loss=by_hand(torch.ones(5))).status is Status.SKIP
 
 
-def test_one_output_for_each_row_may_have_no_axis_of_its_own() -> None:
-    y = labels(90, 10)
-    x = torch.randn(len(y), 8)
-    weighted = (y == 0) * 0.9 + (y == 1) * 0.1
-    data = DataLoader(TensorDataset(x, y.float(), weighted), batch_size=50, shuffle=True)
+def test_one_output_for_each_row_without_a_dimension_of_its_own() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 1)
 
-    def step(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-        x, y, weight = batch
-        output = model(x).squeeze(1)
-        losses = F.binary_cross_entropy_with_logits(output, y, reduction="none")
-        return (weight * losses).mean()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)[:, 0]
 
-    target = Target(lambda: nn.Linear(8, 1), data, training_step=step)
-    result = run_check(ClassBalance, Audit(DirectLoop(target, torch.device("cpu"), 0)))
-    assert result.status is not Status.ERROR, result.message
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        rows = torch.where(y == 1, 0.25, 0.75)  # the shares, not their inverse
+        return (rows * F.softplus(torch.where(y == 1, -output, output))).mean()
+
+    result = ask(labels(300, 100), loss=loss, net=Flat)
+    assert result.status is Status.FAIL, result.message

@@ -469,6 +469,34 @@ def test_a_network_that_is_told_the_patient_is_meant_for_those_it_knows() -> Non
     assert ask(*loaders(train, val)).status in SILENT
 
 
+# --- near copies --------------------------------------------------------------------------------
+
+
+def pictures_made_of(sources: int, copies: int, mirrored: bool = False) -> Tensor:
+    """Noisy copies of each of some pictures, dealt at random."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(sources, 1, 8, 8, generator=g).repeat_interleave(copies, 0)
+    if mirrored:
+        x[::2] = x[::2].flip(-1)
+    x = x + 0.01 * torch.randn(x.shape, generator=g)
+    return x[torch.randperm(len(x), generator=g)]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_pictures_augmented_before_the_split_warn(mirrored: bool) -> None:
+    x = pictures_made_of(75, 4, mirrored)
+    y = torch.arange(300) % 2
+    result = ask(*loaders(TensorDataset(x[:230], y[:230]), TensorDataset(x[230:], y[230:])))
+    assert result.status is Status.WARN, result.message
+    assert "near copies" in result.message
+
+
+def test_pictures_of_their_own_pass() -> None:
+    x, y = pictures_made_of(300, 1), torch.arange(300) % 2
+    train, val = TensorDataset(x[:230], y[:230]), TensorDataset(x[230:], y[230:])
+    assert ask(*loaders(train, val)).status in SILENT
+
+
 SCRIPT = """
 import torch
 from torch import nn
