@@ -43,9 +43,14 @@ class ResumedRun:
 
 @dataclass
 class _Checkpoint:
-    """What was written, and what it was of."""
+    """What was written, and what it was of.
+
+    Attributes:
+        before: what the file held before; None where there was none.
+    """
 
     file: Path
+    before: bytes | None
     location: Location | None
     weights: dict[str, Tensor]
     stateful: list[bool] = field(default_factory=list)
@@ -75,14 +80,14 @@ class ResumedRuns(Probe[ResumedRun | None]):
                 if loop.next_epoch(batch) is None or not written:
                     return None
                 audit.clock.check()
+                checkpoint = written[-1]
                 with loop.relaunched(audit.seed + 1, keeps_files=True) as other:
-                    return _restored(written[-1], other)
+                    return _restored(checkpoint, other)
             except UserCodeError:
                 return None
             finally:
-                for checkpoint in written:
-                    with suppress(OSError):
-                        checkpoint.file.unlink()
+                for checkpoint in reversed(written):
+                    _put_back(checkpoint)
 
 
 def _saves_and_loads(file: Path) -> bool:
@@ -92,17 +97,18 @@ def _saves_and_loads(file: Path) -> bool:
 
 @contextmanager
 def _listening(loop: Loop) -> Iterator[list[_Checkpoint]]:
-    """Collect the checkpoints with a count that are written where no file was before."""
+    """Collect the checkpoints with a count that are written to files."""
     written: list[_Checkpoint] = []
 
     def made(real: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(real)
         def save(content: Any, file: Any, *args: Any, **kwargs: Any) -> Any:
             path = Path(file).absolute() if isinstance(file, (str, os.PathLike)) else None
-            ours = path is not None and (path in (c.file for c in written) or not path.exists())
+            if path is None or not isinstance(content, dict) or not _counts(content):
+                return real(content, file, *args, **kwargs)
+            before = path.read_bytes() if path.is_file() else None
             result = real(content, file, *args, **kwargs)
-            if path is not None and ours and isinstance(content, dict) and _counts(content):
-                written.append(_noted(loop, path))
+            written.append(_noted(loop, path, before))
             return result
 
         return save
@@ -115,9 +121,18 @@ def _counts(content: dict[Any, Any]) -> bool:
     return any(key in COUNTERS and isinstance(value, int) for key, value in content.items())
 
 
-def _noted(loop: Loop, file: Path) -> _Checkpoint:
+def _put_back(checkpoint: _Checkpoint) -> None:
+    with suppress(OSError):
+        if checkpoint.before is None:
+            checkpoint.file.unlink()
+        else:
+            checkpoint.file.write_bytes(checkpoint.before)
+
+
+def _noted(loop: Loop, file: Path, before: bytes | None) -> _Checkpoint:
     return _Checkpoint(
         file,
+        before,
         callstack.user_line(),
         {name: p.detach().clone() for name, p in loop.model.named_parameters()},
         [bool(optimizer.state) for optimizer in loop.optimizers],

@@ -205,7 +205,10 @@ _RISES = re.compile(
 )
 """Parts of names of metrics that are to be high."""
 
-_FALLS = re.compile(r"(^|_)(loss|losses|perplexity|ppl|rmse|mae|mse|wer|cer)(_|\d|$)", re.I)
+_FALLS = re.compile(
+    r"(^|_)(loss|losses|perplexity|ppl|rmse|mae|mse|wer|cer|err|error|drop|gap|neg|minus)(_|\d|$)",
+    re.I,
+)
 """Those of metrics that are to be low."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,7 @@ BOTH = (
 )
 
 
+@pytest.mark.parametrize("ends_an_epoch_before", [False, True])
 @pytest.mark.parametrize(
     ("optimizer", "restore", "lost"),
     [
@@ -75,13 +77,26 @@ def test_what_a_resumed_run_restores(
     optimizer: str,
     restore: str,
     lost: tuple[str, ...],
+    ends_an_epoch_before: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.replace("OPTIMIZER", optimizer).replace("RESTORE", restore))
-    found = run_script(script, [], "cpu", 0, lambda loop: Audit(loop).probe(ResumedRuns))
+    saved: list[bool] = []
+
+    def look(loop: Any) -> ResumedRun | None:
+        if ends_an_epoch_before:
+            batch = next(iter(loop.batches()))
+            loop.step(batch)
+            loop.next_epoch(batch)
+        saved.append((tmp_path / "last.pt").exists())
+        found = Audit(loop).probe(ResumedRuns)
+        saved.append((tmp_path / "last.pt").exists())
+        return found
+
+    found = run_script(script, [], "cpu", 0, look)
     assert isinstance(found, ResumedRun)
     assert found.lost == lost
-    assert not (tmp_path / "last.pt").exists()
+    assert saved == [ends_an_epoch_before] * 2

@@ -154,6 +154,7 @@ def test_a_plateau_cannot_be_foreseen_and_no_schedule_is_skipped() -> None:
         ("max", "val_acc", Status.INCONCLUSIVE),
         ("min", "val_loss", Status.INCONCLUSIVE),
         ("min", "accuracy_loss", Status.INCONCLUSIVE),
+        ("min", "accuracy_gap", Status.INCONCLUSIVE),
         ("min", "score", Status.INCONCLUSIVE),
         ("min", "", Status.INCONCLUSIVE),
     ],
