@@ -115,7 +115,9 @@ def _some_batches(audit: Audit, access: RandomAccess | None) -> Iterator[Any]:
 
 def lengths_of(batch: Any) -> dict[str, int]:
     """Return the number of rows of each member of ``batch`` that has rows."""
-    found = {}
+    found: dict[str, int] = {}
+    if batches.listed(batch):
+        return found  # all lists have as many entries, which may be of any length
     for name, member in _members(batch):
         if isinstance(member, (Tensor, np.ndarray)):
             rows = member.shape[0] if member.ndim else 0

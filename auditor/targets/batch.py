@@ -122,8 +122,8 @@ def size(batch: Any) -> int:
 
     A list with an entry for each row (boxes of each image) decides: its tensors are no batches.
     """
-    if listed := _listed_items(batch) or _listed_rows(batch):
-        return listed
+    if rows_of_lists := listed(batch):
+        return rows_of_lists
     counts: dict[int, int] = {}
     for _, tensor in tensors(batch):
         if tensor.ndim > 0:
@@ -134,6 +134,11 @@ def size(batch: Any) -> int:
     # The first tensor of a batch is the input by convention: it breaks a tie.
     first = next(t.shape[0] for _, t in tensors(batch) if t.ndim > 0)
     return first if counts[first] == most else next(n for n, c in counts.items() if c == most)
+
+
+def listed(batch: Any) -> int:
+    """Return how many rows the lists in ``batch`` have entries for, or it lists; 0 if none has."""
+    return _listed_items(batch) or _listed_rows(batch)
 
 
 def rows(batch: Any, indices: Sequence[int]) -> Any:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nnaudit.errors import TargetError
 from nnaudit.loop.script import ScriptLoop, run_script
-from nnaudit.loop.script.patches import Patches
+from nnaudit.loop.script.patches import Patches, TappedIterator
+from nnaudit.loop.script.training_objects import _is_helper
 
 HEAD = """
 import torch
@@ -120,6 +122,21 @@ def test_a_script_that_ends_is_found_and_driven_again(
 
     assert [state for state, _ in told(heard)] == ["Discovery", "Driver"] * 2
     assert loop.run.reruns == 1
+
+
+def test_an_iterator_that_the_script_holds_is_no_part_of_its_state() -> None:
+    """Put back with it, the auditor's own bookkeeping would be that of an earlier moment."""
+    held = TappedIterator(Patches(), [torch.ones(2)], iter)
+    held.latest = torch.ones(2)
+    assert not _is_helper(held)
+    assert _is_helper(Average())
+
+
+class Average:
+    """What a script may keep beside its network."""
+
+    def __init__(self) -> None:
+        self.shadow = {"weight": torch.ones(2)}
 
 
 def test_a_script_that_keeps_going_at_its_end_is_ended_at_the_next_batch(

@@ -24,6 +24,7 @@ class Pair(NamedTuple):
         ((torch.zeros(4), torch.tensor(1.0), None), {"[0]": 4}),
         (((torch.zeros(4), torch.zeros(4)), torch.zeros(5)), {"[0]": 4, "[1]": 5}),
         (torch.zeros(4), {}),
+        ((torch.zeros(4, 2), [torch.zeros(n, 4) for n in (1, 1, 2, 1)]), {}),
     ],
 )
 def test_each_member_has_its_length(batch: Any, lengths: dict[str, int]) -> None:
