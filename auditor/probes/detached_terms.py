@@ -172,6 +172,8 @@ class _Tap(TorchFunctionMode):
             return result
         if len(args) != 2 or kwargs or len(self.addends) >= 64:
             return result
+        if name in _SUBTRACT and float(args[0]) == float(args[1]):
+            return result  # loss - loss.detach(): the value goes, and the gradient is to stay
         for place, (operand, other) in enumerate((args, args[::-1])):
             if _is_dead(operand) and isinstance(other, Tensor) and other.requires_grad:
                 sign = -1.0 if name in _SUBTRACT and place == 1 else 1.0

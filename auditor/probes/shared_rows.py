@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ _FEWEST_WINDOWS = 30
 _FEWEST_NEAR = 50
 _CROWD = 20
 """A near copy is compared with the distance to the training row that is nearest after so many."""
+
+_BY_CHANCE = 0.1
+"""Of all pictures, so many may be near another by chance; a third is needed for a finding."""
 
 _NEAR = 0.25
 """Of that distance. The nearest of unrelated pictures is hardly nearer than the twentieth: in many
@@ -183,7 +187,9 @@ def overlapping_windows(train: Rows, val: Rows) -> float:
 def near_copies(train: Rows, val: Rows) -> float:
     """Return the share of pictures of ``val`` with a near copy in ``train``, and no equal one.
 
-    Near is a quarter of the distance to the twentieth nearest picture. A copy may be mirrored.
+    Near is a quarter of the distance to the twentieth nearest picture. A copy may be mirrored. 0
+    for pictures of few degrees of freedom, such as a disc somewhere, whose nearest ones are near
+    without being copies.
     """
     mine, theirs = _pictures(train), _pictures(val)
     if mine is None or theirs is None or mine.shape[1:] != theirs.shape[1:]:
@@ -197,9 +203,25 @@ def near_copies(train: Rows, val: Rows) -> float:
         ]
     )
     crowd = distances[0].kthvalue(_CROWD, 1).values
+    if _near_by_chance(crowd, distances[0].kthvalue(2 * _CROWD, 1).values) > _BY_CHANCE:
+        return 0.0
     equal = {*train.inputs}
     fresh = torch.tensor([row not in equal for row in val.inputs[: len(theirs)]])
     return float(((distances.amin((0, 2)) < _NEAR * crowd) & fresh).double().mean())
+
+
+def _near_by_chance(crowd: Tensor, larger: Tensor) -> float:
+    """Return how many pictures have one that is near, of three ways to hold it, without a copy.
+
+    Of points that fill ``d`` dimensions evenly, twice as many lie within ``2 ** (1 / d)`` times the
+    distance: how that grows from the twentieth nearest to the fortieth tells ``d``, and that the
+    share of the nearest within a part of it.
+    """
+    growth = float((larger / crowd.clamp_min(1e-12)).median())
+    if growth <= 1.0:
+        return 0.0
+    dimensions = math.log(2.0) / math.log(growth)
+    return 3.0 * (1.0 - (1.0 - _NEAR**dimensions) ** (_CROWD - 1))
 
 
 def _pictures(rows: Rows) -> Tensor | None:

@@ -497,6 +497,16 @@ def test_pictures_of_their_own_pass() -> None:
     assert ask(*loaders(train, val)).status in SILENT
 
 
+def test_discs_somewhere_are_near_each_other_and_no_copies() -> None:
+    g = torch.Generator().manual_seed(0)
+    centre = 3 + 10 * torch.rand(400, 2, 1, 1, generator=g)
+    axis = torch.arange(16.0)
+    distance = (axis[:, None] - centre[:, 0]).square() + (axis[None] - centre[:, 1]).square()
+    x, y = torch.exp(-distance / 8)[:, None], torch.arange(400) % 2
+    train, val = TensorDataset(x[:300], y[:300]), TensorDataset(x[300:], y[300:])
+    assert ask(*loaders(train, val)).status in SILENT
+
+
 SCRIPT = """
 import torch
 from torch import nn

@@ -149,8 +149,13 @@ def stabilised(model: nn.Module, batch: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     "step",
-    [penalised(lambda m: size(m, False)), penalised(lambda m: 0.3), stabilised],
-    ids=["with its gradient", "a constant", "a trick that cancels out"],
+    [
+        penalised(lambda m: size(m, False)),
+        penalised(lambda m: 0.3),
+        stabilised,
+        penalised(lambda m: size(m, False) - size(m, False).detach()),
+    ],
+    ids=["with its gradient", "a constant", "a trick that cancels out", "the gradient alone"],
 )
 def test_addends_that_lack_no_gradient_pass(step: Step) -> None:
     assert audited(step).status is Status.PASS
