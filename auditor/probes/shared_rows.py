@@ -221,7 +221,7 @@ def _near_by_chance(crowd: Tensor, larger: Tensor) -> float:
     if growth <= 1.0:
         return 0.0
     dimensions = math.log(2.0) / math.log(growth)
-    return 3.0 * (1.0 - (1.0 - _NEAR**dimensions) ** (_CROWD - 1))
+    return float(3.0 * (1.0 - (1.0 - _NEAR**dimensions) ** (_CROWD - 1)))
 
 
 def _pictures(rows: Rows) -> Tensor | None:
