@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from nnaudit.report import Location
 from nnaudit.targets import callstack
@@ -88,7 +89,7 @@ class AttentionTracker:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
     ) -> None:
         """Look at a call of a function of torch's, and at what it returned."""
-        if not isinstance(value, Tensor) or not args:
+        if not isinstance(value, Tensor) or not args or is_lazy(value):
             return
         if func in _PRODUCTS:
             self._product(func, args, value)
@@ -129,7 +130,8 @@ class AttentionTracker:
         self._weights[id(value)] = (weakref.ref(value), made)
 
     def _elementwise(self, func: Callable[..., Any], args: tuple[Any, ...], value: Tensor) -> None:
-        given = [each for each in args if isinstance(each, Tensor) and each.shape == value.shape]
+        tensors = [each for each in args if isinstance(each, Tensor) and not is_lazy(each)]
+        given = [each for each in tensors if each.shape == value.shape]
         weights = [each for each in map(self._weights_of, given) if each is not None]
         if weights and func in _KEPT:
             self._weights[id(value)] = (weakref.ref(value), weights[0])
