@@ -122,7 +122,7 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
                     pair.left.append(_left(pair, old))
             for pair in pairs:
                 for network, calls in ((pair.copy, pair.calls), (pair.source, pair.others)):
-                    for module in network.modules():  # a part may be called by itself
+                    for module in _hookable(network):  # a part may be called by itself
                         stack.callback(module.register_forward_pre_hook(_listening(calls)).remove)
             loop.step(batch)
             within = [(len(pair.calls), len(pair.others)) for pair in pairs]
@@ -238,6 +238,13 @@ def _alignment(pair: _Pair) -> float:
     toward = _vector(_values(pair.source), names) - start
     length = float(way.norm() * toward.norm())
     return float(way @ toward) / length if length > 0.0 else 0.0
+
+
+def _hookable(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of ``network`` that take hooks: not those that torch.jit has compiled."""
+    for module in network.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield module
 
 
 def _vector(values: dict[str, Tensor], names: list[str]) -> Tensor:

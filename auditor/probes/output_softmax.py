@@ -52,6 +52,8 @@ class OutputSoftmaxes(Probe[tuple[OutputSoftmax, ...]]):
             OutOfBudgetError: the time is used up.
         """
         loop, tap = audit.loop, _Tap()
+        if isinstance(loop.model, torch.jit.ScriptModule):
+            return ()  # no hook can be put on it
         batch = next(iter(consecutive_batches(loop, 1)), None)
         try:
             with preserved(loop.subjects), output_replaced(loop, tap.seen), tap:
