@@ -82,6 +82,7 @@ class Memorisation(Check):
     epoch 1 is subtracted, and a permutation test of the means (10,000 permutations) gives the
     chance of such a drop. With p below 1 in 1,000, a drop of 5% of the loss or more is a note, of
     30% or more a warning; a healthy network retains less of one pass.
+    - Not judged with several optimizers, as of a GAN, whose losses rise and fall with one another.
     - Not judged where an epoch has fewer than 21 batches or does not end within the run.
     - Not judged where the learning rate changes at the boundary, or where the order is fixed, so
       that the end of an epoch holds other data than its start.
@@ -136,6 +137,8 @@ def _why_not(loop: Loop, training: Training) -> str:
         return "Some losses of the run are NaN or infinite: see FIT104."
     if len(training.epoch_starts) < 2:
         return f"The first epoch did not end within {count(len(training.losses), 'step')}."
+    if len(loop.optimizers) > 1:
+        return "Several optimizers: losses of networks that train against each other rise and fall."
     end = training.epoch_starts[1]
     near = training.rates[max(end - _MOST, 0) : end + _MOST]
     if training.warmed or max(near) > 1.2 * min(near):
