@@ -100,7 +100,7 @@ class Memorisation(Check):
     def run(self, audit: Audit) -> Result:
         """Look for a drop at the end of the first epoch."""
         training = audit.probe(TrainingRun)
-        reason = _why_not(audit.loop, training)
+        reason = _why_opposed(audit.loop) or _why_not(audit.loop, training)
         if reason:
             return self.inconclusive(reason)
         found = boundary_of(training, np.random.default_rng(audit.seed))
@@ -131,14 +131,19 @@ class Memorisation(Check):
         )
 
 
+def _why_opposed(loop: Loop) -> str:
+    """Say that networks may train against each other; empty with one optimizer."""
+    if len(loop.optimizers) < 2:
+        return ""
+    return "Several optimizers: losses of networks that train against each other rise and fall."
+
+
 def _why_not(loop: Loop, training: Training) -> str:
     """Return why the boundary cannot be judged; empty where it can."""
     if not all(math.isfinite(loss) for loss in training.losses):
         return "Some losses of the run are NaN or infinite: see FIT104."
     if len(training.epoch_starts) < 2:
         return f"The first epoch did not end within {count(len(training.losses), 'step')}."
-    if len(loop.optimizers) > 1:
-        return "Several optimizers: losses of networks that train against each other rise and fall."
     end = training.epoch_starts[1]
     near = training.rates[max(end - _MOST, 0) : end + _MOST]
     if training.warmed or max(near) > 1.2 * min(near):
