@@ -235,6 +235,7 @@ class _Watch:
             if self._depth or self._loop.starting:
                 return real(*args, **kwargs)
             before = [[_kept(p.grad) for p in each.parameters] for each in self._players]
+            others = {n: [_state(p.grad) for p, _ in each] for n, each in self._others.items()}
             self._order = []
             self._depth += 1
             try:
@@ -246,7 +247,9 @@ class _Watch:
             for player, was in zip(self._players, before, strict=True):
                 self._add(player, was)
             for number, parameters in self._others.items():
-                if any(_nonzero(p.grad) for p, _ in parameters):
+                # Of an earlier training a gradient may be left, which no pass of this one touches.
+                now = zip(parameters, others[number], strict=True)
+                if any(_nonzero(p.grad) and _is_new(p.grad, was) for (p, _), was in now):
                     self._driven[number] = self._driven.get(number, 0) + 1
             return None
 
@@ -377,6 +380,17 @@ def _networks(loop: Loop) -> Iterator[str]:
 
 def _unique(parameters: Any) -> list[Tensor]:
     return list({id(p): p for p in parameters}.values())
+
+
+def _state(gradient: Tensor | None) -> tuple[Tensor, int] | None:
+    """Return what tells whether a gradient is written to: the tensor, and its version."""
+    return None if gradient is None else (gradient, gradient._version)
+
+
+def _is_new(gradient: Tensor | None, was: tuple[Tensor, int] | None) -> bool:
+    if gradient is None or was is None:
+        return gradient is not None
+    return gradient is not was[0] or gradient._version != was[1]
 
 
 def _kept(gradient: Tensor | None) -> Tensor | None:

@@ -304,3 +304,35 @@ def test_layers_thawed_in_the_second_epoch_and_given_to_no_optimizer_fail(ask_sc
 def test_layers_thawed_and_given_to_an_optimizer_do_not_fail(then: str, ask_script) -> None:
     result = ask_script(OptimizerCoverage, THAWED.replace("THEN", then))
     assert result.status in (Status.PASS, Status.NOTE), result.message
+
+
+PRETRAINED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(64, 4)
+first = nn.Linear(4, 3)
+head = nn.Linear(3, 2)
+optimizer = torch.optim.SGD([*first.parameters(), *head.parameters()], lr=0.1)
+for _ in range(6):
+    optimizer.zero_grad()
+    head(first(x)).pow(2).mean().backward()
+    optimizer.step()
+
+model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+model[0].load_state_dict(first.state_dict())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(6):
+    for a, b in DataLoader(TensorDataset(x, x[:, 0].long().clamp(0, 1)), batch_size=8):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(a), b).backward()
+        optimizer.step()
+"""
+
+
+def test_a_network_that_an_earlier_training_left_is_not_missed(
+    ask_script: Callable[[type[OptimizerCoverage], str], Result],
+) -> None:
+    assert ask_script(OptimizerCoverage, PRETRAINED).status is Status.PASS
