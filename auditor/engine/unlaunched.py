@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import linecache
+import ast
 import re
 
 from nnaudit import launchers
 from nnaudit.engine.job import Job
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.report import Location
+from nnaudit.targets.source import source_of
 
 _RENDEZVOUS = re.compile(r"environment variable (\w+) expected, but not set")
 
@@ -38,7 +39,6 @@ def _missing(error: BaseException, at: Location | None) -> str:
     if isinstance(error, ValueError) and (found := _RENDEZVOUS.search(str(error))):
         return found[1]
     if isinstance(error, TypeError) and "NoneType" in str(error) and at is not None:
-        line = linecache.getline(at.file, at.line)  # int(os.environ.get("RANK"))
-        read = re.findall(r"""["'](\w+)["']""", line)
-        return next((name for name in read if name in launchers.names()), "")
+        read = source_of(at.file).at(at.line, ast.Constant)  # int(os.environ.get("RANK"))
+        return next((str(each.value) for each in read if each.value in launchers.names()), "")
     return ""

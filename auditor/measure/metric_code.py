@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nnaudit.targets.definitions import imports_any
 from nnaudit.targets.source import Source, called, written
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*")
@@ -83,14 +84,7 @@ def wrong_choices(source: Source) -> tuple[WrongChoice, ...]:
         if _SAVES.search(" ".join(called(c) for c in _calls(node.body)))
         for choice in _of_test(node)
     ]
-    lightning = any(
-        (node.module or "").startswith(("lightning", "pytorch_lightning"))
-        for node in source.find(ast.ImportFrom)
-    ) or any(
-        name.name.startswith(("lightning", "pytorch_lightning"))
-        for node in source.find(ast.Import)
-        for name in node.names
-    )
+    lightning = imports_any(source.tree, ("lightning", "pytorch_lightning"))
     found += [
         choice
         for call in source.find(ast.Call)

@@ -68,15 +68,14 @@ def waiting_for_none() -> Iterator[None]:
 @contextmanager
 def _begun_by(init: Callable[..., None]) -> Iterator[None]:
     """Let ``init`` be called with the real function and what the script gives."""
-    real = distributed.init_process_group
 
-    @wraps(real)
-    @registered(Role.STANDS_IN)
-    def init_process_group(*args: Any, **kwargs: Any) -> None:
-        init(real, *args, **kwargs)
+    def beginning(real: Begin) -> Begin:
+        @wraps(real)
+        @registered(Role.STANDS_IN)
+        def init_process_group(*args: Any, **kwargs: Any) -> None:
+            init(real, *args, **kwargs)
 
-    distributed.init_process_group = init_process_group
-    try:
+        return init_process_group
+
+    with patched(distributed, "init_process_group", beginning):
         yield
-    finally:
-        distributed.init_process_group = real

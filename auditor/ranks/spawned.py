@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from torch import multiprocessing
 from nnaudit.errors import TargetError, is_library, is_user
 from nnaudit.loop.trace import patched
 from nnaudit.targets.callstack import Role, registered
+from nnaudit.targets.source import source_of
 
 _MODULE = "torch.multiprocessing.spawn"
 """By this name torch has a function, too: the module is found among those that are loaded."""
@@ -96,7 +96,7 @@ def _train_together(fn: Callable[..., Any]) -> bool:
         return True
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     own = [file for file in (code.co_filename, *files) if file and is_user(file)]
-    return any(_BEGINS in "".join(linecache.getlines(file)) for file in own)
+    return any(_BEGINS in source_of(file).text for file in own)
 
 
 def _refusal(path: str, count: int) -> str:

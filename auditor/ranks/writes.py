@@ -51,13 +51,14 @@ def noted(journal: Journal, skipped: tuple[str, ...]) -> Iterator[None]:
                 return
             if not is_under(name, here) and any(is_under(name, place) for place in quiet):
                 return
-            at, meetings = callstack.user_line(), journal.meetings
+            meetings = journal.meetings
             if writes:
+                at = callstack.user_line()
                 journal.add(Wrote(path=name, step=journal.step, meetings=meetings, at=at))
             # A loader's worker does not know what its rank has come to since it was forked.
             elif name not in read and len(read) < MOST and os.getpid() == process:
                 read.add(name)
-                journal.add(Read(path=name, meetings=meetings, at=at))
+                journal.add(Read(path=name, meetings=meetings, at=callstack.user_line()))
         finally:
             busy.noting = False
 
