@@ -57,6 +57,18 @@ class Program:
             begins = [c for c in self.calls(names) if within and _inside(self.place(c), within)]
         return begins[0] if len(begins) == 1 else None
 
+    def statement_at(self, line: int, pattern: matchers.SimpleStatementLine) -> cst.CSTNode | None:
+        """Return the one statement like ``pattern`` that begins in ``line``."""
+        alike = matchers.findall(self.module, pattern)
+        found = [each for each in alike if self.place(each).start.line == line]
+        return found[0] if len(found) == 1 else None
+
+    def with_replaced(self, old: cst.CSTNode, new: cst.CSTNode) -> cst.Module:
+        """Return the module with ``new`` in the place of ``old``."""
+        changed = self.module.deep_replace(old, new)
+        assert isinstance(changed, cst.Module)
+        return changed
+
     def in_one_function(self, *nodes: cst.CSTNode) -> bool:
         """Whether the same functions are around all ``nodes``."""
         functions = matchers.findall(self.module, matchers.FunctionDef())
@@ -92,25 +104,16 @@ def _with_argument(program: Program, call: cst.Call, name: str, value: str) -> c
     )
     given = [arg for arg in call.args if arg.keyword and arg.keyword.value == name]
     if given:
-        changed: cst.CSTNode = program.module.deep_replace(
-            given[0].value, cst.parse_expression(value)
-        )
-    else:
-        *before, last = call.args
-        comma = last.comma
-        if isinstance(comma, cst.MaybeSentinel):
-            spaced = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
-            arguments = [*before, last.with_changes(comma=spaced), argument]
-        else:  # a trailing comma, perhaps with a line break after it, stays at the end
-            spaced = cst.Comma(whitespace_after=_between(before, comma))
-            arguments = [
-                *before,
-                last.with_changes(comma=spaced),
-                argument.with_changes(comma=comma),
-            ]
-        changed = program.module.deep_replace(call, call.with_changes(args=arguments))
-    assert isinstance(changed, cst.Module)
-    return changed
+        return program.with_replaced(given[0].value, cst.parse_expression(value))
+    *before, last = call.args
+    comma = last.comma
+    if isinstance(comma, cst.MaybeSentinel):
+        spaced = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+        arguments = [*before, last.with_changes(comma=spaced), argument]
+    else:  # a trailing comma, perhaps with a line break after it, stays at the end
+        spaced = cst.Comma(whitespace_after=_between(before, comma))
+        arguments = [*before, last.with_changes(comma=spaced), argument.with_changes(comma=comma)]
+    return program.with_replaced(call, call.with_changes(args=arguments))
 
 
 def _between(before: Sequence[cst.Arg], last: cst.Comma) -> cst.BaseParenthesizableWhitespace:
@@ -188,29 +191,22 @@ def _zero_grad(program: Program, line: int) -> cst.Module | None:
     """Zero the gradients after the optimizer's step, in a program that never does."""
     if list(program.calls(("zero_grad",))):
         return None
-    steps = [
-        s for s in matchers.findall(program.module, _STEP) if program.place(s).start.line == line
-    ]
-    if len(steps) != 1:
+    statement = program.statement_at(line, _STEP)
+    if statement is None:
         return None
-    (statement,) = steps
     optimizer = program.module.code_for_node(statement).strip().partition(".step(")[0]
     zero = cst.parse_statement(f"{optimizer.splitlines()[-1].strip()}.zero_grad()")
     return program.module.visit(_Beside(statement, zero))
 
 
 _ACTIVATIONS = ("softmax", "sigmoid")
+_LOSSES = ("cross_entropy", "binary_cross_entropy_with_logits", "criterion", "loss_fn")
 
 
 def _without_activation(program: Program, line: int) -> cst.Module | None:
     """Give a loss the logits, where the activation is written in its call."""
     inner = [call for call in program.calls(_ACTIVATIONS) if program.place(call).start.line == line]
-    outer = [
-        call
-        for name in ("cross_entropy", "binary_cross_entropy_with_logits", "criterion", "loss_fn")
-        for call in program.calls((name,))
-        if call.args and call.args[0].value in inner
-    ]
+    outer = [call for call in program.calls(_LOSSES) if call.args and call.args[0].value in inner]
     if len(inner) != 1 or len(outer) != 1:
         return None
     (call,) = inner
@@ -221,11 +217,7 @@ def _without_activation(program: Program, line: int) -> cst.Module | None:
         logits: cst.BaseExpression | None = receiver
     else:
         logits = call.args[0].value if call.args else None
-    if logits is None:
-        return None
-    changed = program.module.deep_replace(call, logits)
-    assert isinstance(changed, cst.Module)
-    return changed
+    return None if logits is None else program.with_replaced(call, logits)
 
 
 def _unscale(program: Program, line: int) -> cst.Module | None:
@@ -237,16 +229,12 @@ def _unscale(program: Program, line: int) -> cst.Module | None:
     ]
     if len(steps) != 1 or list(program.calls(("unscale_",))):
         return None
-    clips = [
-        statement
-        for statement in matchers.findall(program.module, matchers.SimpleStatementLine())
-        if program.place(statement).start.line == line
-    ]
-    if len(clips) != 1:
+    clip = program.statement_at(line, matchers.SimpleStatementLine())
+    if clip is None:
         return None
     scaler, optimizer = map(program.module.code_for_node, steps[0])
     unscaled = cst.parse_statement(f"{scaler}.unscale_({optimizer})")
-    return program.module.visit(_Beside(clips[0], unscaled, before=True))
+    return program.module.visit(_Beside(clip, unscaled, before=True))
 
 
 _SAMPLER = matchers.Assign(
@@ -272,9 +260,7 @@ def _set_epoch(program: Program, line: int) -> cst.Module | None:
     name, epoch = map(program.module.code_for_node, (sampler.targets[0].target, loop.target))
     told = cst.parse_statement(f"{name}.set_epoch({epoch})")
     body = loop.body.with_changes(body=[told, *loop.body.body])
-    changed = program.module.deep_replace(loop.body, body)
-    assert isinstance(changed, cst.Module)
-    return changed
+    return program.with_replaced(loop.body, body)
 
 
 def _has_loops(loop: cst.CSTNode) -> bool:

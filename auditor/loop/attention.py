@@ -74,14 +74,11 @@ class _Weights:
 
 
 class AttentionTracker:
-    """Follows scores to their softmax, and its weights to the sum.
+    """Follows scores to their softmax, and its weights to the sum."""
 
-    Attributes:
-        sums: what was found, in order.
-    """
-
-    def __init__(self) -> None:
-        self.sums: list[WeightedSum] = []
+    def __init__(self, sums: list[WeightedSum]) -> None:
+        """What is found is appended to ``sums``."""
+        self._sums = sums
         self._scores: dict[int, weakref.ref[Tensor]] = {}
         self._weights: dict[int, tuple[weakref.ref[Tensor], _Weights]] = {}
 
@@ -114,7 +111,7 @@ class AttentionTracker:
                 else operand.ndim - 1 - which
             )
             if axis is not None and (began := weights.axes[axis]) >= 0:
-                self.sums.append(
+                self._sums.append(
                     WeightedSum(weights.shape, weights.normalised, began, weights.location)
                 )
             return

@@ -115,8 +115,7 @@ class _FunctionRecorder(TorchFunctionMode):
         super().__init__()
         self._observation = observation
         self._makers = makers
-        self._attention = AttentionTracker()
-        self._attention.sums = observation.weighted_sums
+        self._attention = AttentionTracker(observation.weighted_sums)
 
     @registered(Role.STANDS_IN)
     def __torch_function__(

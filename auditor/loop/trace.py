@@ -225,7 +225,7 @@ class Recorder:
         if self._loop.starting:
             return  # a script that is executed once more takes a first step of its own
         norms = tuple(_norm_or_none(parameters) for parameters in self._parameters)
-        self.events.append(Event(kind, which, norms, user_line(), **details))
+        self.events.append(Event(kind, which, norms, own_line(), **details))
 
     def _owner(self, parameters: Iterable[Tensor]) -> int:
         """Return the one optimizer that holds ``parameters``; -1 where there is none such."""
@@ -472,7 +472,7 @@ def _stepping_classes(schedulers: Iterable[Any]) -> list[tuple[type, str]]:
     return list(found)
 
 
-def user_line() -> Location | None:
+def own_line() -> Location | None:
     """Return the user's line that is being executed; None where nnaudit writes the loop."""
     calls = callstack.own_call(Role.STANDS_IN)
     return callstack.location(calls[-1]) if calls else None

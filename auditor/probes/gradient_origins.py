@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop
-from nnaudit.loop.trace import parameters_of, patched, user_line
+from nnaudit.loop.trace import own_line, parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.movement import same
 from nnaudit.report import Location
@@ -274,7 +274,7 @@ class _Watch:
             self.frozen[which] += not any(p.requires_grad for p in player.parameters)
             if not any(_nonzero(p.grad) for p in player.parameters):
                 return
-            line = user_line()
+            line = own_line()
             self._leftover(which, line)
             player.used = tuple(made.number for made in player.made)
             last = player.used[-1] if player.used else 0
@@ -366,16 +366,13 @@ def _networks(loop: Loop) -> Iterator[str]:
     """Yield, for each optimizer, the name of what it holds."""
     for optimizer in loop.optimizers:
         held = {id(p) for p in parameters_of(optimizer)}
-        found = ""
-        for model in loop.models:
-            for name, module in model.named_modules():
-                ids = {id(p) for p in module.parameters()}
-                if ids and ids == held:
-                    found = name or type(model).__name__
-                    break
-            if found:
-                break
-        yield found
+        named = (
+            (name or type(model).__name__, module)
+            for model in loop.models
+            for name, module in model.named_modules()
+        )
+        own = (name for name, module in named if held == {id(p) for p in module.parameters()})
+        yield next(own, "") if held else ""
 
 
 def _unique(parameters: Any) -> list[Tensor]:
@@ -388,9 +385,10 @@ def _state(gradient: Tensor | None) -> tuple[Tensor, int] | None:
 
 
 def _is_new(gradient: Tensor | None, was: tuple[Tensor, int] | None) -> bool:
-    if gradient is None or was is None:
-        return gradient is not None
-    return gradient is not was[0] or gradient._version != was[1]
+    """Whether there is a gradient, and it was written to since its state ``was`` noted."""
+    if gradient is None:
+        return False
+    return was is None or gradient is not was[0] or gradient._version != was[1]
 
 
 def _kept(gradient: Tensor | None) -> Tensor | None:
