@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nnaudit import config
+from nnaudit.checks.registry import Registry
 from nnaudit.display import AuditReport
 from nnaudit.engine import session as engine
-from nnaudit.engine.job import Event
-from nnaudit.engine.record import Record
+from nnaudit.engine.job import Event, Job
+from nnaudit.engine.record import Record, RefusedError
 from nnaudit.errors import TargetError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.processes import supervisor
+from nnaudit.processes.forked import forked
 from nnaudit.settings import Settings
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets.target import Target
@@ -34,18 +38,26 @@ def audit(
     scheduler: Any = None,
     training_step: Callable[..., Tensor] | None = None,
     name: str = "model",
+    isolate: bool = True,
     **settings: Any,
 ) -> AuditReport:
-    """Audit a model and its training in this process, and leave everything as it was.
+    """Audit a model and its training, and leave everything as it was.
 
     The parts are those of :class:`nnaudit.Target`; factories are best, since some checks need the
     run to start anew. ``settings`` are the keys of ``[tool.nnaudit]``: ``select``, ``ignore``,
     ``preset``, ``budget``, ``seed``, ``device`` (default: where the model is), ...
 
+    The audit runs in a child process, a fork of this one, on its own copy of the objects: what the
+    code writes to files is not written for real, and where it kills the process, that costs a
+    check. A fork has one thread, and no GPU: where there is a GPU, on other systems than Linux, and
+    with ``isolate=False``, the audit runs in this process and puts back what it changed. The
+    report's environment says which it was.
+
     Raises:
         TargetError: the parts cannot be audited.
         UsageError: a setting is unknown or wrong.
-        UserCodeError: a factory or loader raised while the target was put together.
+        NnauditError: a factory or loader raised while the target was put together; its
+            ``exit_code`` is 4.
     """
     target = (
         model
@@ -62,10 +74,74 @@ def audit(
         )
     )
     chosen = config.load({"device": _device_of(target), **settings})
+    engine.selected(Registry.load(), chosen)
+    engine.device_for(chosen.device)
+    why_not = _bound_to_this_process(target) if isolate else "isolate=False"
+    if not why_not:
+        return _audited_in_a_child(target, chosen)
+    with _looped(target, chosen) as loop:
+        report = audit_loop(loop, chosen)
+    where = f"{engine.NO_SANDBOX} ({why_not})"
+    environment = report.environment.model_copy(update={"sandbox": where})
+    return report.model_copy(update={"environment": environment})
+
+
+def _bound_to_this_process(target: Target) -> str:
+    """Return why a fork of this process could not audit ``target``; nothing where it can."""
+    if sys.platform != "linux":
+        return f"{sys.platform} has no safe fork"
+    if torch.accelerator.current_accelerator(check_available=True) is not None:
+        return "an accelerator cannot be used in a fork"
+    loaders = (target.train_loader, target.val_loader)
+    if any(getattr(loader, "_iterator", None) is not None for loader in loaders):
+        return "a loader's persistent workers belong to it"
+    return ""
+
+
+def _audited_in_a_child(target: Target, settings: Settings) -> AuditReport:
+    """Audit ``target`` in forks of this process.
+
+    Raises:
+        TargetError: it cannot be audited.
+        RefusedError: its code raised, or ended the process, before a question could be asked.
+    """
+
+    def work(job: Job, emit: Callable[[Event], None]) -> None:
+        # OpenMP's threads are not there in a fork, and it waits for them for ever.
+        engine.limit_threads(1)
+        with _looped(target, settings) as loop:
+            engine.run_audit(
+                loop,
+                settings,
+                emit,
+                remaining=job.remaining,
+                known_fatal=job.known_fatal,
+                elapsed=job.elapsed,
+            )
+
+    with _shown(target.name) as show:
+        try:
+            job = Job(path=target.name, settings=settings)
+            report, record = supervisor.audit(job, on_event=show, start=forked(work))
+        except RefusedError as error:
+            if error.exit_code == TargetError.exit_code:
+                raise TargetError(str(error)) from None
+            raise
+    _warn_of(record)
+    return AuditReport.of(report)
+
+
+@contextmanager
+def _looped(target: Target, settings: Settings) -> Iterator[Loop]:
+    """Yield the loop over ``target``, and leave its objects as they were.
+
+    Raises:
+        NnauditError: there can be none.
+    """
     with preserved(Subjects(models=_modules(target.model, target.loss))):
-        loop = DirectLoop(target, engine.device_for(chosen.device), chosen.seed)
+        loop = DirectLoop(target, engine.device_for(settings.device), settings.seed)
         _refuse_one_with_its_own_loop(loop.model, target)
-        return audit_loop(loop, chosen)
+        yield loop
 
 
 def _refuse_one_with_its_own_loop(model: nn.Module, target: Target) -> None:
@@ -98,10 +174,14 @@ def audit_loop(loop: Loop, settings: Settings) -> AuditReport:
             show(event, record)
 
         engine.run_audit(loop, settings, take)
-    for remark in record.remarks:
-        warnings.warn(remark, stacklevel=2)
+    _warn_of(record)
     seconds = time.perf_counter() - began
     return AuditReport.of(record.report(loop.name, settings, seconds=seconds))
+
+
+def _warn_of(record: Record) -> None:
+    for remark in record.remarks:
+        warnings.warn(remark, stacklevel=3)
 
 
 @contextmanager

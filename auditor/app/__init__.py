@@ -1,1 +1,1 @@
-"""The parent process: command line, pytest, and what starts and outlives a child. No torch here."""
+"""The command line and pytest: what users call, and what they are shown. No torch here."""

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import click
 
-from nnaudit.app import runs, supervisor
-from nnaudit.app.child import Interruption
+from nnaudit.app import runs
 from nnaudit.app.messages import FINDINGS, OK, OWN_FAULT, USAGE, USER_CRASH, quote, tell
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import Record, RefusedError
 from nnaudit.errors import FIRST_STEP, raised
+from nnaudit.processes import supervisor
+from nnaudit.processes.child import Interruption
 from nnaudit.progress import Progress
 from nnaudit.report import COUNTED, Report, Status
 from nnaudit.reports.text import one_line

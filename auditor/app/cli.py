@@ -266,9 +266,9 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
     from nnaudit import config
     from nnaudit.app import launch, runs
     from nnaudit.app.audits import Call, audit_all
-    from nnaudit.app.child import Interruption
     from nnaudit.app.module_name import file_of
     from nnaudit.app.output import Output
+    from nnaudit.processes.child import Interruption
 
     flags = {key: _flat(options[key]) for key in _SETTINGS}
     if (launched := launch.processes()) is not None:
@@ -487,10 +487,10 @@ def target_command(
     """Show which model, data, loss, ... were found in FILE, and what is skipped without each."""
     with ErrorsAsSentences():
         from nnaudit import config
-        from nnaudit.app import supervisor
         from nnaudit.app.module_name import file_of
         from nnaudit.engine.job import Job
         from nnaudit.engine.record import RefusedError
+        from nnaudit.processes import supervisor
 
         if (file is None) == (module is None):
             stop("name a file, or a module by -m, as in `nnaudit target train.py`", USAGE)

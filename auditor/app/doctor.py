@@ -16,12 +16,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from nnaudit._version import __version__
-from nnaudit.app import supervisor
 from nnaudit.checks import GROUP
 from nnaudit.checks.catalog import OURS
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import Record, RefusedError
 from nnaudit.packages import version_of
+from nnaudit.processes import supervisor
 from nnaudit.settings import Settings
 
 FRAMEWORKS = (

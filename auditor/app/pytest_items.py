@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from nnaudit import config as settings_of
-from nnaudit.app import supervisor
 from nnaudit.app.pytest_session import folder_of
 from nnaudit.app.pytest_warning import NnauditWarning
 from nnaudit.display import AuditReport
 from nnaudit.engine.job import PLUGIN, Job, Question
 from nnaudit.engine.record import RefusedError
 from nnaudit.errors import UsageError
+from nnaudit.processes import supervisor
 from nnaudit.report import Model, Report, Result, Status
 from nnaudit.reports.text import one_line
 from nnaudit.settings import Settings

@@ -10,12 +10,13 @@ import warnings
 from typing import Any, Literal
 
 from nnaudit import config, launchers
-from nnaudit.app import runs, supervisor
+from nnaudit.app import runs
 from nnaudit.app.pytest_warning import NnauditWarning
 from nnaudit.display import AuditReport
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import RefusedError
 from nnaudit.errors import NnauditError
+from nnaudit.processes import supervisor
 from nnaudit.report import COUNTED
 
 OnFindings = Literal["stop", "warn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
@@ -181,3 +182,9 @@ Event = Annotated[
 ]
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+Emit = Callable[[Event], None]
+"""Says what happens."""
+
+Work = Callable[[Job, Emit], None]
+"""What a child does for a job; raises whatever ends the audit."""

@@ -28,6 +28,7 @@ from nnaudit.engine.job import (
     Refused,
     Started,
 )
+from nnaudit.errors import NnauditError
 from nnaudit.report import (
     Environment,
     Overview,
@@ -52,13 +53,15 @@ CONTEXT, WIDEST = 2, 300
 Located = TypeVar("Located", Part, Result)
 
 
-class RefusedError(Exception):
+class RefusedError(NnauditError):
     """The audit could not be done; ``exit_code`` is the one designed for the reason."""
 
     def __init__(self, message: str, exit_code: int, detail: str = "") -> None:
         self.exit_code = exit_code
         self.detail = detail
         super().__init__(message)
+        if detail:
+            self.add_note(detail)
 
 
 @dataclass

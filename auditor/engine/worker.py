@@ -1,7 +1,7 @@
 """The child process: owns torch, the device and the user's code, and streams what it finds.
 
-Forked by :mod:`nnaudit.app.sandbox`. Events go to a pipe of their own, because stdout and stderr
-belong to the user's code.
+Forked by :mod:`nnaudit.processes.sandbox`. Events go to a pipe of their own, because stdout and
+stderr belong to the user's code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nnaudit.engine import stdin
-from nnaudit.engine.job import RANKS, Event, Job, Measuring, Refused
+from nnaudit.engine.job import RANKS, Emit, Event, Job, Measuring, Refused, Work
 from nnaudit.engine.overlaid import overlay
 from nnaudit.engine.unlaunched import unlaunched
 from nnaudit.state import files, landlock
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from nnaudit.ranks.record import Ranks
 
 
-def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) -> NoReturn:
-    """Do ``job`` and end the process.
+def run(job: Job, emit: Emit, protection: Protection | None, work: Work) -> NoReturn:
+    """Do ``work`` for ``job`` and end the process.
 
     ``protection`` is what protects the user's files already, None where this process must.
     """
@@ -44,7 +44,7 @@ def run(job: Job, emit: Callable[[Event], None], protection: Protection | None) 
     stdin.leave_unanswered()
     try:
         with _protected(job, protection):
-            _work(job, emit)
+            work(job, emit)
     except BaseException as error:
         emit(_refusal(unlaunched(error, job) or error))
     sys.stdout.flush()
@@ -67,7 +67,7 @@ def _protected(job: Job, protection: Protection | None) -> AbstractContextManage
     return files.protected(lambda: overlay(job))
 
 
-def writer(pipe: int) -> Callable[[Event], None]:
+def writer(pipe: int) -> Emit:
     """Return what writes events to the file descriptor ``pipe``, a line each."""
     lock = threading.Lock()
     os.set_inheritable(pipe, False)
@@ -82,7 +82,12 @@ def writer(pipe: int) -> Callable[[Event], None]:
     return emit
 
 
-def _work(job: Job, emit: Callable[[Event], None]) -> None:
+def audit_file(job: Job, emit: Emit) -> None:
+    """Audit the file that ``job`` names.
+
+    Raises:
+        NnauditError: it cannot be audited.
+    """
     form, path = _form(job), list(sys.path)
     # Imported here, so that a torch that cannot be imported is reported like anything else.
     from nnaudit.engine import ranks
@@ -193,7 +198,7 @@ def _as_module(
     run_script(path, [], settings.device, settings.seed, audit, objects=True)
 
 
-def _ranks(job: Job, form: str, emit: Callable[[Event], None]) -> Ranks:
+def _ranks(job: Job, form: str, emit: Emit) -> Ranks:
     """Run the script on several ranks, on the user's files as they are, and say what they did.
 
     Raises:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nnaudit.app import supervisor
 from nnaudit.engine.job import Job, Question
 from nnaudit.engine.record import Record, RefusedError
+from nnaudit.processes import supervisor
 from nnaudit.report import (
     Environment,
     Kind,

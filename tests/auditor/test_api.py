@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+from pathlib import Path
+
 import pytest
 import torch
 from programs import blobs, mlp
 from torch import nn
+from torch.utils.data import DataLoader
 
 import nnaudit
 from nnaudit.engine import session as engine
@@ -48,6 +54,52 @@ def test_objects_are_left_as_they_were() -> None:
     assert not optimizer.state
     assert not any(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_child_keeps_the_files(isolate: bool, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        with log.open("a") as file:
+            file.write("one more\n")
+        return nn.functional.cross_entropy(output, target)
+
+    report = nnaudit.audit(mlp(), blobs, loss, select="LOSS101", isolate=isolate)
+    assert report.result("LOSS101").status == "pass"
+    assert log.exists() is not isolate
+    assert ("isolate=False" in report.environment.sandbox) is not isolate
+
+
+def test_what_kills_the_process_costs_a_check() -> None:
+    calls = itertools.count()
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nn.functional.cross_entropy(output, target)
+
+    report = nnaudit.audit(mlp(), blobs, loss, select="DATA101,LOSS101,GRAD102,STEP101")
+    assert report.totals.error > 0
+    assert "was killed by SIGKILL" in report.with_status("error")[0].message
+    assert report.result("DATA101").status == "pass"
+    assert next(calls) == 0  # the fork counted its own
+
+
+def test_what_the_users_code_raises_in_a_child_is_said_with_its_line() -> None:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        raise ValueError("no rate was given")
+
+    with pytest.raises(NnauditError, match=r"test_api\.py:\d+: your code raised .* rate") as caught:
+        nnaudit.audit(mlp, blobs, optimizer=optimizer, select="DATA101")
+    assert caught.value.exit_code == 4
+
+
+def test_workers_of_this_process_are_left_alone() -> None:
+    loader = DataLoader(blobs().dataset, batch_size=8, num_workers=1, persistent_workers=True)
+    next(iter(loader))
+    report = nnaudit.audit(mlp(), loader, nn.CrossEntropyLoss(), select="LOSS101")
+    assert "persistent workers" in report.environment.sandbox
 
 
 def test_a_result_is_found_by_its_code() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,19 @@ ROOMS = {
     "": {"app", "api", "checks", "report", "targets"},
     "__main__": {"app"},
     "api": {
-        "config", "display", "engine", "errors", "loop", "progress", "settings", "state",
-        "targets",
+        "checks", "config", "display", "engine", "errors", "loop", "processes", "progress",
+        "settings", "state", "targets",
     },
     "app": {
         "api", "checks", "config", "display", "engine", "errors", "fixes", "launchers", "packages",
-        "progress", "report", "reports", "settings", "state", "targets",
+        "processes", "progress", "report", "reports", "settings", "state", "targets",
     },
+    "processes": {"engine", "errors", "report", "state"},
     "fixes": {"report"},
-    "callbacks": {"app", "config", "display", "engine", "errors", "launchers", "report", "reports"},
+    "callbacks": {
+        "app", "config", "display", "engine", "errors", "launchers", "processes", "report",
+        "reports",
+    },
     "display": {"report", "reports"},
     "progress": {"engine", "report", "reports"},
     "engine": {
@@ -61,6 +66,9 @@ ROOMS = {
 }  # fmt: skip
 """Which room may import which: the folders, and the modules at the root by their names."""
 
+PARENT = ("app", "processes")
+"""The rooms of the parent process."""
+
 WITHOUT_TORCH = (
     *(f"auditor/{name}.py" for name in ("config", "display", "errors", "fixes", "launchers")),
     "auditor/packages.py",
@@ -71,13 +79,23 @@ WITHOUT_TORCH = (
     *(f"auditor/targets/{name}.py" for name in ("callstack", "definitions", "notebook", "source")),
     *(f"auditor/state/{name}.py" for name in ("files", "landlock", "namespaces")),
     "auditor/callbacks/before_training.py",
-    *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "auditor/app").glob("*.py"))),
+    *(
+        str(file.relative_to(ROOT))
+        for name in PARENT
+        for file in sorted((ROOT / "auditor" / name).glob("*.py"))
+    ),
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "reports").glob("*.py"))),
 )
 
 
+@cache
+def import_statements(file: Path) -> tuple[ast.stmt, ...]:
+    tree = ast.walk(ast.parse(file.read_text()))
+    return tuple(node for node in tree if isinstance(node, ast.Import | ast.ImportFrom))
+
+
 def imports(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in import_statements(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -101,7 +119,7 @@ def modules() -> dict[str, Path]:
 def imported(file: Path, known: Iterable[str]) -> set[str]:
     """The modules of the package that ``file`` imports, in functions and for types too."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in import_statements(file):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -150,9 +168,9 @@ def test_the_parent_process_asks_for_torch_in_two_places_only() -> None:
         (name, target)
         for name, targets in graph.items()
         for target in targets & heavy
-        if room(name) == "app" and room(target) != "app"
+        if room(name) in PARENT and room(target) not in PARENT
     }
-    child = ("app.sandbox", "engine.worker")
+    child = ("processes.sandbox", "engine.worker")
     explaining = {edge for edge in found if edge[1] in ("checks", "checks.catalog")}
     assert found - explaining == {("app.pytest_items", "api"), child}
 

@@ -9,9 +9,9 @@ import stub_audit
 from click.testing import CliRunner
 
 from nnaudit import config, settings
-from nnaudit.app import supervisor
 from nnaudit.app.cli import FINDINGS, main
 from nnaudit.errors import UsageError
+from nnaudit.processes import supervisor
 
 
 def write(folder: Path, text: str) -> None:

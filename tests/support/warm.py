@@ -1,9 +1,10 @@
 """Children that need not import torch: each is a fork of a process that has.
 
 Most of what an audit of a small program takes is the import of torch, once per child. A test that
-is about something else puts :func:`command` in the place of :data:`nnaudit.app.child.COMMAND`: what
-is started is a client, which hands its files, environment and words to the server and ends as the
-fork does. The fork is in a session of its own, as a child is; killing the client kills it.
+is about something else puts :func:`command` in the place of
+:data:`nnaudit.processes.child.COMMAND`: what is started is a client, which hands its files,
+environment and words to the server and ends as the fork does. The fork is in a session of its own,
+as a child is; killing the client kills it.
 
     python -P warm.py serve SOCKET [MODULE...]      the server, which ends when its input does
     python -P -S warm.py call SOCKET FD FILE PARENT     the client
@@ -83,10 +84,10 @@ def serve(place: str) -> None:
 def _import_ahead() -> None:
     import torch._dynamo
 
-    from nnaudit.app import sandbox
     from nnaudit.checks.registry import Registry
     from nnaudit.engine import session
     from nnaudit.loop.script import run_script
+    from nnaudit.processes import sandbox
 
     Registry.load()
     assert callable(run_script) and sandbox and session and torch._dynamo
@@ -120,7 +121,7 @@ def _become(files: list[int], cwd: str, environment: dict[str, str], words: list
     """Do what a child does that was started with these files and words."""
     import tempfile
 
-    from nnaudit.app import sandbox
+    from nnaudit.processes import sandbox
 
     os.setsid()
     *standard, events = files

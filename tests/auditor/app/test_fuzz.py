@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnaudit.app import supervisor
 from nnaudit.app.cli import main
 from nnaudit.app.messages import OWN_FAULT
 from nnaudit.app.module_name import file_of
 from nnaudit.errors import UsageError
+from nnaudit.processes import supervisor
 from nnaudit.settings import Settings
 
 EXAMPLES = 2_500 if os.environ.get("NNAUDIT_TESTS") == "all" else 40

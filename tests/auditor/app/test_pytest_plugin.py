@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 import pytest
 import stub_audit
 
-from nnaudit.app import pytest_items, supervisor
+from nnaudit.app import pytest_items
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import RefusedError
+from nnaudit.processes import supervisor
 
 pytest_plugins = ["pytester"]
 

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from nnaudit.app import supervisor
 from nnaudit.app.module_name import file_of
 from nnaudit.engine.job import Job
+from nnaudit.processes import supervisor
 from nnaudit.settings import Settings
 
 LOOKS = (

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from nnaudit.app import supervisor
 from nnaudit.engine.job import Job
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.script import ScriptLoop, run_script
 from nnaudit.loop.script.objects import trains_itself
+from nnaudit.processes import supervisor
 from nnaudit.report import Report, Result, Status
 from nnaudit.settings import Settings
 from nnaudit.state.snapshot import preserved
@@ -200,6 +200,7 @@ def test_a_module_that_has_its_own_data(drive: Drive) -> None:
     assert drive(text + "trainer = None\n", lambda loop: type(loop.model).__name__) == "Own"
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_what_is_wrong_with_it_is_found_at_its_line(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     text = MODULE.replace("16, shuffle=True", "16") + "model = Lit()\ndatamodule = Data()\n"
@@ -211,6 +212,7 @@ def test_what_is_wrong_with_it_is_found_at_its_line(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["mine.py"]
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_without_data_it_is_only_a_model(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     report = asked(LIT + "model = Lit()\n", tmp_path, "DATA104")
@@ -218,6 +220,7 @@ def test_without_data_it_is_only_a_model(tmp_path: Path) -> None:
     assert "No train_loader is defined" in only(report).message
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_factory_that_fails_is_the_users(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     path = tmp_path / "mine.py"
@@ -251,6 +254,7 @@ def test_a_trainer(drive: Drive, text: str) -> None:
 # --- neither --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_class_alone_is_asked_what_needs_no_data(tmp_path: Path) -> None:
     text = """
     from torch import nn
@@ -269,6 +273,7 @@ def test_a_class_alone_is_asked_what_needs_no_data(tmp_path: Path) -> None:
     assert (gap.origin, gap.disables) == ("absent", ("checks but those of the model alone",))
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_trainer_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("import torch\n\nclass Mine:\n    pass\n\ntrainer = Mine()\n")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from programs import SOURCE
 
-from nnaudit.app import supervisor
 from nnaudit.engine.job import Asking, Job
 from nnaudit.engine.record import RefusedError
+from nnaudit.processes import supervisor
 from nnaudit.report import Status
 from nnaudit.settings import Settings
 
@@ -27,6 +27,7 @@ def job(folder: Path, text: str, **settings: object) -> Job:
     return Job(path=str(path), settings=Settings(**settings))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_probe_that_kills_the_process_is_charged_once(tmp_path: Path) -> None:
     text = SOURCE.replace(
         "    x = torch.randn(256, 8)\n", "    x = torch.randn(256, 8)\n    return Deadly()\n"
@@ -75,6 +76,7 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_events_come_while_the_audit_runs(tmp_path: Path) -> None:
     seen: list[str] = []
     supervisor.audit(
@@ -86,12 +88,14 @@ def test_events_come_while_the_audit_runs(tmp_path: Path) -> None:
     assert Asking(code="X").event == "asking"
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_inspection_asks_nothing(tmp_path: Path) -> None:
     started = supervisor.inspect(job(tmp_path, SOURCE))
     assert started.questions == ()
     assert {part.name for part in started.target.parts} >= {"model", "train_loader"}
 
 
+@pytest.mark.usefixtures("warm_children")
 def test_a_child_that_writes_to_our_pipe_is_refused(tmp_path: Path) -> None:
     text = f"import os, sys\nos.write(int(sys.argv[1]), b'nonsense\\n')\n{SOURCE}"
     with pytest.raises(RefusedError, match="pipe"):

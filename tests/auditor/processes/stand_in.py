@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NoReturn
 
-from nnaudit.app import sandbox
 from nnaudit.engine import worker
-from nnaudit.engine.job import Event, Job
+from nnaudit.engine.job import Emit, Job, Work
+from nnaudit.processes import sandbox
 from nnaudit.state import files
 
 
-def run(job: Job, emit: Callable[[Event], None], given: files.Protection | None) -> NoReturn:
+def run(
+    job: Job,
+    emit: Emit,
+    given: files.Protection | None,
+    work: Work,
+) -> NoReturn:
     protection: files.Protection = given or files.Unprotected()
     with files.protected(lambda: nullcontext(protection)):
         exec(os.environ["STAND_IN"], {"fresh": protection.fresh})

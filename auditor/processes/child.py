@@ -16,20 +16,58 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pydantic import ValidationError
 
 from nnaudit.engine.job import EVENT, Ended, Event, Job
 
-COMMAND = (sys.executable, "-P", "-m", "nnaudit.app.sandbox")
-"""What is started; its words are the pipe for events, the job, and this process."""
+COMMAND = (sys.executable, "-P", "-m", "nnaudit.processes.sandbox")
+"""What is started for a file; its words are the pipe for events, the job, and this process."""
 
 KEPT = 1 << 20
 """Bytes of a program's output that are kept: its last."""
 
 _GRACE = 1.5
 """Seconds in which a child may say what its program wrote, once it is told to end."""
+
+
+class Process(Protocol):
+    """A process that was started; as :class:`subprocess.Popen` has it."""
+
+    pid: int
+
+    def terminate(self) -> None:
+        """Tell it to end."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit code, or minus the signal that killed it.
+
+        Raises:
+            TimeoutExpired: it has not ended within ``timeout`` seconds.
+        """
+        ...
+
+
+Start = Callable[[Job, int, int], Process]
+"""Starts a process, first of a session of its own, which does a job, writes events to the first
+file descriptor and all that it prints to the second."""
+
+
+def by_command(job: Job, events: int, output: int) -> Process:
+    """Start :data:`COMMAND`, which does a job on a file."""
+    # A command line has room for little; a job may hold the words of a long one.
+    task = Path(job.scratch, "job.json")
+    task.write_text(job.model_dump_json(), encoding="utf-8")
+    words = (str(events), str(task), str(os.getpid()))
+    return subprocess.Popen(
+        [*COMMAND, *words],
+        stdout=output,
+        stderr=output,
+        pass_fds=(events,),
+        start_new_session=True,
+    )
 
 
 class InterruptedAuditError(Exception):
@@ -86,10 +124,13 @@ class Child:
         ended: what it said last.
     """
 
-    def __init__(self, job: Job, interruption: Interruption | None = None) -> None:
+    def __init__(
+        self, job: Job, interruption: Interruption | None = None, start: Start = by_command
+    ) -> None:
         """``interruption`` says when to stop before the job is done."""
         self.ended: Ended | None = None
         self._job = job
+        self._start = start
         self._interruption = interruption
         self._over = False
 
@@ -100,17 +141,7 @@ class Child:
         self._output, output = os.pipe()
         self._kept = tempfile.TemporaryFile()
         os.set_blocking(self._output, False)
-        # A command line has room for little; a job may hold the words of a long one.
-        task = Path(self._scratch, "job.json")
-        task.write_text(job.model_dump_json(), encoding="utf-8")
-        words = (str(events), str(task), str(os.getpid()))
-        self._process = subprocess.Popen(
-            [*COMMAND, *words],
-            stdout=output,
-            stderr=output,
-            pass_fds=(events,),
-            start_new_session=True,
-        )
+        self._process = self._start(job, events, output)
         os.close(events)
         os.close(output)
         if self._interruption:

@@ -1,10 +1,11 @@
 """The process between the parent and the program under audit: it keeps the user's files.
 
-Started as ``python -P -m nnaudit.app.sandbox FD FILE PARENT``: events go to the file descriptor
-FD, FILE holds a :class:`nnaudit.engine.job.Job` as JSON, with the process PARENT this one ends. It
-enters namespaces where the kernel allows that, forks the worker, and stays: when the worker has
-ended, by whatever means, it ends everything that the program started and says what the program
-wrote; only then is the audit over.
+Started as ``python -P -m nnaudit.processes.sandbox FD FILE PARENT``: events go to the file
+descriptor FD, FILE holds a :class:`nnaudit.engine.job.Job` as JSON, with the process PARENT this
+one ends. It enters namespaces where the kernel allows that, forks the worker, and stays: when the
+worker has ended, by whatever means, it ends everything that the program started and says what the
+program wrote; only then is the audit over. Instead of being started, it is forked from a process
+whose objects are to be audited (:mod:`nnaudit.processes.forked`).
 
 Must not import torch: it comes before the worker, which does.
 """
@@ -25,10 +26,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnaudit.app.child import remove
 from nnaudit.engine import worker
-from nnaudit.engine.job import Ended, Event, Job, Protected, Refused
+from nnaudit.engine.job import Emit, Ended, Job, Protected, Refused, Work
 from nnaudit.errors import is_library, is_ours
+from nnaudit.processes.child import remove
 from nnaudit.state import files, landlock, namespaces
 from nnaudit.state.files import Protection
 from nnaudit.state.namespaces import Layers, is_under
@@ -56,23 +57,33 @@ class Program:
     Attributes:
         places: the folders that the audit is about.
         limit: the bytes that the program may write.
+        work: what the worker does.
     """
 
     job: Job
-    emit: Callable[[Event], None]
+    emit: Emit
     places: tuple[str, ...]
     limit: int
+    work: Work
 
 
 def main() -> None:
     """Do the job given on the command line."""
     job, parent = Job.model_validate_json(Path(sys.argv[2]).read_bytes()), int(sys.argv[3])
-    _do(job, worker.writer(int(sys.argv[1])), parent)
+    run(job, int(sys.argv[1]), parent)
+
+
+def run(job: Job, events: int, parent: int, work: Work = worker.audit_file) -> None:
+    """Have a worker do ``work``; say what happens to the file descriptor ``events``.
+
+    With the process ``parent`` this one ends.
+    """
+    _run(job, worker.writer(events), parent, work)
     if os.getppid() != parent:
         remove(job.scratch)  # as the parent would have done
 
 
-def _do(job: Job, emit: Callable[[Event], None], parent: int) -> None:
+def _run(job: Job, emit: Emit, parent: int, work: Work) -> None:
     # Held back until there is something to end; the worker lets it through again.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _end_with_parent(parent)
@@ -81,7 +92,7 @@ def _do(job: Job, emit: Callable[[Event], None], parent: int) -> None:
         emit(Refused(message=f"--allow-write {missing[0]}: no such file or folder", exit_code=2))
         return
     limit = int(shutil.disk_usage(job.scratch).free * SHARE)
-    program = Program(job, emit, files.places_of(Path(job.path)), limit)
+    program = Program(job, emit, files.places_of(Path(job.path)), limit, work)
     why = ""
     if job.settings.sandbox in ("auto", "kernel"):
         why = _in_namespaces(program, own_processes=True)
@@ -109,11 +120,11 @@ def _in_namespaces(program: Program, *, own_processes: bool) -> str:
             flags |= namespaces.NEW_USERS if own_users else 0
             flags |= namespaces.NEW_PROCESSES if own_processes else 0
             namespaces.enter_namespaces(flags)
-        first = _fork(run)
+        first = _fork(first_process)
         os.close(writing)
         _wait_for(first, signal.SIGTERM)
 
-    def run() -> None:
+    def first_process() -> None:
         _control(_ADOPT_ORPHANS, 1)
         with _telling(writing):
             layers = Layers(
@@ -223,7 +234,7 @@ def _work(program: Program, protection: Protection | None) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft == resource.RLIM_INFINITY or soft > program.limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (program.limit, hard))
-    worker.run(program.job, program.emit, protection)
+    worker.run(program.job, program.emit, protection, program.work)
 
 
 def _supervise(program: Program, child: int, written: dict[str, str], *, everything: bool) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from nnaudit.app.child import Child, InterruptedAuditError, Interruption
 from nnaudit.engine.job import PICTURES, Event, Job, Question, Started
 from nnaudit.engine.record import Record, RefusedError
+from nnaudit.processes.child import Child, InterruptedAuditError, Interruption, Start, by_command
 from nnaudit.report import Report, Result, Status, Text
 
 TAIL = 4000
@@ -38,10 +38,12 @@ def audit(
     command: str = "",
     on_event: Callable[[Event, Record], None] | None = None,
     interruption: Interruption | None = None,
+    start: Start = by_command,
 ) -> tuple[Report, Record]:
     """Audit one target in child processes and return the report with what led to it.
 
-    ``interruption`` says when to stop; the report then holds what was answered.
+    ``interruption`` says when to stop; the report then holds what was answered. ``start`` is how
+    a child begins.
 
     Raises:
         RefusedError: the target cannot be loaded, the settings name something unknown, ...
@@ -54,6 +56,7 @@ def audit(
             record,
             on_event or _ignore,
             interruption,
+            start,
         )
         if record.finished:
             break
@@ -142,9 +145,10 @@ def _run_child(
     record: Record,
     on_event: Callable[[Event, Record], None] = _ignore,
     interruption: Interruption | None = None,
+    start: Start = by_command,
 ) -> Death:
     how = ""
-    with Child(job, interruption) as child:
+    with Child(job, interruption, start) as child:
         try:
             for event in child.events(lambda: _patience(job, record)):
                 record.take(event)

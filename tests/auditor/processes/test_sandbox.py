@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from programs import SOURCE
 
-from nnaudit.app import child, supervisor
-from nnaudit.app.child import Child
 from nnaudit.engine.job import Ended, Event, Job, Protected, Refused
 from nnaudit.engine.record import RefusedError
+from nnaudit.processes import child, supervisor
+from nnaudit.processes.child import Child
 from nnaudit.report import Report, Status
 from nnaudit.settings import Settings
 from nnaudit.state import files, landlock, namespaces
@@ -397,7 +397,7 @@ def whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Repor
         )
         return supervisor.audit(job)[0]
 
-    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-P", "-m", "nnaudit.app.sandbox"))
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-P", "-m", "nnaudit.processes.sandbox"))
     return audit
 
 
