@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
+from nnaudit.state.figures import never_shown
 from nnaudit.state.namespaces import is_under
 
 TRACKERS = {
@@ -168,13 +169,15 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _silenced() -> AbstractContextManager[None]:
+@contextmanager
+def _silenced() -> Iterator[None]:
     """Keep trackers from sending anything, and figures from being shown.
 
     MLflow writes to a temporary folder.
     """
     runs = f"file://{tempfile.gettempdir()}/mlruns"
-    return variables({**TRACKERS, **WINDOWS, "MLFLOW_TRACKING_URI": runs})
+    with variables({**TRACKERS, **WINDOWS, "MLFLOW_TRACKING_URI": runs}), never_shown():
+        yield
 
 
 def explained(error: BaseException) -> str:
