@@ -39,7 +39,8 @@ class RanksGradient(Check):
         `clip_grad_norm_` clips are compared between ranks: fails when they differ, since what is
         averaged has one norm. Warns when each rank's loss is a mean over classes of its own
         targets, one has `unequal` times as many as another, and nothing weighs the ranks by them.
-    Fix: loss = criterion(model(x), y), without `* world_size`: the wrapper averages.
+    Fix: loss = criterion(model(x), y), without `* world_size`: the wrapper averages. Gradients that
+        are summed by hand are divided by the number of ranks, once.
     References: PyTorch documentation, DistributedDataParallel ("averages gradients").
     """
 
@@ -116,7 +117,9 @@ class RanksGradient(Check):
         )
 
     def _scaled(self, audit: Audit, found: Parity, factor: float) -> Result:
+        assert audit.ranks is not None  # Needs.RANKS
         larger = factor > 1
+        wrapped = any(rank.wrapped for rank in audit.ranks.ranks)
         return self.failed(
             f"The gradient of {found.ranks} ranks is {found.factor:.3g} times that of one process "
             "on the same batches: "
@@ -129,7 +132,9 @@ class RanksGradient(Check):
             threshold="1 time",
             evidence=(_numbers(found),),
             location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
-            fix="loss = criterion(model(x), y)  # DistributedDataParallel averages over ranks",
+            fix="loss = criterion(model(x), y)  # DistributedDataParallel averages over ranks"
+            if wrapped
+            else "p.grad /= dist.get_world_size()  # once, after dist.all_reduce(p.grad)",
         )
 
 

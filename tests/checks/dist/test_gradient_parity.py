@@ -13,14 +13,15 @@ from nnaudit.context import Audit
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.probes.gradient_parity import GradientParity, NoParity, Parity
 from nnaudit.ranks.first_step import FirstStep
-from nnaudit.ranks.record import Clipped, Entry, Rank, Ranks
+from nnaudit.ranks.record import Clipped, Entry, Rank, Ranks, Wrapped
 from nnaudit.report import Result, Status
 
 FOUR = Parity(ranks=4, factor=1.0, rest=0.01, noise=0.0, norms=(1.0, 1.0))
 
 
-def judged(found: Parity | NoParity) -> Result:
-    return of_ranks(RanksGradient, [], [], measured={GradientParity: found})
+def judged(found: Parity | NoParity, *entries: Entry) -> Result:
+    seen = list(entries)
+    return of_ranks(RanksGradient, seen, seen, measured={GradientParity: found})
 
 
 def test_the_same_gradient_passes() -> None:
@@ -32,6 +33,12 @@ def test_a_factor_of_the_number_of_ranks_fails(factor: float, said: str) -> None
     result = judged(replace(FOUR, factor=factor))
     assert result.status is Status.FAIL
     assert said in result.message
+
+
+def test_the_fix_is_for_who_averages() -> None:
+    summed = replace(FOUR, factor=4.0)
+    assert "get_world_size" in judged(summed).fix
+    assert "criterion" in judged(summed, Wrapped(network="Net", forwards=2, bypassed=0)).fix
 
 
 def test_any_other_difference_is_left_open() -> None:
