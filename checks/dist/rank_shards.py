@@ -34,7 +34,8 @@ class RankShards(Check):
           (ranks of tensor or pipeline parallelism read the same rows by design).
         - Samplers with replacement share items by design; so do those of data sets that differ
           between ranks (a few items are read to see that): only batches are compared then.
-    Fix: DataLoader(data, batch_size, sampler=DistributedSampler(data, drop_last=True)).
+    Fix: DataLoader(data, batch_size, sampler=DistributedSampler(data, drop_last=True)). A stream takes
+        every `world_size`-th row from the rank's own number on, and of these each worker its part.
     References: PyTorch documentation, torch.utils.data.distributed.DistributedSampler.
     """
 
@@ -48,7 +49,7 @@ class RankShards(Check):
         seen = audit.probe(SeveralRanks)
         if len(seen.ranks) < 2:
             return self.skipped("One process reads everything.")
-        found = self._same_batches(seen)
+        found = self._same_batches(audit, seen)
         for orders in seen.shares:
             found = found or self._orders(audit, seen, orders)
         found = found or self._uneven(audit, seen)
@@ -59,7 +60,8 @@ class RankShards(Check):
             return self.inconclusive("Not compared: no batch was seen on every rank.")
         return self.passed(_told(seen))
 
-    def _same_batches(self, seen: Ranks) -> Result | None:
+    def _same_batches(self, audit: Audit, seen: Ranks) -> Result | None:
+        indexed = {order.loader for rank in seen.ranks for order in rank.orders}
         for a, b in seen.pairs():
             mine = {(x.loader, x.epoch, x.index): x.digest for x in a.batches}
             others = {(x.loader, x.epoch, x.index): x.digest for x in b.batches}
@@ -70,9 +72,12 @@ class RankShards(Check):
             same = {key for key in both if mine[key] == others[key]}
             if len({mine[key] for key in same}) >= _LEAST and len(same) > len(both) / 2:
                 return self._same(
-                    seen, f"Ranks {a.rank} and {b.rank} read the same rows ({len(same)} of "
-                    f"{len(both)} batches are equal)", None,
-                )  # fmt: skip
+                    seen,
+                    f"Ranks {a.rank} and {b.rank} read the same rows ({len(same)} of {len(both)} "
+                    "batches are equal)",
+                    audit.loop.locate("train_loader"),
+                    _FIX if any(loader in indexed for loader, _, _ in same) else _FIX_STREAM,
+                )
         return None
 
     def _orders(self, audit: Audit, seen: Ranks, orders: dict[int, Order]) -> Result | None:
@@ -90,6 +95,7 @@ class RankShards(Check):
                     f"Ranks {numbers[0]} and {rank} read the same rows in the same order ({n:,} of "
                     f"{n:,} items of the epoch)",
                     at,
+                    _FIX,
                 )
         whole = all(order.complete for order in orders.values())
         if not whole or first.replaces or seen.uneven:
@@ -124,10 +130,10 @@ class RankShards(Check):
             return self.warned(f"{message}.", **details)
         return self.failed(f"{message}, and {missing:,} by none.", **details)
 
-    def _same(self, seen: Ranks, message: str, at: object) -> Result:
+    def _same(self, seen: Ranks, message: str, at: object, fix: str) -> Result:
         details = {
             "measured": "the same rows", "threshold": "rows of its own on each rank",
-            "location": at, "fix": _FIX,
+            "location": at, "fix": fix,
         }  # fmt: skip
         if not seen.data_parallel:
             return self.warned(
@@ -174,6 +180,8 @@ class RankShards(Check):
 
 
 _FIX = "DataLoader(data, batch_size, sampler=DistributedSampler(data, drop_last=True))"
+
+_FIX_STREAM = "islice(rows, dist.get_rank(), None, dist.get_world_size())  # and of these by worker"
 
 
 def _told(seen: Ranks) -> str:

@@ -35,6 +35,9 @@ def test_equal_batches_fail() -> None:
     result = of_ranks(RankShards, rank, rank)
     assert result.status is Status.FAIL
     assert "same rows (3 of 3 batches" in result.message
+    assert "islice" in result.fix  # no sampler was seen: a stream
+    sampled = [batch(0, "a"), batch(1, "b"), batch(2, "c"), order(ROWS), parallel()]
+    assert "DistributedSampler" in of_ranks(RankShards, sampled, sampled).fix
 
 
 def test_one_order_on_all_ranks_fails_though_augmentation_makes_the_batches_differ() -> None:
