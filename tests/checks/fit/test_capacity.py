@@ -154,8 +154,11 @@ def test_the_paired_t_rejects_equals_rarely_and_finds_what_matters():
 
 
 @pytest.mark.slow
-def test_no_false_alarm_over_small_sound_networks(tools):
-    for seed in range(20):
+@pytest.mark.parametrize(
+    "seeds", [range(8), pytest.param(range(8, 20), marks=pytest.mark.exhaustive)]
+)
+def test_no_false_alarm_over_small_sound_networks(tools, seeds):
+    for seed in seeds:
         data = tools.Data(rows=1200)
         model = tools.perceptron(64, 12 + 4 * (seed % 4), 10)
         result = tools.ask(Capacity, images(tools, data, model), seed=seed)
