@@ -7,23 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nnaudit.measure.metric_names import better_when_higher
 from nnaudit.targets.definitions import imports_any
 from nnaudit.targets.source import Source, called, written
 
-_WORDS = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*")
-_LOW = frozenset(
-    {
-        "err", "error", "fid", "loss", "losses", "mae", "mse", "nll", "perplexity", "ppl", "rmse",
-        "wer",
-    }
-)  # fmt: skip
-_HIGH = frozenset(
-    {
-        "acc", "accuracy", "auc", "auroc", "bleu", "dice", "f1", "iou", "miou", "precision", "psnr",
-        "recall", "ssim",
-    }
-)  # fmt: skip
-_TURNED = frozenset({"inverse", "minus", "neg", "negative"})
 _SAVES = re.compile(r"save|state_dict|deepcopy", re.IGNORECASE)
 
 _NO_MEAN = re.compile(
@@ -110,7 +97,7 @@ def _of_test(node: ast.If) -> Iterator[WrongChoice]:
             rises = isinstance(test.ops[0], (ast.Gt, ast.GtE)) is above
             known = isinstance(test.ops[0], (ast.Gt, ast.GtE, ast.Lt, ast.LtE))
             kept = set_to.get(best) == metric and "best" in best.lower()
-            if known and kept and _direction(f"{metric} {best}") is (not rises):
+            if known and kept and better_when_higher(f"{metric} {best}") is (not rises):
                 yield WrongChoice(metric, rises, test.lineno)
 
 
@@ -124,16 +111,13 @@ def _of_call(call: ast.Call, lightning: bool) -> WrongChoice | None:
     named = {keyword.arg for keyword in call.keywords}
     if lightning and called(call) in ("EarlyStopping", "ModelCheckpoint") and "mode" not in named:
         highest = False
-    if not isinstance(metric, str) or highest is None or _direction(metric) is not (not highest):
+    if (
+        not isinstance(metric, str)
+        or highest is None
+        or better_when_higher(metric) is not (not highest)
+    ):
         return None
     return WrongChoice(metric, highest, call.lineno)
-
-
-def _direction(text: str) -> bool | None:
-    """Return whether what ``text`` names is better when it is higher; None where it is not said."""
-    words = {word.lower() for word in _WORDS.findall(text)}
-    low, high = bool(words & _LOW), bool(words & _HIGH)
-    return None if low is high or words & _TURNED or "-" in text else high
 
 
 def _calls(nodes: list[ast.stmt]) -> list[ast.Call]:

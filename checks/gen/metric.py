@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
 from nnaudit.measure.metric_code import BatchMean, WrongChoice, batch_means, wrong_choices
+from nnaudit.measure.metric_names import best_is_one
 from nnaudit.probes.broadcasts import broadcasts_of_rows
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_resets import Collected, MetricResets
@@ -35,12 +35,6 @@ _VOCABULARY = 24
 
 FEWEST = 32
 """Rows below which 10% of them are too few to exchange."""
-
-_BEST_IS_ONE = re.compile(
-    r"(?<!in)accuracy|f1|(?<![a-z])(acc|m?iou|dice|auc)(?![a-z])|jaccard|precision|recall|(^|_)r2",
-    re.IGNORECASE,
-)
-_BEST_IS_ZERO = re.compile(r"loss|error|distance", re.IGNORECASE)
 
 _TASKS: dict[str, Task] = {
     "cross_entropy": "classes", "nll": "classes", "multi_margin": "classes",
@@ -260,7 +254,7 @@ class MetricMeaning(Check):
         varied = len(torch.unique(target)) > 1
         tells = {n for n, best in perfect.items() if any(values[n] != best for values in random)}
         for name, best in perfect.items():
-            if tells and name not in tells and not _should_be_one(name):
+            if tells and name not in tells and not best_is_one(name):
                 continue
             chance = [values[name] for values in random]
             mean = sum(chance) / len(chance)
@@ -288,7 +282,7 @@ class MetricMeaning(Check):
                     fix="check the order of the arguments and the axis: metric(output, target)",
                     **details,
                 )
-            if not (metric.of_library or _is_perfect(best, target)) and _should_be_one(name):
+            if not (metric.of_library or _is_perfect(best, target)) and best_is_one(name):
                 return self.failed(
                     f"{name} is {best:.4g} for perfect predictions, and should be 1.",
                     threshold="1, or 100%, or the number of rows",
@@ -435,10 +429,6 @@ def _exchanged(metric: Metric, sample: Sample, share: float, seed: int) -> dict[
     said = target.clone()
     said[rows] = target[rows[torch.randperm(len(rows), generator=generator)]]
     return metric.value(sample.ideal(said), target)
-
-
-def _should_be_one(name: str) -> bool:
-    return bool(_BEST_IS_ONE.search(name)) and not _BEST_IS_ZERO.search(name)
 
 
 def _is_perfect(value: float, target: Tensor) -> bool:
