@@ -16,6 +16,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
+from nnaudit.measure.metric_calls import Misgiven, misgiven
 from nnaudit.measure.metric_code import BatchMean, WrongChoice, batch_means, wrong_choices
 from nnaudit.measure.metric_names import best_is_one
 from nnaudit.probes.broadcasts import broadcasts_of_rows
@@ -112,9 +113,14 @@ class MetricMeaning(Check):
           the batch: all pairs are compared.
         - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
           where the two are compared, a network saved and a name with "best" set, or in a callback's
-          `monitor` and `mode`; and when hits are summed over batches and divided by their number.
-          It warns when F1, AUC and the like are gathered batch by batch, or logged in Lightning's
+          `monitor` and `mode`; and when hits are summed over batches and divided by their number,
+          or given to a meter that counts each of them for one value. It warns when F1, AUC,
+          perplexity and the like are gathered batch by batch, or their values logged in Lightning's
           validation step: their mean over batches is not their value.
+        - By the source, it fails when AUC or average precision of scikit-learn's is given decided
+          classes (argmax, round, a threshold) for scores: of k thresholds it then sees one, and
+          gives the balanced accuracy. It warns when precision, recall, R2 and others that are not
+          symmetric are given predictions where they take labels.
         - It fails when a metric of torchmetrics' holds more updates after each of three ends of
           epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
@@ -192,6 +198,8 @@ class MetricMeaning(Check):
             source = source_of(file)
             for choice in wrong_choices(source):
                 return self._keeps_the_worst(choice, file)
+            for given in misgiven(source):
+                return self._misgiven(given, file)
             for mean in batch_means(source):
                 if not mean.hits:
                     return self._averages(mean, file)
@@ -212,6 +220,26 @@ class MetricMeaning(Check):
             f"from {'infinity' if choice.highest else 'minus infinity'}",
         )
 
+    def _misgiven(self, given: Misgiven, file: str) -> Result:
+        where = Location(file=file, line=given.line)
+        if given.swapped:
+            return self.warned(
+                f"{given.metric} is given the predictions ({given.given}) first, where it takes "
+                "the labels: they have changed places, and its value is another one.",
+                measured=f"{given.metric}({given.given}, ...)",
+                threshold=f"{given.metric}(labels, predictions)",
+                location=where,
+                fix=f"{given.metric}(labels, {given.given})",
+            )
+        return self.failed(
+            f"{given.metric} ranks rows by a score, and is given classes that were decided for "
+            f"({given.given}): of all thresholds it sees one, and its value is too low.",
+            measured="classes",
+            threshold="scores or probabilities",
+            location=where,
+            fix=f"{given.metric}(labels, logits.softmax(1)[:, 1])  # not argmax",
+        )
+
     def _averages(self, mean: BatchMean, file: str) -> Result:
         return self.warned(
             f"{mean.metric} is computed on each batch and averaged: its mean over batches is not "
@@ -219,19 +247,21 @@ class MetricMeaning(Check):
             measured="a value for each batch",
             threshold="one value of all rows",
             location=Location(file=file, line=mean.line),
-            fix=f"collect outputs and targets, and call {mean.metric} once, after the loop; or use "
-            "a metric object of torchmetrics, which gathers counts",
+            fix="add up the losses, and take exp of their mean once, after the loop"
+            if mean.exponential
+            else f"collect outputs and targets, and call {mean.metric} once, after the loop; or "
+            "log a metric object of torchmetrics itself, which gathers counts",
         )
 
     def _divides_by_batches(self, mean: BatchMean, file: str, size: int) -> Result:
         return self.failed(
-            f"{mean.metric} counts the right rows of all batches and is divided by "
-            f"len({mean.loader}), the number of batches: perfect predictions would get {size}, the "
-            "batch size.",
-            measured=f"hits / len({mean.loader})",
+            f"{mean.metric} counts the right rows, and is averaged over the batches of "
+            f"{mean.loader}: perfect predictions would get {size}, the batch size.",
+            measured="hits / batches",
             threshold="hits / rows",
             location=Location(file=file, line=mean.line),
-            fix=f"{mean.metric} / len({mean.loader}.dataset), or count the rows with the hits",
+            fix="divide the hits by the number of rows; in a meter: "
+            "meter.update(hits / len(y), len(y))",
         )
 
     def _compares_all_pairs(self, seen: Broadcast) -> Result:
