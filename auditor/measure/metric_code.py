@@ -7,23 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nnaudit.measure.metric_names import better_when_higher
 from nnaudit.targets.definitions import imports_any
 from nnaudit.targets.source import Source, called, written
 
-_WORDS = re.compile(r"[A-Z]?[a-z]+\d*|[A-Z]+(?![a-z])\d*")
-_LOW = frozenset(
-    {
-        "err", "error", "fid", "loss", "losses", "mae", "mse", "nll", "perplexity", "ppl", "rmse",
-        "wer",
-    }
-)  # fmt: skip
-_HIGH = frozenset(
-    {
-        "acc", "accuracy", "auc", "auroc", "bleu", "dice", "f1", "iou", "miou", "precision", "psnr",
-        "recall", "ssim",
-    }
-)  # fmt: skip
-_TURNED = frozenset({"inverse", "minus", "neg", "negative"})
 _SAVES = re.compile(r"save|state_dict|deepcopy", re.IGNORECASE)
 
 _NO_MEAN = re.compile(
@@ -32,6 +19,18 @@ _NO_MEAN = re.compile(
     r"|balanced_accuracy_score|pearson_corrcoef|spearman_corrcoef|pearsonr|spearmanr|bleu_score)$"
 )
 """Functions whose value on all rows is not the mean of their values on parts of them."""
+
+_OWN = re.compile(r"^(compute_|calc_|calculate_|get_|binary_|macro_|micro_)?(f1|auc|r2|mcc)$")
+"""Such functions of the user's own, by their names."""
+
+_OBJECTS = re.compile(
+    r"^(Binary|Multiclass|Multilabel)?(F1Score|FBetaScore|AUROC|AveragePrecision|CohenKappa"
+    r"|MatthewsCorrCoef|R2Score|JaccardIndex|Precision|Recall|PearsonCorrCoef|SpearmanCorrCoef"
+    r"|Perplexity|BLEUScore)$"
+)
+"""Classes of torchmetrics whose value on all rows is not the mean of those on parts of them."""
+
+_PERPLEXITY = re.compile(r"(^|_)(ppl|perplexity)(_|$)", re.IGNORECASE)
 
 _LOADER = re.compile(r"loader|(^|_)dl\b|batches", re.IGNORECASE)
 _STEPS = frozenset({"validation_step", "test_step"})
@@ -61,12 +60,14 @@ class BatchMean:
         loader: what the batches come from, as it is written; empty where a framework iterates.
         hits: whether it is such a sum.
         line: where it is computed.
+        exponential: whether it is a sum of exponentials of losses, as of perplexities.
     """
 
     metric: str
     loader: str
     hits: bool
     line: int
+    exponential: bool = False
 
 
 # --- the best -------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def _of_test(node: ast.If) -> Iterator[WrongChoice]:
             rises = isinstance(test.ops[0], (ast.Gt, ast.GtE)) is above
             known = isinstance(test.ops[0], (ast.Gt, ast.GtE, ast.Lt, ast.LtE))
             kept = set_to.get(best) == metric and "best" in best.lower()
-            if known and kept and _direction(f"{metric} {best}") is (not rises):
+            if known and kept and better_when_higher(f"{metric} {best}") is (not rises):
                 yield WrongChoice(metric, rises, test.lineno)
 
 
@@ -124,16 +125,13 @@ def _of_call(call: ast.Call, lightning: bool) -> WrongChoice | None:
     named = {keyword.arg for keyword in call.keywords}
     if lightning and called(call) in ("EarlyStopping", "ModelCheckpoint") and "mode" not in named:
         highest = False
-    if not isinstance(metric, str) or highest is None or _direction(metric) is not (not highest):
+    if (
+        not isinstance(metric, str)
+        or highest is None
+        or better_when_higher(metric) is not (not highest)
+    ):
         return None
     return WrongChoice(metric, highest, call.lineno)
-
-
-def _direction(text: str) -> bool | None:
-    """Return whether what ``text`` names is better when it is higher; None where it is not said."""
-    words = {word.lower() for word in _WORDS.findall(text)}
-    low, high = bool(words & _LOW), bool(words & _HIGH)
-    return None if low is high or words & _TURNED or "-" in text else high
 
 
 def _calls(nodes: list[ast.stmt]) -> list[ast.Call]:
@@ -147,44 +145,130 @@ def batch_means(source: Source) -> tuple[BatchMean, ...]:
     """Return the metrics of ``source`` that are means over batches and should not be.
 
     Functions such as F1 whose results are gathered in a loop over a loader, or logged in a
-    validation step of Lightning; and hits that are summed in such a loop and divided by ``len`` of
-    the loader, the number of batches.
+    validation step of Lightning, where logging the value of a metric object does the same;
+    exponentials of losses that are summed for a perplexity; and hits that are summed in such a
+    loop and divided by ``len`` of the loader, the number of batches, or given to a meter without
+    their number.
     """
-    found = [
-        BatchMean(called(call), "", False, call.lineno)
-        for function in source.find(ast.FunctionDef)
-        if function.name in _STEPS
-        for log in _calls(function.body)
-        if called(log) in ("log", "log_dict")
-        for call in ast.walk(log)
-        if isinstance(call, ast.Call) and _NO_MEAN.search(called(call))
-    ]
-    divisions = [
-        node
-        for node in source.find(ast.BinOp)
-        if isinstance(node.op, ast.Div) and written(node.right).startswith("len(")
-    ]
+    return (
+        *_logged(source),
+        *(mean for loop in _over_batches(source) for mean in _in_loop(source, loop)),
+    )
+
+
+def _over_batches(source: Source) -> Iterator[ast.For]:
     for loop in source.find(ast.For):
         over = written(loop.iter)
-        if not _LOADER.search(over) or over.startswith("range("):
+        if _LOADER.search(over) and not over.startswith("range("):
+            yield loop
+
+
+def _logged(source: Source) -> Iterator[BatchMean]:
+    """Yield the metrics of one batch that a validation step of Lightning logs."""
+    objects = _metric_objects(source)
+    for function in source.find(ast.FunctionDef):
+        if function.name not in _STEPS:
             continue
-        for value in _gathered(loop):
-            names = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
-            made = [value, *(v for name, v in _made(loop) if name in names)]
-            found += [
-                BatchMean(called(call), over, False, call.lineno)
-                for each in made
-                for call in ast.walk(each)
-                if isinstance(call, ast.Call) and _NO_MEAN.search(called(call))
-            ]
-        for name in _hits(loop):
-            for division in divisions:
-                inside = {n.id for n in ast.walk(division.left) if isinstance(n, ast.Name)}
-                loader = written(division.right)[len("len(") : -1]
-                same = re.search(rf"(?<![\w.]){re.escape(loader)}(?![\w.])", over)
-                if name in inside and same and _is_whole(source, division):
-                    found.append(BatchMean(name, loader, True, division.lineno))
-    return tuple(found)
+        for log in _calls(function.body):
+            if called(log) not in ("log", "log_dict"):
+                continue
+            for call in _behind(log, function):
+                if _has_no_mean(call) or written(call.func) in objects:
+                    yield BatchMean(called(call), "", False, call.lineno)
+
+
+def _metric_objects(source: Source) -> set[str]:
+    """Return the names that hold an object of torchmetrics: ``self.f1``."""
+    return {
+        written(target)
+        for node in source.find(ast.Assign)
+        if isinstance(node.value, ast.Call) and _OBJECTS.match(called(node.value))
+        for target in node.targets
+    }
+
+
+def _in_loop(source: Source, loop: ast.For) -> Iterator[BatchMean]:
+    over = written(loop.iter)
+    for value in _gathered(loop):
+        for call in _behind(value, loop):
+            if _has_no_mean(call):
+                yield BatchMean(called(call), over, False, call.lineno)
+    for node in ast.walk(loop):
+        if (
+            isinstance(node, ast.AugAssign)
+            and isinstance(node.op, ast.Add)
+            and _PERPLEXITY.search(written(node.target))
+            and any(called(call) == "exp" for call in _behind(node.value, loop))
+        ):
+            yield BatchMean(written(node.target), over, False, node.lineno, exponential=True)
+    hits = set(_hits(loop))
+    for division in source.find(ast.BinOp):
+        if not isinstance(division.op, ast.Div) or not written(division.right).startswith("len("):
+            continue
+        inside = {n.id for n in ast.walk(division.left) if isinstance(n, ast.Name)}
+        loader = written(division.right)[len("len(") : -1]
+        same = re.search(rf"(?<![\w.]){re.escape(loader)}(?![\w.])", over)
+        if same and _is_whole(source, division):
+            for name in sorted(hits & inside):
+                yield BatchMean(name, loader, True, division.lineno)
+    yield from _in_meters(source, loop)
+
+
+def _in_meters(source: Source, loop: ast.For) -> Iterator[BatchMean]:
+    """Yield the counts that a meter takes for one value each: ``meter.update(hits)``.
+
+    A meter is an object of a class of this file, with ``update(self, value, n=1)`` and a division
+    that makes the mean.
+    """
+    classes = {
+        node.name
+        for node in source.find(ast.ClassDef)
+        if any(_takes_a_number(each) for each in node.body)
+        and any(isinstance(each, ast.Div) for each in ast.walk(node))
+    }
+    meters = {
+        written(target)
+        for node in source.find(ast.Assign)
+        if isinstance(node.value, ast.Call) and called(node.value) in classes
+        for target in node.targets
+    }
+    for call in _calls(loop.body):
+        if called(call) != "update" or len(call.args) != 1 or call.keywords:
+            continue
+        if not isinstance(call.func, ast.Attribute) or written(call.func.value) not in meters:
+            continue
+        values = [call.args[0], *_values_of(call.args[0], loop)]
+        if any(map(_counts_hits, values)):
+            yield BatchMean(written(call.args[0]), written(loop.iter), True, call.lineno)
+
+
+def _takes_a_number(node: ast.stmt) -> bool:
+    """Whether ``node`` is ``def update(self, value, n=1)``."""
+    if not isinstance(node, ast.FunctionDef) or node.name != "update":
+        return False
+    defaults = [d.value for d in node.args.defaults if isinstance(d, ast.Constant)]
+    return len(node.args.args) == 3 and defaults == [1]
+
+
+def _has_no_mean(call: ast.Call) -> bool:
+    return bool(_NO_MEAN.search(called(call)) or _OWN.match(called(call)))
+
+
+def _behind(value: ast.AST, scope: ast.AST) -> list[ast.Call]:
+    """Return the calls in ``value``, and in what its names are given in ``scope``."""
+    made = [value, *_values_of(value, scope)]
+    return [call for each in made for call in ast.walk(each) if isinstance(call, ast.Call)]
+
+
+def _values_of(value: ast.AST, scope: ast.AST) -> list[ast.expr]:
+    names = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
+    return [
+        node.value
+        for node in ast.walk(scope)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id in names
+    ]
 
 
 def _gathered(loop: ast.For) -> Iterator[ast.expr]:
@@ -196,27 +280,22 @@ def _gathered(loop: ast.For) -> Iterator[ast.expr]:
             yield node.args[0]
 
 
-def _made(loop: ast.For) -> Iterator[tuple[str, ast.expr]]:
-    for node in ast.walk(loop):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            yield node.targets[0].id, node.value
-
-
 def _hits(loop: ast.For) -> Iterator[str]:
     """Yield the names in which ``loop`` counts equal predictions: ``hits += (a == b).sum()``."""
     for node in ast.walk(loop):
         if not isinstance(node, ast.AugAssign) or not isinstance(node.op, ast.Add):
             continue
-        inside = list(ast.walk(node.value))
-        counts = any(isinstance(n, ast.Call) and called(n) == "sum" for n in inside)
-        compares = any(isinstance(n, ast.Eq) for n in inside) or any(
-            isinstance(n, ast.Call) and called(n) == "eq" for n in inside
-        )
-        divides = any(isinstance(n, ast.Div) for n in inside) or any(
-            isinstance(n, ast.Call) and called(n) == "mean" for n in inside
-        )
-        if counts and compares and not divides and isinstance(node.target, ast.Name):
+        if isinstance(node.target, ast.Name) and _counts_hits(node.value):
             yield node.target.id
+
+
+def _counts_hits(value: ast.expr) -> bool:
+    """Whether ``value`` is a number of equal predictions, and not divided."""
+    inside = list(ast.walk(value))
+    names = {called(n) for n in inside if isinstance(n, ast.Call)}
+    compares = "eq" in names or any(isinstance(n, ast.Eq) for n in inside)
+    divides = "mean" in names or any(isinstance(n, ast.Div) for n in inside)
+    return "sum" in names and compares and not divides
 
 
 def _is_whole(source: Source, division: ast.BinOp) -> bool:

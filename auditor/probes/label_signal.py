@@ -21,6 +21,9 @@ CLEAR = 8.0
 NEIGHBOURS = 5
 FEWEST = 100
 
+_SHARED = 0.2
+"""Share of a column's numbers in other columns: windows share nearly all, measurements few."""
+
 _COLUMNS = 1024
 _BUCKETS = 512
 _MOST_CLASSES_SHARE = 0.25
@@ -36,12 +39,15 @@ class Signal:
         smooth: the inputs are quantities side by side (a picture, a table of measurements), in
             which near means alike. Of words, bits, sounds and pairs one cannot say so.
         telling: rows that can tell: those outside the commonest class, all of a quantity's.
+        answers: columns of a table that say the target, as :func:`answers` finds them: the path
+            of the inputs in the batch, and the column's number.
     """
 
     rows: int
     z: dict[str, float]
     smooth: bool
     telling: int
+    answers: tuple[tuple[str, int], ...] = ()
 
     @property
     def best(self) -> float:
@@ -101,7 +107,48 @@ def signal_of(rows: Rows) -> Signal | None:
         if max(z.values()) >= CLEAR:
             break
     smooth = len(inputs) == 1 and _is_smooth(inputs[0])
-    return Signal(int(known.sum()), z, smooth, telling)
+    said = tuple(
+        (path, column)
+        for path, values in zip(rows.sample, inputs, strict=True)
+        if values is not None
+        for column in answers(values, targets[known])
+    )
+    return Signal(int(known.sum()), z, smooth, telling, said)
+
+
+def answers(values: Tensor, targets: NDArray[np.float64]) -> list[int]:
+    """Return the columns of the table ``values`` (rows, columns) that say the one target of a row.
+
+    Such a column takes one value for each class, and another for each other class; or it is the
+    target of a regression up to scale and offset, to 1e-6 in the correlation. Columns of windows of
+    a series are none, for noise-free waves repeat; nor is the only column of a table, by which the
+    target was made.
+    """
+    if values.ndim != 2 or not values.is_floating_point() or targets.shape[1] != 1:
+        return []
+    table = values.double().nan_to_num().numpy()
+    kinds, label = np.unique(targets[:, 0], return_inverse=True)
+    if table.shape[1] < 2 or len(kinds) < 2:
+        return []
+    if len(kinds) <= _MOST_CLASSES_SHARE * len(targets):
+        return [i for i, column in enumerate(table.T) if _is_renamed(column, label, len(kinds))]
+    spread = table.std(0)
+    scaled = (table - table.mean(0)) / np.where(spread > 0, spread, 1.0)
+    target = (targets[:, 0] - targets.mean()) / targets.std()
+    same = np.flatnonzero(np.abs(scaled.T @ target) / len(target) > 1 - 1e-6)
+    return [i for i in same.tolist() if not _is_of_series(table, i)]
+
+
+def _is_of_series(table: NDArray[np.float64], column: int) -> bool:
+    """Whether other columns hold the same numbers: those of a window of a series."""
+    others = np.delete(table, column, axis=1)
+    return float(np.isin(table[:, column], others).mean()) > _SHARED
+
+
+def _is_renamed(column: NDArray[np.float64], label: NDArray[np.intp], classes: int) -> bool:
+    """Whether ``column`` takes one value for each class, and no value for two."""
+    values, code = np.unique(column, return_inverse=True)
+    return len(values) == classes == len(np.unique(code * classes + label))
 
 
 def _stacked(values: list[Tensor], known: NDArray[np.bool_]) -> Tensor | None:

@@ -63,6 +63,7 @@ class ClassNumbering(Check):
     code, name, kind = "DATA118", "class-numbering", Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER, Needs.STEPS, Needs.TARGETS)
     probes = (TrainingRun,)
+    consequence_of = ("DATA109",)
     trains = True
 
     def run(self, audit: Audit) -> Result:

@@ -31,6 +31,10 @@ class LabelSignals(Check):
         - Warns when all views stay below `none` where a signal is to be expected: 200 rows or more
           of pictures or of a table of measurements, 50 of them outside the commonest class; or
           where validation rows show a signal that training rows do not.
+        - Warns when a column of a table of numbers, one of several, is the target under another
+          name: it takes one value for each class and another for each other class, or is the
+          target of a regression up to scale and offset, in all rows read of training and of
+          validation. Chance would have to deal all of 100 rows or more; but a task may be as easy.
         - Never fails: a task can need more than distances (parity, comparing two inputs), or hold
           no signal at all.
     Fix: Look at rows with their labels, in the report; shuffle inputs and labels with the same
@@ -48,7 +52,7 @@ class LabelSignals(Check):
     options: ClassVar[dict[str, float]] = {"z": 4.0, "none": 2.0}
 
     def run(self, audit: Audit) -> Result:
-        """Judge the clearest view."""
+        """Look for the target among the inputs, then for what the inputs have to do with it."""
         signals = audit.probe(LabelSignal)
         seen, val = signals.train, signals.val
         if seen is None:
@@ -57,6 +61,12 @@ class LabelSignals(Check):
             )
         if not _is_supervised(audit.probe(FirstSteps)):
             return self.skipped("No loss compares the output with the loader's targets.")
+        if seen.answers and (val is None or val.answers):
+            return self._answered(audit, seen)
+        return self._judged(audit, seen, val)
+
+    def _judged(self, audit: Audit, seen: Signal, val: Signal | None) -> Result:
+        """Judge the clearest view."""
         best = max(seen.z, key=lambda view: seen.z[view])
         told = f"z = {seen.best:.1f} for {best}, {seen.rows:,} rows"
         if seen.best > self.option(audit, "z"):
@@ -87,6 +97,19 @@ class LabelSignals(Check):
             f"No simple model predicts the labels (best z = {seen.best:.1f} over {seen.rows:,} "
             "rows), which proves nothing for inputs of this kind.",
             evidence=_table(seen),
+        )
+
+    def _answered(self, audit: Audit, seen: Signal) -> Result:
+        path, column = seen.answers[0]
+        return self.warned(
+            f"Column {column} of {path} says the target: it takes one value for each of the "
+            f"target's, and no other, in all of {seen.rows:,} rows. The network can read off what "
+            "it is to predict.",
+            measured=f"column {column} of {path}",
+            threshold="no column of the inputs that is the target",
+            evidence=_table(seen),
+            location=audit.loop.locate("train_loader"),
+            fix='features = table.drop(columns=["the target"])  # also what is known only later',
         )
 
 

@@ -8,6 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.measure.early_fits import EarlyFit, early_fits
+from nnaudit.measure.folds import SharedByFolds, shared_by_folds
 from nnaudit.probes.shared_groups import GroupsInBoth, SharedGroups
 from nnaudit.probes.shared_rows import Overlap, Shared, SharedRows
 from nnaudit.probes.split_by_epoch import SplitByEpoch
@@ -53,6 +54,8 @@ class SplitLeakage(Check):
         - Fails when the program makes new loaders in every epoch, goes on training the same
           network, and at least `resplit` of the second epoch's validation rows were trained on, and
           not validated on, in the first.
+        - Warns when a network that the source makes before a loop over the folds of scikit-learn's
+          KFold and the like is trained in that loop, and nothing there gives it other weights.
         - Fails when the source fits a selection of features, or another of scikit-learn's classes
           that look at the targets, to rows that it splits afterwards; notes it of scalers and the
           like, which see inputs alone.
@@ -91,6 +94,10 @@ class SplitLeakage(Check):
         by_target = [(file, fit) for file, fit in fits if fit.by_target]
         if by_target and result.status is not Status.FAIL:
             return self._selected(*by_target[0])
+        quiet = result.status in (Status.PASS, Status.INCONCLUSIVE, Status.SKIP)
+        for file in _files(audit) if quiet else ():
+            for network in shared_by_folds(source_of(file)):
+                return self._from_fold_to_fold(file, network)
         if fits and result.status is Status.PASS:
             return self._scaled(*fits[0], result)
         return result
@@ -166,6 +173,17 @@ class SplitLeakage(Check):
             threshold="0 rows",
             location=again.location,
             fix="Split once, before the loop over epochs, and keep both loaders.",
+        )
+
+    def _from_fold_to_fold(self, file: str, network: SharedByFolds) -> Result:
+        return self.warned(
+            f"{network.network} is made once, in line {network.made}, and trained in every fold of "
+            f"the loop in line {network.loop}: from the second fold on it has been trained on the "
+            "rows that it is validated on.",
+            measured="one network for all folds",
+            threshold="a new network for each fold",
+            location=Location(file=file, line=network.loop),
+            fix="make the network and its optimizer at the start of the loop's body",
         )
 
     def _selected(self, file: str, fit: EarlyFit) -> Result:
@@ -295,9 +313,13 @@ class SplitLeakage(Check):
 
 def _early_fits(audit: Audit) -> list[tuple[str, EarlyFit]]:
     """The fits to rows that are split afterwards, in the files that make the loaders."""
+    return [(file, fit) for file in _files(audit) for fit in early_fits(source_of(file))]
+
+
+def _files(audit: Audit) -> list[str]:
+    """The files that make the loaders."""
     places = (audit.loop.locate("train_loader"), audit.loop.locate("val_loader"))
-    files = dict.fromkeys(place.file for place in places if place is not None)
-    return [(file, fit) for file in files for fit in early_fits(source_of(file))]
+    return list(dict.fromkeys(place.file for place in places if place is not None))
 
 
 def _is_toy(overlap: Overlap) -> bool:

@@ -13,10 +13,12 @@ from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.measure.refits import Refit, refits
 from nnaudit.probes.channels import Channels, Pair
 from nnaudit.probes.rows import TrainRows, ValRows
 from nnaudit.probes.unmodified_inputs import UnmodifiedInputs
-from nnaudit.report import Evidence, Kind, Result, Status, Table
+from nnaudit.report import Evidence, Kind, Location, Result, Status, Table
+from nnaudit.targets.source import source_of
 
 FEWEST = 20
 """Rows of each set below which a difference of means says little."""
@@ -59,6 +61,8 @@ class SplitShift(Check):
           1,024) nine in ten columns, of at least three that are no flags, have mean 0 and standard
           deviation 1 to four digits. Scaled with the training set's, they miss it by about one over
           the root of the number of rows.
+        - Warns when the source fits an encoder or a scaler of scikit-learn's to rows named as
+          training rows are and again to rows named as held-out ones are (`x_val`, `test_df`).
         - Fails when colour means match only in reverse order.
         - Windows of a series are noted at most. Inputs that the training step changes before the
           network sees them warn at most: what it does to validation is not seen.
@@ -76,6 +80,23 @@ class SplitShift(Check):
     options: ClassVar[dict[str, float]] = {"shift": 0.5, "ratio": 2.0}
 
     def run(self, audit: Audit) -> Result:
+        """Look for what the numbers show, then for what the source says."""
+        result = self._of_numbers(audit)
+        again = _refitted(audit)
+        if again is None or result.status in (Status.FAIL, Status.WARN):
+            return result
+        file, refit = again
+        return self.warned(
+            f"{refit.kind} is fitted to training rows in line {refit.first} and again to "
+            f"{refit.rows} in line {refit.line}: the same value gets another number in validation.",
+            measured=f"fitted to {refit.rows}",
+            threshold="fitted to training rows",
+            evidence=result.evidence,
+            location=Location(file=file, line=refit.line),
+            fix=f"transform({refit.rows})  # with what was fitted to training rows",
+        )
+
+    def _of_numbers(self, audit: Audit) -> Result:
         """Look for what only a pipeline does, then for any difference."""
         pairs = audit.probe(Channels)
         if pairs is None:
@@ -331,3 +352,12 @@ def _table(pair: Pair) -> tuple[Evidence, ...]:
     )
     names = ("channel", "training mean", "validation mean", "training std", "validation std")
     return (Table(title=f"Scale of batch{pair.path}", columns=names, rows=rows),)
+
+
+def _refitted(audit: Audit) -> tuple[str, Refit] | None:
+    """Return the first fit to held-out rows in the files that make the loaders."""
+    places = map(audit.loop.locate, ("train_loader", "val_loader"))
+    for file in dict.fromkeys(place.file for place in places if place is not None):
+        for refit in refits(source_of(file)):
+            return file, refit
+    return None

@@ -340,28 +340,37 @@ def _left_out(audit: Audit, violation: Violation, batch: Any) -> bool:
 
     loss = _loss_on(audit, batch)
     for change in (inside, beyond):
-        changed = _only_targets(audit, batch, domain, change)
+        changed = _only_targets(audit, batch, violation, change)
         if changed is not None and loss is not None and _loss_on(audit, changed) == loss:
             return True
     return False
 
 
 def _only_targets(
-    audit: Audit, batch: Any, domain: Domain, change: Callable[[Tensor], Tensor]
+    audit: Audit, batch: Any, violation: Violation, change: Callable[[Tensor], Tensor]
 ) -> Any:
-    """Return ``batch`` with its wrong targets changed; None where the target is an input too."""
-    fed = inputs_and_target(audit.loop, batch)
+    """Return ``batch`` with its wrong targets changed; None where the target is an input too.
+
+    Also where none is in what is taken for the target: a batch that has not changed says nothing.
+    """
+    fed, domain = inputs_and_target(audit.loop, batch), violation.domain
+    given = violation.call.arguments.get("target") if violation.call is not None else None
     own = {id(leaf) for _, leaf in batches.leaves((fed.target,))}
+    if isinstance(given, Tensor):  # of several inputs and a label, another may be taken for it
+        own |= {id(leaf) for _, leaf in batches.tensors(batch) if batches.same_values(leaf, given)}
     own -= {id(leaf) for _, leaf in batches.leaves(fed.inputs)}
-    if not own:
-        return None
+    wrong = 0
 
     def changed(leaf: Any) -> Any:
+        nonlocal wrong
         if id(leaf) not in own or not isinstance(leaf, Tensor) or leaf.is_complex():
             return leaf
-        return torch.where(domain.forbids(leaf), change(leaf), leaf)
+        outside = domain.forbids(leaf)
+        wrong += int(outside.sum())
+        return torch.where(outside, change(leaf), leaf)
 
-    return batches.map_leaves(batch, changed)
+    new = batches.map_leaves(batch, changed)
+    return new if wrong else None
 
 
 def _loss_on(audit: Audit, batch: Any) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +16,9 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
+from nnaudit.measure.metric_calls import Misgiven, misgiven
 from nnaudit.measure.metric_code import BatchMean, WrongChoice, batch_means, wrong_choices
+from nnaudit.measure.metric_names import best_is_one
 from nnaudit.probes.broadcasts import broadcasts_of_rows
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_resets import Collected, MetricResets
@@ -35,12 +36,6 @@ _VOCABULARY = 24
 
 FEWEST = 32
 """Rows below which 10% of them are too few to exchange."""
-
-_BEST_IS_ONE = re.compile(
-    r"(?<!in)accuracy|f1|(?<![a-z])(acc|m?iou|dice|auc)(?![a-z])|jaccard|precision|recall|(^|_)r2",
-    re.IGNORECASE,
-)
-_BEST_IS_ZERO = re.compile(r"loss|error|distance", re.IGNORECASE)
 
 _TASKS: dict[str, Task] = {
     "cross_entropy": "classes", "nll": "classes", "multi_margin": "classes",
@@ -118,9 +113,14 @@ class MetricMeaning(Check):
           the batch: all pairs are compared.
         - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
           where the two are compared, a network saved and a name with "best" set, or in a callback's
-          `monitor` and `mode`; and when hits are summed over batches and divided by their number.
-          It warns when F1, AUC and the like are gathered batch by batch, or logged in Lightning's
+          `monitor` and `mode`; and when hits are summed over batches and divided by their number,
+          or given to a meter that counts each of them for one value. It warns when F1, AUC,
+          perplexity and the like are gathered batch by batch, or their values logged in Lightning's
           validation step: their mean over batches is not their value.
+        - By the source, it fails when AUC or average precision of scikit-learn's is given decided
+          classes (argmax, round, a threshold) for scores: of k thresholds it then sees one, and
+          gives the balanced accuracy. It warns when precision, recall, R2 and others that are not
+          symmetric are given predictions where they take labels.
         - It fails when a metric of torchmetrics' holds more updates after each of three ends of
           epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
@@ -198,6 +198,8 @@ class MetricMeaning(Check):
             source = source_of(file)
             for choice in wrong_choices(source):
                 return self._keeps_the_worst(choice, file)
+            for given in misgiven(source):
+                return self._misgiven(given, file)
             for mean in batch_means(source):
                 if not mean.hits:
                     return self._averages(mean, file)
@@ -218,6 +220,26 @@ class MetricMeaning(Check):
             f"from {'infinity' if choice.highest else 'minus infinity'}",
         )
 
+    def _misgiven(self, given: Misgiven, file: str) -> Result:
+        where = Location(file=file, line=given.line)
+        if given.swapped:
+            return self.warned(
+                f"{given.metric} is given the predictions ({given.given}) first, where it takes "
+                "the labels: they have changed places, and its value is another one.",
+                measured=f"{given.metric}({given.given}, ...)",
+                threshold=f"{given.metric}(labels, predictions)",
+                location=where,
+                fix=f"{given.metric}(labels, {given.given})",
+            )
+        return self.failed(
+            f"{given.metric} ranks rows by a score, and is given classes that were decided for "
+            f"({given.given}): of all thresholds it sees one, and its value is too low.",
+            measured="classes",
+            threshold="scores or probabilities",
+            location=where,
+            fix=f"{given.metric}(labels, logits.softmax(1)[:, 1])  # not argmax",
+        )
+
     def _averages(self, mean: BatchMean, file: str) -> Result:
         return self.warned(
             f"{mean.metric} is computed on each batch and averaged: its mean over batches is not "
@@ -225,19 +247,21 @@ class MetricMeaning(Check):
             measured="a value for each batch",
             threshold="one value of all rows",
             location=Location(file=file, line=mean.line),
-            fix=f"collect outputs and targets, and call {mean.metric} once, after the loop; or use "
-            "a metric object of torchmetrics, which gathers counts",
+            fix="add up the losses, and take exp of their mean once, after the loop"
+            if mean.exponential
+            else f"collect outputs and targets, and call {mean.metric} once, after the loop; or "
+            "log a metric object of torchmetrics itself, which gathers counts",
         )
 
     def _divides_by_batches(self, mean: BatchMean, file: str, size: int) -> Result:
         return self.failed(
-            f"{mean.metric} counts the right rows of all batches and is divided by "
-            f"len({mean.loader}), the number of batches: perfect predictions would get {size}, the "
-            "batch size.",
-            measured=f"hits / len({mean.loader})",
+            f"{mean.metric} counts the right rows, and is averaged over the batches of "
+            f"{mean.loader}: perfect predictions would get {size}, the batch size.",
+            measured="hits / batches",
             threshold="hits / rows",
             location=Location(file=file, line=mean.line),
-            fix=f"{mean.metric} / len({mean.loader}.dataset), or count the rows with the hits",
+            fix="divide the hits by the number of rows; in a meter: "
+            "meter.update(hits / len(y), len(y))",
         )
 
     def _compares_all_pairs(self, seen: Broadcast) -> Result:
@@ -260,7 +284,7 @@ class MetricMeaning(Check):
         varied = len(torch.unique(target)) > 1
         tells = {n for n, best in perfect.items() if any(values[n] != best for values in random)}
         for name, best in perfect.items():
-            if tells and name not in tells and not _should_be_one(name):
+            if tells and name not in tells and not best_is_one(name):
                 continue
             chance = [values[name] for values in random]
             mean = sum(chance) / len(chance)
@@ -288,7 +312,7 @@ class MetricMeaning(Check):
                     fix="check the order of the arguments and the axis: metric(output, target)",
                     **details,
                 )
-            if not (metric.of_library or _is_perfect(best, target)) and _should_be_one(name):
+            if not (metric.of_library or _is_perfect(best, target)) and best_is_one(name):
                 return self.failed(
                     f"{name} is {best:.4g} for perfect predictions, and should be 1.",
                     threshold="1, or 100%, or the number of rows",
@@ -435,10 +459,6 @@ def _exchanged(metric: Metric, sample: Sample, share: float, seed: int) -> dict[
     said = target.clone()
     said[rows] = target[rows[torch.randperm(len(rows), generator=generator)]]
     return metric.value(sample.ideal(said), target)
-
-
-def _should_be_one(name: str) -> bool:
-    return bool(_BEST_IS_ONE.search(name)) and not _BEST_IS_ZERO.search(name)
 
 
 def _is_perfect(value: float, target: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import Event, EventKind
 from nnaudit.measure.consecutive import batches_per_epoch
+from nnaudit.measure.metric_names import better_when_higher
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace, TracedStep
 from nnaudit.report import Curve, Kind, Location, Result, Series
@@ -200,26 +200,10 @@ class Schedule(Check):
         )
 
 
-_RISES = re.compile(
-    r"(^|_)(acc|accuracy|f1|auc|auroc|map|miou|iou|dice|bleu|rouge|r2|psnr|ssim)(_|\d|$)", re.I
-)
-"""Parts of names of metrics that are to be high."""
-
-_FALLS = re.compile(
-    r"(^|_)(loss|losses|perplexity|ppl|rmse|mae|mse|wer|cer|err|error|drop|gap|neg|minus)(_|\d|$)",
-    re.I,
-)
-"""Those of metrics that are to be low."""
-
-
 def _is_contrary(plan: Plan) -> bool:
     """Whether a scheduler waits for a metric to get worse, by the metric's name."""
-    wrong = {"min": (_RISES, _FALLS), "max": (_FALLS, _RISES)}.get(plan.seeks)
-    return (
-        wrong is not None
-        and wrong[0].search(plan.metric) is not None
-        and wrong[1].search(plan.metric) is None
-    )
+    rises = better_when_higher(plan.metric)
+    return rises is not None and plan.seeks == ("min" if rises else "max")
 
 
 def _stepped(trace: Trace, plan: Plan) -> list[Event]:

@@ -95,6 +95,39 @@ class Lit:
     def validation_step(self, batch, i):
         self.log("val_f1", binary_f1_score(self(batch[0]), batch[1]), on_epoch=True)
 """,
+    "logged by way of a name": """
+class Lit:
+    def validation_step(self, batch, i):
+        f1 = binary_f1_score(self(batch[0]), batch[1])
+        self.log("val_f1", f1)
+""",
+    "the value of an object": """
+class Lit:
+    def __init__(self):
+        self.f1 = MulticlassF1Score(num_classes=3)
+    def validation_step(self, batch, i):
+        self.log("val_f1", self.f1(self(batch[0]), batch[1]))
+""",
+    "of one's own": """
+for x, y in val_loader:
+    total += macro_f1(model(x), y)
+""",
+    "perplexity": """
+for x, y in val_loader:
+    loss = loss_fn(model(x), y)
+    val_ppl += torch.exp(loss).item()
+""",
+    "hits in a meter": """
+class Meter:
+    def update(self, value, n=1):
+        self.sum += value * n
+        self.count += n
+        self.avg = self.sum / self.count
+acc = Meter()
+for x, y in loader:
+    hits = (model(x).argmax(1) == y).sum().item()
+    acc.update(hits)
+""",
     "hits": """
 for x, y in test_loader:
     hits += (model(x).argmax(1) == y).sum().item()
@@ -111,6 +144,40 @@ print(f1_score(targets, torch.cat(outputs)))
     "of epochs": """
 for epoch in range(len(loader)):
     history.append(f1_score(targets, predict()))
+""",
+    "an object, logged": """
+class Lit:
+    def __init__(self):
+        self.f1 = MulticlassF1Score(num_classes=3)
+        self.accuracy = MulticlassAccuracy(num_classes=3, average="micro")
+    def validation_step(self, batch, i):
+        self.f1(self(batch[0]), batch[1])
+        self.log("val_f1", self.f1)
+        self.log("val_acc", self.accuracy(self(batch[0]), batch[1]))
+""",
+    "perplexity of all": """
+for x, y in val_loader:
+    total += loss_fn(model(x), y).item() * len(x)
+ppl = math.exp(total / rows)
+""",
+    "hits in a meter, with their number": """
+class Meter:
+    def update(self, value, n=1):
+        self.sum += value * n
+        self.avg = self.sum / self.count
+acc = Meter()
+for x, y in loader:
+    hits = (model(x).argmax(1) == y).sum().item()
+    acc.update(hits / len(y), len(y))
+    acc.update((model(x).argmax(1) == y).float().mean())
+""",
+    "a counter": """
+class Counter:
+    def update(self, value, n=1):
+        self.total += value
+hits = Counter()
+for x, y in loader:
+    hits.update((model(x).argmax(1) == y).sum().item())
 """,
     "accuracy of equal batches": """
 for x, y in loader:

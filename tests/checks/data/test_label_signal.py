@@ -217,3 +217,43 @@ def test_actions_are_no_labels_where_the_loss_compares_with_a_value_estimate() -
     loop = DirectLoop(target, torch.device("cpu"), seed=0)
     assert run_check(LabelSignals, Audit(loop)).status is Status.SKIP
     assert ask(x, action).status is Status.WARN
+
+
+# --- the target among the inputs ------------------------------------------------------------------
+
+
+def table(rows: int = 300) -> Tensor:
+    return torch.randn(rows, 5, generator=generator(1))
+
+
+def test_a_column_that_is_the_target() -> None:
+    y = (table()[:, 0] + torch.randn(300, generator=generator(2)) > 0).long()
+    x = torch.cat([table(), 3.0 - 2.0 * y[:, None]], 1)
+    result = ask(x, y)
+    assert result.status is Status.WARN
+    assert "Column 5" in result.message
+    assert ask(x[:, :5], y).status is Status.PASS
+
+
+def test_a_column_that_is_the_target_of_a_regression() -> None:
+    y = table() @ torch.ones(5) + torch.randn(300, generator=generator(2))
+    assert ask(torch.cat([0.5 * y[:, None] - 1, table()], 1), y).status is Status.WARN
+    assert ask(torch.cat([y[:, None] + 0.1 * table()[:, :1], table()], 1), y).status is Status.PASS
+
+
+@pytest.mark.parametrize("wrong", [1, 5])
+def test_a_column_that_nearly_says_the_class(wrong: int) -> None:
+    y = torch.randint(3, (300,), generator=generator())
+    said = y.clone()
+    said[:wrong] = (said[:wrong] + 1) % 3
+    assert ask(torch.cat([table(), said[:, None]], 1), y).status is Status.PASS
+
+
+def test_what_says_the_target_and_may() -> None:
+    wave = torch.sin(torch.arange(600) * (2 * torch.pi / 10))
+    windows = wave.unfold(0, 10, 1)[:-1]
+    assert ask(windows, wave[10:]).status is Status.PASS
+    only = table()[:, :1]
+    assert ask(only, 2 * only[:, 0] + 1).status is Status.PASS
+    above = (table()[:, 0] > 0).long()
+    assert ask(table(), above).status is Status.PASS

@@ -204,3 +204,26 @@ def test_a_step_that_raises_for_another_reason_is_not_blamed_on_the_targets() ->
     result = ask(cycle(), odd)
     assert result.status is Status.ERROR
     assert "no idea" in result.message
+
+
+def test_zeros_for_signs_in_a_step_with_two_inputs() -> None:
+    def asked(low: float, masked: bool = False) -> Result:
+        label = torch.where(cycle(classes=2) == 1, 1.0, low)
+        a, b = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(0))
+
+        def step(model: nn.Module, batch: list[Tensor]) -> Tensor:
+            a, b, label = batch
+            if not masked:
+                return F.cosine_embedding_loss(model(a), model(b), label)
+            each = F.cosine_embedding_loss(model(a), model(b), label, reduction="none")
+            return each[label == 1].mean()
+
+        loader = lambda: DataLoader(TensorDataset(a, b, label), 8)  # noqa: E731
+        target = Target(lambda: nn.Linear(4, 3), loader, training_step=step)
+        return run_check(TargetDomain, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+    wrong = asked(0.0)
+    assert wrong.status is Status.FAIL
+    assert "-1 or 1" in wrong.message
+    assert asked(-1.0).status is Status.PASS
+    assert asked(0.0, masked=True).status is not Status.FAIL

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nnaudit.measure.refits import refits
+from nnaudit.targets.source import source_of
+
+AGAIN = {
+    "one encoder": """
+encoder = OrdinalEncoder()
+codes = encoder.fit_transform(train_df[columns])
+valid_codes = encoder.fit_transform(valid_df[columns])
+""",
+    "an encoder for each column": """
+for c in columns:
+    train[c] = LabelEncoder().fit_transform(train[c])
+    test[c] = LabelEncoder().fit_transform(test[c])
+""",
+    "of an object": """
+self.scaler = StandardScaler()
+self.scaler.fit(self.x_train)
+self.scaler.fit(self.x_test)
+""",
+    "by rows": """
+scaler = MinMaxScaler()
+a = scaler.fit_transform(X[train])
+b = scaler.fit_transform(X[val])
+""",
+}
+
+ONCE = {
+    "transformed": """
+encoder = OrdinalEncoder()
+codes = encoder.fit_transform(train_df[columns])
+valid_codes = encoder.transform(valid_df[columns])
+""",
+    "all rows": """
+encoder = LabelEncoder()
+encoder.fit(pd.concat([train["town"], test["town"]]))
+""",
+    "values": """
+scaler = StandardScaler()
+x_train = scaler.fit_transform(x_train)
+values = other.fit_transform(values)
+""",
+    "a model": """
+model = LogisticRegression()
+model.fit(x_train, y_train)
+model.fit(x_val, y_val)
+""",
+    "other classes": """
+inputs = StandardScaler().fit(x_train)
+shown = PCA(2).fit_transform(x_test)
+""",
+    "the latest rows": """
+a = StandardScaler().fit(latest)
+b = StandardScaler().fit(x_train)
+""",
+}
+
+
+@pytest.mark.parametrize("text", AGAIN.values(), ids=AGAIN)
+def test_what_is_fitted_again(text: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(text)
+    (found,) = refits(source_of(tmp_path / "train.py"))
+    assert found.first < found.line
+
+
+@pytest.mark.parametrize("text", ONCE.values(), ids=ONCE)
+def test_what_is_fitted_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(text)
+    assert not refits(source_of(tmp_path / "train.py"))
