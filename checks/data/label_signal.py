@@ -35,6 +35,8 @@ class LabelSignals(Check):
           name: it takes one value for each class and another for each other class, or is the
           target of a regression up to scale and offset, in all rows read of training and of
           validation. Chance would have to deal all of 100 rows or more; but a task may be as easy.
+        - Two inputs of one shape may be compared, and then neither alone tells the label: of such
+          batches only validation's signal counts.
         - Never fails: a task can need more than distances (parity, comparing two inputs), or hold
           no signal at all.
     Fix: Look at rows with their labels, in the report; shuffle inputs and labels with the same
@@ -81,7 +83,8 @@ class LabelSignals(Check):
             )
         elsewhere = val is not None and val.best > self.option(audit, "z")
         enough = seen.rows >= ENOUGH and seen.telling >= ENOUGH_TELLING
-        if elsewhere or (seen.smooth and enough):
+        compared = _holds_pairs(audit.probe(FirstSteps))
+        if elsewhere or (seen.smooth and enough and not compared):
             against = f", on validation z = {val.best:.1f}" if val and elsewhere else ""
             return self.warned(
                 "Nearest neighbours and linear models predict the training labels no better than "
@@ -111,6 +114,16 @@ class LabelSignals(Check):
             location=audit.loop.locate("train_loader"),
             fix='features = table.drop(columns=["the target"])  # also what is known only later',
         )
+
+
+def _holds_pairs(first: First) -> bool:
+    """Whether two inputs of one shape come with each row: they may be compared."""
+    shapes = [
+        tensor.shape
+        for _, tensor in batches.tensors(first.batches[0])
+        if tensor.is_floating_point() and tensor.ndim > 1
+    ]
+    return len(set(shapes)) < len(shapes)
 
 
 def _is_supervised(first: First) -> bool:

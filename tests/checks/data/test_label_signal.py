@@ -257,3 +257,18 @@ def test_what_says_the_target_and_may() -> None:
     assert ask(only, 2 * only[:, 0] + 1).status is Status.PASS
     above = (table()[:, 0] > 0).long()
     assert ask(table(), above).status is Status.PASS
+
+
+def test_pairs_that_a_step_compares() -> None:
+    x = table(600)
+    a, b = x[:300], x[300:]
+    same = (((a - b) ** 2).sum(1) < 8).float()
+
+    def step(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        distance = (model(batch[0]) - model(batch[1])).square().sum(1)
+        return F.binary_cross_entropy_with_logits(-distance, batch[2])
+
+    loader = lambda: DataLoader(TensorDataset(a, b, same), 32, shuffle=True)  # noqa: E731
+    target = Target(Anything, loader, training_step=step)
+    loop = DirectLoop(target, torch.device("cpu"), seed=0)
+    assert run_check(LabelSignals, Audit(loop)).status in SILENT
