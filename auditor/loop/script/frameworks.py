@@ -93,6 +93,11 @@ def ties_to_run(module: Any) -> dict[str, Any]:
     return {name: vars(module)[name] for name in ("_trainer", "_fabric") if name in vars(module)}
 
 
+def keeps_the_log(module: Any) -> bool:
+    """Whether ``module`` only holds a value that was logged: each trainer has its own."""
+    return type(module).__name__ == "_ResultMetric"
+
+
 def _unbind_lightning(loop: Any) -> None:
     loop.max_batches = float("inf")
     loop.max_epochs = -1
