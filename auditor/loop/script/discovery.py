@@ -79,6 +79,7 @@ class Discovery(ScriptListener):
         self._reads = LoaderReads()
         self._idle = 0
         self._by_call = False
+        self._known_optimizers = 0
         self._past: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._built_at: weakref.WeakKeyDictionary[Optimizer, CallSite] = weakref.WeakKeyDictionary()
         self._last: Optimizer | None = None
@@ -202,7 +203,7 @@ class Discovery(ScriptListener):
 
     def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note the call of an outermost module; in a script without a loader, take control here."""
-        if next(module.parameters(), None) is None:
+        if next(module.parameters(), None) is None or self._is_being_built(module):
             return run(args, kwargs)
         self.calls_networks = True
         if torch.is_grad_enabled():
@@ -231,16 +232,32 @@ class Discovery(ScriptListener):
                 self._waiting, self._log = self._log, StepLog()
         elif self._due:
             return self._take_over_without_loader()
-        elif not self._by_call and not self.backwards and not self._reads.being_read():
+        elif not (self.backwards or self.steps or self._reads.being_read()):
             # The first training call of a script without a loader: nothing has changed yet.
-            self._by_call = True
-            with self.session.taps.muted():
-                self._keep_initial()
+            optimizers = len(self.run.registers.of["optimizer"])
+            if not self._by_call or optimizers != self._known_optimizers:
+                self._by_call, self._known_optimizers = True, optimizers
+                with self.session.taps.muted():
+                    self._keep_initial()
         elif self.steps and self._by_call and self.listening.observer is None:
             # The second round: from here on what is compared with what is listened to as well.
             self._log = StepLog(stepped=self._log.stepped)
             self.listening.enter(Observer(nn.Identity(), losses_only=True))
         return None
+
+    def _is_being_built(self, module: nn.Module) -> bool:
+        """Whether a network that is not complete yet calls ``module``, which is not trained yet.
+
+        A parametrisation is called as it is put on, and some find the size of their features so.
+        """
+        building = (frame for frame in callstack.frames() if frame.f_code.co_name == "__init__")
+        if not any(isinstance(callstack.receiver(frame), nn.Module) for frame in building):
+            return False
+        optimizers = self.run.registers.of["optimizer"].alive()
+        held = {
+            id(p) for each in optimizers for group in each.param_groups for p in group["params"]
+        }
+        return not any(id(parameter) in held for parameter in module.parameters())
 
     def _waits(self) -> bool:
         """Whether the training without a loader may be only what comes before the training."""

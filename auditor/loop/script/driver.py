@@ -139,7 +139,7 @@ class Driver(ScriptListener):
             self.listening.also(self.session.taps.calls())
         self.listening.enter(order.observer, order.modes)
         if run.without_loader and order.batch is not None and run.roles is not None:
-            self.listening.also(TargetSwap(run.roles, order.batch))
+            self.listening.also(TargetSwap(run.roles, order))
         self.passes.reset()
         self.session.taps.listener = self
         order.started = time.perf_counter()
@@ -194,9 +194,7 @@ class Driver(ScriptListener):
         assert order is not None
         assert roles is not None
         if self._is_over(iterator, order):
-            with self.session.taps.muted():
-                self.before = Snapshot.take(run.lasting)
-            self.leave()
+            self.before = self._kept()
             iterator.exhausted = True
             raise StopIteration
         if order.ends_epoch or (run.ends_epoch and iterator.count):
@@ -276,14 +274,23 @@ class Driver(ScriptListener):
             return left < (1 if run.counts_batches else min(run.roles.per_step, length))
         order.past_loader_end = left < run.roles.per_step
         if order.past_loader_end and left > -WARY and order.backup is None:
-            with self.session.taps.muted():
-                order.backup = Snapshot.take(run.lasting)
+            order.backup = self._kept()
+            run.counters.read()
+            self._set_off(order)
         return False
+
+    def _kept(self) -> Snapshot:
+        """Take a snapshot without the hooks of what listens: they would come back with it."""
+        self.leave()
+        with self.session.taps.muted():
+            return Snapshot.take(self.run.lasting)
 
     def _resume(self, before: Snapshot) -> None:
         """Undo what came between two epochs, or between a failure and now, and go on."""
         assert self.order is not None
         grad, casting = keep_grad_mode(), keep_autocast()
+        # An execution that took up the order is listened to from there on, not from here.
+        self.leave()
         with self.session.taps.muted():
             before.restore()
         grad(), casting()

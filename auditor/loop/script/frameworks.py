@@ -83,6 +83,21 @@ def _lightning_validation(loop: Any) -> Any:
     return next(iter(made), None) if isinstance(made, (list, tuple)) else made
 
 
+def ties_to_run(module: Any) -> dict[str, Any]:
+    """Return the attributes by which a LightningModule is tied to the trainer that runs it now.
+
+    One that takes the place of another in a later execution is that trainer's from then on.
+    """
+    if not any(cls.__name__ == "LightningModule" for cls in type(module).__mro__):
+        return {}
+    return {name: vars(module)[name] for name in ("_trainer", "_fabric") if name in vars(module)}
+
+
+def keeps_the_log(module: Any) -> bool:
+    """Whether ``module`` only holds a value that was logged: each trainer has its own."""
+    return type(module).__name__ == "_ResultMetric"
+
+
 def _unbind_lightning(loop: Any) -> None:
     loop.max_batches = float("inf")
     loop.max_epochs = -1

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from nnaudit.errors import is_ours
+from nnaudit.loop.script.frameworks import keeps_the_log, ties_to_run
 from nnaudit.loop.script.training_objects import KINDS, Registers
 from nnaudit.targets import callstack
 
@@ -45,7 +46,9 @@ def adopt(
     for was, now in tensors:
         _clear_alike(was, now)
     for was, now in pairs:
+        ties = ties_to_run(now)
         object.__setattr__(now, "__dict__", was.__dict__)
+        was.__dict__.update(ties)
         _take_class(was, type(now))
     # What the script has just chosen: the end of the last execution may have left it in eval mode.
     for was, training in modes:
@@ -79,6 +82,8 @@ def _counterparts(old: Registers, new: Registers, kind: str) -> list[Pair]:
     found = []
     for was, now in zip(before, after, strict=False):
         if now is None or was is None or isinstance(now, torch.jit.ScriptModule):
+            continue
+        if keeps_the_log(now):
             continue
         if type(now).__qualname__ != type(was).__qualname__:
             raise LookupError(f"{type(now).__name__} where there was {type(was).__name__}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.losses import is_turned
+from nnaudit.loop.script.channel import StepRequest
 from nnaudit.loop.script.training_objects import TrainingObjects
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import device_of
@@ -85,12 +86,13 @@ def refilled(place: Any, batch: Any) -> Any:
 class TargetSwap(TorchFunctionMode):
     """Replaces what the script's main loss function compares with by what a batch holds."""
 
-    def __init__(self, roles: TrainingObjects, batch: Any) -> None:
-        """``roles`` say which function that is and how its arguments come from ``batch``."""
+    def __init__(self, roles: TrainingObjects, order: StepRequest) -> None:
+        """``roles`` say which function that is and how its arguments come from the batch."""
         super().__init__()
+        self._order = order
         rule = roles.loss
         self._function = rule.call.function if rule is not None and rule.call is not None else None
-        moved = batches.to_device(batches.clone(batch), device_of(roles.model))
+        moved = batches.to_device(batches.clone(order.batch), device_of(roles.model))
         others = (rule.others or {}) if rule is not None else {}
         self._others = {name: take.of(moved) for name, take in others.items()}
 
@@ -103,8 +105,9 @@ class TargetSwap(TorchFunctionMode):
     ) -> Any:
         """Call ``func`` with the batch's target, where it is that function."""
         kwargs = dict(kwargs or {})
-        # The same function is asked for the loss of a validation, whose batches stay what they are.
-        if func is self._function and torch.is_grad_enabled():
+        # The same function is asked for the loss of a validation, and of another network that the
+        # script trains in between: their batches stay what they are.
+        if func is self._function and torch.is_grad_enabled() and self._order.handed:
             target = self._others.get("target")
             if len(args) > 1 and is_turned(func, args[0], args[1], None):
                 args = (args[1], args[0], *args[2:])

@@ -211,6 +211,22 @@ def test_a_crash_in_a_step_costs_that_step_only(drive: Any) -> None:
     drive(HEAD + BODY, body)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_lightning_module_logs_to_the_trainer_that_runs_it_again(drive: Any) -> None:
+    pytest.importorskip("lightning")
+
+    def body(loop: ScriptLoop) -> None:
+        x, y = first(loop)
+        with preserved(loop.subjects):
+            expected = [loop.step((x, y)).loss for _ in range(2)]
+        with preserved(loop.subjects), pytest.raises(UserCodeError):
+            loop.step((x[:, :5], y))
+        assert [loop.step((x, y)).loss for _ in range(2)] == expected
+        assert loop.run.reruns == 1
+
+    drive((SCRIPTS / "lightning_fit.py").read_text(), body)
+
+
 def test_a_script_that_swallows_everything_is_still_ended(drive: Any) -> None:
     text = HEAD + "while True:\n    try:\n" + textwrap.indent(BODY, "        ")
     text += "    except BaseException:\n        pass\n    if len(os.listdir('.')) == 0: break\n"
@@ -246,6 +262,21 @@ def test_a_script_that_ends_goes_on(drive: Any, loop_head: str) -> None:
     losses, end, reruns = drive(text, body)
     assert reruns >= 2
     assert (losses, end, 0) == drive(endless, body), "the seams do not show"
+
+
+def test_what_listens_is_gone_after_the_script_was_run_again(drive: Any) -> None:
+    counting = BODY.replace("range(3)", "range(1)").replace("a, b in", "i, (a, b) in enumerate(")
+    counting = counting.replace("loader:", "loader):\n        share = i / 8")
+    counting = counting.replace("loss.backward", "(loss * (1 + share)).backward")
+
+    def body(loop: ScriptLoop) -> None:
+        batch = first(loop)
+        steps = [loop.step(batch, observe=True) for _ in range(12)]
+        assert loop.run.reruns
+        assert [len(step.observation.loss_calls) for step in steps if step.observation] == [1] * 12
+        assert not any(each._forward_hooks for each in loop.model.modules())
+
+    drive(HEAD + counting, body)
 
 
 def test_running_it_again_is_not_seeding_in_between(drive: Any) -> None:

@@ -81,3 +81,84 @@ def test_a_batch_stands_for_what_the_script_draws(drive: Drive) -> None:
         assert loop.forward(batch).output.shape == (32, 2)
 
     drive(body, {})
+
+
+BUILT_BY_CALLS = """
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+class Critic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = spectral_norm(nn.Linear(2, 8))
+        width = self.first(torch.zeros(1, 2)).numel()
+        self.last = nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+torch.manual_seed(0)
+critic = Critic()
+critic(torch.zeros(1, 2))
+optimizer = torch.optim.Adam(critic.parameters())
+for step in range(500):
+    loss = critic(torch.randn(8, 2) - 1).mean() - critic(torch.randn(8, 2) + 1).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_network_that_is_called_while_it_is_built_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "train.py"
+    path.write_text(BUILT_BY_CALLS)
+
+    def body(loop: ScriptLoop) -> list[float]:
+        assert set(dict(loop.model.named_children())) == {"first", "last"}
+        assert not loop.optimizers[0].state, "its state is from before the first step"
+        return [loop.step(batch).loss for batch, _ in zip(loop.batches(), range(3), strict=False)]
+
+    assert len(run_script(path, [], "cpu", 0, body)) == 3
+
+
+TWO_TRAININGS = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+x = torch.randn(64, 4)
+y = x.sum(1)
+
+def train(rows):
+    network = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for step in range(20):
+        taken = torch.randperm(64)[:rows]
+        loss = nn.functional.mse_loss(network(x[taken]).squeeze(1), y[taken].clone())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+train(8)
+train(6)
+"""
+
+
+@pytest.mark.filterwarnings("error:Using a target size")
+def test_another_training_that_the_script_comes_to_has_its_own_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "train.py"
+    path.write_text(TWO_TRAININGS)
+
+    def body(loop: ScriptLoop) -> bool:
+        batch = next(iter(loop.batches()))
+        with preserved(loop.subjects):
+            assert all(loop.step(batch).loss > 0 for _ in range(50))
+        return loop.run.reruns > 0
+
+    assert run_script(path, [], "cpu", 0, body), "it came to the other training"
