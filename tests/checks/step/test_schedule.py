@@ -387,3 +387,45 @@ def test_a_scheduler_that_nothing_steps_fails(monkeypatch: pytest.MonkeyPatch) -
     assert "never stepped" in result.message
     assert "never stepped" not in schedule(lambda o: make(o, 10), every_batch).message
     assert schedule(lambda o: make(o, 10)).status is Status.PASS
+
+
+def of_another(loop: AuthorLoop, batch: Any) -> Tensor:
+    """Steps an optimizer made beside the scheduler's, and the scheduler."""
+    x, y = batch
+    loop.optimizers[-1].zero_grad()
+    loss = torch.nn.functional.cross_entropy(loop.model(x), y)
+    loss.backward()
+    loop.optimizers[-1].step()
+    for scheduler in loop.schedulers:
+        scheduler.step()
+    return loss
+
+
+class Keeping(torch.optim.SGD):
+    """Keeps another optimizer, as SAM does."""
+
+    base: Any = None
+
+
+def beside(make: Callable[..., Any], body: Any, *, keeps: bool = False) -> Any:
+    """Ask about two optimizers over the same parameters; the scheduler is the first's."""
+    loop = AuthorLoop(target(scheduler=lambda o: schedulers.StepLR(o, 1000), **LONG), body)
+    first = loop.optimizers[0]
+    other = make(loop.model.parameters(), lr=0.1)
+    if keeps:
+        other.base = first
+    loop.optimizers = (*loop.optimizers, other)
+    return run_check(Schedule, Audit(loop))
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_scheduler_of_an_optimizer_that_another_replaces_warns() -> None:
+    result = beside(torch.optim.SGD, of_another)
+    assert result.status is Status.WARN
+    assert "has no effect" in result.message
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_scheduler_of_an_optimizer_that_steps_or_is_wrapped_passes() -> None:
+    assert "no effect" not in beside(torch.optim.SGD, every_batch).message
+    assert "no effect" not in beside(Keeping, of_another, keeps=True).message
