@@ -311,6 +311,8 @@ class Recorder:
         if not multiplied or None in multiplied:
             return False
         tensors = (roots,) if isinstance(roots, Tensor) else tuple(roots)
+        if not all(isinstance(each, Tensor) for each in tensors):
+            return False  # an edge of a graph, whose loss is unknown
         return multiplied.isdisjoint(_nodes([each.grad_fn for each in tensors]))
 
     def _unscale(self, real: Callable[..., None]) -> Callable[..., None]:
