@@ -22,6 +22,7 @@ from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
 from nnaudit.probes import lr_plan
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, is_unused, never_read
+from nnaudit.probes.second_epoch import Second, SecondEpoch
 from nnaudit.probes.step_trace import StepTrace, Trace
 from nnaudit.report import Curve, Location, Status
 from support import programs
@@ -162,7 +163,7 @@ def test_a_plateau_cannot_be_foreseen_and_no_schedule_is_skipped() -> None:
 def test_a_plateau_of_a_metric_that_is_to_rise(seeks: str, metric: str, status: Status) -> None:
     unknown = "it follows a metric"
     plan = Plan(0, "ReduceLROnPlateau", {}, (), unknown=unknown, metric=metric, seeks=seeks)
-    measured = {LearningRatePlan: (plan,), StepTrace: Trace((), ())}
+    measured = {LearningRatePlan: (plan,), StepTrace: Trace((), ()), SecondEpoch: Second()}
     usual = programs.target(scheduler=schedulers.ReduceLROnPlateau)
     result = verdict(Schedule, measured, target=usual)
     assert result.status is status, result.message
