@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ from nnaudit.loop.base import Loop
 from nnaudit.report import Location
 from nnaudit.targets import callstack
 from nnaudit.targets.callstack import Role
+
+_MULTIPLIED = 64
+"""How many of the losses that a gradient scaler multiplied are remembered: those of a step."""
 
 
 class EventKind(StrEnum):
@@ -77,11 +81,15 @@ class Event:
             there are none at all.
         location: the user's line; None where the loop is not the user's.
         root: of a backward: what was back-propagated, None unless it is a scalar.
-        scale: of a backward: by how much a gradient scaler had multiplied the loss.
+        scale: of a backward: by how much a gradient scaler had multiplied the loss; of an attempt:
+            by how much it divides.
+        raw: of a backward: a gradient scaler is in use, and what was back-propagated does not
+            contain anything that it has multiplied.
         clip: of a clip.
         clipped: of a step: for every clip of this optimizer's gradients since its last step, the
             limit and what is there now.
         closure: of a step: the optimizer was given one, and computes its gradients itself.
+        stale: of a backward in a closure: it adds to gradients that were made at other weights.
         within: of a backward: the optimizer whose closure it happened in; -1 outside.
         skipped: of an attempt: the scaler met infinities and left the step out.
         ahead: of a schedule: the optimizer had not stepped before.
@@ -94,10 +102,12 @@ class Event:
     location: Location | None = None
     root: float | None = None
     scale: float = 1.0
+    raw: bool = False
     clip: Clip | None = None
     clipped: tuple[tuple[Clip, float], ...] = ()
     closure: bool = False
     within: int = -1
+    stale: bool = False
     skipped: bool = False
     ahead: bool = False
     explicit: bool = False
@@ -177,6 +187,8 @@ class Recorder:
         self._stepping: list[int] = []
         self._awaited: set[int] = set()
         self._scale = 1.0
+        self._versions: dict[int, list[int]] = {}
+        self._multiplied: deque[Any] = deque(maxlen=_MULTIPLIED)
         self._norm_type = 2.0
         self._clips: list[Clip] = []
 
@@ -236,6 +248,8 @@ class Recorder:
     def _backward(self, real: Callable[..., None]) -> Callable[..., None]:
         @wraps(real)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+            within = self._stepping[-1] if self._stepping else -1
+            stale = self._backwards == 0 and self._is_stale(within)
             self._backwards += 1
             try:
                 real(tensors, *args, **kwargs)
@@ -243,8 +257,16 @@ class Recorder:
                 self._backwards -= 1
             if self._backwards == 0:  # reentrant checkpointing goes back within going back
                 root = _scalar(tensors)
-                within = self._stepping[-1] if self._stepping else -1
-                self._add(EventKind.BACKWARD, -1, root=root, scale=self._scale, within=within)
+                raw = self._is_raw(tensors)
+                self._add(
+                    EventKind.BACKWARD,
+                    -1,
+                    root=root,
+                    scale=self._scale,
+                    raw=raw,
+                    within=within,
+                    stale=stale,
+                )
 
         return backward
 
@@ -265,9 +287,33 @@ class Recorder:
         def scale(scaler: Any, outputs: Any) -> Any:
             result = real(scaler, outputs)
             self._scale = float(scaler.get_scale()) if scaler.is_enabled() else 1.0
+            tensors = [result] if isinstance(result, Tensor) else [*result]
+            self._multiplied.extend([getattr(each, "grad_fn", None) for each in tensors])
             return result
 
         return scale
+
+    def _is_stale(self, within: int) -> bool:
+        """Whether an optimizer's closure goes back onto gradients of other weights."""
+        if within < 0:
+            return False
+        parameters = self._parameters[within]
+        versions = [parameter._version for parameter in parameters]
+        other, self._versions[within] = versions != self._versions.get(within, versions), versions
+        return other and bool(_norm_or_none(parameters))
+
+    def _is_raw(self, roots: Any) -> bool:
+        """Whether a scaler is in use, and the graph of ``roots`` holds nothing it multiplied.
+
+        What it has multiplied without a graph, a factor made by hand, may be in any loss.
+        """
+        multiplied = set(self._multiplied)
+        if not multiplied or None in multiplied:
+            return False
+        tensors = (roots,) if isinstance(roots, Tensor) else tuple(roots)
+        if not all(isinstance(each, Tensor) for each in tensors):
+            return False  # an edge of a graph, whose loss is unknown
+        return multiplied.isdisjoint(_nodes([each.grad_fn for each in tensors]))
 
     def _unscale(self, real: Callable[..., None]) -> Callable[..., None]:
         @wraps(real)
@@ -285,9 +331,10 @@ class Recorder:
                 return real(scaler, optimizer, *args, **kwargs)
             which = self._owner(parameters_of(optimizer))
             steps = sum(event.kind is EventKind.STEP for event in self.events)
+            factor = float(scaler.get_scale())
             result = real(scaler, optimizer, *args, **kwargs)
             skipped = steps == sum(event.kind is EventKind.STEP for event in self.events)
-            self._add(EventKind.ATTEMPT, which, skipped=skipped)
+            self._add(EventKind.ATTEMPT, which, skipped=skipped, scale=factor)
             if skipped:
                 self._forget_clips(which)
             return result
@@ -430,6 +477,17 @@ class Recorder:
         self._clips = [
             clip for clip in self._clips if not any(id(p) in held for p in clip.parameters)
         ]
+
+
+def _nodes(ends: Iterable[Any]) -> Iterator[Any]:
+    """Yield every node of the graph behind ``ends``, each once."""
+    waiting, seen = [end for end in ends if end is not None], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [following for following, _ in node.next_functions if following is not None]
 
 
 def without_gradients(event: Event) -> Event:

@@ -22,12 +22,14 @@ class Second:
     Attributes:
         seen: that step; None where no such code can be run.
         reseeded: a call that seeds a global generator with the same number between any two epochs.
+        scheduled: the schedulers, by number, that the code between two epochs has stepped.
         loader_reseeded: between any two epochs the loader's own generator is set to one state.
     """
 
     seen: Observation | None = None
     reseeded: Seeding | None = None
     loader_reseeded: bool = False
+    scheduled: frozenset[int] = frozenset()
 
 
 class SecondEpoch(Probe[Second]):
@@ -47,7 +49,13 @@ class SecondEpoch(Probe[Second]):
         except UserCodeError:
             return Second()  # a step that raises has no next
         generator = _generator(loop)
+        counted = [(each, getattr(each, "last_epoch", None)) for each in loop.schedulers]
         step, once = _next_epoch(loop, batch)
+        scheduled = frozenset(
+            number
+            for number, (each, count) in enumerate(counted)
+            if getattr(each, "last_epoch", None) != count
+        )
         if step is None:
             return Second()
         again: Seeding | None = None
@@ -56,7 +64,7 @@ class SecondEpoch(Probe[Second]):
             _, twice = _next_epoch(loop, batch)
             again = next((each for each in once if each in twice), None)
         own = generator is not None and _is_reseeded(audit, generator, batch)
-        return Second(step.observation, again, own)
+        return Second(step.observation, again, own, scheduled)
 
 
 def _is_reseeded(audit: Audit, generator: torch.Generator, batch: Any) -> bool:

@@ -28,8 +28,12 @@ class GradientReset(Check):
         - Accumulation over several batches before a step passes.
         - It also fails when gradients that backward made are None or zero at the optimizer's step,
           in every step seen: they were zeroed in between.
+        - It also fails when an optimizer that calls a closure several times in one step (LBFGS)
+          finds, in every call but the first of every step seen, gradients that were made at other
+          weights and adds to them: zero_grad is called outside the closure, so only the first
+          gradient and the first loss are of one point.
     Fix: call optimizer.zero_grad() once per optimizer step, before loss.backward() or after
-        optimizer.step().
+        optimizer.step(); with a closure, inside it, first.
     References: PyTorch documentation, torch.optim.Optimizer.zero_grad.
     """
 
@@ -43,6 +47,8 @@ class GradientReset(Check):
         zeroed = zeroed_before_use(trace)
         if zeroed:
             return self._zeroed_early(audit, trace, zeroed)
+        if (mixed := _mixed_by_closure(trace)) is not None:
+            return self._mixes(audit, trace, *mixed)
         remainders = audit.probe(StepReplay)
         kept = [each for each in remainders if each.kept]
         if kept:
@@ -75,6 +81,17 @@ class GradientReset(Check):
             fix="call optimizer.zero_grad(); loss.backward(); optimizer.step() in this order",
         )
 
+    def _mixes(self, audit: Audit, trace: Trace, first: Event, calls: int, steps: int) -> Result:
+        return self.failed(
+            f"The closure adds to the gradients of its earlier calls, made at other weights: in "
+            f"{calls} of the {calls + steps} calls in {steps} steps they were not zeroed.",
+            measured=f"{count(calls, 'call')} onto old gradients",
+            threshold="zero_grad in every call of the closure",
+            evidence=(_order(trace, len(audit.loop.optimizers)),),
+            location=first.location or audit.loop.locate("training_step"),
+            fix="call optimizer.zero_grad() inside the closure, before loss.backward()",
+        )
+
     def _never_zeroed(
         self,
         audit: Audit,
@@ -97,6 +114,27 @@ class GradientReset(Check):
             modules=tuple({k.parameter.rpartition(".")[0]: None for k in kept}),
             fix="call optimizer.zero_grad() before loss.backward()",
         )
+
+
+def _mixed_by_closure(trace: Trace) -> tuple[Event, int, int] | None:
+    """Return a backward onto gradients of other weights, how many there are, and in how many steps.
+
+    None unless each step of some optimizer's has several, all such but the first.
+    """
+    found: dict[int, list[list[Event]]] = {}
+    for traced in trace.steps:
+        made: dict[int, list[Event]] = {}
+        for event in traced.of(EventKind.BACKWARD):
+            if event.within >= 0:
+                made.setdefault(event.within, []).append(event)
+        for which, events in made.items():
+            found.setdefault(which, []).append(events)
+    for steps in found.values():
+        later = [event for events in steps for event in events[1:]]
+        several = len(steps) > 1 and all(len(events) > 1 for events in steps)
+        if several and all(event.stale for event in later):
+            return later[0], len(later), len(steps)
+    return None
 
 
 def _line_of_zero(trace: Trace) -> Location | None:

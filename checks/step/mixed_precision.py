@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,14 +10,34 @@ import torch
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.loop.trace import EventKind, Recorder
+from nnaudit.loop.trace import Event, EventKind, Recorder
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.precision import LOW, Precision, PrecisionUse, underflow
-from nnaudit.probes.step_trace import StepTrace
-from nnaudit.report import Kind, Numbers, Result
+from nnaudit.probes.step_trace import StepTrace, Trace
+from nnaudit.report import Kind, Location, Numbers, Result
 
 _SETTLE, _WATCH = 20, 40
 """A gradient scaler starts too high and finds its factor by skipping steps: within about 20."""
+
+_LEAST = 2
+_WHOLE = 0.99
+
+
+@dataclass(frozen=True)
+class Misscaled:
+    """Gradients that a scaler multiplied and nothing divides, or the other way round.
+
+    Attributes:
+        divided: they are divided, and their loss was not multiplied.
+        factor: by how much.
+        steps: how many steps were seen, all of them such.
+        location: the line of the first such backward pass, or step.
+    """
+
+    divided: bool
+    factor: float
+    steps: int
+    location: Location | None
 
 
 class MixedPrecision(Check):
@@ -34,6 +55,15 @@ class MixedPrecision(Check):
           finds its factor from 2^16 down. Of the next 40 a healthy run skips about 1 in 2,000; a
           share above the option `skipped` (by chance below 1e-20), repeated in 40 further steps on
           new batches, fails.
+        - One backward pass of several starts from a loss that the scaler has not multiplied (its
+          graph has no result of `scaler.scale`), and its gradient is divided by the scaler's factor
+          all the same: exact, and fails when every step of an optimizer, two at least, has
+          such a pass and the factor is not 1. A pass that leaves this optimizer's gradients as they
+          were, or whose gradients are zeroed before the step, does not count.
+        - An optimizer steps with the gradients of a multiplied loss that nothing has divided:
+          `optimizer.step()` for `scaler.step(optimizer)`. Exact; fails when every step seen is such
+          a one and the gradient at the step is still as large as backward left it, so that a
+          division by hand passes.
         - Autocast is entered, but every layer that it would run in low precision (linear,
           convolution, recurrent, attention) still computes in float32: a warning.
     Fix: use torch.autocast(device_type, dtype=torch.bfloat16), which needs no scaler, or a
@@ -56,6 +86,8 @@ class MixedPrecision(Check):
         scaled = bool(attempts) or any(event.scale != 1.0 for event in trace.events)
         if (used.half or used.half_parameters) and not scaled:
             return self._unscaled(audit, used)
+        if (misscaled := _misscaled(trace)) is not None:
+            return self._misuses(audit, misscaled)
         if used.autocasts and used.layers and not any(d in LOW for d in used.layers.values()):
             return self._covers_nothing(audit, used)
         if attempts:
@@ -99,6 +131,30 @@ class MixedPrecision(Check):
             measured=f"{100 * min(shares):.2g}% of the gradient lost",
             evidence=(_lost(shares),),
             **details,
+        )
+
+    def _misuses(self, audit: Audit, seen: Misscaled) -> Result:
+        factor = f"{seen.factor:,.0f}"
+        if seen.divided:
+            said = (
+                f"The gradient of one loss is {factor} times too small in all {seen.steps} steps "
+                "seen: backward starts from a loss that the gradient scaler has not multiplied, "
+                "and the scaler divides its gradient all the same."
+            )
+            fix = "scaler.scale(loss).backward() for every loss"
+        else:
+            said = (
+                f"The optimizer's gradient is {factor} times too large in all {seen.steps} steps "
+                "seen: the gradient scaler has multiplied the loss, and nothing divides the "
+                "gradient before the step."
+            )
+            fix = "scaler.step(optimizer); scaler.update() in the place of optimizer.step()"
+        return self.failed(
+            said,
+            measured=f"gradient {'divided' if seen.divided else 'multiplied'} by {factor}",
+            threshold="multiplied before backward, divided before the step",
+            location=seen.location or audit.loop.locate("training_step"),
+            fix=fix,
         )
 
     def _covers_nothing(self, audit: Audit, used: Precision) -> Result:
@@ -146,6 +202,60 @@ class MixedPrecision(Check):
             f"{_SETTLE}.",
             evidence=(numbers,),
         )
+
+
+def _misscaled(trace: Trace) -> Misscaled | None:
+    """Return what every step of some optimizer has: see the check's text."""
+    optimizers = range(len(trace.events[0].norms)) if trace.events else range(0)
+    for which in optimizers:
+        for divided, found in (
+            (True, _divided_raw(trace, which)),
+            (False, _undivided(trace, which)),
+        ):
+            if len(found) >= _LEAST and (first := found[0]) is not None and None not in found:
+                return Misscaled(divided, first.scale, len(found), first.location)
+    return None
+
+
+def _divided_raw(trace: Trace, which: int) -> list[Event | None]:
+    """Return, for every step that the scaler takes, the backward pass that was not multiplied.
+
+    None for one without such a pass. The pass is given the factor by which it is divided.
+    """
+    found: list[Event | None] = []
+    raw: Event | None = None
+    before: float | None = None
+    for event in trace.events:
+        if event.kind is EventKind.ZERO and event.which in (which, -1):
+            raw = None
+        elif event.kind is EventKind.BACKWARD and event.raw and event.norms[which] != before:
+            raw = raw or event
+        elif event.kind is EventKind.ATTEMPT and event.which == which:
+            counts = raw is not None and event.scale != 1.0
+            found.append(replace(raw, scale=event.scale) if raw is not None and counts else None)
+            raw = None
+        before = event.norms[which]
+    return found
+
+
+def _undivided(trace: Trace, which: int) -> list[Event | None]:
+    """Return, for every step of the optimizer, itself where its gradient is still multiplied."""
+    found: list[Event | None] = []
+    made: Event | None = None
+    for event in trace.events:
+        norm = event.norms[which]
+        if event.kind is EventKind.BACKWARD:
+            made = None if event.raw or event.scale == 1.0 or event.within >= 0 else event
+        elif event.kind is EventKind.UNSCALE and event.which in (which, -1):
+            made = None
+        elif event.kind is EventKind.STEP and event.which == which:
+            left = made.norms[which] if made is not None else None
+            whole = left is not None and norm is not None and norm >= _WHOLE * left > 0.0
+            scale = made.scale if made is not None else 1.0
+            found.append(replace(event, scale=scale) if whole else None)
+        elif event.kind is EventKind.ATTEMPT and event.which == which and found:
+            found[-1] = None  # a fused optimizer is given the factor, and divides by itself
+    return found
 
 
 def _walk(audit: Audit, steps: int) -> None:

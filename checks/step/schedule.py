@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.trace import Event, EventKind
+from nnaudit.loop.trace import Event, EventKind, parameters_of
 from nnaudit.measure.consecutive import batches_per_epoch
 from nnaudit.measure.metric_names import better_when_higher
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
+from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace, TracedStep
 from nnaudit.report import Curve, Kind, Location, Result, Series
 
@@ -106,6 +108,11 @@ class Schedule(Check):
           the run ends in the upper half of a cycle: no design ends training at its highest rate.
         - ReduceLROnPlateau with mode "min" that is stepped with what the source calls an accuracy
           (or F1, AUC, IoU, BLEU, ...), or with mode "max" and a loss.
+        - A scheduler that is stepped, per step or between two epochs, and whose own optimizer takes
+          none of the steps seen while another one that holds the same parameters takes them all is
+          a warning: the rate that it plans is used by nobody. So it is where a function makes its
+          optimizer anew for every epoch. An optimizer that shares its groups with the other's, or
+          is kept by it (SAM, Lookahead), is in use.
         - OneCycleLR that ends, and raises an error, before the epoch does is a warning. A schedule
           that never changes the rate is a note. In module form, without a loop, only the schedule
           itself is judged.
@@ -116,19 +123,15 @@ class Schedule(Check):
 
     code, name, kind = "STEP105", "schedule", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (LearningRatePlan, StepTrace)
+    probes = (LearningRatePlan, StepTrace, SecondEpoch)
 
     def run(self, audit: Audit) -> Result:
         """Look at each scheduler's plan."""
         plans, trace = audit.probe(LearningRatePlan), audit.probe(StepTrace)
         if not plans:
             return self.skipped("No learning rate scheduler is used.")
-        idle = next((plan for plan in plans if plan.unused), None)
-        if idle is not None and trace.own_loop() and not _stepped(trace, idle):
-            return self._never_stepped(audit, idle)
-        contrary = next((plan for plan in plans if _is_contrary(plan)), None)
-        if contrary is not None:
-            return self._follows_contrary(audit, contrary)
+        if (misused := self._misused(audit, plans, trace)) is not None:
+            return misused
         known = [plan for plan in plans if not plan.unknown]
         if not known:
             return self.inconclusive(
@@ -144,6 +147,16 @@ class Schedule(Check):
             return self._answer(audit, *found[0])
         return self._fits(audit, known, trace)
 
+    def _misused(self, audit: Audit, plans: tuple[Plan, ...], trace: Trace) -> Result | None:
+        """Return what is wrong with the use of a scheduler, whatever its plan."""
+        idle = next((plan for plan in plans if plan.unused), None)
+        if idle is not None and trace.own_loop() and not _stepped(trace, idle):
+            return self._never_stepped(audit, idle)
+        contrary = next((plan for plan in plans if _is_contrary(plan)), None)
+        if contrary is not None:
+            return self._follows_contrary(audit, contrary)
+        return self._elsewhere(audit, plans, trace)
+
     def _never_stepped(self, audit: Audit, plan: Plan) -> Result:
         rates = [group["lr"] for o in audit.loop.optimizers for group in o.param_groups]
         return self.failed(
@@ -154,6 +167,29 @@ class Schedule(Check):
             location=audit.loop.locate(audit.loop.schedulers[plan.number]),
             fix="call scheduler.step() once per epoch or per batch, whichever it is made for",
         )
+
+    def _elsewhere(self, audit: Audit, plans: tuple[Plan, ...], trace: Trace) -> Result | None:
+        """Warn of a scheduler of an optimizer in whose place another one steps."""
+        loop = audit.loop
+        for plan in plans:
+            own = getattr(loop.schedulers[plan.number], "optimizer", None)
+            user = _in_place_of(own, loop, trace)
+            if user is None:
+                continue
+            if not _stepped(trace, plan) and plan.number not in audit.probe(SecondEpoch).scheduled:
+                continue
+            place = loop.locate(user)
+            other = f"another one (line {place.line})" if place is not None else "another one"
+            return self.warned(
+                f"{plan.scheduler} has no effect: its optimizer never steps, and {other} trains "
+                "the same parameters at a rate of its own.",
+                measured=f"0 of {len(trace.steps)} steps by the scheduler's optimizer",
+                threshold="the optimizer that trains",
+                location=loop.locate(loop.schedulers[plan.number]),
+                fix="make one optimizer, give it to the scheduler, and pass it on to whatever "
+                "trains, for all epochs",
+            )
+        return None
 
     def _follows_contrary(self, audit: Audit, plan: Plan) -> Result:
         right = "max" if plan.seeks == "min" else "min"
@@ -213,6 +249,22 @@ def _stepped(trace: Trace, plan: Plan) -> list[Event]:
         for event in step.of(EventKind.SCHEDULE)
         if event.which == plan.number
     ]
+
+
+def _in_place_of(own: Any, loop: Loop, trace: Trace) -> Any:
+    """Return the optimizer that took all steps seen with the parameters of ``own``; None if any."""
+    numbers = {event.which for event in trace.events if event.kind is EventKind.STEP}
+    at = next((i for i, each in enumerate(loop.optimizers) if each is own), -1)
+    if at < 0 or at in numbers:
+        return None
+    held = {id(p) for p in parameters_of(own)}
+    for number in sorted(numbers):
+        other = loop.optimizers[number]
+        shares = any(mine is theirs for mine in own.param_groups for theirs in other.param_groups)
+        keeps = any(value is own for value in vars(other).values())
+        if held and held == {id(p) for p in parameters_of(other)} and not shares and not keeps:
+            return other
+    return None
 
 
 def _rhythm(loop: Loop, trace: Trace, plan: Plan) -> Rhythm:

@@ -231,3 +231,49 @@ def test_an_amp_loop_with_a_scaler_passes() -> None:
         return loss
 
     assert ask(GradientReset, target(), body).status is Status.PASS
+
+
+def closures(where: str) -> Callable[[AuthorLoop, Any], Tensor]:
+    """A loop with a closure, which calls zero_grad inside it, outside, or backward twice in it."""
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        optimizer = loop.optimizers[0]
+        if where == "outside":
+            optimizer.zero_grad()
+
+        def closure() -> Tensor:
+            if where != "outside":
+                optimizer.zero_grad()
+            loss = loss_of(loop, batch)
+            loss.backward()
+            if where == "accumulates":
+                loss_of(loop, batch).backward()
+            return loss
+
+        optimizer.step(closure)
+        return loss_of(loop, batch)
+
+    return body
+
+
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_a_closure_that_is_zeroed_from_outside_fails(search: str | None) -> None:
+    lbfgs = target(
+        optimizer=lambda m: torch.optim.LBFGS(m.parameters(), 0.1, 4, line_search_fn=search)
+    )
+    result = ask(GradientReset, lbfgs, closures("outside"))
+    assert result.status is Status.FAIL
+    assert "closure" in result.message
+
+
+@pytest.mark.parametrize(
+    ("where", "make"),
+    [
+        ("inside", torch.optim.LBFGS),
+        ("accumulates", torch.optim.LBFGS),
+        ("outside", torch.optim.SGD),  # calls it once
+    ],
+)
+def test_a_closure_that_adds_to_nothing_old_passes(where: str, make: Any) -> None:
+    what = target(optimizer=lambda m: make(m.parameters(), lr=0.1))
+    assert ask(GradientReset, what, closures(where)).status is Status.PASS

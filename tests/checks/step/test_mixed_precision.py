@@ -132,3 +132,64 @@ def test_full_precision_is_skipped(enabled: bool) -> None:
             return plain(loop, batch)
 
     assert ask(MixedPrecision, target(), body if enabled else None).status is Status.SKIP
+
+
+def scaling(*, main: bool = True, steps: str = "scaler") -> Callable[[AuthorLoop, Any], Tensor]:
+    """A loop of two losses, one of which is always scaled."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        optimizer = loop.optimizers[0]
+        optimizer.zero_grad()
+        loss = loss_of(loop, batch)
+        penalty = 1e-3 * loop.model(batch[0]).square().mean()
+        scaler.scale(penalty).backward()
+        (scaler.scale(loss) / 2.0 if main else loss).backward()
+        if steps == "scaler":
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            if steps == "by hand":
+                for parameter in loop.model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad /= scaler.get_scale()
+            optimizer.step()
+        return loss
+
+    return body
+
+
+def test_a_loss_that_the_scaler_has_not_multiplied_fails() -> None:
+    result = ask(MixedPrecision, target(), scaling(main=False))
+    assert result.status is Status.FAIL
+    assert "256 times too small" in result.message
+
+
+def test_gradients_that_nothing_divides_fail() -> None:
+    result = ask(MixedPrecision, target(), scaling(steps="plain"))
+    assert result.status is Status.FAIL
+    assert "256 times too large" in result.message
+
+
+@pytest.mark.parametrize("steps", ["scaler", "by hand"])
+def test_two_scaled_losses_one_of_them_halved_pass(steps: str) -> None:
+    result = ask(MixedPrecision, target(), scaling(steps=steps))
+    assert result.status in (Status.PASS, Status.SKIP)
+
+
+def test_a_raw_loss_of_another_optimizers_parameters_is_none_of_the_scalers() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    other = nn.Parameter(torch.ones(3))
+    theirs = torch.optim.SGD([other], lr=0.1)
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        loop.optimizers[0].zero_grad()
+        loss = loss_of(loop, batch)
+        scaler.scale(loss).backward()
+        other.square().sum().backward()
+        theirs.step()
+        scaler.step(loop.optimizers[0])
+        scaler.update()
+        return loss
+
+    assert ask(MixedPrecision, target(), body).status is Status.PASS

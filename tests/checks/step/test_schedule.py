@@ -22,6 +22,7 @@ from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
 from nnaudit.probes import lr_plan
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, is_unused, never_read
+from nnaudit.probes.second_epoch import Second, SecondEpoch
 from nnaudit.probes.step_trace import StepTrace, Trace
 from nnaudit.report import Curve, Location, Status
 from support import programs
@@ -162,7 +163,7 @@ def test_a_plateau_cannot_be_foreseen_and_no_schedule_is_skipped() -> None:
 def test_a_plateau_of_a_metric_that_is_to_rise(seeks: str, metric: str, status: Status) -> None:
     unknown = "it follows a metric"
     plan = Plan(0, "ReduceLROnPlateau", {}, (), unknown=unknown, metric=metric, seeks=seeks)
-    measured = {LearningRatePlan: (plan,), StepTrace: Trace((), ())}
+    measured = {LearningRatePlan: (plan,), StepTrace: Trace((), ()), SecondEpoch: Second()}
     usual = programs.target(scheduler=schedulers.ReduceLROnPlateau)
     result = verdict(Schedule, measured, target=usual)
     assert result.status is status, result.message
@@ -387,3 +388,45 @@ def test_a_scheduler_that_nothing_steps_fails(monkeypatch: pytest.MonkeyPatch) -
     assert "never stepped" in result.message
     assert "never stepped" not in schedule(lambda o: make(o, 10), every_batch).message
     assert schedule(lambda o: make(o, 10)).status is Status.PASS
+
+
+def of_another(loop: AuthorLoop, batch: Any) -> Tensor:
+    """Steps an optimizer made beside the scheduler's, and the scheduler."""
+    x, y = batch
+    loop.optimizers[-1].zero_grad()
+    loss = torch.nn.functional.cross_entropy(loop.model(x), y)
+    loss.backward()
+    loop.optimizers[-1].step()
+    for scheduler in loop.schedulers:
+        scheduler.step()
+    return loss
+
+
+class Keeping(torch.optim.SGD):
+    """Keeps another optimizer, as SAM does."""
+
+    base: Any = None
+
+
+def beside(make: Callable[..., Any], body: Any, *, keeps: bool = False) -> Any:
+    """Ask about two optimizers over the same parameters; the scheduler is the first's."""
+    loop = AuthorLoop(target(scheduler=lambda o: schedulers.StepLR(o, 1000), **LONG), body)
+    first = loop.optimizers[0]
+    other = make(loop.model.parameters(), lr=0.1)
+    if keeps:
+        other.base = first
+    loop.optimizers = (*loop.optimizers, other)
+    return run_check(Schedule, Audit(loop))
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_scheduler_of_an_optimizer_that_another_replaces_warns() -> None:
+    result = beside(torch.optim.SGD, of_another)
+    assert result.status is Status.WARN
+    assert "has no effect" in result.message
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_scheduler_of_an_optimizer_that_steps_or_is_wrapped_passes() -> None:
+    assert "no effect" not in beside(torch.optim.SGD, every_batch).message
+    assert "no effect" not in beside(Keeping, of_another, keeps=True).message
