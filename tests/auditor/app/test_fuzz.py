@@ -24,6 +24,7 @@ from nnaudit.processes import supervisor
 from nnaudit.settings import Settings
 
 EXAMPLES = 2_500 if os.environ.get("NNAUDIT_TESTS") == "all" else 40
+pytestmark = pytest.mark.timeout(15 * EXAMPLES)
 fuzzed = settings(
     max_examples=EXAMPLES,
     deadline=None,
