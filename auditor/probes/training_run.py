@@ -104,8 +104,8 @@ class Training:
         seconds: what the steps took, as on a quiet machine.
         asleep: steps in whose calls, gradients on, the network was in eval mode, with every
             dropout and every normalisation by statistics in it.
-        modes: what batch normalisation makes of the two modes in the end; None where the network
-            has none that keeps averages, or a loss cannot be computed or is not finite in training.
+        modes: what batch normalisation makes of the two modes in the end, or why that is not known;
+            None where the run did not come to a finite end.
     """
 
     losses: tuple[float, ...]
@@ -124,7 +124,7 @@ class Training:
     cut: bool = False
     seconds: float = 0.0
     asleep: tuple[int, ...] = ()
-    modes: Modes | None = None
+    modes: Modes | str | None = None
 
     @property
     def first_epoch(self) -> tuple[float, ...]:
@@ -209,7 +209,7 @@ class _Run:
     error: str = ""
     seconds: float = 0.0
     asleep: list[int] = field(default_factory=list)
-    modes: Modes | None = None
+    modes: Modes | str | None = None
     awake: list[bool] = field(default_factory=list)
     reader: LossReader = field(init=False)
 
@@ -393,8 +393,11 @@ def _validation(loop: Loop) -> tuple[tuple[Any, ...], bool]:
     return tuple(found), True
 
 
-def _modes(audit: Audit) -> Modes | None:
-    """Compare train and eval mode at the weights as they are; the averages are lost."""
+def _modes(audit: Audit) -> Modes | str:
+    """Compare train and eval mode at the weights as they are, or say why not.
+
+    The averages are lost.
+    """
     loop = audit.loop
     norms = [
         module
@@ -402,7 +405,7 @@ def _modes(audit: Audit) -> Modes | None:
         if isinstance(module, BatchNorm) and module.running_mean is not None and module.training
     ]
     if not norms:
-        return None
+        return "no batch normalisation is in train mode at the end of the run"
     try:
         with ExitStack() as stack:
             for model in loop.models:
@@ -416,15 +419,15 @@ def _modes(audit: Audit) -> Modes | None:
                 audit.clock.check()
                 loop.forward(batch, train=True)
             if any(norm.num_batches_tracked == 0 for norm in norms):
-                return None  # a forward pass of this loop leaves no trace
+                return "a forward pass outside of the training step does not move its averages"
             settled = _mean_loss(audit, held, train=False)
             # Last, for it would move the averages towards these very batches.
             train = _mean_loss(audit, held, train=True)
-    except UserCodeError:
-        return None
+    except UserCodeError as error:
+        return f"the loss cannot be computed outside of the training step ({error})"
     # A loss that explodes in eval mode only is what is looked for.
     usable = math.isfinite(train) and not math.isnan(after) and not math.isnan(settled)
-    return Modes(train, after, settled) if usable else None
+    return Modes(train, after, settled) if usable else "the loss is NaN or infinite"
 
 
 def _copies(loop: Loop, most: int, rows: int) -> list[Any]:

@@ -36,7 +36,9 @@ class ItemPurity(Check):
         """Compare readings of the same items."""
         reads = audit.probe(ItemReading)
         if reads is None:
-            return self.skipped("No item can be looked up in data that lie in memory.")
+            return self.skipped(
+                "No item can be read by its index from arrays that the data set holds."
+            )
         if not reads.differing:
             return self.passed(f"Reading {reads.items} items twice leaves the data set unchanged.")
         return self.failed(

@@ -8,9 +8,13 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.gradient_reach import Block, GradientReach, Reach
+from nnaudit.probes.recurrent_states import RecurrentStates, Unrolled
 from nnaudit.probes.step_trace import ZEROED, StepTrace, zeroed_before_use
 from nnaudit.report import Kind, Result, Table
 from nnaudit.wording import attribute, count, verb
+
+_FEWEST_CUT = 3
+"""Detached states that are no accident of a first or last step."""
 
 
 class DetachedGraph(Check):
@@ -31,6 +35,10 @@ class DetachedGraph(Check):
           weights equal those of another part (a target network); they are loaded, since another
           seed gives the same ones and redraws the rest; or, where the run cannot be repeated, it is
           called without gradients.
+        - Warns when a recurrent layer of torch's is called step by step and is given its own last
+          state without the graph, in 3 calls or more before the first backward pass and in most of
+          them: the weights that carry the state see one step back. Detaching between batches, or
+          after each backward pass, is truncated backpropagation and passes.
         - A stop-gradient or straight-through estimator leaves a gradient on its other path, so a
           cut of one of several paths is not found.
     Fix: Remove the `detach`, `.data`, `.item()`, NumPy or `no_grad` between the block and the loss.
@@ -41,7 +49,7 @@ class DetachedGraph(Check):
 
     code, name, kind = "GRAD107", "detached-graph", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (GradientReach, StepTrace)
+    probes = (GradientReach, StepTrace, RecurrentStates)
     consequence_of = ("STEP102", "STEP106")
 
     def run(self, audit: Audit) -> Result:
@@ -55,6 +63,9 @@ class DetachedGraph(Check):
         if cut:
             # What nothing excuses comes first.
             return self._cut(audit, reach, sorted(cut, key=lambda block: bool(block.intended)))
+        for layer in audit.probe(RecurrentStates):
+            if layer.cut >= _FEWEST_CUT and layer.cut > layer.calls / 2:
+                return self._one_step_back(audit, layer)
         if not reach.parameters:
             return self.skipped("No optimizer trains a parameter of the model.")
         without = sum(len(block.parameters) for block in reach.blocks)
@@ -64,6 +75,20 @@ class DetachedGraph(Check):
             else f"The {count(without, 'parameter tensor')} without a gradient "
             f"{verb(without, 'do', 'does')} not affect the loss.",
             measured=f"{reach.reached} of {reach.parameters} parameters get a gradient",
+        )
+
+    def _one_step_back(self, audit: Audit, layer: Unrolled) -> Result:
+        modules = dict(audit.loop.model.named_modules())
+        return self.warned(
+            f"{layer.name or 'The network'} is called {layer.calls} times before backward(), and "
+            f"in {layer.cut} of them it is given the state that it returned last, without its "
+            "graph: what it must remember for more than one step is not learnt.",
+            measured=f"{layer.cut} of {layer.calls} states detached",
+            threshold=f"fewer than {_FEWEST_CUT}",
+            module=layer.name,
+            location=audit.loop.locate(modules.get(layer.name, audit.loop.model))
+            or audit.loop.locate("model"),
+            fix="detach the state once per batch, before the first step, and not between steps",
         )
 
     def _severed(self, audit: Audit, reach: Reach) -> Result:

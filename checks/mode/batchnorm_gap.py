@@ -54,7 +54,11 @@ class BatchnormGap(Check):
             return odd
         training = audit.probe(TrainingRun)
         if training.modes is None:
-            return self.inconclusive("The loss could not be computed, or is NaN or infinite.")
+            return self.inconclusive(
+                "The run did not come to an end with a finite loss: see FIT104."
+            )
+        if isinstance(training.modes, str):
+            return self.inconclusive(f"Not compared: {training.modes}.")
         return self._judged(audit, norms, training, training.modes)
 
     def _judged(

@@ -179,3 +179,46 @@ def test_a_parameter_held_by_the_network_itself_that_enters_as_a_number_fails() 
     assert result.status is Status.FAIL
     assert result.module == "scale"
     assert audited(Scaled(plain=False)).status is Status.PASS
+
+
+class Unrolling(nn.Module):
+    """Reads a row of 8 numbers one after the other; ``between`` is done to the state."""
+
+    def __init__(self, cell: type[nn.Module], between) -> None:
+        super().__init__()
+        self.cell, self.out = cell(1, 12), nn.Linear(12, 3)
+        self.between = between
+
+    def forward(self, x):
+        state, seen = None, []
+        for t in range(8):
+            state = self.cell(x[:, t : t + 1], state)
+            seen.append(state[0] if isinstance(state, tuple) else state)
+            state = self.between(state, t)
+        return self.out(torch.stack(seen).mean(0))
+
+
+def detached(state, t):
+    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+def test_a_state_that_is_detached_between_steps_is_a_warning(cell) -> None:
+    result = audited(Unrolling(cell, detached))
+    assert result.status is Status.WARN
+    assert result.module == "cell"
+    assert "7 of them" in result.message
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda state, t: state,
+        lambda state, t: detached(state, t) if t == 3 else state,  # halves, backpropagated at once
+        lambda state, t: torch.zeros_like(state),
+        lambda state, t: state.detach() + 1,
+    ],
+    ids=["kept", "halves", "begun anew", "another state"],
+)
+def test_other_states_pass(between) -> None:
+    assert audited(Unrolling(nn.GRUCell, between)).status is Status.PASS

@@ -1,0 +1,115 @@
+"""What a recurrent layer is given for its state when it is called step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop
+from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.term_gradients import FirstBackward
+from nnaudit.state.snapshot import preserved
+
+_RECURRENT = (nn.RNNCellBase, nn.RNNBase)
+
+
+@dataclass
+class Unrolled:
+    """A recurrent layer that is called several times before the gradient is computed.
+
+    Attributes:
+        name: its name in the network.
+        calls: how often it was called, gradients on.
+        cut: calls whose state was what the call before had returned, bit for bit, but without the
+            graph.
+    """
+
+    name: str
+    calls: int = 0
+    cut: int = 0
+    _last: Tensor | None = field(default=None, repr=False)
+
+    def take(self, given: Tensor | None, returned: Tensor) -> None:
+        """Note one call: the state that it was given, and that it returned."""
+        last = self._last
+        self.calls += 1
+        self.cut += (
+            given is not None
+            and last is not None
+            and last.requires_grad
+            and not given.requires_grad
+            and given.shape == last.shape
+            and torch.equal(given, last)
+        )
+        self._last = returned
+
+
+class RecurrentStates(Probe[tuple[Unrolled, ...]]):
+    """Watches the recurrent layers in one step, up to its first backward pass."""
+
+    def measure(self, audit: Audit) -> tuple[Unrolled, ...]:
+        """Take one step, where there is such a layer; return those that were called.
+
+        Raises:
+            OutOfBudgetError: the time is used up.
+        """
+        layers = {n: m for n, m in audit.loop.model.named_modules() if isinstance(m, _RECURRENT)}
+        if not layers:
+            return ()
+        with preserved(audit.loop.subjects), _watched(layers) as seen:
+            try:
+                _take_step(audit.loop, seen)
+            except UserCodeError:
+                return ()
+        return tuple(each for each in seen.layers if each.calls)
+
+
+@dataclass
+class _Seen:
+    layers: tuple[Unrolled, ...]
+    over: bool = False
+
+
+def _take_step(loop: Loop, seen: _Seen) -> None:
+    batch = next(iter(consecutive_batches(loop, 1)), None)
+    loop.prepare(batch)
+
+    def propagated(root: Tensor) -> None:
+        seen.over = True
+
+    with FirstBackward(propagated):
+        loop.step(batch)
+
+
+@contextmanager
+def _watched(layers: dict[str, nn.Module]) -> Iterator[_Seen]:
+    seen = _Seen(tuple(Unrolled(name) for name in layers))
+    with ExitStack() as stack:
+        for layer, one in zip(layers.values(), seen.layers, strict=True):
+
+            def called(
+                module: nn.Module, args: Any, kwargs: Any, result: Any, one: Unrolled = one
+            ) -> None:
+                if not seen.over and torch.is_grad_enabled():
+                    state = args[1] if len(args) > 1 else kwargs.get("hx")
+                    of_layer = isinstance(module, nn.RNNBase)
+                    returned = _hidden(result[1] if of_layer else result)
+                    if returned is not None:
+                        one.take(_hidden(state), returned)
+
+            hook = layer.register_forward_hook(called, with_kwargs=True)
+            stack.callback(hook.remove)
+        yield seen
+
+
+def _hidden(state: Any) -> Tensor | None:
+    """Return h of an LSTM's (h, c), and the state itself of the others."""
+    first = state[0] if isinstance(state, (tuple, list)) and state else state
+    return first if isinstance(first, Tensor) else None
