@@ -49,25 +49,31 @@ def nursery() -> Iterator[Any]:
     ready.close()
 
 
+TURNS = 4
+"""Of so many programs, one is asked in both forms, and more than what it is there for."""
+
+
+def _turn(path: Path) -> int:
+    """Return the program's number among those of its kind."""
+    return [one for one in run.programs() if one.parent == path.parent].index(path)
+
+
 def _forms(path: Path) -> tuple[str, ...]:
     """Return the forms in which CI audits the program at ``path``.
 
-    What is asked in both is the headline battery and what is cheap: of the programs that are about
-    another check the module form is audited. The faults that are about one of these take turns.
+    One form, in turns; the module form where the program is about a check that is neither of the
+    headline battery nor cheap. Both, where the forms must say something else, and of the programs
+    without a fault those whose turn it is.
     """
     wanted = {form: run.expected(path, form) for form in run.FORMS}
-    if path.parent.name == "healthy" or any(one.apart for one in wanted.values()):
+    if any(one.apart for one in wanted.values()):
         return tuple(run.FORMS)
-    if not set(wanted["module"].codes) <= {*run.HEADLINE, *run.CHEAP}:
+    healthy = path.parent.name == "healthy"
+    if not healthy and not set(wanted["module"].codes) <= {*run.HEADLINE, *run.CHEAP}:
         return ("module",)
-    if path.parent.name == "near":
+    if path.parent.name != "faults" and _turn(path) % TURNS == 0:
         return tuple(run.FORMS)
-    faults = [one for one in run.programs() if one.parent == path.parent]
-    return (run.FORMS[faults.index(path) % len(run.FORMS)],)
-
-
-TURNS = 4
-"""Of so many programs, one is asked more than what it is there for."""
+    return (run.FORMS[_turn(path) % len(run.FORMS)],)
 
 
 def _wish(path: Path, wanted: Any, form: str) -> Any:
@@ -78,8 +84,7 @@ def _wish(path: Path, wanted: Any, form: str) -> Any:
     of programs without one, takes most of the time: every :data:`TURNS` th program is asked.
     """
     wish = run.quick_wish(wanted, form)
-    others = [one for one in run.programs() if one.parent == path.parent]
-    if others.index(path) % TURNS == 0:
+    if _turn(path) % TURNS == 0:
         return wish
     if wanted.faulty:
         return replace(wish, checks=wanted.codes, quick=False, extend=())
