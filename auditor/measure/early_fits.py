@@ -20,7 +20,7 @@ BY_TARGET = frozenset(
 BY_INPUTS = frozenset(
     {
         "CountVectorizer", "IterativeImputer", "KBinsDiscretizer", "KNNImputer", "MaxAbsScaler",
-        "MinMaxScaler", "Normalizer", "PCA", "PowerTransformer", "QuantileTransformer",
+        "MinMaxScaler", "PCA", "PowerTransformer", "QuantileTransformer",
         "RobustScaler", "SimpleImputer", "StandardScaler", "TfidfVectorizer", "TruncatedSVD",
         "VarianceThreshold",
     }

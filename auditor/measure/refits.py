@@ -6,12 +6,13 @@ import ast
 import re
 from dataclasses import dataclass
 
+from nnaudit.measure.early_fits import BY_INPUTS, BY_TARGET
 from nnaudit.targets.source import Source, called, written
 
-_KINDS = re.compile(
-    r"^(Label|Ordinal|OneHot|Target)Encoder$|^(Standard|MinMax|MaxAbs|Robust)Scaler$"
-    r"|^(Power|Quantile)Transformer$|^(Count|Tfidf)Vectorizer$|^(LabelBinarizer|KBinsDiscretizer"
-    r"|PCA|TruncatedSVD)$"
+_KINDS = (
+    BY_TARGET
+    | BY_INPUTS
+    | {"LabelBinarizer", "LabelEncoder", "MultiLabelBinarizer", "OneHotEncoder", "OrdinalEncoder"}
 )
 """Classes of scikit-learn whose result depends on the rows that they were fitted to."""
 
@@ -44,7 +45,7 @@ def refits(source: Source) -> tuple[Refit, ...]:
     kinds = {
         written(target): called(node.value)
         for node in source.find(ast.Assign)
-        if isinstance(node.value, ast.Call) and _KINDS.match(called(node.value))
+        if isinstance(node.value, ast.Call) and called(node.value) in _KINDS
         for target in node.targets
     }
     training: dict[str, int] = {}
@@ -55,7 +56,7 @@ def refits(source: Source) -> tuple[Refit, ...]:
         of = call.func.value if isinstance(call.func, ast.Attribute) else call
         kind = called(of) if isinstance(of, ast.Call) else kinds.get(written(of), "")
         rows = written(call.args[0])
-        if not _KINDS.match(kind) or bool(_TRAINING.search(rows)) is bool(_HELD_OUT.search(rows)):
+        if kind not in _KINDS or bool(_TRAINING.search(rows)) is bool(_HELD_OUT.search(rows)):
             continue
         if _TRAINING.search(rows):
             training.setdefault(kind, call.lineno)
