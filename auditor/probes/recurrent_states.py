@@ -60,7 +60,11 @@ class RecurrentStates(Probe[tuple[Unrolled, ...]]):
         Raises:
             OutOfBudgetError: the time is used up.
         """
-        layers = {n: m for n, m in audit.loop.model.named_modules() if isinstance(m, _RECURRENT)}
+        layers: dict[str, nn.Module] = {
+            name: module
+            for name, module in audit.loop.model.named_modules()
+            if isinstance(module, _RECURRENT)
+        }
         if not layers:
             return ()
         with preserved(audit.loop.subjects), _watched(layers) as seen:
