@@ -55,11 +55,7 @@ class RecurrentStates(Probe[tuple[Unrolled, ...]]):
     """Watches the recurrent layers in one step, up to its first backward pass."""
 
     def measure(self, audit: Audit) -> tuple[Unrolled, ...]:
-        """Take one step, where there is such a layer; return those that were called.
-
-        Raises:
-            OutOfBudgetError: the time is used up.
-        """
+        """Take one step, where there is such a layer; return those that were called."""
         layers: dict[str, nn.Module] = {
             name: module
             for name, module in audit.loop.model.named_modules()
@@ -67,12 +63,10 @@ class RecurrentStates(Probe[tuple[Unrolled, ...]]):
         }
         if not layers:
             return ()
-        with preserved(audit.loop.subjects), _watched(layers) as seen:
-            try:
-                _take_step(audit.loop, seen)
-            except UserCodeError:
-                return ()
-        return tuple(each for each in seen.layers if each.calls)
+        try:
+            return _in_one_step(audit.loop, layers)
+        except UserCodeError:
+            return ()
 
 
 @dataclass
@@ -80,16 +74,18 @@ class _Seen:
     layers: tuple[Unrolled, ...]
     over: bool = False
 
+    def end(self, root: Tensor) -> None:
+        """Take nothing more: the first backward pass begins."""
+        self.over = True
 
-def _take_step(loop: Loop, seen: _Seen) -> None:
+
+def _in_one_step(loop: Loop, layers: dict[str, nn.Module]) -> tuple[Unrolled, ...]:
     batch = next(iter(consecutive_batches(loop, 1)), None)
-    loop.prepare(batch)
-
-    def propagated(root: Tensor) -> None:
-        seen.over = True
-
-    with FirstBackward(propagated):
-        loop.step(batch)
+    with preserved(loop.subjects):
+        loop.prepare(batch)
+        with _watched(layers) as seen, FirstBackward(seen.end):
+            loop.step(batch)
+    return tuple(each for each in seen.layers if each.calls)
 
 
 @contextmanager

@@ -222,3 +222,29 @@ def test_a_state_that_is_detached_between_steps_is_a_warning(cell) -> None:
 )
 def test_other_states_pass(between) -> None:
     assert audited(Unrolling(nn.GRUCell, between)).status is Status.PASS
+
+
+def test_a_backward_pass_after_every_step_is_truncated_backpropagation() -> None:
+    model = Unrolling(nn.GRUCell, detached)
+
+    def step(model, batch, optimizer):
+        x, y = batch
+        state, total = None, 0.0
+        optimizer.zero_grad()
+        for t in range(8):
+            state = model.cell(x[:, t : t + 1], state)
+            loss = nn.functional.cross_entropy(model.out(state), y)
+            loss.backward()
+            total, state = total + loss.detach(), state.detach()
+        optimizer.step()
+        return total
+
+    x = torch.randn(64, 8)
+    target = Target(
+        model=lambda: model,
+        train_loader=DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=32),
+        training_step=step,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1),
+    )
+    loop = DirectLoop(target, torch.device("cpu"), seed=0)
+    assert run_check(DetachedGraph, Audit(loop)).status is Status.PASS
