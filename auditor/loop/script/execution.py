@@ -13,7 +13,7 @@ import types
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from nnaudit.errors import TargetError, UnfitError, UserCodeError
+from nnaudit.errors import TargetError, UnfitError, UserCodeError, describe
 from nnaudit.loop.base import seed_everything
 from nnaudit.loop.script.channel import Close, Restart, Resume, StepRequest
 from nnaudit.loop.script.discovery import Discovery
@@ -144,7 +144,7 @@ class Execution:
 
         Returns whether the script is to be executed again.
         """
-        order = self._unfinished()
+        order = self._unfinished(ended)
         if order is not None and not self._settle(order, ended):
             # It ended for want of another round of its loop: that round begins a new execution.
             self._prepare_rerun(order)
@@ -161,15 +161,16 @@ class Execution:
                 self._prepare_rerun(command.request)
                 return True
 
-    def _unfinished(self) -> StepRequest | None:
+    def _unfinished(self, ended: Ended) -> StepRequest | None:
         """Return the order during which the script came to its end; nobody listens from now on."""
         run = self.run
         self.session.taps.listener = None
         state, run.state = run.state, None
         if run.rerun is not None:
             # It was executed again and did not get as far as the first time.
+            why = "" if ended.error is None else f" ({describe(ended.error)})"
             self._dead = EndedError(
-                f"{self.session.path.name} could not be restarted after it ended"
+                f"{self.session.path.name} could not be restarted after it ended{why}"
             )
             order: StepRequest | None = run.rerun.order
             run.rerun = None

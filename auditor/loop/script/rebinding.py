@@ -11,6 +11,7 @@ script trains on with the weights, optimizer state and hooks that the auditor kn
 from __future__ import annotations
 
 import gc
+import sys
 import types
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnaudit.errors import is_ours
+from nnaudit.errors import is_library, is_ours
 from nnaudit.loop.script.frameworks import keeps_the_log, ties_to_run
 from nnaudit.loop.script.training_objects import KINDS, Registers
 from nnaudit.targets import callstack
@@ -79,8 +80,13 @@ def _clear_alike(was: nn.Parameter, now: nn.Parameter) -> None:
 
 def _counterparts(old: Registers, new: Registers, kind: str) -> list[Pair]:
     before, after = old.of[kind].all(), new.of[kind].all()
-    found = []
-    for was, now in zip(before, after, strict=False):
+    found, skipped = [], 0
+    for i, now in enumerate(after):
+        while i + skipped < len(before) and _is_of_an_import(before[i + skipped], now):
+            skipped += 1
+        if i + skipped >= len(before):
+            break
+        was = before[i + skipped]
         if now is None or was is None or isinstance(now, torch.jit.ScriptModule):
             continue
         if keeps_the_log(now):
@@ -89,6 +95,18 @@ def _counterparts(old: Registers, new: Registers, kind: str) -> list[Pair]:
             raise LookupError(f"{type(now).__name__} where there was {type(was).__name__}")
         found.append((was, now))
     return found
+
+
+def _is_of_an_import(was: Any, now: Any) -> bool:
+    """Whether a library made ``was`` as it was imported, which happens in one execution only.
+
+    Activations that stand ready in a table, for example: they have no state, and ``now`` is
+    something else.
+    """
+    if not isinstance(was, nn.Module) or type(now).__qualname__ == type(was).__qualname__:
+        return False
+    made_by = getattr(sys.modules.get(type(was).__module__), "__file__", None) or ""
+    return not was.state_dict() and is_library(made_by)
 
 
 def _parameter_pairs(was: nn.Module, now: nn.Module) -> Iterator[Pair]:

@@ -237,6 +237,29 @@ def test_a_script_that_swallows_everything_is_still_ended(drive: Any) -> None:
 # --- the end of a script --------------------------------------------------------------------------
 
 
+def test_what_a_library_makes_as_it_is_imported_is_made_once(
+    drive: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "site-packages"
+    library.mkdir()
+    (library / "activations_of_mine.py").write_text(
+        "from torch import nn\nclass Bent(nn.Module):\n"
+        "    def forward(self, x): return x.relu()\nREADY = {'bent': Bent()}\n"
+    )
+    monkeypatch.syspath_prepend(str(library))
+    head = HEAD.replace("model = ", "import activations_of_mine\nmodel = ", 1)
+    assert head != HEAD
+
+    def body(loop: ScriptLoop) -> int:
+        batch = first(loop)
+        assert all(loop.step(batch).loss > 0 for _ in range(12))
+        return loop.run.reruns
+
+    text = head + "iterator = iter(loader)\nfor step in range(5):\n    a, b = next(iterator)\n"
+    text += "    optimizer.zero_grad()\n    nn.functional.mse_loss(model(a), b).backward()\n"
+    assert drive(text + "    optimizer.step()\n", body) > 0
+
+
 @pytest.mark.parametrize(
     "loop_head",
     ["for step in range(5):\n", "step = 0\nwhile step < 5:\n    step += 1\n"],
