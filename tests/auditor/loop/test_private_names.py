@@ -247,6 +247,8 @@ FRAMEWORKS: list[tuple[str, str, str, tuple[str, ...]]] = [
               "val_check_batch")),
             (package, "loops/training_epoch_loop.py", "_TrainingEpochLoop", ("max_steps",)),
             (package, "loops/fetchers.py", "_DataFetcher", ("length", "done")),
+            (package, "core/module.py", "LightningModule", ("_trainer", "_fabric")),
+            (package, "trainer/connectors/logger_connector/result.py", "_ResultMetric", ()),
         )
     ),
     ("ignite", "engine/engine.py", "Engine", ("state",)),
