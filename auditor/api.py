@@ -74,8 +74,6 @@ def audit(
         )
     )
     chosen = config.load({"device": _device_of(target), **settings})
-    engine.selected(Registry.load(), chosen)
-    engine.device_for(chosen.device)
     why_not = _bound_to_this_process(target) if isolate else "isolate=False"
     if not why_not:
         return _audited_in_a_child(target, chosen)
@@ -103,8 +101,12 @@ def _audited_in_a_child(target: Target, settings: Settings) -> AuditReport:
 
     Raises:
         TargetError: it cannot be audited.
+        UsageError: a setting names something that there is not.
         RefusedError: its code raised, or ended the process, before a question could be asked.
     """
+    # Asked here as well: what a child says of wrong settings comes back as a sentence only.
+    engine.selected(Registry.load(), settings)
+    engine.device_for(settings.device)
 
     def work(job: Job, emit: Callable[[Event], None]) -> None:
         # OpenMP's threads are not there in a fork, and it waits for them for ever.

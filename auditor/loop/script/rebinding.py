@@ -101,9 +101,11 @@ def _is_of_an_import(was: Any, now: Any) -> bool:
     """Whether a library made ``was`` as it was imported, which happens in one execution only.
 
     Activations that stand ready in a table, for example: they have no state, and ``now`` is
-    something else.
+    something else. Where ``now`` is gone already, it has a place of its own nevertheless.
     """
-    if not isinstance(was, nn.Module) or type(now).__qualname__ == type(was).__qualname__:
+    if now is None or not isinstance(was, nn.Module):
+        return False
+    if type(now).__qualname__ == type(was).__qualname__:
         return False
     made_by = getattr(sys.modules.get(type(was).__module__), "__file__", None) or ""
     return not was.state_dict() and is_library(made_by)

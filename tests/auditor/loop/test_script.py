@@ -1,5 +1,6 @@
 """What happens around a script: its failures, its files, its seeds, its end."""
 
+import gc
 import hashlib
 import importlib
 import io
@@ -14,11 +15,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from nnaudit.errors import TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
 from nnaudit.loop.script import ScriptLoop, run_script
+from nnaudit.loop.script.rebinding import adopt
+from nnaudit.loop.script.training_objects import Registers
 from nnaudit.loop.total_loss import call_of_total
 from nnaudit.loop.trace import EventKind, Recorder
 from nnaudit.measure.seeding import watching_seeds
@@ -258,6 +262,20 @@ def test_what_a_library_makes_as_it_is_imported_is_made_once(
     text = head + "iterator = iter(loader)\nfor step in range(5):\n    a, b = next(iterator)\n"
     text += "    optimizer.zero_grad()\n    nn.functional.mse_loss(model(a), b).backward()\n"
     assert drive(text + "    optimizer.step()\n", body) > 0
+
+
+def test_an_object_that_is_gone_keeps_its_place_among_those_of_an_execution() -> None:
+    first_time, again = Registers(), Registers()
+    kept = [nn.ReLU(), nn.Linear(2, 2)]
+    for one in kept:
+        first_time.of["module"].add(one)
+    gone, network = nn.ReLU(), nn.Linear(2, 2)
+    for one in (gone, network):
+        again.of["module"].add(one)
+    del one, gone
+    gc.collect()
+    adopt(first_time, again, (), ())
+    assert network.__dict__ is kept[1].__dict__
 
 
 @pytest.mark.parametrize(
