@@ -1,15 +1,20 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nnaudit.api import audit_loop
-from nnaudit.checks.fit.capacity import Candidate, Capacity, _gain, _much_faster
+from nnaudit.checks.fit import capacity
+from nnaudit.checks.fit.capacity import Candidate, Capacity, Rows, _gain, _much_faster
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Status
 from nnaudit.settings import Settings
 from nnaudit.targets.target import Target
 from nnaudit.training.fitting import Run
+from nnaudit.training.loss_bounds import Bounds
 
 CE = F.cross_entropy
 
@@ -38,7 +43,7 @@ def test_one_hidden_unit_for_ten_classes_fails(tools):
     assert "1 has 1 outputs" in result.fix
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_an_exact_failure_explains_is_not_looked_into(tools, data):
     parts = images(tools, data, lambda: nn.Sequential(narrow(2), nn.Softmax(1)))
     loop = DirectLoop(parts, torch.device("cpu"), seed=0)
@@ -49,7 +54,7 @@ def test_what_an_exact_failure_explains_is_not_looked_into(tools, data):
     assert "LOSS101 has failed" in said["FIT106"].message
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_users_own_width_argument_is_used(tools, data):
     def build(width=1.0):
         return narrow(round(width))
@@ -71,7 +76,7 @@ def test_slow_is_not_small(tools, data):
     assert result.status is Status.PASS, result.message
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_noise_learnt_by_heart_is_no_lack_of_capacity(tools, data):
     noisy = data.features[:, 0] + 1.5 * torch.randn(1600, generator=data.generator)
     target = Target(
@@ -99,7 +104,7 @@ def test_a_linear_model_is_meant_to_be_one(tools):
     assert "perceptron" in result.message
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_fault_that_width_does_not_cure_is_no_failure_of_width(tools, data):
     def build():
         return nn.Sequential(tools.perceptron(64, 64, 10)(), nn.Softmax(1))
@@ -107,7 +112,7 @@ def test_a_fault_that_width_does_not_cure_is_no_failure_of_width(tools, data):
     assert tools.ask(Capacity, images(tools, data, build)).status is not Status.FAIL
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_dead_initial_weights_are_told_from_a_small_network(tools, data):
     def build():
         model = tools.perceptron(64, 64, 10)()
@@ -126,15 +131,86 @@ def test_an_unexpected_loss_is_said(tools, data):
     assert tools.ask(Capacity, target).status is Status.INCONCLUSIVE
 
 
+FLAT = tuple(1.0 for _ in range(40))
+FALLING = tuple(1.0 - 0.02 * i for i in range(40))
+
+
+def candidate(
+    closed: float, held_out: float, losses: tuple[float, ...] = FLAT, wider: bool = True
+) -> Candidate:
+    """A network whose loss gap is closed so far, on the rows and on six batches of others."""
+    unseen = tuple(held_out + 0.01 * (i % 2) for i in range(6))
+    return Candidate("another", Run("", losses, 400, 0.0), closed, unseen, wider, size=1.0)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Return what the check says of networks that were trained: no training."""
+    bounds = Bounds(floor=0.0, constant=2.3, kind="cross_entropy", rows=256, distinct=256)
+    rows = Rows(SimpleNamespace(rows=256, bounds=bounds), bounds, SimpleNamespace(bounds=bounds))
+    loop = SimpleNamespace(model=narrow(), locate=lambda part: None)
+
+    def judge(own, other, *, again=None, reset=0.1, by_design=False):
+        pairs = iter([(own, [other]), again or (own, [other])])
+        monkeypatch.setattr(capacity, "_compared", lambda *_: next(pairs))
+        monkeypatch.setattr(capacity, "_train_candidate", lambda *_: candidate(reset, 0.0))
+        monkeypatch.setattr(capacity, "_small_by_design", lambda _: by_design)
+        monkeypatch.setattr(capacity, "replicated", nullcontext)
+        top = SimpleNamespace(closed=own.closed, rows=256)
+        audit = SimpleNamespace(loop=loop, seed=0)
+        return Capacity()._compare(audit, rows, None, top)
+
+    return judge
+
+
+SMALL, LARGE = candidate(0.2, 0.2), candidate(0.95, 0.6)
+
+
+def test_a_network_that_a_wider_one_leaves_far_behind_fails(judged):
+    assert judged(SMALL, LARGE).status is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ({"by_design": True}, "underfits"),
+        ({"reset": 0.8}, "default initial weights"),
+        ({"again": (SMALL, [candidate(0.95, 0.25)])}, "it was not so"),
+    ],
+)
+def test_what_could_excuse_it_makes_it_a_warning(judged, case, said):
+    result = judged(SMALL, LARGE, **case)
+    assert result.status is Status.WARN
+    assert said in result.message
+
+
+def test_where_only_another_network_fits_width_is_not_what_is_missing(judged):
+    assert judged(SMALL, candidate(0.95, 0.6, wider=False)).status is Status.WARN
+
+
+def test_noise_that_a_wider_network_learns_by_heart_is_no_lack_of_width(judged):
+    assert judged(SMALL, candidate(0.95, 0.2)).status is Status.PASS
+
+
+def test_where_no_network_fits_the_size_is_not_the_cause(judged):
+    result = judged(SMALL, candidate(0.6, 0.5))
+    assert result.status is Status.INCONCLUSIVE
+    assert "The size is not the cause" in result.message
+
+
+def test_a_network_that_still_learns_is_not_called_small(judged):
+    assert judged(candidate(0.6, 0.4, FALLING), candidate(0.95, 0.55)).status is Status.PASS
+
+
 def test_a_network_on_its_way_is_outrun_only_by_far():
-    def candidate(steps: int, *held_out: float) -> Candidate:
+    def trained(steps: int, *held_out: float) -> Candidate:
         return Candidate("", Run("", (1.0,), steps, 0.0), 0.0, held_out)
 
-    own = candidate(800, 0.2, 0.21, 0.19, 0.2)
-    assert _much_faster(own, candidate(200, 0.6, 0.6, 0.61, 0.6))
-    assert not _much_faster(own, candidate(600, 0.6, 0.6, 0.61, 0.6))  # it needed as long
-    assert not _much_faster(own, candidate(200, 0.3, 0.3, 0.31, 0.3))  # and gained little
-    assert not _much_faster(own, candidate(200, 0.9, 0.1, 0.9, 0.2))  # or here and there only
+    own = trained(800, 0.2, 0.21, 0.19, 0.2)
+    assert _much_faster(own, trained(200, 0.6, 0.6, 0.61, 0.6))
+    assert not _much_faster(own, trained(600, 0.6, 0.6, 0.61, 0.6))  # it needed as long
+    assert not _much_faster(own, trained(200, 0.3, 0.3, 0.31, 0.3))  # and gained little
+    assert not _much_faster(own, trained(200, 0.9, 0.1, 0.9, 0.2))  # or here and there only
 
 
 def test_the_paired_t_rejects_equals_rarely_and_finds_what_matters():
