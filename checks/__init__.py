@@ -28,8 +28,8 @@ def builtin() -> list[type[Check]]:
             value
             for value in vars(module).values()
             if isinstance(value, type)
-            and issubclass(value, Check)
             and value.__module__ == info.name
+            and issubclass(value, Check)
             and "code" in vars(value)
         ]
     return found

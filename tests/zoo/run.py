@@ -280,6 +280,7 @@ def _import_ahead() -> None:
     from nnaudit.checks.registry import Registry
 
     Registry.load()
+    importlib.import_module("nnaudit.loop.script")
     for name in ("torchvision", "sklearn.datasets", "sklearn.model_selection"):
         with suppress(ImportError):
             importlib.import_module(name)

@@ -49,7 +49,7 @@ def nursery() -> Iterator[Any]:
     ready.close()
 
 
-TURNS = 4
+TURNS = 8
 """Of so many programs, one is asked in both forms, and more than what it is there for."""
 
 
