@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-_VIEWS = (
+VIEWS = (
     "AliasBackward", "AsStridedBackward", "CloneBackward", "ExpandBackward", "GatherBackward",
     "IndexBackward", "IndexSelectBackward", "MaskedSelectBackward", "PermuteBackward",
     "ReshapeAliasBackward", "SelectBackward", "SliceBackward", "SplitBackward",
@@ -23,7 +23,7 @@ _VIEWS = (
 _JOINS = ("CatBackward", "StackBackward")
 """Nodes that put the values of all their parents side by side."""
 
-_POINTWISE = (
+POINTWISE = (
     "AcosBackward", "AddBackward", "ClampBackward", "ClampMaxBackward", "ClampMinBackward",
     "CosBackward", "DivBackward", "MaskedFillBackward", "MulBackward", "NegBackward",
     "PowBackward", "RsubBackward", "ScatterBackward", "SqrtBackward", "SubBackward",
@@ -34,7 +34,7 @@ _POINTWISE = (
 _PRODUCTS = ("MmBackward", "BmmBackward")
 """Products without a bias: similarities of two sets of vectors among them."""
 
-_LAYERS = (
+LAYERS = (
     "AddmmBackward", "BaddbmmBackward", "BmmBackward", "ConvolutionBackward", "EmbeddingBackward",
     "LinearBackward", "MkldnnRnnLayerBackward", "MmBackward", "MvBackward", "TrilinearBackward",
     "CudnnRnnBackward",
@@ -65,10 +65,11 @@ class Graph:
 def producer_of(tensor: Tensor) -> str:
     """Return the name of the autograd node that computed ``tensor``, looking through views."""
     node = _maker(tensor.grad_fn)
-    return _name(node) if node is not None else ""
+    return name_of(node) if node is not None else ""
 
 
-def _name(node: Any) -> str:
+def name_of(node: Any) -> str:
+    """Return the name of an autograd node, with the number at its end."""
     return str(node.name()).removeprefix("torch::autograd::")
 
 
@@ -79,12 +80,12 @@ def _parents(node: Any) -> list[Any]:
 def _maker(node: Any, joins: int = 2) -> Any:
     """Return the node whose values ``node`` holds: itself, or what views and joins lead to."""
     while node is not None:
-        name = _name(node)
+        name = name_of(node)
         if name.startswith(_JOINS) and joins:
             makers = [_maker(parent, joins - 1) for parent in _parents(node)]
-            same = len({_name(maker) if maker is not None else "" for maker in makers}) == 1
+            same = len({name_of(maker) if maker is not None else "" for maker in makers}) == 1
             return makers[0] if same else node
-        if not name.startswith(_VIEWS):
+        if not name.startswith(VIEWS):
             return node
         node = next(iter(_parents(node)), None)
     return None
@@ -98,8 +99,8 @@ def provenance(tensor: Any) -> dict[str, Any]:
     first = next(iter(_parents(maker)), None)
     source = _maker(first)
     return {
-        "producer": _name(maker),
-        "before": _name(source) if source is not None else "",
+        "producer": name_of(maker),
+        "before": name_of(source) if source is not None else "",
         "lineage": tuple(_lineage(maker)),
     }
 
@@ -109,10 +110,10 @@ def _lineage(maker: Any) -> Iterator[str]:
     todo, seen = deque([(maker, 0)]), {maker}
     while todo and len(seen) <= _LINEAGE:
         node, products = todo.popleft()
-        name = _name(node)
+        name = name_of(node)
         yield name
         products += name.startswith(_PRODUCTS)
-        if products <= 1 and name.startswith((*_VIEWS, *_JOINS, *_POINTWISE, *_PRODUCTS)):
+        if products <= 1 and name.startswith((*VIEWS, *_JOINS, *POINTWISE, *_PRODUCTS)):
             for parent in _parents(node):
                 if parent not in seen:
                     seen.add(parent)
@@ -126,15 +127,15 @@ def graph_of(tensor: Tensor) -> Graph | None:
         return None
     depths: dict[Any, float] = {}
     for node in order:
-        name = _name(node)
+        name = name_of(node)
         above = [depths[parent] for parent in _parents(node)]
         # Infinite: made of parameters alone, so no path from the data leads here.
         depth = min(above, default=math.inf)
-        if name.startswith(_LAYERS) and any(math.isinf(each) for each in above):
+        if name.startswith(LAYERS) and any(math.isinf(each) for each in above):
             depth = 1.0 if math.isinf(depth) else depth + 1.0
         depths[node] = depth
     depth = depths[order[-1]]
-    operations = frozenset(_name(node).rstrip("0123456789") for node in order)
+    operations = frozenset(name_of(node).rstrip("0123456789") for node in order)
     return Graph(0 if math.isinf(depth) else int(depth), operations)
 
 

@@ -31,6 +31,7 @@ class Needs(StrEnum):
 
     TRAIN_LOADER = "a training loader"
     VAL_LOADER = "a validation loader"
+    OWN_BATCHES = "training batches, whoever makes them"
     STEPS = "training steps"
     OWN_STEPS = "training steps, on whatever batches"
     TARGETS = "targets beside the inputs"
@@ -102,6 +103,7 @@ class Loop(ABC):
         runs_whole: the user's own loop leaves off early neither in an epoch nor between two.
         starting: the program is on its way to its training loop, for the first time or again.
         metrics: the user's own, where some were found.
+        makes_batches: the program makes its batches in its steps; they come from no loader.
         rates_rise: the learning rate is raised step by step, to a height that is not known.
     """
 
@@ -120,6 +122,7 @@ class Loop(ABC):
     counted_epochs: int = 0
     runs_whole: bool = False
     starting: bool = False
+    makes_batches: bool = False
     rates_rise: bool = False
     metrics: tuple[Metric, ...] = ()
 

@@ -109,6 +109,7 @@ class DirectLoop(Loop):
         """Return why ``need`` is not offered, or an empty string."""
         reasons: dict[Needs, Callable[[], str]] = {
             Needs.TRAIN_LOADER: lambda: _undefined("train_loader", self.train_loader),
+            Needs.OWN_BATCHES: lambda: _undefined("train_loader", self.train_loader),
             Needs.VAL_LOADER: lambda: _undefined("val_loader", self.val_loader),
             Needs.STEPS: self._why_no_steps,
             Needs.OWN_STEPS: self._why_no_steps,

@@ -72,8 +72,10 @@ class KeptStates(Probe[tuple[KeptState, ...] | None]):
             loop.step(batch)
             for _ in range(_ROUNDS):
                 audit.clock.check()
-                if loop.next_epoch(batch) is None:
+                if not _goes_on(loop, batch):
                     return None
+            if not calls and loop.makes_batches:
+                return None
             before = {id(call): call.values() for call in calls}
             try:
                 loop.step(batch)
@@ -81,6 +83,17 @@ class KeptStates(Probe[tuple[KeptState, ...] | None]):
                 return None
         found = [_kept(call, before[id(call)]) for call in calls if id(call) in before]
         return tuple(state for state in found if state is not None)
+
+
+def _goes_on(loop: Loop, batch: Any) -> bool:
+    """Live through what the program does between two epochs: between two steps, where it has none.
+
+    False where that cannot be reached.
+    """
+    if loop.makes_batches:
+        loop.step(batch)
+        return True
+    return loop.next_epoch(batch) is not None
 
 
 class _Call:

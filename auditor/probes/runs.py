@@ -35,6 +35,7 @@ from nnaudit.measure.seeding import (
 from nnaudit.report import Location
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import ModelInputs
 from nnaudit.targets.set_order import has_sets, turned_sets, unsorted
 
 STEPS = 4
@@ -228,11 +229,11 @@ def _follow(audit: Audit, loop: Loop, initial: Weights, watch: SeedWatch, *, ste
     targets: list[str] = []
     rows: Counter[str] = Counter()
     losses: list[float] = []
-    steps = steps and not loop.lacks(Needs.STEPS)
+    steps = steps and not loop.lacks(Needs.OWN_STEPS)
     for batch in islice(loop.batches(), STEPS):
         audit.clock.check()
         fed = inputs_and_target(loop, batch)
-        whole.append(batches.digest(batch))
+        whole.append(_digest(batch, fed))
         inputs.append(batches.digest(fed.inputs))
         targets.append(batches.digest((fed.target,)))
         rows.update(row_items(batch, batches.size(fed.inputs)))
@@ -254,6 +255,12 @@ def _follow(audit: Audit, loop: Loop, initial: Weights, watch: SeedWatch, *, ste
         items=items,
         losses=tuple(losses),
     )
+
+
+def _digest(batch: Any, fed: ModelInputs) -> str:
+    """Return a hash of ``batch``, or of what it became where the program drew it by itself."""
+    drawn = next(batches.tensors(batch), None) is not None
+    return batches.digest(batch if drawn else (fed.inputs, fed.target))
 
 
 def _first_indices(loop: Loop, access: RandomAccess | None) -> tuple[str, ...] | None:

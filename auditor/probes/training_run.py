@@ -132,6 +132,20 @@ class Training:
         end = self.epoch_starts[1] if len(self.epoch_starts) > 1 else len(self.losses)
         return self.losses[:end]
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether its losses compare with classes, or with the same numbers in every step.
+
+        Other targets, where the program makes its batches itself, may come from its networks, as
+        returns and bootstrapped values do: the loss then grows and falls with them.
+        """
+        targets = [call.target for call in self.calls.values()]
+        if not targets:
+            return False
+        return all(not each.is_floating_point() for each in targets) or all(
+            batches.same_values(each, targets[0]) for each in targets[1:]
+        )
+
     def last(self, share: float = 1 / 3) -> tuple[float, ...]:
         """The losses of the last ``share`` of the run."""
         return self.losses[-max(1, round(share * len(self.losses))) :]

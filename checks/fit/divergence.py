@@ -20,6 +20,10 @@ from nnaudit.wording import count
 
 _FIRST = 5
 _TIMES = 10.0
+_FINITE = (
+    "the loss is finite. Whether it grows says nothing here, because the program makes the targets "
+    "itself"
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Divergence(Check):
     """
 
     code, name, kind = "FIT104", "divergence", Kind.STATISTICAL
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_STEPS,)
     probes = (TrainingRun,)
     trains = True
     consequence_of = (
@@ -111,6 +115,8 @@ class Divergence(Check):
             return self.inconclusive(
                 "The loss is NaN or infinite from the first step on: see GRAD106."
             )
+        if course.broke is None and audit.loop.lacks(Needs.STEPS) and not training.has_labels:
+            return self._stays(training, _FINITE, details)
         if not course.diverged:
             return self._stays(training, course, details)
         details |= {
@@ -134,7 +140,7 @@ class Divergence(Check):
             f"{said}. A second run with other weights and batches did not.", **details
         )
 
-    def _stays(self, training: Training, course: Course, details: dict[str, Any]) -> Result:
+    def _stays(self, training: Training, said: object, details: dict[str, Any]) -> Result:
         n = len(training.losses)
         if training.error:
             return self.inconclusive(
@@ -145,7 +151,7 @@ class Divergence(Check):
             return self.inconclusive(
                 f"There was time for {count(n, 'step')} only, and 20 are needed.", **details
             )
-        return self.passed(f"No divergence in {n} steps: {course}.", **details)
+        return self.passed(f"No divergence in {n} steps: {said}.", **details)
 
 
 def _why_weak(audit: Audit, training: Training, course: Course) -> str:

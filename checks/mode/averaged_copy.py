@@ -45,7 +45,7 @@ class AveragedCopyStatistics(Check):
     """
 
     code, name, kind = "MODE108", "averaged-copy", Kind.EXACT
-    needs = (Needs.OWN_STEPS, Needs.TRAIN_LOADER)
+    needs = (Needs.OWN_STEPS,)
     probes = (AveragedCopies,)
     options: ClassVar[dict[str, float]] = {"forgets": 0.1}
 

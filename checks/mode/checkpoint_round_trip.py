@@ -106,7 +106,7 @@ class CheckpointRoundTrip(Check):
     """
 
     code, name, kind = "MODE105", "checkpoint-round-trip", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS, Needs.FRESH_RUN)
+    needs = (Needs.OWN_STEPS, Needs.FRESH_RUN)
     probes = (ResumePaths, ResumedRuns)
 
     def run(self, audit: Audit) -> Result:
@@ -247,7 +247,8 @@ class CheckpointRoundTrip(Check):
             again, _, _ = _step(fresh, original.batch, audit.seed)
         if not lost or _worst(original, again) is not None:
             return self.inconclusive(
-                f"The next step of the restored run differs ({worst}), but the cause was not "
+                _other_inputs(original, fresh, audit.seed)
+                or f"The next step of the restored run differs ({worst}), but the cause was not "
                 "found: it is outside model and optimizer, and the program may save it itself."
             )
         tensors = [name for name in lost if is_tensorial(original.parts.get(name))]
@@ -324,6 +325,7 @@ def _original(audit: Audit) -> Original:
 def _look_at(loop: Loop, seed: int, found: Original) -> None:
     """Note what the model makes of the batch in eval mode, and what that changes in it."""
     with preserved(loop.subjects):
+        seed_everything(seed)
         found.fed = fed_to(loop, found.batch)
     outputs = []
     for _ in range(2):
@@ -403,6 +405,34 @@ def _step(
     seen = step.observation
     norms = {g.parameter: g.norm or 0.0 for g in seen.gradients} if seen is not None else {}
     return _weights(loop), norms, step.lr
+
+
+def _other_inputs(original: Original, fresh: Loop, seed: int) -> str:
+    """Say what else the restored run computes its next step from; empty where nothing is seen."""
+    if next(batches.tensors(original.batch), None) is None:
+        return (
+            "The outputs are the same. The next step is not compared, because the script makes its "
+            "batches itself, and others after a restart under another seed."
+        )
+    try:
+        with preserved(fresh.subjects):
+            seed_everything(seed)
+            fed = fed_to(fresh, original.batch)
+    except UserCodeError:
+        return ""
+    before, now = (dict(batches.tensors((x.args, x.kwargs))) for x in (original.fed, fed))
+    other = [path for path, value in now.items() if _is_other(before.get(path), value)]
+    if 0 < len(other) < len(now):
+        return (
+            "The outputs are the same. The next step is not, because the network is called with "
+            f"{count(len(other), 'tensor')} that the program carries over from the step before, "
+            "such as a hidden state, and a resumed run begins with another."
+        )
+    return ""
+
+
+def _is_other(before: Tensor | None, now: Tensor) -> bool:
+    return before is None or not batches.same_values(before.to(now.device), now)
 
 
 def _worst(original: Original, after: dict[str, Tensor]) -> str | None:

@@ -32,14 +32,15 @@ class EvalModeLeftOn(Check):
     """
 
     code, name, kind = "MODE109", "eval-left-on", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_STEPS,)
     probes = (TrainingRun,)
     trains = True
 
     def run(self, audit: Audit) -> Result:
         """Look for stretches of the first epoch in eval mode."""
         training = audit.probe(TrainingRun)
-        steps = len(training.first_epoch)
+        # Batches of the program's own come in no epochs.
+        steps = len(training.losses if audit.loop.makes_batches else training.first_epoch)
         asleep = [step for step in training.asleep if step < steps]
         if asleep and asleep[0] == 0:
             return self.skipped("The first step is in eval mode already: see MODE101.")

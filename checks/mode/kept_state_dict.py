@@ -31,14 +31,18 @@ class KeptStateDict(Check):
     """
 
     code, name, kind = "MODE107", "kept-state-dict", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_STEPS,)
     probes = (KeptStates,)
 
     def run(self, audit: Audit) -> Result:
         """Judge the state dicts that were kept."""
         states = audit.probe(KeptStates)
         if states is None:
-            return self.skipped("The end of an epoch, where weights are kept, cannot be reached.")
+            return self.skipped(
+                "No state_dict() was called between steps."
+                if audit.loop.makes_batches
+                else "The end of an epoch, where weights are kept, cannot be reached."
+            )
         for state in states:
             if state.kept is not None and state.kept.used:
                 return self._reference(state, state.kept)

@@ -89,7 +89,7 @@ class NormalizationChoice(Check):
     """
 
     code, name, kind = "NORM101", "normalization-choice", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     consequence_of = ("DATA104",)
     options: ClassVar[dict[str, float]] = {

@@ -33,12 +33,17 @@ class DataBound(Check):
     """
 
     code, name, kind = "PERF101", "data-bound", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (DataWait,)
     options: ClassVar[dict[str, float]] = {"share": 0.5, "seconds": 10.0, "row": 1e-3}
 
     def run(self, audit: Audit) -> Result:
         """Compare the two times."""
+        if audit.loop.makes_batches:
+            return self.skipped(
+                "The script makes its batches itself, between two calls of the network: there is "
+                "no loader to wait for."
+            )
         seen = audit.probe(DataWait)
         if seen.batches < 3:
             return self.inconclusive(

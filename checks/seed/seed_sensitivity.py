@@ -41,7 +41,7 @@ class SeedSensitivity(Check):
     code = "SEED102"
     name = "seed-sensitivity"
     kind = Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER, Needs.FRESH_RUN)
+    needs = (Needs.OWN_BATCHES, Needs.FRESH_RUN)
     probes = (SeededRuns, SecondEpoch)
 
     def run(self, audit: Audit) -> Result:

@@ -65,7 +65,7 @@ class SeededRun(Check):
     code = "SEED101"
     name = "seeded-run"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (SeededRuns,)
     consequence_of = ("GRAD106",)
 
@@ -215,7 +215,7 @@ def _holds_nan(run: Run) -> bool:
 def _nondeterministic_operators(audit: Audit) -> list[str]:
     """Return PyTorch's own warnings about the operators of one step; empty on a CPU."""
     loop = audit.loop
-    if loop.device.type == "cpu" or loop.lacks(Needs.STEPS):
+    if loop.device.type == "cpu" or loop.lacks(Needs.OWN_STEPS):
         return []
     with preserved(loop.subjects), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -56,7 +56,7 @@ class LearningRate(Check):
     """
 
     code, name, kind = "STEP109", "learning-rate", Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_STEPS,)
     probes = (TrainingRun,)
     trains = True
     consequence_of = (
@@ -68,7 +68,7 @@ class LearningRate(Check):
     def run(self, audit: Audit) -> Result:
         """Run the range test; test a suspicion."""
         loop, training = audit.loop, audit.probe(TrainingRun)
-        reason = _why_skipped(loop)
+        reason = _why_skipped(loop) or _why_not_comparable(loop, training)
         if reason:
             return self.skipped(reason)
         lr = _rate_of(loop)
@@ -204,6 +204,15 @@ def _why_skipped(loop: Loop) -> str:
     if loop.rates_rise:
         return "The script raises its learning rate by itself, to an unknown peak."
     return "" if _rate_of(loop) > 0.0 else "The learning rate is 0."
+
+
+def _why_not_comparable(loop: Loop, training: Training) -> str:
+    if loop.lacks(Needs.STEPS) and not training.has_labels:
+        return (
+            "The script makes its batches itself, and what its loss compares with too: losses at "
+            "two learning rates say nothing about which is better."
+        )
+    return ""
 
 
 def _rate_of(loop: Loop) -> float:

@@ -22,7 +22,7 @@ class Count:
     Attributes:
         plan: what it was made for.
         each: how often it is stepped per optimizer step, in every step looked at.
-        updates: optimizer steps of the whole run.
+        updates: optimizer steps of the whole run; 0 where that is not known.
         location: the line that steps it.
     """
 
@@ -35,7 +35,8 @@ class Count:
     def runs_out(self) -> bool:
         """Whether the plan is made for the optimizer's steps, and used up several times as fast."""
         end = self.plan.end
-        return self.each > 1 and end is not None and abs(end - self.updates) <= _slack(self.updates)
+        near = end is not None and abs(end - self.updates) <= _slack(self.updates)
+        return self.each > 1 and self.updates > 0 and near
 
 
 class ScheduleCount(Check):
@@ -57,7 +58,7 @@ class ScheduleCount(Check):
     """
 
     code, name, kind = "STEP112", "schedule-count", Kind.EXACT
-    needs = (Needs.OWN_STEPS, Needs.TRAIN_LOADER)
+    needs = (Needs.OWN_STEPS,)
     probes = (LearningRatePlan, StepTrace)
 
     def run(self, audit: Audit) -> Result:
@@ -100,7 +101,7 @@ def _counts(loop: Loop, plans: list[Plan], trace: Trace) -> Iterator[Count]:
         ]
         numbers = {len(each) for each in events}
         told = any(event.explicit for each in events for event in each)
-        if len(numbers) == 1 and not told and updates:
+        if len(numbers) == 1 and not told:
             first = events[0][0].location if events[0] else None
             yield Count(plan, numbers.pop(), updates, first)
 

@@ -51,6 +51,7 @@ class ScriptLoop(Loop):
         self.schedulers = self._roles.schedulers
         self.device = device_of(self.model)
         self.train_loader = _Stream(self) if run.without_loader else run.train_loader
+        self.makes_batches = run.without_loader
         self.rates_rise = run.rates_rise
         self.planned_epochs = run.planned_epochs
         self.counted_epochs, self.runs_whole = run.span.epochs, run.span.whole
@@ -100,6 +101,7 @@ class ScriptLoop(Loop):
             Needs.VAL_LOADER: ""
             if self.val_loader is not None
             else "no validation loader was seen",
+            Needs.OWN_BATCHES: "",
             Needs.STEPS: free or unseen,
             Needs.OWN_STEPS: unseen,
             Needs.TARGETS: "",

@@ -15,7 +15,10 @@ from nnaudit.report import Result
 from nnaudit.state.snapshot import preserved
 
 DQN = Path(__file__).parents[2] / "scripts" / "dqn.py"
-STEPS = ("LOSS102", "GRAD101", "GRAD102", "GRAD106", "STEP101", "STEP102", "STEP107", "MODE101")
+STEPS = (
+    "LOSS102", "GRAD101", "GRAD102", "GRAD106", "STEP101", "STEP102", "STEP107", "MODE101",
+    "SEED101", "SEED102", "FIT104", "NORM101", "MODE109",
+)  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

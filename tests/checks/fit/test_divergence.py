@@ -1,4 +1,6 @@
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from nnaudit.checks.fit.divergence import Course, Divergence, course_of
 from nnaudit.probes.training_run import Training
 from nnaudit.report import Status
 from nnaudit.targets.target import Target
+from support.measurements import loss_call
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.INCONCLUSIVE)
@@ -125,3 +128,32 @@ def test_healthy_noise_is_never_called_divergence_and_growth_is_found():
 def test_few_losses_prove_nothing():
     assert not course_of(made_of([1.0] * 5 + [100.0] * 4)).diverged
     assert Course(None, 1.0, 100.0, 1e-3).diverged is False
+
+
+def own_batches(losses, targets=()):
+    calls = {i: loss_call("mse", torch.zeros(3), each) for i, each in enumerate(targets)}
+    loop = SimpleNamespace(
+        lacks=lambda need: "the script draws its batches itself", locate=lambda thing: None
+    )
+    measured = replace(made_of(losses), calls=calls)
+    audit = SimpleNamespace(probe=lambda probe: measured, loop=loop)
+    return measured, audit
+
+
+def test_growth_says_nothing_where_the_program_makes_its_targets():
+    """The loss of a value network grows with the returns that it is to predict."""
+    growing = [1.0] * 5 + [50.0] * 100
+    for targets in ((), [torch.rand(3) for _ in range(3)]):
+        measured, audit = own_batches(growing, targets)
+        assert course_of(measured).diverged
+        assert not measured.has_labels
+        result = Divergence().run(audit)
+        assert result.status is Status.PASS
+        assert "makes the targets itself" in result.message
+
+
+def test_labels_are_classes_or_the_same_in_every_step():
+    same = torch.rand(3)
+    assert own_batches([1.0], [same, same.clone()])[0].has_labels
+    classes = loss_call("cross_entropy", torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+    assert replace(made_of([1.0]), calls={0: classes}).has_labels

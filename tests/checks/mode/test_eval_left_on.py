@@ -14,12 +14,14 @@ from nnaudit.probes.training_run import Training
 from nnaudit.report import Result, Status
 
 
-def judged(*asleep: int, steps: int = 100, epoch: int = 80) -> Result:
+def judged(
+    *asleep: int, steps: int = 100, epoch: int = 80, makes_batches: bool = False
+) -> Result:
     training = Training(
         (1.0,) * steps, (0.1,) * steps, (0, epoch), (1,) * steps, {}, math.nan, (), (), False, (),
         asleep=asleep,
     )  # fmt: skip
-    loop = SimpleNamespace(locate=lambda thing: None)
+    loop = SimpleNamespace(locate=lambda thing: None, makes_batches=makes_batches)
     audit = SimpleNamespace(probe=lambda probe: training, loop=loop)
     return EvalModeLeftOn().run(cast(Audit, audit))
 
@@ -35,6 +37,12 @@ def test_single_steps_the_next_epoch_and_the_first_step_do_not() -> None:
     assert judged(10, 20, 30, 31).status is Status.PASS
     assert judged(*range(90, 100)).status is Status.PASS
     assert judged(*range(100)).status is Status.SKIP
+
+
+def test_a_program_that_makes_its_batches_has_no_epochs_to_go_by() -> None:
+    result = judged(*range(40, 100), epoch=1, makes_batches=True)
+    assert result.status is Status.FAIL
+    assert "in 60 of 100 steps" in result.message
 
 
 SCRIPT = """

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
+from torch import nn
 
 from nnaudit.checks.mode.kept_state_dict import KeptStateDict
 from nnaudit.context import Audit
-from nnaudit.probes.kept_states import Assignment, KeptState, assignment
+from nnaudit.probes.kept_states import Assignment, KeptState, KeptStates, assignment
 from nnaudit.report import Location, Result, Status
 
 AT = Location(file="train.py", line=7)
@@ -37,6 +40,31 @@ def test_one_whose_use_is_not_found_is_a_warning_if_it_is_called_the_best() -> N
 def test_one_that_no_condition_keeps_passes() -> None:
     assert judged(KeptState(AT, 6, 6, None)).status is Status.PASS
     assert judged().status is Status.PASS
+
+
+def test_the_steps_of_a_program_without_epochs_are_watched_instead() -> None:
+    kept: list[Any] = []
+    model = nn.Linear(2, 2)
+
+    class Steps:
+        train_loader, makes_batches, saves = None, True, True
+
+        def batches(self) -> Iterator[Any]:
+            yield None
+
+        def step(self, batch: Any) -> None:
+            if self.saves:
+                kept.append(model.state_dict())
+            with torch.no_grad():
+                model.weight.add_(1.0)
+
+    loop = Steps()
+    audit = cast(Audit, SimpleNamespace(loop=loop, clock=SimpleNamespace(check=lambda: None)))
+    states = KeptStates().measure(audit)
+    assert states
+    assert {state.changed for state in states} == {1}
+    loop.saves = False
+    assert KeptStates().measure(audit) is None
 
 
 LOOP = """
