@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.base import Loop
+from nnaudit.loop.planned_rate import planned_lr
 from nnaudit.targets import batch as batches
 from nnaudit.targets.layers import DROPOUT_FUNCTIONS, dropout_rates
 from nnaudit.targets.model_inputs import main_tensor
@@ -32,14 +33,13 @@ class Rate:
 def constant_lr(loop: Loop, factor: float = 1.0) -> Iterator[Rate]:
     """Hold the learning rate at ``factor`` times the author's own for the time of a ``with``.
 
-    The author's rate is the highest that the plan is known to reach: the group's ``max_lr``
-    (OneCycle) or ``initial_lr`` (set by every scheduler), else its ``lr`` now. A warm-up that
-    starts at zero, or a schedule of an epoch-long run, means nothing in a run of 100 steps.
-    What is yielded changes the factor on the way.
+    The author's rate is the highest that the plan is known to reach. A warm-up that starts at
+    zero, or a schedule of an epoch-long run, means nothing in a run of 100 steps. What is yielded
+    changes the factor on the way.
     """
     rate = Rate(factor)
     planned = {
-        id(group): planned_lr(group)
+        id(group): planned_lr(loop, group)
         for optimizer in loop.optimizers
         for group in optimizer.param_groups
     }
@@ -62,14 +62,6 @@ def is_scheduled(loop: Loop) -> bool:
     """
     groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
     return bool(loop.schedulers) or any("initial_lr" in g or "max_lr" in g for g in groups)
-
-
-def planned_lr(group: dict[str, Any]) -> float:
-    """Return the highest learning rate that a parameter group is known to reach.
-
-    It is 0 where the optimizer finds its own (Adafactor's ``lr=None``).
-    """
-    return max(float(group.get(key) or 0.0) for key in ("lr", "initial_lr", "max_lr"))
 
 
 def _set_lr(group: dict[str, Any], rate: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import patched
 from nnaudit.measure.movement import same
 from nnaudit.report import Location

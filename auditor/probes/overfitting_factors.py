@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
-from nnaudit.loop.control import planned_lr
 from nnaudit.loop.graph import FUNCTION
+from nnaudit.loop.planned_rate import planned_lr
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.targets import batch as batches
@@ -178,7 +178,7 @@ def _decay_and_dropout(loop: Loop, *, called: bool) -> OverfittingFactor:
     if not decay and loop.optimizers:
         kind = type(loop.optimizers[0]).__name__
         kind = {"Adam": "AdamW"}.get(kind, kind)
-        rate = max(planned_lr(group) for group in loop.optimizers[0].param_groups)
+        rate = max(planned_lr(loop, group) for group in loop.optimizers[0].param_groups)
         line = f"torch.optim.{kind}(model.parameters(), lr={rate:g}, weight_decay={FIRST_DECAY})"
         return OverfittingFactor(name, False, ", ".join(told), line)
     if not rates and not called:

@@ -20,9 +20,10 @@ from torch import nn
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.control import Rate, constant_lr, planned_lr, without_dropout
+from nnaudit.loop.control import Rate, constant_lr, without_dropout
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
+from nnaudit.loop.planned_rate import planned_rise
 from nnaudit.measure.eval_result import EvalResult, evaluate_batches
 from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.probes.first_steps import is_given
@@ -183,12 +184,6 @@ def training_run(audit: Audit, *, steps: int = STEPS, val: bool = True) -> Train
     with constant_lr(audit.loop) as rate, run.reading_modes():
         run.train(rate)
     return run.result(whole)
-
-
-def planned_rise(loop: Loop) -> bool:
-    """Whether the plan of the learning rate has a peak above where it is now."""
-    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
-    return any(float(group["lr"] or 0.0) < 0.99 * planned_lr(group) for group in groups)
 
 
 def squeezed(position: float) -> float:

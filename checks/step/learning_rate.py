@@ -11,7 +11,7 @@ from typing import ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.control import planned_lr
+from nnaudit.loop.planned_rate import planned_lr, planned_rise
 from nnaudit.measure.lr_range import SECONDS, SHORTEST, Ramp, constant_run, range_test
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Curve, Kind, Result, Series
@@ -150,7 +150,7 @@ class LearningRate(Check):
         )
 
     def _too_high(self, audit: Audit, ramp: Ramp, lr: float, steps: int) -> Result | None:
-        if _warms_up(audit.loop):
+        if planned_rise(audit.loop):
             return None
         yours, other = constant_run(audit, 1.0, steps), constant_run(audit, ramp.best, steps)
         start, scatter = _start(yours, other)
@@ -216,17 +216,12 @@ def _why_not_comparable(loop: Loop, training: Training) -> str:
 
 
 def _rate_of(loop: Loop) -> float:
-    return max(planned_lr(group) for group in loop.optimizers[0].param_groups)
+    return max(planned_lr(loop, group) for group in loop.optimizers[0].param_groups)
 
 
 def _diverges_near(ramp: Ramp) -> bool:
     """Whether the loss diverged near your rate or far below it, so that a test is worth it."""
     return ramp.diverged <= 10.0 or ramp.best <= 0.03
-
-
-def _warms_up(loop: Loop) -> bool:
-    groups = [group for optimizer in loop.optimizers for group in optimizer.param_groups]
-    return any(float(group["lr"]) < 0.99 * planned_lr(group) for group in groups)
 
 
 def _start(yours: list[float], other: list[float]) -> tuple[float, float]:

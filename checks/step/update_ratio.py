@@ -13,7 +13,8 @@ from torch import Tensor
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs, Step
-from nnaudit.loop.control import constant_lr, planned_lr
+from nnaudit.loop.control import constant_lr
+from nnaudit.loop.planned_rate import planned_lr
 from nnaudit.probes.first_steps import STEPS, First, FirstSteps, observed_steps
 from nnaudit.report import Histogram, Kind, Result, Table
 
@@ -83,7 +84,7 @@ class UpdateRatio(Check):
                 "falls.",
                 evidence=evidence,
             )
-        rates = sorted({planned_lr(g) for o in loop.optimizers for g in o.param_groups})
+        rates = sorted({planned_lr(loop, g) for o in loop.optimizers for g in o.param_groups})
         better = rates[-1] * 10 ** (-3.0 - median)
         what = "hardly change" if median < low else "are overwritten"
         return self.warned(
@@ -138,7 +139,7 @@ def _ratios(
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in names:
-                    groups[names[id(parameter)]] = (number, planned_lr(group))
+                    groups[names[id(parameter)]] = (number, planned_lr(loop, group))
             number += 1
     found: dict[str, list[float]] = {}
     closed: set[str] = set()

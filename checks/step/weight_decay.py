@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
-from nnaudit.loop.control import planned_lr
+from nnaudit.loop.planned_rate import planned_lr
 from nnaudit.report import Kind, Result, Table
 from nnaudit.training.optimizers import decouples_decay, is_adaptive
 
@@ -144,7 +144,7 @@ def _decays(loop: Loop) -> list[Decay]:
                 Decay(
                     optimizer=type(optimizer).__name__,
                     amount=float(amount) if isinstance(amount, (int, float)) else 0.0,
-                    rate=planned_lr(group),
+                    rate=planned_lr(loop, group),
                     decoupled=bool(group.get("decoupled_weight_decay", decoupled)) or decoupled,
                     adaptive=is_adaptive(optimizer),
                     vectors=sum(ndim <= 1 for ndim in shapes),

@@ -19,7 +19,8 @@ from torch import nn
 
 from nnaudit.errors import TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.control import constant_lr, planned_lr, without_dropout
+from nnaudit.loop.control import constant_lr, without_dropout
+from nnaudit.loop.planned_rate import planned_lr
 from nnaudit.loop.script import ScriptLoop, run_script
 from nnaudit.loop.script.rebinding import adopt
 from nnaudit.loop.script.training_objects import Registers
@@ -1243,7 +1244,7 @@ def by_hand(rate: str, made: float) -> str:
 def test_a_warm_up_by_hand_has_the_height_that_its_optimizer_was_made_with(drive: Any) -> None:
     def body(loop: ScriptLoop) -> None:
         assert not loop.rates_rise
-        assert planned_lr(loop.optimizers[0].param_groups[0]) == 0.05
+        assert planned_lr(loop, loop.optimizers[0].param_groups[0]) == 0.05
         assert loop.step(first(loop)).lr[0] == pytest.approx(0.0005)
 
     drive(by_hand("0.05 * min(count / 100, 1)", 0.05), body)
