@@ -451,7 +451,9 @@ def main() -> int:
     if args.nursery:
         nursery()
         return 0
-    paths = [path for path in programs(args.select) if _available(path)]
+    paths = [path for path in programs(args.select.lower()) if _available(path)]
+    if not paths:
+        parser.error(f"no program of the zoo matches {args.select!r}")
     outcomes = {
         form: _audited(paths, form, args)
         for form in (FORMS if args.form == "both" else (args.form,))
