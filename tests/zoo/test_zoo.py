@@ -79,18 +79,18 @@ def _forms(path: Path) -> tuple[str, ...]:
 def _wish(path: Path, wanted: Any, form: str) -> Any:
     """Return what CI asks the program at ``path``.
 
-    That a fault is found by its own check, and that programs without one alarm no check that is
-    quick. Whether a fault makes other checks name another cause, and what the checks that train say
-    of programs without one, takes most of the time: every :data:`TURNS` th program is asked.
+    What it is there for: a fault or a near miss its own checks, a healthy one all that are quick.
+    Whether a fault makes other checks name another cause, and what the checks that train say of a
+    healthy program, takes most of the time: every :data:`TURNS` th program is asked.
     """
     wish = run.quick_wish(wanted, form)
     if _turn(path) % TURNS == 0:
         return wish
-    if wanted.faulty:
+    if wanted.codes:
         return replace(wish, checks=wanted.codes, quick=False, extend=())
     if form == "module":
-        return replace(wish, quick=True, extend=wanted.codes)
-    training = set(run.TRAINING) - set(wanted.codes)
+        return replace(wish, quick=True)
+    training = set(run.TRAINING)
     return replace(wish, checks=tuple(code for code in wish.checks if code not in training))
 
 

@@ -262,10 +262,13 @@ def findings(metrics: dict[str, Callable[..., Any]], task: str, seed: int) -> li
 
 
 @pytest.mark.parametrize("task", ["classes", "numbers"])
-def test_null_rejection_rate_and_power(task: str) -> None:
-    """No sensible metric is found wrong on any of 60 samples, every senseless one on all."""
-    assert not any(any(findings(SENSIBLE[task], task, seed)) for seed in range(60))
-    assert all(all(findings(SENSELESS[task], task, seed)) for seed in range(20))
+@pytest.mark.parametrize(
+    "seeds", [range(15), pytest.param(range(15, 60), marks=pytest.mark.exhaustive)]
+)
+def test_null_rejection_rate_and_power(task: str, seeds: range) -> None:
+    """No sensible metric is found wrong on any sample, every senseless one on all."""
+    assert not any(any(findings(SENSIBLE[task], task, seed)) for seed in seeds)
+    assert all(all(findings(SENSELESS[task], task, seed)) for seed in seeds[::3])
 
 
 @pytest.mark.parametrize("seed", range(3))

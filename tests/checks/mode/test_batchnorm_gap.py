@@ -69,7 +69,7 @@ def test_networks_that_work_against_each_other_get_no_answer(ask) -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01, 0.5, None])
-@pytest.mark.parametrize("rows", [8, 32])
+@pytest.mark.parametrize("rows", [8, pytest.param(32, marks=pytest.mark.exhaustive)])
 def test_usual_settings_pass(momentum: float | None, rows: int, ask) -> None:
     result = ask(BatchnormGap, net(momentum=momentum), batch_size=rows)
     assert result.status is Status.PASS
