@@ -123,12 +123,14 @@ def _contexts(
     from nnaudit.ranks import clipping
     from nnaudit.ranks.process_group import gloo_without_gpu
     from nnaudit.ranks.spawned import followed
+    from nnaudit.ranks.sync_batch_norm import sync_batch_norm_without_gpu
     from nnaudit.ranks.writes import noted
 
     rank, world = _place()
     places = files.places_of(Path(task.job.path))
     yield on_device(task.job.settings.device)
     yield gloo_without_gpu()
+    yield sync_batch_norm_without_gpu()
     yield followed(task.job.path, rank, world)
     yield files.variables(launchers.as_scheduled(os.environ))
     yield noted(journal, files.download_caches(places))

@@ -23,6 +23,7 @@ from nnaudit.ranks.first_step import FirstStep
 from nnaudit.ranks.process_group import gloo_without_gpu, only_process, waiting_for_none
 from nnaudit.ranks.record import Rank, Ranks, journal, read
 from nnaudit.ranks.spawned import followed
+from nnaudit.ranks.sync_batch_norm import sync_batch_norm_without_gpu
 from nnaudit.ranks.unsharded import unsharded
 from nnaudit.ranks.watch import UNCUT_STEPS
 from nnaudit.report import Part
@@ -202,8 +203,10 @@ def alone(path: str, seen: Ranks | None = None) -> Iterator[None]:
     try:
         with ExitStack() as stack:
             stack.enter_context(variables(values))
-            for stands_in in (gloo_without_gpu(), only_process(), unsharded()):
-                stack.enter_context(stands_in)
+            stack.enter_context(gloo_without_gpu())
+            stack.enter_context(sync_batch_norm_without_gpu())
+            stack.enter_context(only_process())
+            stack.enter_context(unsharded())
             stack.enter_context(followed(path, 0, None))
             if seen is not None and seen.unused is not None:
                 stack.enter_context(waiting_for_none())
