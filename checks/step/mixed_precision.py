@@ -75,7 +75,6 @@ class MixedPrecision(Check):
     code, name, kind = "STEP106", "mixed-precision", Kind.STATISTICAL
     needs = (Needs.OWN_STEPS,)
     probes = (PrecisionUse, StepTrace)
-    trains = True
     consequence_of = ("GRAD106",)
     options: ClassVar[dict[str, float]] = {"lost": 0.05, "skipped": 0.2}
 
