@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 _OFFSETS = (-2, -1, 0, 1, 2)
 
-_FEWEST_ROWS, _FEWEST_TOKENS = 64, 1000
+_FEWEST_ROWS, _FEWEST_ERRORS, _FEWEST_OTHERS = 64, 50, 5
 
 _MOST_KINDS = 64
 """Labels of more kinds are tokens or numbers."""
@@ -27,7 +27,8 @@ class LabelShift:
 
     Attributes:
         offset: how many places after the label its token is.
-        explained, own: the share of labels that the token there tells right, and the label's own.
+        explained, own: by how much the token there lessens the errors of always the most frequent
+            label, and by how much the label's own does.
         first: the token that begins every row, and has labels of several kinds.
     """
 
@@ -41,9 +42,9 @@ def label_shift(texts: Sequence[tuple[Tensor, Tensor]], ignored: int) -> LabelSh
     """Return how labels are shifted against token ids, both of shape ``(N, T)``; None if not.
 
     Two things must be seen. Every row begins with the same token, and that has labels of several
-    kinds, the most frequent under 90%: a token that is always the same says nothing. And of half
-    of the rows a table from tokens to labels tells the other half's labels by the token beside,
-    but not by the label's own (:data:`_EXPLAINED`, :data:`_UNEXPLAINED`).
+    kinds, five of them not the most frequent: a token that is always the same says nothing. And of
+    half of the rows a table from tokens to labels tells the other half's labels by the token
+    beside, but not by the label's own (:data:`_EXPLAINED`, :data:`_UNEXPLAINED`).
     """
     rows = [
         (ids, labels)
@@ -55,17 +56,12 @@ def label_shift(texts: Sequence[tuple[Tensor, Tensor]], ignored: int) -> LabelSh
     if first is None or len(rows) < _FEWEST_ROWS or not 2 <= len(kinds) <= _MOST_KINDS:
         return None
     half = len(rows) // 2
-    right = {offset: _told(rows[:half], rows[half:], offset, ignored) for offset in _OFFSETS}
-    counts = Counter(y for _, labels in rows[half:] for y in labels if y != ignored)
-    total = sum(counts.values())
-    wrong = total - counts.most_common(1)[0][1]
-    best = max(right, key=lambda offset: right[offset])
-    if total < _FEWEST_TOKENS or best == 0 or wrong == 0:
+    left = {k: _left(rows[:half], rows[half:], k, ignored) for k in _OFFSETS}
+    own, best = left[0], min(left, key=lambda k: left[k].share)
+    few = min(own.usual, left[best].usual) < _FEWEST_ERRORS
+    if best == 0 or few or left[best].share > _EXPLAINED or own.share < _UNEXPLAINED:
         return None
-    left, own = ((total - right[offset]) / wrong for offset in (best, 0))
-    if left > _EXPLAINED or own < _UNEXPLAINED:
-        return None
-    return LabelShift(best, right[best] / total, right[0] / total, first)
+    return LabelShift(best, 1 - left[best].share, 1 - own.share, first)
 
 
 def _constant_first(rows: Iterable[tuple[list[int], list[int]]], ignored: int) -> int | None:
@@ -76,32 +72,50 @@ def _constant_first(rows: Iterable[tuple[list[int], list[int]]], ignored: int) -
         labels[theirs[0]] += 1
     if len(tokens) != 1 or ignored in labels:
         return None
-    share = labels.most_common(1)[0][1] / sum(labels.values())
-    return tokens.pop() if share < 0.9 else None
+    others = sum(labels.values()) - labels.most_common(1)[0][1]
+    return tokens.pop() if others >= _FEWEST_OTHERS else None
 
 
-def _told(
+@dataclass(frozen=True)
+class _Left:
+    """Errors of the labels that a table tells, and of always the most frequent label there."""
+
+    told: int
+    usual: int
+
+    @property
+    def share(self) -> float:
+        return self.told / self.usual if self.usual else 1.0
+
+
+def _left(
     known: list[tuple[list[int], list[int]]],
     asked: list[tuple[list[int], list[int]]],
     offset: int,
     ignored: int,
-) -> int:
-    """Return how many labels of ``asked`` the token ``offset`` places on tells right."""
+) -> _Left:
+    """Return what is left of the errors in ``asked``, told by the token ``offset`` places on.
+
+    Only places count whose token ``known`` has twice or more.
+    """
     table: dict[int, Counter[int]] = defaultdict(Counter)
     usual: Counter[int] = Counter()
-    for ids, labels in known:
-        for place, label in enumerate(labels):
-            if label != ignored:
-                usual[label] += 1
-                if 0 <= place + offset < len(ids):
-                    table[ids[place + offset]][label] += 1
+    for token, label in _pairs(known, offset, ignored):
+        table[token][label] += 1
+        usual[label] += 1
+    best = {t: found.most_common(1)[0][0] for t, found in table.items() if found.total() > 1}
     default = usual.most_common(1)[0][0] if usual else ignored
-    best = {token: found.most_common(1)[0][0] for token, found in table.items()}
-    right = 0
-    for ids, labels in asked:
+    places = [(best[t], label) for t, label in _pairs(asked, offset, ignored) if t in best]
+    return _Left(
+        sum(told != label for told, label in places),
+        sum(default != label for _, label in places),
+    )
+
+
+def _pairs(
+    rows: list[tuple[list[int], list[int]]], offset: int, ignored: int
+) -> Iterator[tuple[int, int]]:
+    for ids, labels in rows:
         for place, label in enumerate(labels):
-            if label != ignored:
-                there = place + offset
-                token = ids[there] if 0 <= there < len(ids) else -1
-                right += best.get(token, default) == label
-    return right
+            if label != ignored and 0 <= place + offset < len(ids):
+                yield ids[place + offset], label

@@ -36,6 +36,9 @@ _USUAL = 0.9
 _FEWEST = 64
 """Targets of which an offset can be told: as many equal by chance among few kinds of tokens."""
 
+_TABLED = 100_000
+"""Tokens of which a table of labels is made: more take seconds."""
+
 
 @dataclass(frozen=True)
 class TokenTargets:
@@ -134,7 +137,8 @@ class _Counts:
     def add(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> None:
         """Count one batch of texts, of shape ``(N, T)`` each."""
         valid = labels != self.ignored
-        self.texts.append((ids, labels))
+        if sum(known.numel() for known, _ in self.texts) < _TABLED:
+            self.texts.append((ids, labels))
         self.rows += len(ids)
         self.unsupervised += int((~valid.any(1)).sum())
         self.batches += 1

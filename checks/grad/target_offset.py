@@ -61,9 +61,9 @@ class TargetOffset(Check):
         side = "after" if shift.offset > 0 else "before"
         return self.warned(
             f"The labels belong to other tokens: the token {abs(shift.offset)} place(s) {side} "
-            f"each label tells {100 * shift.explained:.0f}% of the labels, its own "
-            f"{100 * shift.own:.0f}%, and the token that begins every text ({shift.first}) has "
-            "labels of several kinds.",
+            f"each label corrects {100 * shift.explained:.0f}% of the errors of always the most "
+            f"frequent label, its own {max(100 * shift.own, 0):.0f}%, and the token that begins "
+            f"every text ({shift.first}) has labels of several kinds.",
             measured=f"labels of the token {abs(shift.offset)} {side}",
             threshold="each token's own label",
             location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
