@@ -20,7 +20,7 @@ from nnaudit.report import Location
 from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 
-_MOST = 2**24
+_MOST = 2**22
 """Larger outputs are not followed: it takes a few times their memory."""
 
 _DIGIT = 128
