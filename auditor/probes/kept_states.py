@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import patched
 from nnaudit.measure.movement import same
 from nnaudit.report import Location
@@ -86,7 +87,7 @@ class KeptStates(Probe[tuple[KeptState, ...] | None]):
 
 
 def _goes_on(loop: Loop, batch: Any) -> bool:
-    """Live through what the program does between two epochs: between two steps, where it has none.
+    """Live through what the program does between two epochs, or two steps where it has none.
 
     False where that cannot be reached.
     """

@@ -14,9 +14,7 @@ from nnaudit.probes.training_run import Training
 from nnaudit.report import Result, Status
 
 
-def judged(
-    *asleep: int, steps: int = 100, epoch: int = 80, makes_batches: bool = False
-) -> Result:
+def judged(*asleep: int, steps: int = 100, epoch: int = 80, makes_batches: bool = False) -> Result:
     training = Training(
         (1.0,) * steps, (0.1,) * steps, (0, epoch), (1,) * steps, {}, math.nan, (), (), False, (),
         asleep=asleep,
