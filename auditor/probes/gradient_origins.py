@@ -112,6 +112,8 @@ class Origins:
 class GradientOrigins(Probe[Origins]):
     """Takes a few steps of a program with several networks, and notes who made each gradient."""
 
+    steps = 8
+
     def measure(self, audit: Audit) -> Origins:
         """Return what was seen; nothing where there is one optimizer and one network.
 
