@@ -198,6 +198,11 @@ class Probe(ABC, Generic[T]):
     """
 
     probes: ClassVar[tuple[type[Probe[Any]], ...]] = ()
+    steps: ClassVar[int] = 20
+    """About how many steps of training it takes, or the time of as many, at the most.
+
+    What takes few is asked first, so that a slow program gets these answers whatever its budget.
+    """
 
     @abstractmethod
     def measure(self, audit: Audit) -> T:

@@ -16,7 +16,7 @@ import click
 
 from nnaudit.app import runs
 from nnaudit.app.messages import FINDINGS, OK, OWN_FAULT, USAGE, USER_CRASH, quote, tell
-from nnaudit.engine.job import Job
+from nnaudit.engine.job import Answered, Event, Job
 from nnaudit.engine.record import Record, RefusedError
 from nnaudit.errors import FIRST_STEP, raised
 from nnaudit.processes import supervisor
@@ -38,6 +38,7 @@ class Call:
         verbose: whether the programs' own output is shown.
         compared: what compares a report with the baseline.
         only_unpassed: whether only that is asked which did not pass last time.
+        note: given what is known by now of the target with that number, whenever it has grown.
     """
 
     targets: tuple[tuple[str, tuple[str, ...]], ...]
@@ -49,6 +50,7 @@ class Call:
     verbose: bool = False
     compared: Callable[[Report], Report] = lambda report: report
     only_unpassed: bool = False
+    note: Callable[[int, Report], None] = lambda number, report: None
 
     def settings_for(self, path: str) -> Settings:
         """Return the settings of one target's audit.
@@ -70,8 +72,8 @@ def audit_all(call: Call, interruption: Interruption) -> tuple[list[Report], int
     jobs = min(call.jobs, len(call.targets))
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
-    def audit_one(target: tuple[str, tuple[str, ...]]) -> tuple[Report | None, int]:
-        path, arguments = target
+    def audit_one(number: int) -> tuple[Report | None, int]:
+        path, arguments = call.targets[number]
         job = Job(
             path=path,
             module=call.module,
@@ -81,10 +83,10 @@ def audit_all(call: Call, interruption: Interruption) -> tuple[list[Report], int
             threads=threads,
             keep=str(call.keep_files or ""),
         )
-        return _audit_one(job, call, interruption, shows_progress=jobs == 1)
+        return _audit_one(number, job, call, interruption, shows_progress=jobs == 1)
 
     with ThreadPoolExecutor(jobs) as pool:
-        outcomes = list(pool.map(audit_one, call.targets))
+        outcomes = list(pool.map(audit_one, range(len(call.targets))))
     reports = [report for report, _ in outcomes if report is not None]
     if interruption.signal:
         return reports, interruption.exit_code
@@ -97,15 +99,24 @@ def worst(codes: Iterable[int]) -> int:
 
 
 def _audit_one(
-    job: Job, call: Call, interruption: Interruption, *, shows_progress: bool
+    number: int, job: Job, call: Call, interruption: Interruption, *, shows_progress: bool
 ) -> tuple[Report | None, int]:
     progress: Any = Progress(job.path, findings=call.verbose) if shows_progress else nullcontext()
+    command = shlex.join(["nnaudit", *sys.argv[1:]])
     try:
         with progress as shown:
+
+            def take(event: Event, record: Record) -> None:
+                if shown:
+                    shown.take(event, record)
+                if isinstance(event, Answered):
+                    report = supervisor.so_far(job, record, command=command)
+                    call.note(number, call.compared(report))
+
             report, record = supervisor.audit(
                 job,
-                command=shlex.join(["nnaudit", *sys.argv[1:]]),
-                on_event=shown.take if shown else lambda event, record: None,
+                command=command,
+                on_event=take,
                 interruption=interruption,
             )
     except RefusedError as error:
@@ -120,6 +131,7 @@ def _audit_one(
         quote(record.output)
         click.echo("---", err=True)
     report = call.compared(report)
+    call.note(number, report)
     return report, _exit_code(report, record, job.settings)
 
 

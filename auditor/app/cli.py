@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -267,7 +268,7 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
     from nnaudit.app import launch, runs
     from nnaudit.app.audits import Call, audit_all
     from nnaudit.app.module_name import file_of
-    from nnaudit.app.output import Output
+    from nnaudit.app.output import Growing, Output
     from nnaudit.processes.child import Interruption
 
     flags = {key: _flat(options[key]) for key in _SETTINGS}
@@ -310,7 +311,7 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
         sources=[path for path, _ in call.targets],
     )
     with Interruption() as interruption:
-        reports, code = audit_all(call, interruption)
+        reports, code = audit_all(replace(call, note=Growing(output).take), interruption)
         output.write(reports)
     _show_pages(output, [runs.keep(report) for report in reports], view=options["view"])
     sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,9 @@ ROOTS = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR", "WORKSPACE")
 
 _SOURCES = (".py", ".pyi", ".ipynb", ".toml", ".yaml", ".yml")
 """What a person writes: a file that exists and is called so is not replaced by a report."""
+
+WRITE_EVERY = 2.0
+"""Seconds between two states of a report that grows."""
 
 Color = Literal["auto", "always", "never"]
 
@@ -106,6 +112,35 @@ class Output:
     def is_for_a_person(self) -> bool:
         """Whether nothing was asked for but the report on the terminal."""
         return self.destinations == (Destination("text", None),)
+
+
+class Growing:
+    """The reports of an audit that is under way, written to the JSON files that were asked for.
+
+    An audit that is killed has so written what it knew.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._paths = [d.path for d in output.destinations if d.format == "json" and d.path]
+        self._options = output.options
+        self._reports: dict[int, Report] = {}
+        self._written = -math.inf
+        self._lock = threading.Lock()
+
+    def take(self, number: int, report: Report) -> None:
+        """Take in what is known by now of the target with that ``number``.
+
+        The files are written at most every :data:`WRITE_EVERY` seconds: writing costs time, too.
+        """
+        with self._lock:
+            self._reports[number] = report
+            if not self._paths or time.monotonic() - self._written < WRITE_EVERY:
+                return
+            text = FORMATS["json"]([self._reports[n] for n in sorted(self._reports)], self._options)
+            for path in self._paths:
+                if path.is_file() or not path.exists():  # not to a pipe, which is read as it comes
+                    write(path, text)
+            self._written = time.monotonic()
 
 
 def _folder() -> str:

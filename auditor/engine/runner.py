@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from nnaudit.checks.base import Check
 from nnaudit.checks.registry import BrokenPlugin
-from nnaudit.context import Audit
+from nnaudit.context import Audit, Probe
 from nnaudit.engine.job import PLUGIN
 from nnaudit.errors import (
     NnauditError,
@@ -36,9 +36,15 @@ def run_checks(
         TargetError: the target turned out to be unusable (an empty loader, a loss that is no
             number): every check would say the same.
     """
-    for check in sorted(checks, key=lambda c: c.trains):
+    for check in sorted(checks, key=_cost):
         on_start(check)
         yield run_check(check, audit)
+
+
+def _cost(check: type[Check]) -> tuple[bool, int]:
+    """Return what to sort a check by: those that the first few steps answer come first."""
+    steps = [probe.steps for probe in check.probes] or [Probe.steps]
+    return check.trains, max(steps)
 
 
 def run_check(check: type[Check], audit: Audit) -> Result:

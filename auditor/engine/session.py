@@ -160,8 +160,6 @@ def run_audit(
     known_fatal = known_fatal or {}
     registry = Registry.load()
     battery = selected(registry, settings)
-    opening = started(loop, battery, parts)
-    emit(opening.model_copy(update={"remarks": _remarks(opening.target, registry)}))
     budget = None if settings.budget is None else max(settings.budget - elapsed, 0.0)
     audit = Audit(
         loop,
@@ -172,6 +170,9 @@ def run_audit(
         on_measure=lambda probe, begins: emit(Measuring(probe=probe, begins=begins)),
         ranks=ranks,
     )
+    # To say what the script validates with takes some of its steps: they are of the budget, too.
+    opening = started(loop, battery, parts)
+    emit(opening.model_copy(update={"remarks": _remarks(opening.target, registry)}))
     if remaining is None:
         for result in plugin_errors(registry.broken):
             emit(Answered(result=result))
@@ -182,7 +183,7 @@ def run_audit(
         emit(Answered(result=judged))
         if judged.kind is Kind.EXACT and judged.status is Status.FAIL and not judged.suppressed:
             audit.broken.add(judged.code)
-    if PICTURES not in known_fatal:
+    if PICTURES not in known_fatal and audit.clock.remaining > 0:
         with audit.measuring(PICTURES), audit.isolated():
             train = FIRST_STEP not in known_fatal and audit.clock.remaining > _PICTURE_SECONDS
             emit(Pictured(overview=_pictures(loop, train=train)))

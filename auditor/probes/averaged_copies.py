@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop
@@ -61,6 +62,9 @@ class AveragedCopy:
         stood: how many steps it stood still, bit for bit; 0 where it has moved.
         decay: the share of its distance to the trained weights that each step left, where that was
             the same in all steps; None where it was not.
+        by_torch: it is torch's ``AveragedModel``, made without ``use_buffers``: an average that
+            leaves the statistics, whenever its first update comes.
+        moved: its weights changed in the steps that were taken.
     """
 
     type: str
@@ -74,6 +78,8 @@ class AveragedCopy:
     alone: bool = False
     stood: int = 0
     decay: float | None = None
+    by_torch: bool = False
+    moved: bool = True
 
 
 @dataclass
@@ -147,7 +153,7 @@ def _followed(
     These are given time: an average may be updated every so many steps.
     """
     for copy, pair in zip(found, pairs, strict=True):
-        if _has_moved(pair):
+        if copy.moved or copy.by_torch:
             yield copy
         elif copy.alone and _is_close(pair) and (stood := _stands(audit, pair)):
             yield replace(copy, stood=stood)
@@ -313,4 +319,6 @@ def _judged(pair: _Pair, within: tuple[int, int], *, ended: bool, recomputed: bo
         recomputed=recomputed,
         alone=ended and evaluated and len(pair.others) <= within[1],
         decay=_decay(pair.left),
+        by_torch=isinstance(pair.copy, AveragedModel) and not pair.copy.use_buffers,
+        moved=_has_moved(pair),
     )

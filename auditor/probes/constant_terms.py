@@ -56,6 +56,8 @@ class _Call:
 class ConstantTerms(Probe[tuple[ConstantTerm, ...]]):
     """Looks for calls without a graph, or of equal arguments, and moves what they return."""
 
+    steps = 8
+
     def measure(self, audit: Audit) -> tuple[ConstantTerm, ...]:
         """Take a few steps, and two or three more of the first for each candidate.
 

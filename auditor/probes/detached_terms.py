@@ -56,6 +56,8 @@ class DetachedTerms(Probe[tuple[DetachedTerm, ...]]):
     what autograd says plus what the addend has: the two are compared.
     """
 
+    steps = 8
+
     def measure(self, audit: Audit) -> tuple[DetachedTerm, ...]:
         """Take one step, and three more of the same where there is such an addend.
 

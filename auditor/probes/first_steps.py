@@ -119,6 +119,8 @@ class First:
 class FirstSteps(Probe[First]):
     """A handful of observed steps on consecutive batches of an epoch."""
 
+    steps = 5
+
     def measure(self, audit: Audit) -> First:
         """Take :data:`STEPS` steps, or as many as do not raise.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from itertools import combinations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nnaudit.context import Audit, Probe
+from nnaudit.loop.autograd import LAYERS, VIEWS, name_of
 from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import own_line, parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
@@ -22,20 +23,27 @@ from nnaudit.report import Location
 STEPS = 4
 """Steps of each optimizer that are looked at, where it steps with every batch."""
 
+_MOST_NODES = 256
+
 _MOST_BATCHES = 12
 """Critics are trained five times, and more, as often as their generators."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A gradient that an optimizer gets from a loss on which another one has stepped already.
+    """A gradient that an optimizer gets from a loss on which another one steps.
+
+    Either that one has stepped before, or the loss reaches its parameters through those of this
+    optimizer, whose own loss does not reach them, and it steps after.
 
     Attributes:
         optimizer: the number of the one that gets it.
-        other: the one that stepped on that loss.
+        other: the one whose loss it is.
         cosine: between that part of the gradient and the rest, which is of the optimizer's own.
         share: the norm of that part, relative to the rest.
-        location: the line of the later step.
+        location: the line of the optimizer's step.
+        maximised: that loss is the output of the optimizer's own network, or its negative, and
+            nothing else: as an actor's is what the critic says of it.
     """
 
     optimizer: int
@@ -43,6 +51,7 @@ class Leftover:
     cosine: float
     share: float
     location: Location | None
+    maximised: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ class Origins:
 class GradientOrigins(Probe[Origins]):
     """Takes a few steps of a program with several networks, and notes who made each gradient."""
 
+    steps = 8
+
     def measure(self, audit: Audit) -> Origins:
         """Return what was seen; nothing where there is one optimizer and one network.
 
@@ -122,10 +133,14 @@ class GradientOrigins(Probe[Origins]):
         loop = audit.loop
         if len(loop.optimizers) < 2 and len(loop.models) < 2:
             return Origins()
+        # A script that draws its own batches takes steps to draw them, which are undone.
+        some = list(consecutive_batches(loop, _MOST_BATCHES))
         watch = _Watch(loop)
         with watch:
-            for batch in consecutive_batches(loop, _MOST_BATCHES):
+            for batch in some:
                 audit.clock.check()
+                with watch.muted():
+                    loop.prepare(batch)
                 loop.step(batch)
                 if min(watch.steps) >= STEPS:
                     break
@@ -160,6 +175,7 @@ class _Player:
         used: the backward passes of its last step.
         at_step: gradients of the shared parameters at its last step.
         reached: parameters that got a gradient for its last step, in the order of going back.
+        stepped_on: all that was added to the gradients of its last step, and the line of that.
     """
 
     parameters: list[Tensor]
@@ -167,6 +183,7 @@ class _Player:
     used: tuple[int, ...] = ()
     at_step: dict[int, Tensor] = field(default_factory=dict)
     reached: tuple[int, ...] = ()
+    stepped_on: tuple[tuple[_Made, ...], Location | None] = ((), None)
 
 
 class _Watch:
@@ -193,9 +210,24 @@ class _Watch:
         self._depth = 0
         self._order: list[int] = []
         self._orders: dict[int, tuple[int, ...]] = {}
+        self._maximised: dict[int, frozenset[int]] = {}
         self._stepped: dict[int, list[int]] = {}
         self._within: list[int] = []
+        self._muted = False
         self._stack = ExitStack()
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Take no notice of what happens in the ``with``: of steps that are undone."""
+        self._muted = True
+        try:
+            yield
+        finally:
+            self._muted = False
+
+    @property
+    def _deaf(self) -> bool:
+        return self._muted or self._loop.starting
 
     def __enter__(self) -> None:
         with ExitStack() as stack:
@@ -203,7 +235,7 @@ class _Watch:
             for which, optimizer in enumerate(self._loop.optimizers):
                 stack.callback(optimizer.register_step_pre_hook(self._before(which)).remove)
                 stack.callback(optimizer.register_step_post_hook(self._after(which)).remove)
-            if self._pairs:
+            if len(self._players) > 1:
                 for parameter in _unique(p for each in self._players for p in each.parameters):
                     if parameter.requires_grad:
                         handle: Any = parameter.register_hook(self._noting(parameter))  # type: ignore[no-untyped-call]
@@ -232,17 +264,20 @@ class _Watch:
     def _backward(self, real: Callable[..., None]) -> Callable[..., None]:
         @wraps(real)
         def backward(*args: Any, **kwargs: Any) -> None:
-            if self._depth or self._loop.starting:
+            if self._depth or self._deaf:
                 return real(*args, **kwargs)
             before = [[_kept(p.grad) for p in each.parameters] for each in self._players]
             others = {n: [_state(p.grad) for p, _ in each] for n, each in self._others.items()}
             self._order = []
+            root = args[0] if args else kwargs.get("tensors")
+            maximised = outputs_alone(root) if isinstance(root, Tensor) else frozenset()
             self._depth += 1
             try:
                 real(*args, **kwargs)
             finally:
                 self._depth -= 1
             self._number += 1
+            self._maximised[self._number] = maximised
             self._orders[self._number] = tuple(self._order)
             for player, was in zip(self._players, before, strict=True):
                 self._add(player, was)
@@ -268,7 +303,7 @@ class _Watch:
     def _before(self, which: int) -> Callable[..., None]:
         def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             self._within.append(which)
-            if len(self._within) > 1 or self._loop.starting:
+            if len(self._within) > 1 or self._deaf:
                 return  # stepped by one that wraps it
             player = self._players[which]
             self.frozen[which] += not any(p.requires_grad for p in player.parameters)
@@ -277,6 +312,8 @@ class _Watch:
             line = own_line()
             self._leftover(which, line)
             player.used = tuple(made.number for made in player.made)
+            self._passed_through(which)
+            player.stepped_on = tuple(player.made), line
             last = player.used[-1] if player.used else 0
             player.reached = self._orders.get(last, ())
             shared = set().union(*(self._ids[i] & self._ids[j] for i, j in self._pairs), set())
@@ -295,7 +332,7 @@ class _Watch:
         def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             if self._within:
                 self._within.pop()
-            if self._within or self._loop.starting:
+            if self._within or self._deaf:
                 return
             self.steps[which] += 1
             player = self._players[which]
@@ -316,8 +353,45 @@ class _Watch:
             return
         theirs, own = (_flat(each, self._players[which].parameters) for each in (old, rest))
         other = self._others_stepped_on(old[-1].number, which)[-1]
+        self._left(which, other, theirs, own, line, {each.number for each in old})
+
+    def _passed_through(self, which: int) -> None:
+        """Note what others have stepped on that is of the loss of ``which``, led through them."""
+        used, ids = set(self._players[which].used), self._ids[which]
+        for other, player in enumerate(self._players):
+            made, line = player.stepped_on
+            lent = [each for each in made if each.number in used]
+            rest = [each for each in made if each.number not in used]
+            if other == which or not lent or not rest or self._ids[other] & ids:
+                continue
+            leads = all(
+                _comes_first(self._reached(other, each), ids, self._orders[each.number])
+                for each in lent
+            )
+            apart = all(ids.isdisjoint(self._orders[each.number]) for each in rest)
+            if leads and apart:
+                theirs, own = (_flat(each, player.parameters) for each in (lent, rest))
+                self._left(other, which, theirs, own, line, {each.number for each in lent})
+
+    def _reached(self, which: int, made: _Made) -> set[int]:
+        return self._ids[which].intersection(self._orders[made.number])
+
+    def _left(
+        self,
+        which: int,
+        other: int,
+        theirs: Tensor,
+        own: Tensor,
+        line: Location | None,
+        passes: set[int],
+    ) -> None:
         share = float(theirs.norm()) / max(float(own.norm()), 1e-30)
-        self.leftovers.append(Leftover(which, other, _cosine(theirs, own), share, line))
+        maximised = all(
+            not self._ids[which].isdisjoint(self._maximised.get(number, ())) for number in passes
+        )
+        self.leftovers.append(
+            Leftover(which, other, _cosine(theirs, own), share, line, maximised=maximised)
+        )
 
     def _others_stepped_on(self, number: int, which: int) -> list[int]:
         return [other for other in self._stepped.get(number, []) if other != which]
@@ -353,6 +427,45 @@ class _Watch:
                 location=line,
             )
         )
+
+
+_LINEAR = (
+    "NegBackward", "MeanBackward", "SumBackward", "DivBackward", "MulBackward", "AddBackward",
+    "SubBackward", "MinimumBackward", "MinBackward", *VIEWS,
+)  # fmt: skip
+"""Nodes between a loss that is an output itself and the layer that made the output."""
+
+
+def outputs_alone(root: Tensor) -> frozenset[int]:
+    """Return the parameters of the last layers of which ``root`` is a sum, with one sign.
+
+    A loss of a difference, as a critic's of real and generated, has them with both; a loss that
+    compares its output with anything has none.
+    """
+    todo: list[tuple[Any, int]] = [(root.grad_fn, 1)]
+    seen, signs = set[tuple[Any, int]](), dict[int, set[int]]()
+    while todo and len(seen) < _MOST_NODES:
+        node, sign = todo.pop()
+        if node is None or (node, sign) in seen:
+            continue
+        seen.add((node, sign))
+        name = name_of(node)
+        if name.startswith(LAYERS):
+            for key in _weights_of(node):
+                signs.setdefault(key, set()).add(sign)
+        elif name.startswith(_LINEAR):
+            for place, (parent, _) in enumerate(node.next_functions):
+                turned = name.startswith("Neg") or (name.startswith("Sub") and place == 1)
+                todo.append((parent, -sign if turned else sign))
+    return frozenset(key for key, found in signs.items() if len(found) == 1)
+
+
+def _weights_of(node: Any) -> Iterator[int]:
+    """Yield the parameters that a layer's node multiplies by or adds."""
+    for parent, _ in node.next_functions:
+        for each in (parent, *(p for p, _ in getattr(parent, "next_functions", ()))):
+            if (variable := getattr(each, "variable", None)) is not None:
+                yield id(variable)
 
 
 def _comes_first(first: set[int], then: set[int], order: tuple[int, ...]) -> bool:

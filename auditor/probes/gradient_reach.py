@@ -161,6 +161,7 @@ class GradientReach(Probe[Reach]):
     """Believes the first steps where all is well, and looks at :data:`STEPS` more where not."""
 
     probes = (FirstSteps,)
+    steps = 8
 
     def measure(self, audit: Audit) -> Reach:
         """Find the parameters that no gradient reaches, and move them.

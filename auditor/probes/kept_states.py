@@ -87,7 +87,7 @@ class KeptStates(Probe[tuple[KeptState, ...] | None]):
 
 
 def _goes_on(loop: Loop, batch: Any) -> bool:
-    """Live through what the program does between two epochs: between two steps, where it has none.
+    """Live through what the program does between two epochs, or two steps where it has none.
 
     False where that cannot be reached.
     """

@@ -87,6 +87,8 @@ class Terms:
 class LossTerms(Probe[Terms]):
     """Takes the loss of a few steps apart, all at the same weights."""
 
+    steps = 8
+
     def measure(self, audit: Audit) -> Terms:
         """Take a step on each of :data:`BATCHES` batches, or one where there is one term.
 

@@ -79,6 +79,8 @@ class Plan:
 class LearningRatePlan(Probe[tuple[Plan, ...]]):
     """Steps every scheduler :data:`LENGTH` times, by itself."""
 
+    steps = 5
+
     def measure(self, audit: Audit) -> tuple[Plan, ...]:
         """Simulate the outermost schedulers; the runner puts them back.
 

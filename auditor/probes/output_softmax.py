@@ -45,6 +45,8 @@ class OutputSoftmax:
 class OutputSoftmaxes(Probe[tuple[OutputSoftmax, ...]]):
     """Takes one step, and looks what is made of outputs with two dimensions."""
 
+    steps = 8
+
     def measure(self, audit: Audit) -> tuple[OutputSoftmax, ...]:
         """Return the softmaxes in order; none where the step raises.
 

@@ -54,6 +54,8 @@ class Unrolled:
 class RecurrentStates(Probe[tuple[Unrolled, ...]]):
     """Watches the recurrent layers in one step, up to its first backward pass."""
 
+    steps = 8
+
     def measure(self, audit: Audit) -> tuple[Unrolled, ...]:
         """Take one step, where there is such a layer; return those that were called."""
         layers: dict[str, nn.Module] = {

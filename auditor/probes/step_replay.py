@@ -55,6 +55,7 @@ class StepReplay(Probe[tuple[Remainder, ...]]):
     """
 
     probes = (StepTrace,)
+    steps = 8
 
     def measure(self, audit: Audit) -> tuple[Remainder, ...]:
         """Take four steps with the same random numbers, none of which changes the weights.

@@ -56,6 +56,7 @@ class StepTrace(Probe[Trace]):
     """A few observed steps with all their events: the first ones."""
 
     probes = (FirstSteps,)
+    steps = 5
 
     def measure(self, audit: Audit) -> Trace:
         """Return the first :data:`STEPS` steps.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
@@ -58,6 +58,7 @@ _ADAPTS = (*VIEWS, *_CHOOSES, "NegBackward")
 class Flow(StrEnum):
     """Where a gradient goes that should not."""
 
+    ATTRACTION = "attraction"
     BOOTSTRAP = "bootstrap"
     TEACHER = "teacher"
     ADVANTAGE = "advantage"
@@ -68,10 +69,15 @@ class TargetGradient:
     """A gradient into the target of a loss, or into the weight of a log-probability.
 
     Attributes:
-        flow: BOOTSTRAP: one side of a regression is an output of the network, the other is data
-            plus a factor times another output of the same network; TEACHER: the target of a loss of
-            probabilities comes of parameters that nothing else trains; ADVANTAGE: a logarithm is
-            multiplied by the difference of data and an output that a regression trains.
+        flow: what the gradient flows into.
+            ATTRACTION: nothing is back-propagated but differences (or cosines) of two outputs that
+            both have a gradient, of different trained tensors.
+            BOOTSTRAP: one side of a regression is an output of the network, the other is data plus
+            a factor times another output of the same network.
+            TEACHER: the target of a loss of probabilities comes of parameters that nothing else
+            trains.
+            ADVANTAGE: a logarithm is multiplied by the difference of data and an output that a
+            regression trains.
         kind: our name for the loss function; empty for what is written by hand.
         parameters: how many trained tensors it reaches that way.
         location: the user's line.
@@ -95,11 +101,11 @@ class TargetGradients(Probe[tuple[TargetGradient, ...]]):
         """
         loop = audit.loop
         trained = {id(p) for o in loop.optimizers for p in parameters_of(o) if p.requires_grad}
-        trained |= {id(p) for model in loop.models for p in model.parameters() if p.requires_grad}
         series: list[list[Reached]] = []
         elsewhere = set[int]()
-        for batch in consecutive_batches(loop, STEPS):
+        for batch in list(consecutive_batches(loop, STEPS)):
             audit.clock.check()
+            loop.prepare(batch)
             watch = _Watch(trained)
             with watch:
                 loop.step(batch)
@@ -109,13 +115,14 @@ class TargetGradients(Probe[tuple[TargetGradient, ...]]):
 
 
 def in_every_step(series: list[list[Reached]], elsewhere: set[int]) -> Iterator[TargetGradient]:
-    """Yield what was seen in each of the steps, but teachers that another loss trains, too.
+    """Yield what was seen in each of the steps, but what another loss trains properly.
 
     Args:
-        elsewhere: what some loss reached by another way than as a teacher.
+        elsewhere: what some loss reached by another way than as a teacher, or by attraction.
     """
     for each in dict.fromkeys(series[0] if series else []):
-        if each.flow is Flow.TEACHER and not each.tensors.isdisjoint(elsewhere):
+        alone = each.flow in (Flow.TEACHER, Flow.ATTRACTION)
+        if alone and not each.tensors.isdisjoint(elsewhere):
             continue
         if all(any(each.place == other.place for other in more) for more in series[1:]):
             yield TargetGradient(each.flow, each.kind, len(each.tensors), each.location)
@@ -176,12 +183,18 @@ class _Watch:
 
 @dataclass
 class _Comparison:
-    """Two nodes that a loss compares; of a loss of probabilities the second is the truth."""
+    """Two nodes that a loss compares; of a loss of probabilities the second is the truth.
+
+    ``result`` is the node of what came out, which grows with the difference where ``sign`` is 1 and
+    falls where it is -1.
+    """
 
     one: Any
     other: Any
     kind: str
     location: Location | None
+    result: Any = None
+    sign: int = 1
 
 
 class Tap(TorchFunctionMode):
@@ -194,6 +207,8 @@ class Tap(TorchFunctionMode):
         sums, varied: nodes that add data; and such as differs between rows.
         factors: nodes that multiply by numbers without a graph.
         products: of two tensors that both have a graph.
+        similarities: calls of ``cosine_similarity`` of such.
+        scalars: nodes that multiply or divide by one number, with its sign.
     """
 
     def __init__(self) -> None:
@@ -201,6 +216,8 @@ class Tap(TorchFunctionMode):
         self.regressions: list[_Comparison] = []
         self.soft: list[_Comparison] = []
         self.products: list[_Comparison] = []
+        self.similarities: list[_Comparison] = []
+        self.scalars: dict[Any, int] = {}
         self.fitted: list[Any] = []
         self.sums: dict[Any, Any] = {}
         self.varied: dict[Any, Any] = {}
@@ -223,22 +240,30 @@ class Tap(TorchFunctionMode):
         if func in LOSS_FUNCTIONS:
             given = [*args, *(kwargs[name] for name in ("input", "target") if name in kwargs)]
             if len(given) >= 2 and all(isinstance(each, Tensor) for each in given[:2]):
-                self._compared(func, given[0], given[1])
+                self._compared(func, given[0], given[1], made.grad_fn)
+            return
+        if func is F.cosine_similarity:
+            given = [*args, *(kwargs[name] for name in ("x1", "x2") if name in kwargs)][:2]
+            if all(isinstance(each, Tensor) and each.grad_fn is not None for each in given):
+                nodes, where = [each.grad_fn for each in given], callstack.user_line()
+                self.similarities.append(
+                    _Comparison(nodes[0], nodes[1], "cosine_similarity", where, made.grad_fn, -1)
+                )
             return
         name = getattr(func, "__name__", "")
         if name in _SQUARES and isinstance(args[0], Tensor):
-            self._squared(args[0], args[1] if len(args) > 1 else 2)
+            self._squared(args[0], args[1] if len(args) > 1 else 2, made.grad_fn)
         elif len(args) >= 2 and (name in _SUMS or name in _PRODUCTS):
             if args[0] is args[1]:
-                self._squared(args[0], 2)
+                self._squared(args[0], 2, made.grad_fn)
             else:
                 self._combined(name, args[0], args[1], made.grad_fn)
 
-    def _compared(self, func: Any, given: Tensor, target: Tensor) -> None:
+    def _compared(self, func: Any, given: Tensor, target: Tensor, made: Any) -> None:
         if given.grad_fn is None and target.grad_fn is None:
             return
         both = given.grad_fn is not None and target.grad_fn is not None
-        seen = _Comparison(given.grad_fn, target.grad_fn, LOSS_FUNCTIONS[func], None)
+        seen = _Comparison(given.grad_fn, target.grad_fn, LOSS_FUNCTIONS[func], None, made)
         if both and func in _SOFT:
             seen.location = callstack.user_line()
             self.soft.append(seen)
@@ -248,28 +273,41 @@ class Tap(TorchFunctionMode):
         elif not both:
             self.fitted.append(given.grad_fn if given.grad_fn is not None else target.grad_fn)
 
-    def _squared(self, base: Any, exponent: Any) -> None:
+    def _squared(self, base: Any, exponent: Any, made: Any) -> None:
         node = base.grad_fn if isinstance(base, Tensor) else None
         if node is None or exponent != 2:
             return
         self.fitted.append(node)
         sides = _parents(node)
         if name_of(node).startswith(("SubBackward", "RsubBackward")) and len(sides) == 2:
-            self.regressions.append(_Comparison(*sides, "", callstack.user_line()))
+            where = callstack.user_line()
+            self.regressions.append(_Comparison(sides[0], sides[1], "", where, made))
 
     def _combined(self, name: str, one: Any, other: Any, made: Any) -> None:
         nodes = [x.grad_fn if isinstance(x, Tensor) else None for x in (one, other)]
         graphs = [node for node in nodes if node is not None]
         if len(graphs) == 2 and name in _PRODUCTS:
-            self.products.append(_Comparison(*graphs, "", callstack.user_line()))
+            where = callstack.user_line()
+            self.products.append(_Comparison(graphs[0], graphs[1], "", where, made, -1))
         elif len(graphs) == 1:
             plain = other if nodes[0] is not None else one
             if name in _PRODUCTS:
                 self.factors[made] = graphs[0]
+                if (sign := _sign(plain)) != 0:
+                    self.scalars[made] = sign
             elif isinstance(plain, Tensor) and not plain.requires_grad and plain.numel() > 1:
                 self.sums[made] = graphs[0]
                 if _varies(plain):
                     self.varied[made] = graphs[0]
+
+
+def _sign(factor: Any) -> int:
+    """Return the sign of a single number; 0 for anything else."""
+    if isinstance(factor, Tensor):
+        if factor.numel() != 1:
+            return 0
+        factor = float(factor.detach())
+    return (factor > 0) - (factor < 0) if isinstance(factor, (int, float)) else 0
 
 
 def _varies(values: Tensor) -> bool:
@@ -309,7 +347,7 @@ def found_in(tap: Tap, roots: list[Any], trained: set[int]) -> tuple[list[Reache
     graph = _Graph(trained)
     targets = [each.other for each in tap.soft]
     elsewhere = frozenset[int]().union(*(graph.leaves(root, targets) for root in roots))
-    if not (tap.regressions or tap.soft or tap.products):
+    if not (tap.regressions or tap.soft or tap.products or tap.similarities):
         return [], elsewhere
     used = set(_under(roots, set()))
     if len(used) >= _MOST_NODES:
@@ -325,7 +363,91 @@ def found_in(tap: Tap, roots: list[Any], trained: set[int]) -> tuple[list[Reache
         for seen in comparisons
         if seen.one in used and seen.other in used and (reached := judge(tap, graph, seen))
     ]
-    return found, elsewhere
+    attracted = list(_attracted(tap, graph, roots, used))
+    return found + attracted, frozenset() if attracted else elsewhere
+
+
+def _attracted(tap: Tap, graph: _Graph, roots: list[Any], used: set[Any]) -> Iterator[Reached]:
+    """Yield the comparisons, where what is back-propagated is nothing but attraction.
+
+    Two that are computed in the same way (two views, whitened) may keep their spread by that.
+    """
+    compared = {
+        each.result: each
+        for each in (*tap.regressions, *tap.similarities, *tap.products)
+        if each.result is not None and (each not in tap.products or _are_normalised(each))
+    }
+    met = [each for root in roots for each in _terms(tap, root, compared)]
+    if not met or None in met or any(_anchors(node) for node in used):
+        return
+    for seen in dict.fromkeys(each.result for each in met if each is not None):
+        sides = (compared[seen].one, compared[seen].other)
+        if any(node in tap.sums for side in sides for node in _lineage(side)):
+            continue  # data plus an output is to meet the other one
+        one, other = map(graph.leaves, sides)
+        if one and other and one != other:
+            least = min(one, other, key=len)
+            yield Reached(Flow.ATTRACTION, compared[seen].kind, least, compared[seen].location)
+
+
+def _terms(tap: Tap, root: Any, compared: dict[Any, _Comparison]) -> Iterator[_Comparison | None]:
+    """Yield the comparisons that ``root`` is a sum of; None for whatever else it holds."""
+    todo, seen = [(root, 1)], set[Any]()
+    while todo:
+        node, sign = todo.pop()
+        name = name_of(node)
+        if (found := compared.get(node)) is not None:
+            yield found if found.sign == sign else None
+        elif node not in seen and name.startswith(_ADDS):
+            seen.add(node)
+            if name.startswith("MulBackward"):
+                sign *= tap.scalars.get(node, 0)
+            sign = -sign if name.startswith(("NegBackward", "RsubBackward")) else sign
+            parents = node.next_functions
+            turned = [
+                name.startswith("SubBackward") and place == 1 for place in range(len(parents))
+            ]
+            todo += [
+                (parent, -sign if turn else sign)
+                for (parent, _), turn in zip(parents, turned, strict=True)
+                if parent is not None
+            ]
+        elif node not in seen:
+            yield None
+
+
+_ADDS = (
+    "NegBackward", "MeanBackward", "SumBackward", "DivBackward", "MulBackward", "AddBackward",
+    "SubBackward", "RsubBackward", *VIEWS,
+)  # fmt: skip
+
+_WHITENS = ("LinalgCholesky", "LinalgInv", "LinalgEigh", "LinalgSvd", "LinalgQr", "LinalgSolve",
+            "SvdBackward", "LinalgMatrixPower")  # fmt: skip
+
+
+def _anchors(node: Any) -> bool:
+    """Whether ``node`` whitens, or is an input by which the network itself is differentiated."""
+    variable = getattr(node, "variable", None)
+    free = variable is not None and not isinstance(variable, nn.Parameter)
+    return free or name_of(node).startswith(_WHITENS)
+
+
+def _are_normalised(seen: _Comparison) -> bool:
+    """Whether both factors of a product were divided by their norms just before."""
+    return all(_is_normalised(node) for node in (seen.one, seen.other))
+
+
+def _is_normalised(node: Any) -> bool:
+    if not name_of(node).startswith("DivBackward") or len(parents := _parents(node)) != 2:
+        return False
+    divisor = parents[1]
+    for _ in range(4):
+        if "Norm" in name_of(divisor):
+            return True
+        divisor = next(iter(_parents(divisor)), None)
+        if divisor is None:
+            return False
+    return False
 
 
 def _bootstraps(tap: Tap, graph: _Graph, seen: _Comparison) -> frozenset[int]:

@@ -16,6 +16,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.losses import LossCall
+from nnaudit.measure.label_shift import LabelShift, label_shift
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
@@ -34,6 +35,9 @@ _USUAL = 0.9
 
 _FEWEST = 64
 """Targets of which an offset can be told: as many equal by chance among few kinds of tokens."""
+
+_TABLED = 100_000
+"""Tokens of which a table of labels is made: more take seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class TokenTargets:
     offsets: tuple[int, ...]
     end: int = -1
     share: float = 1.0
+    shift: LabelShift | None = None
 
 
 class TokenTargeting(Probe[TokenTargets | None]):
@@ -99,6 +104,7 @@ class TokenTargeting(Probe[TokenTargets | None]):
         return TokenTargets(
             counts.rows, counts.unsupervised, counts.batches, counts.empty, ended, unlearnt,
             counts.padding, counts.own, offsets, end, counts.targets / max(counts.tokens, 1),
+            None if counts.own else label_shift(counts.texts, counts.ignored),
         )  # fmt: skip
 
 
@@ -121,6 +127,7 @@ class _Counts:
     targets: int = 0
     same: int = 0
     following: int = 0
+    texts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def own(self) -> bool:
@@ -130,6 +137,8 @@ class _Counts:
     def add(self, ids: Tensor, labels: Tensor, mask: Tensor | None) -> None:
         """Count one batch of texts, of shape ``(N, T)`` each."""
         valid = labels != self.ignored
+        if sum(known.numel() for known, _ in self.texts) < _TABLED:
+            self.texts.append((ids, labels))
         self.rows += len(ids)
         self.unsupervised += int((~valid.any(1)).sum())
         self.batches += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -75,6 +76,21 @@ def audit(
         seconds=seconds,
     )
     return report, record
+
+
+def so_far(job: Job, record: Record, *, command: str = "") -> Report:
+    """Return what is known of an audit that is under way: each check without an answer says so."""
+    known = copy(record)
+    known.results = dict(record.results)
+    _leave_open(known, "Not answered: the audit had not come to it yet.")
+    return known.report(
+        job.path,
+        job.settings,
+        module=job.module,
+        arguments=job.arguments,
+        command=command,
+        seconds=sum(result.seconds for result in record.results.values()),
+    )
 
 
 def inspect(job: Job) -> Started:
@@ -218,11 +234,13 @@ def _stop(record: Record, interruption: Interruption | None) -> None:
     code = interruption.exit_code if interruption else 1
     if record.started is None:
         raise RefusedError("interrupted while the target was being loaded", code)
-    for question in record.started.questions:
+    _leave_open(record, "Not answered: the audit was interrupted.")
+
+
+def _leave_open(record: Record, message: str) -> None:
+    for question in record.started.questions if record.started else ():
         if question.code not in record.results:
-            record.results[question.code] = _unanswered(
-                question, Status.INCONCLUSIVE, "Not answered: the audit was interrupted."
-            )
+            record.results[question.code] = _unanswered(question, Status.INCONCLUSIVE, message)
 
 
 def _crash(question: Question, reason: str, output: str) -> Result:

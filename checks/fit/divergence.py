@@ -89,6 +89,8 @@ class Divergence(Check):
     It fails when a second run with other weights and other batches does the same.
     - Growth is only a warning with several optimizers (GANs, actor and critic) and where the loss
       is more than one comparison with targets.
+    - Growth says nothing where a script makes its batches itself and its targets are neither
+      classes nor the same in every step (returns, bootstrapped values): only NaN and infinity do.
     - NaN and growth are only a warning where the planned warm-up may be longer than this run.
     Fix: lower the learning rate tenfold, or clip the gradients before the step:
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).

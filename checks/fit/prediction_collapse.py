@@ -17,14 +17,18 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.measure.eval_result import EvalResult
+from nnaudit.probes.compared_outputs import ComparedOutputs
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Evidence, Kind, Result, Table
+from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import main_tensor
 from nnaudit.training.loss_bounds import REGRESSION
 
 _FEWEST_TARGETS = 64
 _SAME = 1e-4
 _COLLAPSED, _PRIOR = 0.99, 0.9
+_DRAWN = 0.02
+"""Embeddings that are told apart by their distances differ by a tenth of their size and more."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ class PredictionCollapse(Check):
     targets are needed.
     - It warns when the outputs do not change with the example (standard deviation across rows under
       1e-4 of their size) and did before training.
+    - It warns when the loss compares outputs with each other (distances, cosines, pairs, triplets),
+      and these have drawn together: their standard deviation across rows is under 2% of their size
+      and a tenth of what it was before training. Outputs of one number, and of the shape of a field
+      of the batch, as a reconstruction has, are not asked that.
     - It warns when one class is predicted for over 99% while no class has 90% of the targets, if
       the loss has stopped falling above that of the best constant prediction. Otherwise that is a
       note: a slow start predicts the most frequent class for a while.
@@ -115,7 +123,7 @@ class PredictionCollapse(Check):
 
     code, name, kind = "FIT110", "prediction-collapse", Kind.JUDGEMENT
     needs = (Needs.TRAIN_LOADER, Needs.STEPS)
-    probes = (TrainingRun,)
+    probes = (TrainingRun, ComparedOutputs)
     trains = True
     consequence_of = (
         "FIT104", "FIT101", "FIT102", "DATA101", "DATA104", "DATA110", "DATA111", "LOSS101",
@@ -137,6 +145,21 @@ class PredictionCollapse(Check):
         details: dict[str, Any] = {"evidence": _evidence(training, found)}
         if found.variation < _SAME:
             return self._blind(audit, training, found, where, details)
+        return self._judge(audit, training, found, where, details)
+
+    def _judge(
+        self,
+        audit: Audit,
+        training: Training,
+        found: Spread,
+        where: str,
+        details: dict[str, Any],
+    ) -> Result:
+        """Judge outputs that differ at all."""
+        if found.variation < _DRAWN and audit.probe(ComparedOutputs):
+            before = _representation(training, first=True)
+            if before is not None and before.variation > 10 * found.variation:
+                return self._drawn_together(audit, training, before, found, where, details)
         if found.one_class:
             return self._one_class(audit, training, found, where, details)
         if found.relative < 0.01:
@@ -173,6 +196,28 @@ class PredictionCollapse(Check):
             location=audit.loop.locate("optimizer"),
             fix=f"lower the learning rate tenfold, to {max(training.rates) / 10:.2g}, and train "
             "from new weights: dead units stay dead",
+            **details,
+        )
+
+    def _drawn_together(
+        self,
+        audit: Audit,
+        training: Training,
+        before: Spread,
+        found: Spread,
+        where: str,
+        details: dict[str, Any],
+    ) -> Result:
+        return self.warned(
+            f"The outputs of all {where} have drawn together: their spread is "
+            f"{100 * found.variation:.2g}% of their size after {len(training.losses)} steps, and "
+            f"was {100 * before.variation:.2g}% before training. The loss compares outputs with "
+            "each other, and is small where all are the same.",
+            measured=f"a spread of {100 * found.variation:.2g}%",
+            threshold=f"{100 * _DRAWN:g}%",
+            location=audit.loop.locate("training_step") or audit.loop.locate("optimizer"),
+            fix="let only other items count as negatives: "
+            "distances.masked_fill(same, float('inf')).min(1); and detach what is the target",
             **details,
         )
 
@@ -214,6 +259,18 @@ def _looked_at(training: Training, *, first: bool = False) -> tuple[EvalResult, 
     if moment.val.losses or moment.val.outputs is not None:
         return moment.val, "validation examples"
     return moment.fixed, "training examples"
+
+
+def _representation(training: Training, *, first: bool = False) -> Spread | None:
+    """Return how representations differed, where the network's output is one."""
+    look = _looked_at(training, first=first)[0]
+    output = main_tensor(look.outputs)
+    if output is None or output.ndim < 2 or output[0].numel() < 2:
+        return None
+    fields = [tensor for batch in training.fixed[:1] for _, tensor in batches.tensors(batch)]
+    if any(f.is_floating_point() and f.shape[1:] == output.shape[1:] for f in fields):
+        return None
+    return _of_outputs(look)
 
 
 def _of_outputs(look: EvalResult) -> Spread | None:

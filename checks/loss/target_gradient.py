@@ -19,6 +19,11 @@ class TargetGradientOfLoss(Check):
         these losses fall, often faster than the right ones.
     How: Follows the autograd graph of two steps, from what is back-propagated. It warns where, in
         both steps:
+        - all that is back-propagated are squared differences or cosines of two outputs that both
+          have a gradient, one computed from another set of trained tensors than the other (an
+          encoder and its predictor, a target behind a trained normalisation): that both are
+          constant solves it. Two views that pass through the same tensors, whitening, and any
+          other term, of data or of spread, pass;
         - a regression (torch's losses, or a square written by hand) compares an output of a network
           with data plus a factor times another output of the same network, and both sides have a
           gradient. Two views that are compared as they are (a Siamese network), an output that is
@@ -35,7 +40,7 @@ class TargetGradientOfLoss(Check):
     References: Mnih et al., "Human-level control through deep reinforcement learning" (2015);
         Baird, "Residual Algorithms" (1995); Hinton, Vinyals and Dean, "Distilling the Knowledge in
         a Neural Network" (2015); Mnih et al., "Asynchronous Methods for Deep Reinforcement
-        Learning" (2016).
+        Learning" (2016); Chen and He, "Exploring Simple Siamese Representation Learning" (2021).
     """
 
     code, name, kind = "LOSS108", "target-gradient", Kind.JUDGEMENT
@@ -62,6 +67,12 @@ class TargetGradientOfLoss(Check):
 
 
 _WORDS = {
+    Flow.ATTRACTION: (
+        "The whole loss draws two outputs of the network together ({kind}), and both have a "
+        "gradient ({tensors} on the one side): it is smallest where both are constant, whatever "
+        "the input.",
+        "detach the side that is the target, as in cosine_similarity(p, z.detach())",
+    ),
     Flow.BOOTSTRAP: (
         "The target of a {kind} loss is data plus a factor times another output of the network "
         "that is trained, and has a gradient ({tensors}): each step also moves the target toward "

@@ -28,7 +28,8 @@ class AveragedCopyStatistics(Check):
         included.
         - Fails when the statistics changed in the trained network but not one bit of them in the
           average, and validation called the average in eval mode.
-        - Warns when validation did not call it, or the end of an epoch cannot be reached.
+        - Warns when validation did not call it, or the end of an epoch cannot be reached; and of
+          torch's AveragedModel without `use_buffers` before its first update.
         - Notes a program that recomputes the statistics before use (`update_bn`).
         - Fails when every step leaves the same share of the distance between average and network,
           above 0 and below `forgets` (0.1: an average over one step). A decay that grows, as in a
@@ -55,7 +56,7 @@ class AveragedCopyStatistics(Check):
         for copy in copies:
             if copy.stood:
                 return self._stands_still(audit, copy)
-        averages = [each for each in copies if each.alignment >= _TOWARD]
+        averages = [each for each in copies if each.alignment >= _TOWARD or each.by_torch]
         if not averages:
             return self.skipped("No moving average of the network was found.")
         for copy in averages:
@@ -100,8 +101,9 @@ class AveragedCopyStatistics(Check):
         )
 
     def _stale(self, audit: Audit, copy: AveragedCopy) -> Result:
+        follows = "follows" if copy.moved else "is made to follow"
         what = (
-            f"The average of the network ({copy.type}) follows its weights, but not its buffers: "
+            f"The average of the network ({copy.type}) {follows} its weights, but not its buffers: "
             f"{count(copy.stale, 'running statistic')} changed in the trained network and "
             "stayed bit for bit the same in the average"
         )
@@ -114,6 +116,11 @@ class AveragedCopyStatistics(Check):
             "location": audit.loop.locate("model"),
             "fix": "for average, b in zip(ema.buffers(), model.buffers()): average.copy_(b)",
         }
-        if copy.evaluated:
+        if copy.by_torch:
+            details["fix"] = (
+                "torch.optim.swa_utils.update_bn(train_loader, averaged) before it is used, or "
+                "AveragedModel(model, use_buffers=True)"
+            )
+        if copy.evaluated and copy.moved:
             return self.failed(f"{what}. Validation uses the average with them.", **details)
         return self.warned(f"{what}.", **details)

@@ -26,6 +26,7 @@ class EvalModeLeftOn(Check):
           steps of the same epoch were in eval mode.
         - Single steps in eval mode (pseudo-labels), and normalisation frozen on its own while the
           network is in train mode, pass.
+        - All steps count where the program makes its batches itself: it has no epochs to go by.
         - Skipped when the first step is in eval mode already (MODE101).
     Fix: Call `model.train()` after every validation, not only at the beginning of an epoch.
     References: PyTorch documentation, Autograd mechanics, "Evaluation mode".

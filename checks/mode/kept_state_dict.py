@@ -24,6 +24,8 @@ class KeptStateDict(Check):
         - Fails when the source keeps it under a condition (`if score > best:`) and loads, saves or
           returns it outside of that condition.
         - Warns when no such use is found in the file, and the name contains "best".
+        - Where the program makes its batches itself, a few steps are watched in place of an
+          epoch's end.
         - One that is saved at once, or that is kept in every epoch, passes.
     Fix: `best = copy.deepcopy(model.state_dict())`.
     References: PyTorch documentation, "Saving and Loading Models": a note on deepcopy of the best

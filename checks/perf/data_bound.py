@@ -26,7 +26,8 @@ class DataBound(Check):
         `seconds` in an epoch: shorter waits are not worth a change. Where the training process
         reads by itself, each row takes more than the option `row` (a thousandth of a second: one
         in memory takes a tenth of that, transforms included), and nine tenths of the time are
-        spent so, a fifth of `seconds` is enough. The number of workers advised
+        spent so, a fifth of `seconds` is enough. Programs without a
+        loader are skipped. The number of workers advised
         is the wait divided by the step, rounded up, at most the machine's cores.
     Fix: DataLoader(..., num_workers=4, pin_memory=True, persistent_workers=True)
     References: PyTorch documentation, "Performance Tuning Guide", asynchronous data loading.

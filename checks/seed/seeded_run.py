@@ -54,6 +54,9 @@ class SeededRun(Check):
         - The order of a set of strings follows PYTHONHASHSEED and differs in every process. Where
           the source makes sets and the two runs agree, the training is started once more with sets
           iterated in reverse; a difference then fails.
+        - Where a script draws its batches itself and nothing can take their place, as in
+          reinforcement learning, only the initial weights can fail: a later difference is
+          inconclusive.
         - The order of a folder's files, which follows the file system, is not tested.
     Fix: call `random.seed(s); np.random.seed(s); torch.manual_seed(s)` first of all, and pass a
         seed to every generator: `np.random.default_rng(seed)`. In workers derive it from
@@ -79,14 +82,23 @@ class SeededRun(Check):
             if runs.replayed
             else f"In two runs under seed {runs.seed}"
         )
+        own = bool(audit.loop.lacks(Needs.TRAIN_LOADER))
         if difference is None:
-            return self._set_order(runs) or self._same(runs, what, table)
+            return (None if own else self._set_order(runs)) or self._same(runs, what, table)
         evidence: tuple[Evidence, ...] = (table,)
         if difference.where == "arithmetic":
             named = _nondeterministic_operators(audit)
             if named:
                 evidence += (Text(title="Nondeterministic operators", text="\n".join(named)),)
             return self.noted(f"{what}, {difference.message}.", evidence=evidence)
+        if own and difference.where != "initialisation":
+            # The audit looks at such batches by steps; what these move in the world that the
+            # script draws from (an environment, a replay buffer) cannot be put back.
+            return self.inconclusive(
+                f"{what}, {difference.message}. That proves nothing, because the script draws its "
+                "batches itself, from something that the audit's own steps have changed.",
+                evidence=evidence,
+            )
         suspect = _suspect(runs, difference)
         if runs.unseeded:
             evidence += (_suspects(runs.unseeded),)

@@ -16,6 +16,7 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import without_dropout
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import Event, EventKind
+from nnaudit.measure.accelerate import Declared, declared_accumulation
 from nnaudit.probes.step_trace import StepTrace, Trace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result
 from nnaudit.targets import batch as batches
@@ -69,6 +70,9 @@ class AccumulationScale(Check):
         - Warns when every batch of an accumulated step weighs the same, as a mean over the targets
           that count (not `ignore_index`), while the batches seen have numbers of them that differ
           by more than 2 times: targets in short rows weigh more than those in long ones.
+        - Fails when accelerate was told to accumulate (`gradient_accumulation_steps` above 1), and
+          yet each step has one backward pass: the optimizer was not prepared, or no `accumulate()`
+          is around the step. accelerate has divided each loss for nothing.
         - Several different losses, sums, and losses per token are not judged.
     Fix: (loss / accumulation_steps).backward(); optimizer.zero_grad() after optimizer.step() only
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
@@ -83,6 +87,9 @@ class AccumulationScale(Check):
         trace = audit.probe(StepTrace)
         single = len(audit.loop.optimizers) == 1
         several = [step for step in trace.steps if len(_outside_closures(step)) > 1]
+        declared = declared_accumulation(audit.loop)
+        if declared is not None and not several and trace.own_loop():
+            return self._not_in_effect(audit, trace, declared)
         if len(several) < len(trace.steps):
             return self.skipped("Nothing is accumulated: one backward pass per optimizer step.")
         if single and all(map(_discards, trace.steps)):
@@ -101,6 +108,28 @@ class AccumulationScale(Check):
         if uneven is not None and not any(each.scale >= _TOO_LARGE for each in known):
             return self._token_means(audit, *uneven)
         return self._known(audit, trace, known)
+
+    def _not_in_effect(self, audit: Audit, trace: Trace, declared: Declared) -> Result:
+        steps = [event for event in trace.events if event.kind is EventKind.STEP]
+        why, fix = (
+            (
+                "no accumulate() is around the step",
+                "with accelerator.accumulate(model): around forward, backward and step",
+            )
+            if declared.prepared
+            else (
+                "the optimizer was not given to accelerator.prepare()",
+                "model, optimizer, loader = accelerator.prepare(model, optimizer, loader)",
+            )
+        )
+        return self.failed(
+            f"accelerate is to accumulate {declared.count} batches for a step and divides each "
+            f"loss by {declared.count}, but the optimizer steps with every batch: {why}.",
+            measured="1 batch per optimizer step",
+            threshold=f"{declared.count} batches",
+            location=steps[0].location or audit.loop.locate("optimizer"),
+            fix=fix,
+        )
 
     def _known(self, audit: Audit, trace: Trace, known: list[Accumulation]) -> Result:
         """Judge what the steps accumulate, where it is known of all of them."""

@@ -44,7 +44,9 @@ class LearningRate(Check):
         - Too low, a warning: the suggested rate is higher by at least the option `low` (a factor)
           and lowers the loss by 20% beyond its scatter, while yours gains less than a tenth of that
           in three times as many steps.
-        - Optimizers that set their own step size are skipped. Where a warm-up is planned, a rate
+        - Optimizers that set their own step size are skipped, and so are scripts that make both
+          their batches and targets that are neither classes nor the same in every step
+          (reinforcement learning). Where a warm-up is planned, a rate
           that is too high from the first step on is not reported.
         - Where steps are slow, a program whose loss after up to 180 steps of FIT103's run is a
           quarter below its start and never negative passes without a ramp: no other rate could gain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -62,8 +63,8 @@ class MixedPrecision(Check):
           were, or whose gradients are zeroed before the step, does not count.
         - An optimizer steps with the gradients of a multiplied loss that nothing has divided:
           `optimizer.step()` for `scaler.step(optimizer)`. Exact; fails when every step seen is such
-          a one and the gradient at the step is still as large as backward left it, so that a
-          division by hand passes.
+          a one and the gradient at the step is still as large as backward left it, or as a clip of
+          its norm did, so that a division by hand passes.
         - Autocast is entered, but every layer that it would run in low precision (linear,
           convolution, recurrent, attention) still computes in float32: a warning.
     Fix: use torch.autocast(device_type, dtype=torch.bfloat16), which needs no scaler, or a
@@ -75,7 +76,6 @@ class MixedPrecision(Check):
     code, name, kind = "STEP106", "mixed-precision", Kind.STATISTICAL
     needs = (Needs.OWN_STEPS,)
     probes = (PrecisionUse, StepTrace)
-    trains = True
     consequence_of = ("GRAD106",)
     options: ClassVar[dict[str, float]] = {"lost": 0.05, "skipped": 0.2}
 
@@ -145,8 +145,8 @@ class MixedPrecision(Check):
         else:
             said = (
                 f"The optimizer's gradient is {factor} times too large in all {seen.steps} steps "
-                "seen: the gradient scaler has multiplied the loss, and nothing divides the "
-                "gradient before the step."
+                "seen, before any clipping: the gradient scaler has multiplied the loss, and "
+                "nothing divides the gradient before the step."
             )
             fix = "scaler.step(optimizer); scaler.update() in the place of optimizer.step()"
         return self.failed(
@@ -242,14 +242,20 @@ def _undivided(trace: Trace, which: int) -> list[Event | None]:
     """Return, for every step of the optimizer, itself where its gradient is still multiplied."""
     found: list[Event | None] = []
     made: Event | None = None
+    limit = math.inf
     for event in trace.events:
         norm = event.norms[which]
         if event.kind is EventKind.BACKWARD:
+            limit = math.inf
             made = None if event.raw or event.scale == 1.0 or event.within >= 0 else event
         elif event.kind is EventKind.UNSCALE and event.which in (which, -1):
             made = None
+        elif event.kind is EventKind.CLIP and event.which == which and event.clip is not None:
+            # What is clipped while it is still multiplied has the clip's size at the step.
+            limit = min(limit, event.clip.limit if event.clip.norm_type == 2.0 else 0.0)
         elif event.kind is EventKind.STEP and event.which == which:
             left = made.norms[which] if made is not None else None
+            left = min(left, limit) if left is not None else None
             whole = left is not None and norm is not None and norm >= _WHOLE * left > 0.0
             scale = made.scale if made is not None else 1.0
             found.append(replace(event, scale=scale) if whole else None)

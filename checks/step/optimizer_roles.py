@@ -31,9 +31,11 @@ class OptimizerRoles(Check):
           other's parameters and reaches its own through them, as a generator's loss reaches it
           through the discriminator, while the other's loss does not reach these and no third
           optimizer holds them (as in InfoGAN, where one optimizer is for a loss of both).
-        - A part of the gradient comes from a loss that another optimizer has stepped on, and
-          opposes the rest (cosine below minus `opposed`). Several losses that agree more or less
-          (a shared encoder) do not.
+        - A part of the gradient comes from a loss that another optimizer steps on, and opposes the
+          rest (cosine below minus `opposed`), or is made to raise or lower the very output of this
+          optimizer's network, as an actor's loss is what its critic says. The other has stepped
+          before, or its loss reaches it through this network, whose own loss does not. Several
+          losses that agree more or less (a shared encoder, a decoder's) do not.
         It warns of an optimizer none of whose parameters requires a gradient at any of its steps:
         frozen for the other network's loss, and never thawed. A later stage may thaw it.
         One loss whose gradient two optimizers use, each for its own, passes: sparse and dense
@@ -105,10 +107,14 @@ class OptimizerRoles(Check):
             median(each.share for each in leftovers),
         )
         mine, other = (_named(audit, origins, each) for each in (seen.optimizer, seen.other))
+        how = (
+            f"made to move the output of {mine} itself"
+            if all(each.maximised for each in leftovers)
+            else f"in the opposite direction (cosine {cosine:.2f})"
+        )
         return self.failed(
-            f"{_capital(mine)} steps with a gradient that also contains that of the loss which "
-            f"{other} has stepped on: {share:.2g} times the size of its own, in the opposite "
-            f"direction (cosine {cosine:.2f}). It was not zeroed in between.",
+            f"{_capital(mine)} steps with a gradient that also contains that of the loss of "
+            f"{other}: {share:.2g} times the size of its own, {how}. It was not zeroed in between.",
             measured=f"cosine {cosine:.2f} between the two parts",
             threshold="the gradient of its own loss",
             location=seen.location or audit.loop.locate("training_step"),
@@ -144,7 +150,9 @@ def _opposing(origins: Origins, opposed: float) -> list[Leftover]:
     for which, steps in enumerate(origins.steps):
         left = [each for each in origins.leftovers if each.optimizer == which]
         # The first step recorded may have begun before the recording did.
-        if len(left) >= max(_LEAST, steps - 1) and all(each.cosine < -opposed for each in left):
+        if len(left) >= max(_LEAST, steps - 1) and all(
+            each.cosine < -opposed or each.maximised for each in left
+        ):
             return left
     return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -129,7 +130,7 @@ class Schedule(Check):
         """Look at each scheduler's plan."""
         plans, trace = audit.probe(LearningRatePlan), audit.probe(StepTrace)
         if not plans:
-            return self.skipped("No learning rate scheduler is used.")
+            return self._by_hand(audit, trace)
         if (misused := self._misused(audit, plans, trace)) is not None:
             return misused
         known = [plan for plan in plans if not plan.unknown]
@@ -146,6 +147,26 @@ class Schedule(Check):
         if found:
             return self._answer(audit, *found[0])
         return self._fits(audit, known, trace)
+
+    def _by_hand(self, audit: Audit, trace: Trace) -> Result:
+        """Judge a rate that no scheduler sets: is it multiplied by a factor with every batch?"""
+        factor = decay_by_hand([max(step.step.lr, default=0.0) for step in trace.steps])
+        if factor is None:
+            return self.skipped("No learning rate scheduler is used.")
+        handed = max(step.step.handed for step in trace.steps)
+        epoch = batches_per_epoch(audit.loop) // handed
+        dead = math.ceil(math.log(_DEAD) / math.log(factor))
+        if dead >= min(epoch, _SOON):
+            return self.passed(f"The learning rate is multiplied by {factor:.4g} in every step.")
+        answer = self.failed if dead < epoch / 2 else self.warned
+        return answer(
+            f"The learning rate is multiplied by {factor:.4g} with every batch: it is down to 1% "
+            f"after {dead} of the {epoch} batches of the first epoch.",
+            measured=f"1% of the learning rate after {dead} batches",
+            threshold="a schedule that lasts for the run",
+            location=audit.loop.locate("optimizer"),
+            fix="lower the learning rate once per epoch, outside the loop over batches",
+        )
 
     def _misused(self, audit: Audit, plans: tuple[Plan, ...], trace: Trace) -> Result | None:
         """Return what is wrong with the use of a scheduler, whatever its plan."""
@@ -234,6 +255,15 @@ class Schedule(Check):
             f"the peak, {low:.3g} at the lowest{how}.",
             evidence=evidence,
         )
+
+
+def decay_by_hand(rates: Sequence[float]) -> float | None:
+    """Return the factor below 1 by which each rate is the one before; None where there is none."""
+    if len(rates) < 3 or not all(math.isfinite(rate) and rate > 0.0 for rate in rates):
+        return None
+    factors = [after / before for before, after in pairwise(rates)]
+    steady = max(factors) - min(factors) < 1e-6 * min(factors)
+    return factors[0] if steady and factors[0] < 1.0 - 1e-9 else None
 
 
 def _is_contrary(plan: Plan) -> bool:

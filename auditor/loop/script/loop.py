@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,9 +99,6 @@ class ScriptLoop(Loop):
         unseen = "" if self._roles.propagates else "no backward() was seen, and so no loss"
         reasons = {
             Needs.TRAIN_LOADER: free,
-            Needs.VAL_LOADER: ""
-            if self.val_loader is not None
-            else "no validation loader was seen",
             Needs.OWN_BATCHES: "",
             Needs.STEPS: free or unseen,
             Needs.OWN_STEPS: unseen,
@@ -109,10 +107,13 @@ class ScriptLoop(Loop):
             Needs.FRESH_RUN: "",
             Needs.WIDTH: "a script has no width argument that nnaudit knows of",
         }
+        if need is Needs.VAL_LOADER:  # looked for only when asked: it takes steps
+            return "" if self.val_loader is not None else "no validation loader was seen"
         if need is Needs.TARGETS:
-            return free or self._why_no_targets()
+            return free or self._why_no_targets
         return reasons[need]
 
+    @cached_property
     def _why_no_targets(self) -> str:
         fed = inputs_and_target(self, self._roles.batch)
         tensors = [value for value in fed.inputs if isinstance(value, Tensor)]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.app.output import ROOTS, SUMMARY, Destination, Output
+from nnaudit.app import output
+from nnaudit.app.output import ROOTS, SUMMARY, Destination, Growing, Output
 from nnaudit.report import Report
 from nnaudit.reports import FORMATS, SUFFIXES
 from nnaudit.reports.load import load
@@ -81,3 +82,20 @@ def test_a_device_is_written_to_and_a_link_stays_one(reports: list[Report]) -> N
         Output.parse([f"github:/dev/fd/{writing}"], None).write(reports)
         os.close(writing)
         assert pipe.read().startswith("::error")
+
+
+def test_the_json_grows_as_answers_come(
+    reports: list[Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Output.parse(["json:run.json", "html:run.html"], None)
+    growing = Growing(asked)
+    empty = reports[0].model_copy(update={"results": reports[0].results[:1]})
+    growing.take(1, empty)
+    assert [len(report.results) for report in load(Path("run.json"))] == [1]
+    growing.take(0, reports[0])
+    assert len(load(Path("run.json"))) == 1, "written a moment ago"
+    monkeypatch.setattr(output, "WRITE_EVERY", 0.0)
+    growing.take(1, reports[0])
+    found = [report.results for report in load(Path("run.json"))]
+    assert found == [reports[0].results] * 2
+    assert not Path("run.html").exists()

@@ -210,3 +210,25 @@ def test_thresholds_come_from_the_configuration() -> None:
     made = check(shown, options={"limit": 3.0})
     assert run_check(made, audit_of()).message == "3"
     assert run_check(made, audit_of(options={"TEST101": {"limit": 5.0}})).message == "5"
+
+
+def test_what_the_first_steps_answer_is_asked_first_and_what_trains_last() -> None:
+    class Short(Probe[int]):
+        steps = 5
+
+        def measure(self, audit: Audit) -> int:
+            return 1
+
+    class Long(Short):
+        steps = 20
+
+    asked: list[str] = []
+    kinds = {
+        "TEST101": {"probes": (Long,), "trains": True},
+        "TEST102": {"probes": ()},
+        "TEST103": {"probes": (Short, Long)},
+        "TEST104": {"probes": (Short,)},
+    }
+    battery = [check(lambda self, audit: self.passed("so"), code=c, **k) for c, k in kinds.items()]
+    list(run_checks(battery, audit_of(), on_start=lambda each: asked.append(each.code)))
+    assert asked == ["TEST104", "TEST102", "TEST103", "TEST101"]

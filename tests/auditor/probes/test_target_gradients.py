@@ -121,6 +121,80 @@ def test_an_advantage_with_a_gradient(step: Step) -> None:
     assert flows(step) == [Flow.ADVANTAGE]
 
 
+def views(g: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two projections, and what a predictor makes of each."""
+    z1, z2 = g.q(g.s), g.q(g.s2)
+    return z1, z2, z1 @ g.policy.weight[:, :2], z2 @ g.policy.weight[:, :2]
+
+
+def siamese(g: SimpleNamespace) -> Iterator[Tensor]:
+    z1, z2, p1, p2 = views(g)
+    yield -0.5 * (F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean())
+
+
+def siamese_by_hand(g: SimpleNamespace) -> Iterator[Tensor]:
+    _, z2, p1, _ = views(g)
+    p, z = F.normalize(p1, dim=1), F.normalize(z2, dim=1)
+    yield (2 - 2 * (p * z).sum(1)).mean()
+
+
+def target_behind_a_norm(g: SimpleNamespace) -> Iterator[Tensor]:
+    target = g.s[:, :2] * g.policy.bias
+    yield ((g.q(g.s) - target) ** 2).mean(-1)[:5].mean()
+
+
+def two_towers(g: SimpleNamespace) -> Iterator[Tensor]:
+    yield F.mse_loss(g.q(g.s), g.other(g.s2))
+
+
+@pytest.mark.parametrize("step", [siamese, siamese_by_hand, target_behind_a_norm, two_towers])
+def test_a_loss_that_a_constant_solves(step: Step) -> None:
+    assert set(flows(step)) == {Flow.ATTRACTION}
+
+
+def siamese_detached(g: SimpleNamespace) -> Iterator[Tensor]:
+    _, z2, p1, _ = views(g)
+    yield -F.cosine_similarity(p1, z2.detach()).mean()
+
+
+def siamese_with_variance(g: SimpleNamespace) -> Iterator[Tensor]:
+    _, z2, p1, _ = views(g)
+    yield F.mse_loss(p1, z2) + F.relu(1 - z2.std(0)).mean()
+
+
+def reconstructed_too(g: SimpleNamespace) -> Iterator[Tensor]:
+    _, z2, p1, _ = views(g)
+    yield F.mse_loss(p1, z2)
+    yield F.mse_loss(g.q(g.s), g.s[:, :2])
+
+
+def residuals(g: SimpleNamespace) -> Iterator[Tensor]:
+    yield F.mse_loss(g.q(g.s), g.s[:, :2] + g.other(g.s2))
+
+
+def contrastive(g: SimpleNamespace) -> Iterator[Tensor]:
+    d = (g.q(g.s) - g.other(g.s2)).pow(2).sum(1)
+    same = (g.a == 0).float()
+    yield (same * d + (1 - same) * F.relu(1 - d)).mean()
+    d = (g.q(g.s) - g.other(g.s2)).pow(2)
+    yield (d[:5].sum() - d[5:].sum()).tanh()
+
+
+def triplets(g: SimpleNamespace) -> Iterator[Tensor]:
+    anchor, same, apart = g.q(g.s), g.other(g.s), g.other(g.s2)
+    near, far = (anchor - same).pow(2).sum(1), (anchor - apart).pow(2).sum(1)
+    yield F.relu(near - far + 0.2).mean()
+    anchor, same, apart = g.q(g.s), g.other(g.s), g.other(g.s2)
+    yield F.mse_loss(anchor, same) - F.mse_loss(anchor, apart)
+
+
+def differential_equation(g: SimpleNamespace) -> Iterator[Tensor]:
+    x = g.s.clone().requires_grad_()
+    u = g.value(x)
+    slope = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+    yield F.mse_loss(slope[:, :1], -u * slope[:, 1:2])
+
+
 def td_without_gradient(g: SimpleNamespace) -> Iterator[Tensor]:
     with torch.no_grad():
         target = g.r + 0.97 * g.q(g.s2).max(1).values
@@ -191,6 +265,12 @@ def entropy_bonus(g: SimpleNamespace) -> Iterator[Tensor]:
         td_without_gradient,
         td_of_a_target_network,
         two_views,
+        siamese_detached,
+        siamese_with_variance,
+        residuals,
+        contrastive,
+        triplets,
+        differential_equation,
         bootstrapped_labels,
         residual_of_an_equation,
         taught_by_each_other,
@@ -204,6 +284,10 @@ def entropy_bonus(g: SimpleNamespace) -> Iterator[Tensor]:
 )
 def test_what_is_meant_so(step: Step) -> None:
     assert flows(step) == []
+
+
+def test_another_loss_of_the_same_step_anchors() -> None:
+    assert flows(reconstructed_too) == []
 
 
 def test_only_what_every_step_shows_counts() -> None:

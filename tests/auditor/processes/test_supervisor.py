@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from programs import SOURCE
 
-from nnaudit.engine.job import Asking, Job
-from nnaudit.engine.record import RefusedError
+from nnaudit.engine.job import Answered, Asking, Job, Question, Started
+from nnaudit.engine.record import Record, RefusedError
 from nnaudit.processes import supervisor
-from nnaudit.report import Status
+from nnaudit.report import Environment, Kind, Result, Status, TargetInfo
 from nnaudit.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -100,3 +100,20 @@ def test_a_child_that_writes_to_our_pipe_is_refused(tmp_path: Path) -> None:
     text = f"import os, sys\nos.write(int(sys.argv[1]), b'nonsense\\n')\n{SOURCE}"
     with pytest.raises(RefusedError, match="pipe"):
         supervisor.audit(job(tmp_path, text))
+
+
+def test_what_is_known_so_far_says_of_the_rest_that_it_is_open(tmp_path: Path) -> None:
+    record = Record()
+    details = {"name": "x", "family": "DATA", "kind": Kind.EXACT}
+    questions = tuple(
+        Question(code=c, question="Is it?", **details) for c in ("DATA101", "DATA102")
+    )
+    target = TargetInfo(name="net")
+    record.take(Started(target=target, environment=Environment(), questions=questions))
+    answer = Result(code="DATA102", status=Status.PASS, message="so", seconds=2.0, **details)
+    record.take(Answered(result=answer))
+    report = supervisor.so_far(job(tmp_path, SOURCE), record)
+    assert [r.status for r in report.results] == [Status.INCONCLUSIVE, Status.PASS]
+    assert "had not come to it" in report.results[0].message
+    assert report.totals.seconds == 2.0
+    assert list(record.results) == ["DATA102"], "the audit goes on"

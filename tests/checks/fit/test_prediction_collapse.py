@@ -1,10 +1,18 @@
+from dataclasses import replace
+
+import pytest
 import torch
 import torch.nn.functional as F
 
 from nnaudit.checks.fit.prediction_collapse import PredictionCollapse, spread_of
 from nnaudit.loop.losses import LossCall
+from nnaudit.measure.eval_result import EvalResult
+from nnaudit.probes.compared_outputs import ComparedOutputs
+from nnaudit.probes.training_run import EvalPoint, TrainingRun
 from nnaudit.report import Status, Table
 from nnaudit.targets.target import Target
+from support.measurements import training
+from support.verdicts import verdict
 
 CE = F.cross_entropy
 QUIET = (Status.PASS, Status.NOTE, Status.INCONCLUSIVE)
@@ -107,3 +115,23 @@ def test_many_labels_have_a_spread_but_no_classes():
     many = spread_of([call("bce_with_logits", torch.randn(100, 5), torch.ones(100, 5))])
     assert many.variation > 0.5
     assert not many.predicted
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "compared", "status"),
+    [
+        (0.4, 0.005, True, Status.WARN),
+        (0.4, 0.005, False, Status.PASS),  # what the rows have in common may be large
+        (0.04, 0.005, True, Status.PASS),  # they were near each other at the start
+        (0.4, 0.03, True, Status.PASS),
+    ],
+)
+def test_embeddings_that_draw_together(before, after, compared, status):
+    noise = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    looks = [
+        EvalPoint(step, EvalResult(outputs=1.0 + spread * noise), EvalResult())
+        for step, spread in ((0, before), (300, after))
+    ]
+    seen = replace(training([0.5] * 300), moments=tuple(looks))
+    measured = {TrainingRun: seen, ComparedOutputs: compared}
+    assert verdict(PredictionCollapse, measured).status is status

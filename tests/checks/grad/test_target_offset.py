@@ -15,13 +15,14 @@ from nnaudit.checks.grad.target_offset import TargetOffset
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.measure.label_shift import LabelShift
 from nnaudit.probes.token_targets import TokenTargets, offset_of
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
 
 
-def judged(*offsets: int) -> Result:
-    seen = TokenTargets(100, 0, 4, 0, 0, 0, 0, True, offsets)
+def judged(*offsets: int, shift: LabelShift | None = None) -> Result:
+    seen = TokenTargets(100, 0, 4, 0, 0, 0, 0, True, offsets, shift=shift)
     loop = SimpleNamespace(locate=lambda thing: None, train_loader=None)
     audit = SimpleNamespace(probe=lambda probe: seen, loop=loop)
     return TargetOffset().run(cast(Audit, audit))
@@ -33,6 +34,13 @@ def test_targets_further_ahead_than_the_next_token_fail() -> None:
     assert "2 places ahead" in result.message
     assert judged(1, 2).status is Status.PASS
     assert judged().status is Status.SKIP
+
+
+def test_labels_of_the_token_beside_warn() -> None:
+    result = judged(shift=LabelShift(1, 0.98, 0.8, 101))
+    assert result.status is Status.WARN
+    assert "1 place(s) after" in result.message
+    assert "98%" in result.message
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 3])

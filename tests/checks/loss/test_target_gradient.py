@@ -15,6 +15,7 @@ from support.verdicts import ask_script, verdict
 @pytest.mark.parametrize(
     ("flow", "said"),
     [
+        (Flow.ATTRACTION, "smallest where both are constant"),
         (Flow.BOOTSTRAP, "moves the target"),
         (Flow.TEACHER, "agree with its student"),
         (Flow.ADVANTAGE, "trains the critic"),

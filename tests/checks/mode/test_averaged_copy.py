@@ -47,6 +47,16 @@ def test_a_copy_that_is_validated_and_stands_still_fails() -> None:
     assert "never the network that is trained" in result.message
 
 
+def test_an_average_of_torchs_before_its_first_update_warns() -> None:
+    swa = replace(STALE, alignment=0.0, by_torch=True, moved=False)
+    result = judged(swa)
+    assert result.status is Status.WARN
+    assert "update_bn" in result.fix
+    assert judged(replace(swa, recomputed=True)).status is Status.NOTE
+    assert judged(replace(swa, stale=0)).status is Status.PASS
+    assert judged(replace(swa, statistics=0, stale=0)).status is Status.PASS
+
+
 SCRIPT = """
 import copy
 import torch

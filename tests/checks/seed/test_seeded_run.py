@@ -3,9 +3,11 @@ from __future__ import annotations
 import functools
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from nnaudit.checks.seed.seeded_run import Difference, SeededRun, difference_of
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.runs import Runs, SeededRuns
+from nnaudit.probes.runs import Run, Runs, SeededRuns, Weights
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target, load
 
@@ -280,3 +282,27 @@ def test_the_order_of_a_set_of_strings(tmp_path: Path, numbers: str, status: Sta
         assert result.location is not None
         assert result.location.line == 7
     assert type({1}) is set
+
+
+def test_batches_of_an_environment_that_the_audit_has_moved_prove_nothing() -> None:
+    """Reinforcement learning: to look at a batch is to take a step in the world."""
+    same, other = (Weights({"w": digest}, frozenset({"w"}), {}) for digest in "ab")
+
+    def judged(batches: str, weights: Weights = same, loader: str = "") -> Result:
+        runs = [
+            Run(w, w, (b,), (b,), (b,), Counter([b]), None, None, (1.0,))
+            for b, w in zip(("x", batches), (same, weights), strict=True)
+        ]
+        measured = Runs(runs[0], runs[1], None, False, (), 0)
+        loop = SimpleNamespace(
+            lacks=lambda need: loader, device=torch.device("cpu"), locate=lambda thing: None
+        )
+        audit = SimpleNamespace(probe=lambda probe: measured, loop=loop)
+        return SeededRun().run(cast(Audit, audit))
+
+    assert judged("y").status is Status.FAIL
+    result = judged("y", loader="it draws them itself")
+    assert result.status is Status.INCONCLUSIVE
+    assert "draws its batches itself" in result.message
+    assert judged("x", loader="it draws them itself").status is Status.PASS
+    assert judged("x", other, loader="it draws them itself").status is Status.FAIL

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ import torch.nn.functional as F
 from author import AuthorLoop, ask, loss_of, perceptron, plain, target
 from torch import Tensor, nn
 
+from nnaudit.checks.step import accumulation_scale
 from nnaudit.checks.step.accumulation_scale import AccumulationScale
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
+from nnaudit.measure.accelerate import Declared, declared_accumulation
 from nnaudit.report import Status
 
 
@@ -266,3 +270,44 @@ def test_means_of_means_over_unequal_numbers_of_targets_warn(reduction: str, war
     loop = Batchwise(target(), token_means(reduction))
     result = run_check(AccumulationScale, Audit(loop))
     assert (result.status is Status.WARN) is warns, result.message
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        (Declared(8, prepared=False), "not given to accelerator.prepare()"),
+        (Declared(8, prepared=True), "no accumulate() is around"),
+    ],
+)
+def test_accelerate_divides_and_every_batch_steps(
+    monkeypatch: pytest.MonkeyPatch, declared: Declared, said: str
+) -> None:
+    monkeypatch.setattr(accumulation_scale, "declared_accumulation", lambda loop: declared)
+    result = ask(AccumulationScale, target(), plain)
+    assert result.status is Status.FAIL
+    assert said in result.message
+    # Where it is in effect, a step has its backward passes.
+    assert ask(AccumulationScale, target(), accumulating(4)).status is Status.PASS
+
+
+def test_only_the_accelerator_of_the_audited_network_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Accelerator:
+        def __init__(self, model: nn.Module, optimizers: list[Any], steps: int) -> None:
+            self._models, self._optimizers = [model], optimizers
+            self.gradient_accumulation_steps = steps
+
+    monkeypatch.setitem(
+        sys.modules, "accelerate", cast(Any, SimpleNamespace(Accelerator=Accelerator))
+    )
+    loop = AuthorLoop(target(), plain)
+    others = Accelerator(nn.Linear(2, 2), [], 8)
+    assert declared_accumulation(loop) is None, others
+    single = Accelerator(loop.model, [], 1)
+    assert declared_accumulation(loop) is None, single
+    wrapper = SimpleNamespace(optimizer=loop.optimizers[0])
+    mine = Accelerator(loop.model, [wrapper], 4)
+    assert declared_accumulation(loop) == Declared(4, prepared=True), mine
+    mine._optimizers = []
+    assert declared_accumulation(loop) == Declared(4, prepared=False)

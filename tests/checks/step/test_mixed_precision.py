@@ -134,7 +134,9 @@ def test_full_precision_is_skipped(enabled: bool) -> None:
     assert ask(MixedPrecision, target(), body if enabled else None).status is Status.SKIP
 
 
-def scaling(*, main: bool = True, steps: str = "scaler") -> Callable[[AuthorLoop, Any], Tensor]:
+def scaling(
+    *, main: bool = True, steps: str = "scaler", clip: float = 0.0
+) -> Callable[[AuthorLoop, Any], Tensor]:
     """A loop of two losses, one of which is always scaled."""
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
 
@@ -149,6 +151,8 @@ def scaling(*, main: bool = True, steps: str = "scaler") -> Callable[[AuthorLoop
             scaler.step(optimizer)
             scaler.update()
         else:
+            if clip:
+                nn.utils.clip_grad_norm_(loop.model.parameters(), clip)
             if steps == "by hand":
                 for parameter in loop.model.parameters():
                     if parameter.grad is not None:
@@ -169,6 +173,12 @@ def test_gradients_that_nothing_divides_fail() -> None:
     result = ask(MixedPrecision, target(), scaling(steps="plain"))
     assert result.status is Status.FAIL
     assert "256 times too large" in result.message
+
+
+@pytest.mark.parametrize(("steps", "fails"), [("plain", True), ("by hand", False)])
+def test_a_clip_of_the_multiplied_gradient_does_not_divide_it(steps: str, fails: bool) -> None:
+    result = ask(MixedPrecision, target(), scaling(steps=steps, clip=0.5))
+    assert (result.status is Status.FAIL) is fails, result.message
 
 
 @pytest.mark.parametrize("steps", ["scaler", "by hand"])

@@ -10,7 +10,13 @@ import torch
 
 from nnaudit.checks.grad.optimizer_coverage import OptimizerCoverage
 from nnaudit.checks.step.optimizer_roles import OptimizerRoles
-from nnaudit.probes.gradient_origins import GradientOrigins, Leftover, Origins, SharedGradient
+from nnaudit.probes.gradient_origins import (
+    GradientOrigins,
+    Leftover,
+    Origins,
+    SharedGradient,
+    outputs_alone,
+)
 from nnaudit.report import Result, Status
 from support.programs import target
 from support.verdicts import verdict
@@ -133,3 +139,64 @@ def test_a_network_that_both_optimizers_leave_out_fails(ask_script: Any) -> None
     result = ask_script(OptimizerCoverage, source.replace("LATER", "pass").replace("D_OWNS", "G"))
     assert result.status is Status.FAIL, result.message
     assert "drawn at random" in result.message
+
+
+def test_a_critic_that_is_made_to_praise_fails() -> None:
+    praised = replace(LEFT, cosine=0.1, maximised=True)
+    result = judged(replace(HEALTHY, leftovers=(praised,) * 4))
+    assert result.status is Status.FAIL
+    assert "the output of the optimizer of generator itself" in result.message
+
+
+ACTOR_CRITIC = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+actor = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2), nn.Tanh())
+critic = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1))
+opt_a = torch.optim.Adam(actor.parameters(), 1e-3)
+opt_c = torch.optim.Adam(critic.parameters(), 1e-3)
+for step in range(200):
+    s, a = torch.randn(32, 3), torch.randn(32, 2)
+    said = critic(torch.cat([s, a], 1))
+    critic_loss = nn.functional.mse_loss(said, -(a - s[:, :2]).pow(2).sum(1, keepdim=True))
+    opt_c.zero_grad()
+    critic_loss.backward()
+    EARLY
+    actor_loss = LOSS
+    opt_a.zero_grad()
+    actor_loss.backward()
+    LATE
+    opt_a.step()
+"""
+
+PRAISE = "-critic(torch.cat([s, actor(s)], 1)).mean()"
+REGRESSED = "nn.functional.mse_loss(critic(torch.cat([s, actor(s)], 1)), torch.zeros(32, 1))"
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "loss", "status"),
+    [
+        ("pass", "opt_c.step()", PRAISE, Status.FAIL),
+        ("opt_c.step()", "pass", PRAISE, Status.PASS),
+        ("pass", "opt_c.step()", REGRESSED, Status.PASS),  # a decoder of what the actor makes
+    ],
+)
+def test_an_actors_loss_in_the_critics_step(
+    early: str, late: str, loss: str, status: Status, ask_script: Any
+) -> None:
+    source = ACTOR_CRITIC.replace("EARLY", early).replace("LATE", late).replace("LOSS", loss)
+    result = ask_script(OptimizerRoles, source)
+    assert result.status is status, result.message
+
+
+def test_which_outputs_a_loss_is_made_of() -> None:
+    head, x = torch.nn.Linear(4, 1), torch.randn(8, 4)
+    weights = {id(p) for p in head.parameters()}
+    assert set(outputs_alone(-head(x).mean())) == weights
+    assert set(outputs_alone((0.2 * x[:, 0] - head(x)[:, 0]).mean())) == weights
+    assert not outputs_alone(head(x).mean() - head(2 * x).mean())
+    assert not outputs_alone(head(x).pow(2).mean())
+    assert not outputs_alone(torch.nn.functional.l1_loss(head(x), x[:, :1]))
+    assert not outputs_alone(torch.zeros(()))

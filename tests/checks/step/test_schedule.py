@@ -16,7 +16,7 @@ from author import AuthorLoop, ask, digits, plain, target
 from torch import Tensor
 from torch.optim import lr_scheduler as schedulers
 
-from nnaudit.checks.step.schedule import Schedule
+from nnaudit.checks.step.schedule import Schedule, decay_by_hand
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.base import Step
@@ -430,3 +430,29 @@ def test_a_scheduler_of_an_optimizer_that_another_replaces_warns() -> None:
 def test_a_scheduler_of_an_optimizer_that_steps_or_is_wrapped_passes() -> None:
     assert "no effect" not in beside(torch.optim.SGD, every_batch).message
     assert "no effect" not in beside(Keeping, of_another, keeps=True).message
+
+
+def multiplied(factor: float) -> Callable[..., Tensor]:
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        loss = plain(loop, batch)
+        for group in loop.optimizers[0].param_groups:
+            group["lr"] *= factor
+        return loss
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("factor", "status"),
+    [(0.9, Status.FAIL), (0.98, Status.WARN), (0.999, Status.PASS), (1.0, Status.SKIP)],
+)
+def test_a_rate_that_the_script_lowers_with_every_batch(factor: float, status: Status) -> None:
+    assert ask(Schedule, target(**LONG), multiplied(factor)).status is status
+
+
+def test_a_rate_by_hand_that_is_no_decay() -> None:
+    assert decay_by_hand([0.1, 0.09, 0.081, 0.0729]) == pytest.approx(0.9)
+    assert decay_by_hand([0.1, 0.09, 0.08, 0.07]) is None
+    assert decay_by_hand([0.1, 0.11, 0.121]) is None
+    assert decay_by_hand([0.1, 0.09]) is None
+    assert decay_by_hand([0.0, 0.0, 0.0]) is None

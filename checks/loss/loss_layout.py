@@ -1,0 +1,68 @@
+"""LOSS109: whether the loss reads classes and rows where the network and the data put them."""
+
+from __future__ import annotations
+
+from nnaudit.checks.base import Check
+from nnaudit.context import Audit
+from nnaudit.loop.base import Needs
+from nnaudit.probes.loss_layout import Layout, LossLayout, layouts
+from nnaudit.report import Kind, Result
+
+
+class LossLayoutOfClasses(Check):
+    """Does the loss find each row's classes, and its target, where they are?
+
+    Why: `view` and `reshape` give any tensor any shape. An output of shape (N, C, H, W) that is
+        viewed as (-1, C) makes rows of neighbouring pixels, not of classes; one of shape (T, N, C)
+        flattened beside targets of shape (N, T) compares each word with another's tag. Nothing is
+        raised, and the loss falls a little, as far as the frequencies of the classes go.
+    How: Exact. In one step, numbers are sent back through the graph from the argument of
+        `cross_entropy`, `nll_loss` or `log_softmax` to the last layer (linear, convolution, batch
+        normalisation, interpolation) with as many channels as the loss has classes: through views,
+        permutations, slices and a constant factor they arrive where the loss's numbers were.
+        - Fails when most rows of the loss take their numbers from several places of that output.
+          Rows that run along another whole dimension (scores of positions, as for spans) pass.
+        - Fails when the rows go through the output's other two dimensions in one order and the
+          targets, a field of the batch flattened, in the other. Seen where these differ in length.
+        Anything but views between layer and loss is not judged.
+    Fix: `output.permute(0, 2, 3, 1).reshape(-1, C)`, or no view at all:
+        `cross_entropy(output, target)` takes (N, C, H, W) beside (N, H, W).
+    References: PyTorch documentation of torch.Tensor.view and torch.nn.CrossEntropyLoss (shapes).
+    """
+
+    code, name, kind = "LOSS109", "loss-layout", Kind.EXACT
+    needs = (Needs.OWN_STEPS,)
+    probes = (LossLayout,)
+
+    def run(self, audit: Audit) -> Result:
+        """Judge what was read across the layer's output."""
+        for seen in layouts(audit.probe(LossLayout)):
+            return self._mixes(seen) if seen.crossed is None else self._crosses(seen)
+        return self.passed("The loss reads classes and rows in the order of the last layer.")
+
+    def _mixes(self, seen: Layout) -> Result:
+        order = [i for i in range(len(seen.made)) if i != seen.axis] + [seen.axis]
+        turned = ", ".join(map(str, order))
+        classes = seen.made[seen.axis]
+        return self.failed(
+            f"{seen.layer} made an output of shape {seen.made}, with the {classes} classes along "
+            f"dimension {seen.axis}, and the loss got it as {seen.read}: "
+            f"{100 * seen.mixed:.0f}% of its rows hold numbers of several places instead of the "
+            f"{classes} classes of one.",
+            measured=f"{100 * seen.mixed:.0f}% of the rows",
+            threshold="0%",
+            location=seen.location,
+            fix=f"output.permute({turned}).reshape(-1, {classes})",
+        )
+
+    def _crosses(self, seen: Layout) -> Result:
+        shape = seen.crossed
+        return self.failed(
+            f"The loss goes through the output {seen.made} in another order than through the "
+            f"targets {shape}: both are flattened, and each output meets the target of another "
+            "place.",
+            measured="rows and targets in different orders",
+            threshold="the same order",
+            location=seen.location,
+            fix="output.transpose(0, 1).reshape(-1, C)",
+        )
