@@ -57,6 +57,7 @@ def _why(discovery: Discovery) -> str:
             "the weights"
         )
     return (
-        "ended without an optimizer step: pass the arguments that make it train after --; "
-        "training in child processes is not seen"
+        "ended without an optimizer step: pass the arguments that make it train after --. A run "
+        "that is resumed where it had ended does not train, and training in child processes is "
+        "not seen"
     )
