@@ -12,8 +12,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -43,8 +43,8 @@ def run(job: Job, emit: Emit, protection: Protection | None, work: Work) -> NoRe
     EXPLAIN.append(files.explained)
     stdin.leave_unanswered()
     try:
-        with _protected(job, protection):
-            work(job, emit)
+        with _protected(job, protection) as seen:
+            work(seen, emit)
     except BaseException as error:
         emit(_refusal(unlaunched(error, job) or error))
     sys.stdout.flush()
@@ -53,9 +53,13 @@ def run(job: Job, emit: Emit, protection: Protection | None, work: Work) -> NoRe
     os._exit(0)
 
 
-def _protected(job: Job, protection: Protection | None) -> AbstractContextManager[Protection]:
+@contextmanager
+def _protected(job: Job, protection: Protection | None) -> Iterator[Job]:
+    """Protect the user's files, and yield ``job`` with its file where the program finds it."""
     if protection is not None:
-        return files.protected(lambda: nullcontext(protection))
+        with files.protected(lambda: nullcontext(protection)):
+            yield job
+        return
     places = files.places_of(Path(job.path))
     real = files.real(places, job.settings.allow_write)
     refusing = landlock.version() > 0
@@ -63,18 +67,23 @@ def _protected(job: Job, protection: Protection | None) -> AbstractContextManage
         os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(dir=job.scratch)
         # Before there are threads, and torch starts some.
         landlock.write_only_under((job.scratch, "/dev/shm", *real), in_place=("/dev", "/proc"))
+    made = overlay(job)
+    with files.protected(lambda: made):
+        yield job.model_copy(update={"path": made.inside(job.path)})
 
-    return files.protected(lambda: overlay(job))
 
+def writer(pipe: int, scratch: str) -> Emit:
+    """Return what writes events to the file descriptor ``pipe``, a line each.
 
-def writer(pipe: int) -> Emit:
-    """Return what writes events to the file descriptor ``pipe``, a line each."""
+    What the program found in the tree below ``scratch`` is called by the user's own name.
+    """
     lock = threading.Lock()
     os.set_inheritable(pipe, False)
 
     def emit(event: Event) -> None:
+        text = files.outside(event.model_dump_json(), scratch)
         # A line may have been cut where its process was killed.
-        data = b"\n" + event.model_dump_json().encode() + b"\n"
+        data = b"\n" + text.encode() + b"\n"
         with lock:
             while data:
                 data = data[os.write(pipe, data) :]

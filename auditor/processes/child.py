@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 from pydantic import ValidationError
 
 from nnaudit.engine.job import EVENT, Ended, Event, Job
+from nnaudit.state import files
 
 COMMAND = (sys.executable, "-P", "-m", "nnaudit.processes.sandbox")
 """What is started for a file; its words are the pipe for events, the job, and this process."""
@@ -135,7 +136,7 @@ class Child:
         self._over = False
 
     def __enter__(self) -> Self:
-        self._scratch = tempfile.mkdtemp(prefix="nnaudit-")
+        self._scratch = os.path.realpath(tempfile.mkdtemp(prefix="nnaudit-"))
         job = self._job.model_copy(update={"scratch": self._scratch})
         self._events, events = os.pipe()
         self._output, output = os.pipe()
@@ -228,7 +229,7 @@ class Child:
         self._keep_output()
         size = self._kept.tell()
         self._kept.seek(max(size - KEPT, 0))
-        return self._kept.read().decode(errors="replace")
+        return files.outside(self._kept.read().decode(errors="replace"), self._scratch)
 
     @property
     def code(self) -> int:

@@ -23,14 +23,15 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nnaudit.engine import worker
 from nnaudit.engine.job import Emit, Ended, Job, Protected, Refused, Work
 from nnaudit.errors import is_library, is_ours
 from nnaudit.processes.child import remove
-from nnaudit.state import files, landlock, namespaces
+from nnaudit.state import files, landlock, mirror, namespaces
 from nnaudit.state.files import Protection
 from nnaudit.state.namespaces import Layers, is_under
 
@@ -78,7 +79,7 @@ def run(job: Job, events: int, parent: int, work: Work = worker.audit_file) -> N
 
     With the process ``parent`` this one ends.
     """
-    _run(job, worker.writer(events), parent, work)
+    _run(job, worker.writer(events, job.scratch), parent, work)
     if os.getppid() != parent:
         remove(job.scratch)  # as the parent would have done
 
@@ -143,7 +144,8 @@ def _in_namespaces(program: Program, *, own_processes: bool) -> str:
             layers.enter(root, str(Path.cwd()))
             _work(program, layers)
 
-        _supervise(program, _fork(work), layers.written, everything=own_processes)
+        found = partial(_files, layers.written)
+        _supervise(program, _fork(work), found, everything=own_processes)
 
     child = _fork(enter)
     os.close(writing)
@@ -181,9 +183,9 @@ def _without_namespaces(program: Program, why: str) -> None:
     level = "off" if off else "python with Landlock" if by_kernel else "python"
     program.emit(Protected(level=level, why=why))
 
-    written = {"/": f"{program.job.scratch}/{files.FIRST_LAYER}"}
     protection = files.Unprotected() if off else None
-    _supervise(program, _fork(lambda: _work(program, protection)), written, everything=False)
+    child = _fork(lambda: _work(program, protection))
+    _supervise(program, child, lambda: _changed(program.job.scratch), everything=False)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -237,13 +239,15 @@ def _work(program: Program, protection: Protection | None) -> None:
     worker.run(program.job, program.emit, protection, program.work)
 
 
-def _supervise(program: Program, child: int, written: dict[str, str], *, everything: bool) -> None:
+def _supervise(
+    program: Program, child: int, written: Callable[[], Iterator[Written]], *, everything: bool
+) -> None:
     """Wait for the worker to end, end what it started, and say what it wrote.
 
     Args:
         program: what the worker runs.
         child: the worker's process.
-        written: by folder, where the files are that were written to it.
+        written: finds the files that were written.
         everything: whether this is the first process of a namespace that holds all the others.
     """
     scratch, why = program.job.scratch, ""
@@ -252,7 +256,7 @@ def _supervise(program: Program, child: int, written: dict[str, str], *, everyth
     def look(*_: object) -> None:
         nonlocal why
         if free - shutil.disk_usage(scratch).free > program.limit:
-            largest = max(_files(written), key=lambda file: file.size, default=None)
+            largest = max(written(), key=lambda file: file.size, default=None)
             name = f", most of it into {largest.path}" if largest else ""
             why = (
                 f"wrote more than {program.limit / 1e9:.0f} GB to the scratch folder{name}: "
@@ -265,7 +269,7 @@ def _supervise(program: Program, child: int, written: dict[str, str], *, everyth
     code = _wait_for(child, signal.SIGKILL)
     signal.setitimer(signal.ITIMER_REAL, 0)
     _end_all(everything=everything)
-    found = sorted(_files(written), key=lambda file: file.time)
+    found = sorted(written(), key=lambda file: file.time)
     _keep_bytecode(found)
     told = [file for file in found if not _is_unasked(file.path, program.places)]
     if program.job.keep:
@@ -318,6 +322,16 @@ def _files(written: dict[str, str]) -> Iterator[Written]:
                     found = os.lstat(place)
                     if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
                         yield Written(path, place, found.st_size, found.st_mtime)
+
+
+def _changed(scratch: str) -> Iterator[Written]:
+    """Yield the files of the first tree in ``scratch`` that are not as they were."""
+    tree = f"{scratch}/{files.FIRST_LAYER}"
+    first = f"{tree}.0"  # where another execution has not come to its end
+    for file in _files({"/": first if Path(first).exists() else tree}):
+        if not mirror.is_as_it_was(file.place, file.path):
+            # An original under another name is there by a link.
+            yield replace(file, place=mirror.original(file.place) or file.place)
 
 
 def _is_unasked(path: str, places: tuple[str, ...]) -> bool:

@@ -33,7 +33,7 @@ WINDOWS = {"MPLBACKEND": "Agg"}
 """Environment variables that keep libraries from opening windows, and from waiting for them."""
 
 FIRST_LAYER = "files"
-"""The folder in scratch that patched functions write to first, each file by its full path."""
+"""The folder in scratch that stands for ``/`` where patched functions keep the user's files."""
 
 PROJECT_MARKS = (".git", "pyproject.toml")
 """What lies in the uppermost folder of a project."""
@@ -147,6 +147,11 @@ def download_caches(places: Iterable[str]) -> tuple[str, ...]:
         if Path(real).is_dir() and not holds and not inside:
             found.append(real)
     return tuple(dict.fromkeys(found))
+
+
+def outside(text: str, scratch: str) -> str:
+    """Return ``text`` with the user's names in place of those in the tree below ``scratch``."""
+    return text.replace(f"{scratch}/{FIRST_LAYER}/", "/") if scratch else text
 
 
 def real(places: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:

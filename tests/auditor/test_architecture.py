@@ -77,7 +77,10 @@ WITHOUT_TORCH = (
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     "auditor/ranks/record.py",
     *(f"auditor/targets/{name}.py" for name in ("callstack", "definitions", "notebook", "source")),
-    *(f"auditor/state/{name}.py" for name in ("figures", "files", "landlock", "namespaces")),
+    *(
+        f"auditor/state/{name}.py"
+        for name in ("figures", "files", "landlock", "mirror", "namespaces")
+    ),
     "auditor/callbacks/before_training.py",
     *(
         str(file.relative_to(ROOT))

@@ -1,15 +1,16 @@
 # pathlib calls the very functions that are replaced here.
-# ruff: noqa: PTH100, PTH102, PTH115, PTH118, PTH120
+# ruff: noqa: PTH100, PTH109, PTH112, PTH115, PTH118, PTH120
 """A copy-on-write view of the file system, made of patched functions.
 
-For where the kernel will not lay one (:mod:`nnaudit.state.namespaces`). What the program writes,
-makes, renames or removes happens in a scratch folder; what it then reads comes from there where it
-differs. Its own files stay as they were. Everything is protected except devices and what is written
-for real; temporary folders are too, where the kernel refuses to write to them.
+For where the kernel will not lay one (:mod:`nnaudit.state.namespaces`). The program works in a tree
+of its own (:mod:`nnaudit.state.mirror`), in which files are what they are outside until they are
+written; child programs and C libraries work there, too. Python's own functions (``open``, ``os``,
+``shutil.rmtree``), and a few common writers from compiled code, are replaced by some that take the
+user's own paths to the tree, and that put a copy where the tree has a link only.
 
-It works on Python's own functions (``open``, ``os``, ``shutil.rmtree``) and on the few libraries
-that write from compiled code and are common in training programs (``torch.save``, safetensors,
-sqlite). Not seen: child programs, and other libraries' compiled writers (HDF5, OpenCV).
+Everything is protected except devices and what is written for real; temporary folders are too,
+where the kernel refuses to write to them. Not seen: child programs, and other libraries' compiled
+writers, that are given a path outside of the tree, or write to what is a link in it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ from typing import Any, Self
 
 import torch
 
+from nnaudit.errors import is_library
+from nnaudit.state import mirror
 from nnaudit.state.files import FIRST_LAYER
+from nnaudit.state.mirror import Mirror
+from nnaudit.state.namespaces import is_under
 
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -45,6 +50,7 @@ class Overlay:
     Attributes:
         label: how reports call this protection.
         scratch: the folder that is written to.
+        tree: in it, what the program sees of the file system.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Overlay:
         real: Iterable[str] = (),
         scratch: str = "",
         refusing: bool = False,
+        moves_in: bool = False,
     ) -> None:
         """Prepare it.
 
@@ -62,16 +69,14 @@ class Overlay:
             real: files and folders that are written for real.
             scratch: the folder to write to; a temporary one where none is given.
             refusing: whether the kernel refuses to write what is not diverted.
+            moves_in: whether the program works in the tree, where others than Python see it, too.
         """
         self.label = "python with Landlock" if refusing else "python"
         self._protected = tuple(os.path.abspath(folder) for folder in protected)
+        self._moves_in = moves_in
         self.scratch, self._refusing = scratch, refusing
-        self._allowed = ("/dev", "/proc", "/sys", *real)
-        if not refusing:
-            self._allowed += (tempfile.gettempdir(), "/tmp", "/var/tmp")
-        self._hidden: set[str] = set()
-        self._layer = ""
-        self._off = False
+        temporary = () if refusing else (tempfile.gettempdir(), "/tmp", "/var/tmp")
+        self._given, self._free = tuple(real), ("/dev", "/proc", "/sys", *temporary)
         self._stack = ExitStack()
         self._real: dict[str, Any] = {}
 
@@ -80,10 +85,12 @@ class Overlay:
             self.scratch = os.path.realpath(
                 self.scratch or stack.enter_context(tempfile.TemporaryDirectory(prefix="nnaudit-"))
             )
-            self._layer = os.path.join(self.scratch, FIRST_LAYER)
-            os.mkdir(self._layer)
-            for name in ("open", "mkdir", "rmdir", "rename", "stat", "lstat", "listdir", "scandir",
-                         "unlink", "readlink", "access"):  # fmt: skip
+            self.tree = Mirror(os.path.join(self.scratch, FIRST_LAYER), self._passes)
+            if not os.path.isdir(self.tree.root):  # another process's, to be shared
+                self._grow()
+            if self._moves_in:
+                self._move_in(stack)
+            for name in ("access", "readlink", "stat"):
                 self._real[name] = getattr(os, name)
             for owner, name, make in self._patches():
                 stack.callback(setattr, owner, name, getattr(owner, name))
@@ -101,29 +108,38 @@ class Overlay:
     ) -> None:
         self._stack.close()
 
+    def _grow(self) -> None:
+        self.tree.grow(self._protected if self._moves_in else ())
+
+    def _move_in(self, stack: ExitStack) -> None:
+        """Work in the tree, and import the user's modules from there, until ``stack`` ends."""
+        here, path = os.getcwd(), list(sys.path)
+        stack.callback(os.chdir, here)
+        os.chdir(self.inside(here))
+        stack.callback(sys.path.__setitem__, slice(None), path)
+        sys.path[:] = [entry if is_library(entry) else self.inside(entry) for entry in path]
+
+    def inside(self, path: str) -> str:
+        """Return where the program finds ``path``: in the tree, if it is one of those protected."""
+        place = self.tree.outside(path)
+        return self.tree.root + place if self._moves_in and self._is_protected(place) else path
+
     @contextmanager
     def fresh(self) -> Iterator[None]:
         """Begin with the user's files as they are, for the time of a ``with``."""
-        before = self._layer, self._hidden
-        self._layer, self._hidden = tempfile.mkdtemp(dir=self.scratch), set()
-        try:
+        here = os.getcwd()
+        with ExitStack() as stack:
+            stack.callback(os.chdir, here)
+            stack.enter_context(self.tree.fresh())
+            self._grow()
+            if os.path.isdir(here):
+                os.chdir(here)
             yield
-        finally:
-            self._layer, self._hidden = before
 
     def refuses(self, path: str) -> bool:
         """Whether the kernel refuses to write ``path`` although its mode would allow it."""
-        there = path if self._really(path) else os.path.dirname(path)
+        there = path if os.path.lexists(path) else os.path.dirname(path)
         return self._refusing and bool(self._real["access"](there, os.W_OK))
-
-    @contextmanager
-    def _plainly(self) -> Iterator[None]:
-        """Paths mean what they say, for the time of a ``with``."""
-        self._off = True
-        try:
-            yield
-        finally:
-            self._off = False
 
     def _patches(self) -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
         for owner, name in (
@@ -135,17 +151,19 @@ class Overlay:
             if hasattr(owner, name):
                 yield owner, name, self._make_open
         yield os, "open", self._make_os_open
-        for name in ("stat", "lstat", "access", "readlink", "statvfs"):
+        for name in ("access", "statvfs"):
             yield os, name, self._make_reading
+        yield os, "chdir", self._make_chdir
+        for name in ("stat", "lstat", "readlink"):
+            yield os, name, self._make_looking
         for name in ("chmod", "utime", "chown", "lchown", "fchmod", "fchown", "setxattr",
                      "removexattr"):  # fmt: skip
             if hasattr(os, name):
                 yield os, name, self._make_touching
-        yield os, "chdir", self._make_chdir
         yield os, "truncate", lambda real: self._make_writing(real, keep=True)
-        yield os, "mkdir", self._make_mkdir
+        yield os, "mkdir", lambda real: self._make_changing(real, opens=False)
         for name in ("remove", "unlink", "rmdir"):
-            yield os, name, self._make_removing
+            yield os, name, self._make_changing
         for name in ("rename", "replace"):
             yield os, name, self._make_rename
         yield os, "symlink", self._make_symlink
@@ -168,100 +186,74 @@ class Overlay:
 
     # --- where a path leads -----------------------------------------------------------------------
 
-    def _protected_path(self, path: Any) -> str:
-        """The absolute path, if it is one that must not change; else an empty string."""
+    def _is_protected(self, place: str) -> bool:
+        return any(is_under(place, folder) for folder in self._protected)
+
+    def _passes(self, path: str) -> bool:
+        """Whether ``path``, a name of the user's, is written for real."""
+        guard, given, free = (
+            max((len(folder) for folder in folders if is_under(path, folder)), default=0)
+            for folders in (self._protected, self._given, self._free)
+        )
+        return free > guard or given >= max(guard, 1)
+
+    def _place(self, path: Any, folder: int | None = None) -> tuple[str, str]:
+        """Return the absolute path, and the user's name for it; that is empty if it may change.
+
+        ``path`` may be relative to an open folder.
+        """
+        path = _from(folder, path)
         if isinstance(path, int) or path is None:
-            return ""
+            return "", ""
         try:
-            text = os.fsdecode(path)
+            text = os.path.abspath(os.fsdecode(path))
         except TypeError:
-            return ""
-        text = os.path.abspath(text)
-        if not self._layer or self._off or "/pymp-" in text:
-            return ""
-        if _under(text, self._layer):
-            # A relative path in a folder that exists in the scratch folder only.
-            text = text.removeprefix(self._layer) or "/"
-        if _under(text, self.scratch):
-            return ""
-        guard = max((len(f) for f in self._protected if _under(text, f)), default=-1)
-        free = max((len(f) for f in self._allowed if _under(text, f)), default=-1)
-        return "" if free > guard else text
+            return "", ""
+        place = self.tree.outside(text)
+        if "/pymp-" in place or is_under(place, self.scratch) or self._passes(place):
+            return text, ""
+        return text, place
 
-    def _mirror(self, path: str) -> str:
-        return self._layer + path
-
-    def _is_hidden(self, path: str) -> bool:
-        return any(_under(path, hidden) for hidden in self._hidden)
-
-    def _exists(self, path: str) -> bool:
-        return self._mirrored(path) or (self._really(path) and not self._is_hidden(path))
-
-    def _mirrored(self, path: str) -> bool:
-        return self._really(self._mirror(path))
-
-    def _really(self, path: str) -> bool:
-        try:
-            self._real["lstat"](path)
-        except (OSError, ValueError):
-            return False
-        return True
-
-    def _is_folder(self, path: str) -> bool:
-        try:
-            return stat.S_ISDIR(self._real["stat"](path).st_mode)
-        except OSError:
-            return False
-
-    def _reading(self, path: Any) -> Any:
+    def _reading(self, path: Any, folder: int | None = None) -> Any:
         """Return the path to read ``path`` from."""
-        place = self._protected_path(path)
-        if not place or not (self._is_hidden(place) or self._mirrored(place)):
-            return path
-        return self._mirror(place)
+        text, place = self._place(path, folder)
+        if place and text != place and self._is_protected(place):
+            return path  # in the tree, links lead on
+        there = self.tree.reading(place) if place else self.tree.outside(text)
+        return path if there == text else there
 
-    def _writing(self, path: Any, *, keep: bool) -> Any:
-        """Return the path to write ``path`` to; ``keep`` brings its present content along."""
-        place = self._protected_path(path)
-        if not place or self._is_folder(place):
-            return path
-        mirror = self._mirror(place)
-        parent = os.path.dirname(place)
-        if self._exists(parent):
-            self._make_folders(os.path.dirname(mirror))
-        if keep and not self._mirrored(place) and self._exists(place):
-            with self._plainly():
-                shutil.copyfile(place, mirror)
-        return mirror
+    def _listing(self, path: Any) -> Any:
+        """Return the path to list ``path`` by."""
+        _, place = self._place(path)
+        if place:
+            self.tree.complete(place)
+        return self._reading(path)
 
-    def _make_folders(self, folder: str) -> None:
-        if not self._really(folder):
-            self._make_folders(os.path.dirname(folder))
-            self._real["mkdir"](folder)
+    def _writing(self, path: Any, folder: int | None = None, **how: bool) -> Any:
+        """Return the path at which to change ``path``; ``how`` as :meth:`Mirror.owned` has it."""
+        text, place = self._place(path, folder)
+        there = self.tree.owned(place, **how) if place else self.tree.outside(text)
+        return path if there == text else there
 
     # --- the replacements -------------------------------------------------------------------------
 
     def _make_open(self, real: Any) -> Any:
         def open_(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             if any(letter in mode for letter in "wax+"):
-                place = self._protected_path(file)
-                if "x" in mode and place and self._exists(place):
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), file)
-                return real(self._writing(file, keep="w" not in mode), mode, *args, **kwargs)
-            return real(self._reading(file), mode, *args, **kwargs)
+                file = self._writing(file, follow="x" not in mode, keep="w" not in mode)
+            else:
+                file = self._reading(file)
+            return real(file, mode, *args, **kwargs)
 
         return open_
 
     def _make_os_open(self, real: Any) -> Any:
         def open_(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-            if dir_fd is None:
-                if flags & _WRITE_FLAGS:
-                    place = self._protected_path(path)
-                    if flags & os.O_EXCL and place and self._exists(place):
-                        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-                    path = self._writing(path, keep=not flags & os.O_TRUNC)
-                else:
-                    path = self._reading(path)
+            if flags & _WRITE_FLAGS:
+                follow = not flags & (os.O_EXCL | os.O_NOFOLLOW)
+                path = self._writing(path, dir_fd, follow=follow, keep=not flags & os.O_TRUNC)
+            else:
+                path = self._reading(path, dir_fd)
             opened: int = real(path, flags, mode, dir_fd=dir_fd)
             return opened
 
@@ -269,19 +261,35 @@ class Overlay:
 
     def _make_reading(self, real: Any) -> Any:
         def read(path: Any, *args: Any, **kwargs: Any) -> Any:
-            return real(
-                path if kwargs.get("dir_fd") is not None else self._reading(path), *args, **kwargs
-            )
+            return real(self._reading(path, kwargs.get("dir_fd")), *args, **kwargs)
 
         return read
 
     def _make_chdir(self, real: Any) -> Any:
         def chdir(path: Any) -> None:
-            place = self._protected_path(path)
-            only_here = place and (self._is_hidden(place) or not self._really(place))
-            real((self._mirror(place) if only_here else place) if place else path)
+            stays = not self._moves_in and not isinstance(path, int) and self._is_folder(path)
+            real(path if stays else self._reading(path))
 
         return chdir
+
+    def _is_folder(self, path: Any) -> bool:
+        """Whether ``path`` is a folder outside of the tree."""
+        try:
+            return stat.S_ISDIR(self._real["stat"](path).st_mode)
+        except OSError:
+            return False
+
+    def _make_looking(self, real: Any) -> Any:
+        """Return ``real`` such that it sees an original where the tree has a link to it."""
+
+        def look(path: Any, *args: Any, **kwargs: Any) -> Any:
+            path = self._reading(path, kwargs.get("dir_fd"))
+            if real.__name__ != "stat" or not kwargs.get("follow_symlinks", True):
+                text, _ = self._place(path, kwargs.get("dir_fd"))
+                path = (mirror.original(text) if is_under(text, self.tree.root) else "") or path
+            return real(path, *args, **kwargs)
+
+        return look
 
     def _make_writing(self, real: Any, *, keep: bool, position: int = 0) -> Any:
         def write(*args: Any, **kwargs: Any) -> Any:
@@ -299,12 +307,23 @@ class Overlay:
         return write
 
     def _make_touching(self, real: Any) -> Any:
+        """Return ``real`` such that it does nothing to an original.
+
+        That a large file is to have another mode is no reason to copy it.
+        """
+
         def touch(path: Any, *args: Any, **kwargs: Any) -> None:
             named = self._opened(path) if isinstance(path, int) else path
-            place = self._protected_path(named) if kwargs.get("dir_fd") is None else ""
-            if place and not self._mirrored(place) and self._exists(place):
+            text, place = self._place(named, kwargs.get("dir_fd"))
+            if isinstance(path, int):
+                if not place or text != place:
+                    real(path, *args, **kwargs)
                 return
-            real(self._mirror(place) if place and path is named else path, *args, **kwargs)
+            there = self.tree.changeable(place) if place else self._reading(path)
+            if there:
+                real(there, *args, **kwargs)
+            else:
+                os.stat(path, dir_fd=kwargs.get("dir_fd"))  # it may not be there
 
         return touch
 
@@ -315,146 +334,70 @@ class Overlay:
         except OSError:
             return None
 
-    def _make_mkdir(self, real: Any) -> Any:
-        def mkdir(path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
-            place = self._protected_path(path) if dir_fd is None else ""
-            if not place:
-                real(path, mode, dir_fd=dir_fd)
-                return
-            if self._exists(place):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-            if not self._exists(os.path.dirname(place)):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            self._make_folders(os.path.dirname(self._mirror(place)))
-            real(self._mirror(place), mode)
+    def _make_changing(self, real: Any, *, opens: bool = True) -> Any:
+        """Return ``real``, which changes the entry itself that a path names."""
 
-        return mkdir
+        def change(path: Any, *args: Any, dir_fd: int | None = None, **kwargs: Any) -> None:
+            path = self._writing(path, dir_fd, follow=False, opens=opens)
+            if dir_fd is not None:
+                kwargs["dir_fd"] = dir_fd
+            real(path, *args, **kwargs)
 
-    def _make_removing(self, real: Any) -> Any:
-        def remove(path: Any, *, dir_fd: int | None = None) -> None:
-            place = self._protected_path(_from(dir_fd, path))
-            if not place:
-                real(path, dir_fd=dir_fd)
-                return
-            if not self._exists(place):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            if real is self._real["rmdir"] and self._is_folder(place) and self._entries(place):
-                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
-            if self._mirrored(place):
-                real(self._mirror(place))
-            if self._really(place):
-                self._hidden.add(place)
-
-        return remove
+        return change
 
     def _make_rename(self, real: Any) -> Any:
-        def rename(src: Any, dst: Any, **kwargs: Any) -> None:
-            source, goal = self._protected_path(src), self._protected_path(dst)
-            if any(value is not None for value in kwargs.values()) or not (source or goal):
-                real(src, dst, **kwargs)
-                return
-            if source and not self._exists(source):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src)
-            src = self._brought_along(source) if source else src
-            if goal:
-                self._make_folders(os.path.dirname(self._mirror(goal)))
-                self._hidden.discard(goal)
-                dst = self._mirror(goal)
+        def rename(
+            src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+        ) -> None:
+            source = self._writing(src, src_dir_fd, follow=False)
+            goal = self._writing(dst, dst_dir_fd, follow=False)
             try:
-                real(src, dst)
+                real(source, goal, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
             except OSError as error:
-                if error.errno != errno.EXDEV:
+                # On one device they were, and are not, where one of them is written for real.
+                here = [bool(self._place(path)[1]) for path in (src, dst)]
+                if error.errno != errno.EXDEV or here[0] == here[1]:
                     raise
-                with self._plainly():
-                    shutil.move(src, dst)
-            if source and self._really(source):
-                self._hidden.add(source)
+                shutil.move(source, goal)
 
         return rename
 
-    def _brought_along(self, place: str) -> str:
-        """Make sure that ``place`` is in the scratch folder, with its content."""
-        mirror = self._mirror(place)
-        if not self._mirrored(place):
-            self._make_folders(os.path.dirname(mirror))
-            copy: Callable[..., Any] = (
-                shutil.copytree if self._is_folder(place) else shutil.copyfile
-            )
-            with self._plainly():
-                copy(place, mirror)
-        return mirror
-
     def _make_symlink(self, real: Any) -> Any:
         def symlink(src: Any, dst: Any, *args: Any, **kwargs: Any) -> None:
-            place = self._protected_path(dst)
-            if place and self._exists(place):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), dst)
-            real(src, self._writing(dst, keep=False), *args, **kwargs)
+            goal = self._writing(dst, kwargs.get("dir_fd"), follow=False, opens=False)
+            real(src, goal, *args, **kwargs)
 
         return symlink
 
     def _make_link(self, real: Any) -> Any:
         def link(src: Any, dst: Any, **kwargs: Any) -> None:
-            place = self._protected_path(dst)
-            if place and self._exists(place):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), dst)
-            if place:
-                # A copy, for the scratch folder may be on another device.
-                source, goal = self._reading(src), self._writing(dst, keep=False)
-                with self._plainly():
-                    shutil.copyfile(source, goal)
-                return
-            real(self._reading(src), dst, **kwargs)
+            # A copy first, or what is written to one were written to the original.
+            source = self._writing(src, kwargs.get("src_dir_fd"))
+            goal = self._writing(dst, kwargs.get("dst_dir_fd"), follow=False, opens=False)
+            real(source, goal, **kwargs)
 
         return link
 
     def _make_listdir(self, real: Any) -> Any:
         def listdir(path: Any = ".") -> list[Any]:
-            place = self._protected_path(path)
-            if not place or not self._differs(place):
-                names: list[Any] = real(path)
-                return names
-            return [entry.name for entry in self._entries(place)]
+            names: list[Any] = real(self._listing(path))
+            return names
 
         return listdir
 
     def _make_scandir(self, real: Any) -> Any:
         def scandir(path: Any = ".") -> Any:
-            place = self._protected_path(path)
-            if not place or not self._differs(place):
-                return real(path)
-            return _Entries(self._entries(place))
+            text, place = self._place(path)
+            there = self._listing(path)
+            if not place or (text == place and there is path):
+                return real(there)
+            return _Entries(real(there), path)
 
         return scandir
 
-    def _differs(self, place: str) -> bool:
-        return self._mirrored(place) or any(_under(hidden, place) for hidden in self._hidden)
-
-    def _entries(self, place: str) -> list[os.DirEntry[str]]:
-        found: dict[str, os.DirEntry[str]] = {}
-        if self._really(place) and not self._is_hidden(place):
-            with self._real["scandir"](place) as entries:
-                found = {
-                    e.name: e for e in entries if not self._is_hidden(os.path.join(place, e.name))
-                }
-        elif not self._mirrored(place):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
-        if self._mirrored(place):
-            with self._real["scandir"](self._mirror(place)) as entries:
-                found.update({entry.name: entry for entry in entries})
-        return list(found.values())
-
     def _make_rmtree(self, real: Any) -> Any:
         def rmtree(path: Any, *args: Any, **kwargs: Any) -> None:
-            place = self._protected_path(path)
-            if not place or not self._exists(place):
-                real(path, *args, **kwargs)
-                return
-            if self._mirrored(place):
-                with self._plainly():
-                    real(self._mirror(place))
-            if self._really(place):
-                self._hidden.add(place)
+            real(self._writing(path, kwargs.get("dir_fd"), follow=False), *args, **kwargs)
 
         return rmtree
 
@@ -462,23 +405,72 @@ class Overlay:
         def connect(database: Any, *args: Any, **kwargs: Any) -> Any:
             text = os.fsdecode(database)
             if text and text != ":memory:" and not text.startswith("file:"):
-                database = self._writing(database, keep=True)
+                database = self._writing(database)
             return real(database, *args, **kwargs)
 
         return connect
 
 
+class _Entry:
+    """An entry of a folder as :class:`os.DirEntry` has it: a link to an original is the original.
+
+    Attributes:
+        name: its name.
+        path: the folder as it was named, and that.
+    """
+
+    def __init__(self, entry: os.DirEntry[Any], folder: Any) -> None:
+        """``entry`` is in the folder that the program calls ``folder``."""
+        self.name = entry.name
+        self.path = os.path.join(os.fspath(folder), entry.name)
+        self._entry = entry
+
+    def __fspath__(self) -> Any:
+        return self.path
+
+    def __repr__(self) -> str:
+        return f"<DirEntry {self.name!r}>"
+
+    @property
+    def _linked(self) -> bool:
+        return self._entry.is_symlink() and bool(mirror.original(os.fsdecode(self._entry.path)))
+
+    def inode(self) -> int:
+        """Return its number."""
+        return self.stat(follow_symlinks=False).st_ino
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Return what :func:`os.stat` does."""
+        return self._entry.stat(follow_symlinks=follow_symlinks or self._linked)
+
+    def is_symlink(self) -> bool:
+        """Whether it is a link, of the user's."""
+        return self._entry.is_symlink() and not self._linked
+
+    def is_junction(self) -> bool:
+        """Whether it is what only Windows has."""
+        return False
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a folder, or a link to one."""
+        return self._entry.is_dir(follow_symlinks=follow_symlinks or self._linked)
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a file, or a link to one."""
+        return self._entry.is_file(follow_symlinks=follow_symlinks or self._linked)
+
+
 class _Entries:
     """What ``os.scandir`` returns: an iterator that can be closed."""
 
-    def __init__(self, entries: list[os.DirEntry[str]]) -> None:
-        self._entries = iter(entries)
+    def __init__(self, entries: Any, folder: Any) -> None:
+        self._entries, self._folder = entries, folder
 
-    def __iter__(self) -> Iterator[os.DirEntry[str]]:
-        return self._entries
+    def __iter__(self) -> Iterator[_Entry]:
+        return self
 
-    def __next__(self) -> os.DirEntry[str]:
-        return next(self._entries)
+    def __next__(self) -> _Entry:
+        return _Entry(next(self._entries), self._folder)
 
     def __enter__(self) -> Self:
         return self
@@ -487,16 +479,13 @@ class _Entries:
         self.close()
 
     def close(self) -> None:
-        """Nothing is open."""
-
-
-def _under(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+        """Close the folder."""
+        self._entries.close()
 
 
 def _from(folder: int | None, path: Any) -> Any:
     """Return ``path`` as seen from the open folder ``folder``, where the system can tell."""
-    if folder is None:
+    if folder is None or isinstance(path, int):
         return path
     try:
         return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(path))

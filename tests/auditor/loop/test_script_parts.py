@@ -1,8 +1,12 @@
 """The parts of which driving a script is made, each by itself."""
 
 import os
+import shutil
 import sqlite3
+import subprocess
+import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.mapping import find, loss_rule, recipe
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.variables import ScriptVariables, planned_epochs
+from nnaudit.state import mirror
 from nnaudit.state.files import FIRST_LAYER
 
 # --- mapping --------------------------------------------------------------------------------------
@@ -253,13 +258,97 @@ def test_compiled_writers_are_diverted(folder: Path, tmp_path_factory: Any) -> N
         connection.execute("create table t (x)")
         connection.close()
     assert contents(folder) == before
-    mirror = Path(f"{scratch}/{FIRST_LAYER}{folder}")
-    assert sorted(path.name for path in mirror.iterdir()) == ["a.pt", "b.npz", "c.db"]
+    tree = Path(f"{scratch}/{FIRST_LAYER}{folder}")
+    assert {path.name for path in tree.iterdir() if not path.is_symlink()} == {
+        *("a.pt", "b.npz", "c.db")
+    }
 
 
 def test_other_temporary_files_are_nobodys(folder: Path, tmp_path_factory: Any) -> None:
     elsewhere, scratch = (tmp_path_factory.mktemp(name) for name in ("elsewhere", "scratch"))
     with Overlay((str(folder),), scratch=str(scratch)):
         (elsewhere / "file").write_text("x")
-    assert list((scratch / FIRST_LAYER).iterdir()) == []
+    assert all(path.is_symlink() for path in (scratch / FIRST_LAYER).iterdir())
     assert (elsewhere / "file").read_text() == "x"
+
+
+@pytest.fixture
+def inside(
+    folder: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Overlay]:
+    """A program that works in the tree; a file is too large to be copied at the start."""
+    monkeypatch.setattr(mirror, "SMALL", 5)
+    (folder / "large.csv").write_text("larger")
+    (folder / "sub" / "link").symlink_to("inner.txt")
+    scratch = tmp_path_factory.mktemp("scratch")
+    with Overlay((str(folder),), scratch=str(scratch), moves_in=True) as overlay:
+        yield overlay
+
+
+def test_the_program_works_in_the_tree(inside: Overlay, folder: Path) -> None:
+    assert str(Path.cwd()) == f"{inside.tree.root}{folder}"
+    Path("new").mkdir()
+    np.savetxt("new/split.txt", np.ones(2))
+    read = subprocess.run(["cat", Path("new/split.txt").resolve()], capture_output=True, check=True)
+    assert read.stdout == Path("new/split.txt").read_bytes()
+    assert Path(folder, "new", "split.txt").exists(), "by its name outside of the tree, too"
+    with tempfile.NamedTemporaryFile(dir=".") as file:
+        file.write(b"x")
+    os.chdir("new")
+    os.chdir("..")
+    assert Path("old.txt").read_text() == "old"
+
+
+def test_the_trees_own_links_are_not_seen(inside: Overlay) -> None:
+    large = Path("large.csv")
+    assert mirror.original(str(large.absolute()))
+    assert not large.is_symlink()
+    assert large.resolve() == large.absolute()
+    with os.scandir(".") as entries:
+        kinds = {e.name: (e.path, e.is_file(), e.is_dir(), e.is_symlink()) for e in entries}
+    assert kinds["large.csv"] == ("./large.csv", True, False, False)
+    assert kinds["sub"] == ("./sub", False, True, False)
+    assert Path("sub/link").is_symlink()
+    assert sorted(map(str, Path().rglob("*.*"))) == ["large.csv", "old.txt", "sub/inner.txt"]
+
+
+def test_an_original_is_not_changed_through_a_link(inside: Overlay, folder: Path) -> None:
+    status = Path("large.csv").stat()
+    os.utime("large.csv", (1, 1))
+    os.chmod("large.csv", 0o600)  # noqa: PTH101
+    with Path("large.csv").open() as file:
+        os.fchmod(file.fileno(), 0o600)
+    Path("large.csv").write_text("small")
+    os.link("large.csv", "hard.csv")
+    Path("hard.csv").unlink()
+    Path("large.csv").unlink()
+    shutil.rmtree(folder / "sub")
+    assert sorted(os.listdir()) == ["old.txt"]  # noqa: PTH208
+    inside.__exit__(None, None, None)
+    assert Path("large.csv").stat() == status
+    assert contents(folder)["large.csv"] == "larger"
+    assert (folder / "sub" / "link").read_text() == "inner"
+
+
+def test_another_execution_works_in_a_tree_at_the_same_place(inside: Overlay) -> None:
+    here = Path.cwd()
+    Path("old.txt").write_text("first")
+    with inside.fresh():
+        assert Path.cwd() == here
+        assert Path("old.txt").read_text() == "old"
+    assert Path("old.txt").read_text() == "first"
+
+
+def test_a_wide_folder_above_the_program_is_read(
+    folder: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "WIDE", 0)
+    beside = tmp_path_factory.mktemp("beside")
+    (beside / "data.csv").write_text("1")
+    name = f"../{beside.name}/data.csv"
+    scratch = tmp_path_factory.mktemp("scratch")
+    with Overlay((str(folder),), scratch=str(scratch), refusing=True, moves_in=True):
+        assert Path(name).read_text() == "1"
+        assert Path(name).stat().st_size == 1
+        assert beside.name in os.listdir("..")  # noqa: PTH208
+        assert subprocess.run(["cat", name], capture_output=True, check=True).stdout == b"1"

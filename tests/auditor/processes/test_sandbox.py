@@ -429,8 +429,46 @@ def test_a_refused_write_names_the_path_and_the_flag(
 ) -> None:
     if not landlock.version():
         pytest.skip("this kernel has no Landlock")
-    (project / "train.py").write_text(f"import io\nio.FileIO('log.csv', 'w')\n{SCRIPT}")
+    # A path outside of the tree that the program works in, and a function that is not Python's.
+    (project / "train.py").write_text(f"import io\nio.FileIO('{project}/log.csv', 'w')\n{SCRIPT}")
     with pytest.raises(RefusedError, match=f"--allow-write {project}/log.csv"):
         whole(sandbox="python")
     whole(sandbox="python", allow_write="log.csv")
     assert (project / "log.csv").read_text() == ""
+
+
+@pytest.mark.slow
+def test_the_second_level_reads_what_was_written(
+    whole: Callable[..., Report], project: Path
+) -> None:
+    text = f"""
+import os, shutil, subprocess, tempfile
+import numpy, torch
+import settings
+
+assert settings.__file__ == os.path.join(os.getcwd(), "settings.py") != "{project}/settings.py"
+assert os.path.dirname(__file__) == os.getcwd()
+os.makedirs("results/a")
+numpy.savetxt("results/split.txt", numpy.arange(9))
+assert subprocess.run(["tail", "-n", "+2", "{{}}/results/split.txt".format(os.getcwd())],
+                      capture_output=True).stdout.count(b"e") == 8
+torch.save(torch.ones(3), "results/init.pt")
+shutil.copy2("results/init.pt", "{project}/best.pt")
+assert torch.load("best.pt", mmap=True).sum() == 3
+open("made.py", "w").write("LR = 0.1")
+import made
+with tempfile.NamedTemporaryFile(dir=".") as file:
+    file.write(b"x")
+os.rename("runs", "old_runs")
+assert subprocess.run("cat old_runs/1/best.pt; ls", shell=True, capture_output=True).stdout
+{SCRIPT}"""
+    (project / "settings.py").touch()
+    (project / "train.py").write_text(text)
+    before = state_of(project.parent)
+    report = whole(sandbox="python")
+    assert state_of(project.parent) == before
+    assert report.result("GRAD102").status is Status.PASS
+    places = {part.location.file for part in report.target.parts if part.location}
+    assert places == {"train.py"}
+    (part,) = [part for part in report.target.parts if part.name == "files"]
+    assert "results/split.txt" in part.description
