@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from nnaudit.loop.base import Loop
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.term_gradients import FirstBackward
 from nnaudit.state.snapshot import preserved
+
+_BATCHES = 3
 
 _RECURRENT = (nn.RNNCellBase, nn.RNNBase)
 
@@ -79,6 +82,71 @@ class _Seen:
     def end(self, root: Tensor) -> None:
         """Take nothing more: the first backward pass begins."""
         self.over = True
+
+
+class CarriedStates(Probe[str]):
+    """Watches whether a recurrent layer begins a batch with the state that the last one left."""
+
+    def measure(self, audit: Audit) -> str:
+        """Return the name of such a layer, in all of a few steps; empty for none.
+
+        Raises:
+            OutOfBudgetError: the time is used up.
+        """
+        loop = audit.loop
+        layers = {n: m for n, m in loop.model.named_modules() if isinstance(m, nn.RNNBase)}
+        if not layers:
+            return ""
+        seen: list[dict[str, tuple[Tensor | None, Tensor]]] = []
+        try:
+            for batch in list(consecutive_batches(loop, _BATCHES)):
+                audit.clock.check()
+                loop.prepare(batch)
+                with _states(layers) as states:
+                    loop.step(batch)
+                seen.append(states)
+        except UserCodeError:
+            return ""
+        return next((name for name in layers if is_carried([each.get(name) for each in seen])), "")
+
+
+def is_carried(states: list[tuple[Tensor | None, Tensor] | None]) -> bool:
+    """Whether each batch begins with the state, not of zeros, that the one before has left.
+
+    Of each batch the state that its first call was given, and the one that its last returned.
+    """
+    pairs = list(pairwise(states))
+    return bool(pairs) and all(
+        before is not None
+        and after is not None
+        and after[0] is not None
+        and after[0].shape == before[1].shape
+        and torch.equal(after[0], before[1])
+        and bool(after[0].count_nonzero())
+        for before, after in pairs
+    )
+
+
+@contextmanager
+def _states(
+    layers: dict[str, nn.RNNBase],
+) -> Iterator[dict[str, tuple[Tensor | None, Tensor]]]:
+    states: dict[str, tuple[Tensor | None, Tensor]] = {}
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+
+            def called(
+                module: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name
+            ) -> None:
+                if torch.is_grad_enabled() and (returned := _hidden(result[1])) is not None:
+                    given = _hidden(args[1] if len(args) > 1 else kwargs.get("hx"))
+                    first = given.detach().clone() if given is not None else None
+                    begun = states[name][0] if name in states else first
+                    states[name] = begun, returned.detach().clone()
+
+            hook = layer.register_forward_hook(called, with_kwargs=True)
+            stack.callback(hook.remove)
+        yield states
 
 
 def _in_one_step(loop: Loop, layers: dict[str, nn.Module]) -> tuple[Unrolled, ...]:

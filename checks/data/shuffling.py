@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from nnaudit import stats
 from nnaudit.checks.base import Check
@@ -15,6 +16,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs, seed_everything
 from nnaudit.measure.epoch_targets import Targets, codes_of, counts_of
 from nnaudit.probes.epoch_order import EpochOrder, Order, order_of
+from nnaudit.probes.recurrent_states import CarriedStates
 from nnaudit.report import Curve, Evidence, Kind, Numbers, Result, Series, Status
 
 FEWEST_ROWS = 64
@@ -38,6 +40,15 @@ class Finding:
     fix: str
     measured: str = ""
     threshold: str = ""
+
+
+def draws_at_random(loader: Any) -> bool:
+    """Whether torch's own random sampler draws the rows of ``loader``, in batches of several."""
+    return (
+        isinstance(loader, DataLoader)
+        and type(loader.sampler) is RandomSampler
+        and type(loader.batch_sampler) is BatchSampler
+    )
 
 
 class Shuffling(Check):
@@ -65,6 +76,8 @@ class Shuffling(Check):
           for no reason. Warns where there is a reason (windows of one sequence, blocks of text, a
           stream, the user's own sampler) or when the sampler waits for `set_epoch()` and the script
           does not call it between epochs.
+        - Warns where torch's random sampler draws the rows, and a recurrent layer begins each batch
+          with the state that it had at the end of the batch before: of other rows.
         - One batch per epoch has no order, and batches that continue each other (truncated
           back-propagation through time) must keep theirs.
     Fix: `DataLoader(..., shuffle=True)`. For a stream, shuffle the files and use a buffer that
@@ -80,13 +93,31 @@ class Shuffling(Check):
     name = "shuffling"
     kind = Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER,)
-    probes = (EpochOrder,)
+    probes = (EpochOrder, CarriedStates)
     options: ClassVar[dict[str, float]] = {
         "z": 4.0,
         "excess": 0.2,
         "correlation": 0.3,
         "drift": 0.15,
     }
+
+    def _carries(self, audit: Audit, layer: str) -> Result:
+        if not draws_at_random(audit.loop.train_loader):
+            return self.passed(
+                f"{layer or 'The network'} begins each batch with the state that the batch before "
+                "has left (truncated BPTT), so the order must not be random."
+            )
+        modules = dict(audit.loop.model.named_modules())
+        return self.warned(
+            f"{layer or 'The network'} begins each batch with the state that the batch before has "
+            "left, while the rows are drawn at random: the state is of other, unrelated rows.",
+            measured="state carried over a random order",
+            threshold="rows that continue those of the batch before, or a state that begins anew",
+            module=layer,
+            location=audit.loop.locate("train_loader") or audit.loop.locate(modules.get(layer)),
+            fix="begin with state = None for every batch; or shuffle=False with row i of each "
+            "batch the continuation of row i of the one before",
+        )
 
     def run(self, audit: Audit) -> Result:
         """Ask the three questions, and the first two again of another epoch."""
@@ -98,6 +129,8 @@ class Shuffling(Check):
                 "Each batch continues the previous one (truncated BPTT), so the order must not be "
                 "random."
             )
+        if layer := audit.probe(CarriedStates):
+            return self._carries(audit, layer)
         found = self._composition(audit, order)
         if any(each.status is Status.FAIL for each in found) and order.repeated is None:
             seed_everything(audit.seed + 1)
