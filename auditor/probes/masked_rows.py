@@ -17,6 +17,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.losses import LOSS_FUNCTIONS
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.report import Location
+from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 
 STEPS = 25
@@ -25,6 +26,9 @@ STEPS = 25
 _SECONDS = 10.0
 _FEWEST = 16
 _KEPT = 256
+
+_MOST = 2**22
+"""Numbers of a tensor up to which it is told by its content."""
 
 _HELD_OUT = re.compile(r"(^|_)(val|valid|validation|test|dev|eval|heldout|held)(_|\d|$)")
 _INDEXING = frozenset({"__getitem__", "index_select", "masked_select"})
@@ -78,7 +82,7 @@ class MaskedRows(Probe[tuple[MaskedSplit, ...]]):
 class _Held:
     name: str
     rows: Tensor
-    base: tuple[int, ...]
+    base: tuple[str, ...]
 
 
 class Tap(TorchFunctionMode):
@@ -86,11 +90,11 @@ class Tap(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[tuple[str, int], _Held] = {}
-        self._chosen: dict[int, tuple[Tensor, int, Tensor]] = {}
-        self._compared: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
-        self._trained: dict[int, Tensor] = {}
-        self._lines: dict[int, Location | None] = {}
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._chosen: dict[int, tuple[Tensor, str, Tensor]] = {}
+        self._compared: dict[int, tuple[Tensor, tuple[str, ...]]] = {}
+        self._trained: dict[str, Tensor] = {}
+        self._lines: dict[str, Location | None] = {}
 
     def __torch_function__(
         self,
@@ -116,26 +120,27 @@ class Tap(TorchFunctionMode):
             if rows is not None:
                 self._indexed(args[0], args[-1], rows, made)
         elif name in ("eq", "__eq__") and not torch.is_grad_enabled() and made.ndim:
-            whose = tuple(each.data_ptr() for each in args if isinstance(each, Tensor))
+            whose = tuple(_content(each) for each in args if isinstance(each, Tensor))
             if len(self._compared) < _KEPT:
-                self._compared[made.data_ptr()] = made, whose
+                self._compared[id(made)] = made, whose
 
     def _indexed(self, base: Tensor, index: Tensor, rows: Tensor, made: Tensor) -> None:
         if torch.is_grad_enabled():
             if not base.requires_grad and len(self._chosen) < _KEPT:
-                self._chosen[id(made)] = made, base.data_ptr(), rows
+                self._chosen[id(made)] = made, _content(base), rows
             return
         name = _held_out_name(index)
         if name and len(self._held) < _KEPT:
-            whose = (base.data_ptr(), *self._compared.get(base.data_ptr(), (base, ()))[1])
-            self._held[(name, base.data_ptr())] = _Held(name, rows, whose)
+            content = _content(base)
+            whose = (content, *self._compared.get(id(base), (base, ()))[1])
+            self._held[(name, content)] = _Held(name, rows, whose)
 
     def _given(self, target: Tensor, ignored: Any) -> None:
         """Note the rows of the targets that a loss was given."""
         if id(target) in self._chosen:
             _, base, rows = self._chosen[id(target)]
         elif target.ndim and len(target) >= _FEWEST:
-            base, rows = target.data_ptr(), torch.ones(len(target), dtype=torch.bool)
+            base, rows = _content(target), torch.ones(len(target), dtype=torch.bool)
             if target.ndim == 1 and not target.is_floating_point() and isinstance(ignored, int):
                 rows = (target != ignored).cpu()
         else:
@@ -158,6 +163,16 @@ class Tap(TorchFunctionMode):
                 yield MaskedSplit(
                     held.name, int(held.rows.sum()), both, len(trained), self._lines[base]
                 )
+
+
+def _content(tensor: Tensor) -> str:
+    """Return what tells equal tensors: targets are the same data in another place of memory.
+
+    A script's tensors may be handed to it anew in each step, and freed memory is given to others.
+    """
+    if tensor.numel() > _MOST or tensor.layout is not torch.strided:
+        return f"{id(tensor)}"
+    return batches.digest(tensor.detach())
 
 
 def _rows(base: Tensor, index: Any) -> Tensor | None:
