@@ -19,7 +19,7 @@ from nnaudit.targets.model_inputs import device_of
 def why_not(roles: TrainingObjects) -> str:
     """Return why batches cannot be put in place of the script's own; empty where they can."""
     if roles.recipe is None:
-        return "the script draws its batches itself and changes them before the network sees them"
+        return "the script draws its batches itself, and nnaudit cannot put others in their place"
     if roles.loss is None:
         return "the script draws its batches itself, and what its loss compares with is not known"
     return ""
