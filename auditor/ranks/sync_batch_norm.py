@@ -44,10 +44,10 @@ def _normalized(module: nn.SyncBatchNorm, values: Tensor) -> Tensor:
     count = values.new_tensor([values.numel() / values.shape[1]], dtype=torch.float32)
     wide = values.float()
     shape = [1, -1, *[1] * (values.ndim - 2)]
-    first = _Summed.apply(torch.cat([wide.sum(axes), count]), module.process_group)
+    first: Tensor = _Summed.apply(torch.cat([wide.sum(axes), count]), module.process_group)
     mean, total = first[:-1] / first[-1], float(first[-1])
     centred = wide - mean.view(shape)
-    variance = _Summed.apply(centred.pow(2).sum(axes), module.process_group) / total
+    variance: Tensor = _Summed.apply(centred.pow(2).sum(axes), module.process_group) / total
     _track(module, mean.detach(), variance.detach(), total)
     scaled = centred * (variance + module.eps).rsqrt().view(shape)
     if module.affine:
