@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nnaudit.loop.trace import patched
 from nnaudit.targets.callstack import Role, registered
+
+_REFUSAL = "_passing_sync_batchnorm_handle"
+"""What of DistributedDataParallel refuses such a network on the CPU, and does nothing else."""
 
 
 @contextmanager
@@ -31,10 +35,16 @@ def sync_batch_norm_without_gpu() -> Iterator[None]:
 
         return forward
 
+    def accepting(real: Callable[..., None]) -> Callable[..., None]:
+        return lambda wrapper, network: None
+
     if torch.cuda.is_available():
         yield
         return
-    with patched(nn.SyncBatchNorm, "forward", standing_in):
+    with ExitStack() as stack:
+        stack.enter_context(patched(nn.SyncBatchNorm, "forward", standing_in))
+        if hasattr(DistributedDataParallel, _REFUSAL):
+            stack.enter_context(patched(DistributedDataParallel, _REFUSAL, accepting))
         yield
 
 

@@ -63,6 +63,19 @@ def test_two_ranks_compute_what_one_process_does(
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_a_network_that_holds_it_is_wrapped(tmp_path: Path) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    try:
+        with sync_batch_norm_without_gpu():
+            norm = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+            wrapped = nn.parallel.DistributedDataParallel(norm)
+            torch.testing.assert_close(wrapped(rows()), network()(rows()), rtol=1e-3, atol=1e-4)
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_outside_a_process_group_it_is_torchs_own() -> None:
     norm = nn.SyncBatchNorm.convert_sync_batchnorm(network())
     with sync_batch_norm_without_gpu():
