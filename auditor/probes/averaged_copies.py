@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -40,6 +41,8 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 _RECOMPUTED = ("update_bn", "bn_update", "precise_bn")
 """Functions that compute the statistics of an average anew before it is used."""
+
+_IMPORT = re.compile(r"\s*(from|import)\s")
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,13 @@ def _recomputes(loop: Loop) -> bool:
     parts = ("model", "training_step", "optimizer", "train_loader")
     files = {place.file for part in parts if (place := loop.locate(part)) is not None}
     texts = [Path(file).read_text(errors="replace") for file in files if Path(file).is_file()]
-    return any(name in text for name in _RECOMPUTED for text in texts)
+    return any(map(recomputes, texts))
+
+
+def recomputes(text: str) -> bool:
+    """Whether source uses a function that computes statistics anew: an import alone is no use."""
+    lines = (line for line in text.splitlines() if not _IMPORT.match(line) or " as " in line)
+    return any(name in line for line in lines for name in _RECOMPUTED)
 
 
 def _judged(pair: _Pair, within: tuple[int, int], *, ended: bool, recomputed: bool) -> AveragedCopy:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nnaudit.checks.mode.averaged_copy import AveragedCopyStatistics
-from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
+from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy, recomputes
 from nnaudit.report import Result, Status
 from support.verdicts import verdict
 
@@ -45,6 +45,13 @@ def test_a_copy_that_is_validated_and_stands_still_fails() -> None:
     result = judged(replace(STALE, alignment=0.0, stale=0, alone=True, stood=150))
     assert result.status is Status.FAIL
     assert "never the network that is trained" in result.message
+
+
+def test_an_import_alone_recomputes_nothing() -> None:
+    line = "from torch.optim.swa_utils import AveragedModel, update_bn"
+    assert not recomputes(f"{line}\nswa = AveragedModel(net)\n")
+    assert recomputes(f"{line}\nswa = AveragedModel(net)\n    update_bn(loader, swa)\n")
+    assert recomputes("from torch.optim.swa_utils import update_bn as settle\nsettle(loader, swa)")
 
 
 def test_an_average_of_torchs_before_its_first_update_warns() -> None:
