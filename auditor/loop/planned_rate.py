@@ -23,14 +23,14 @@ def planned_lr(loop: Loop, group: dict[str, Any]) -> float:
     It is 0 where the optimizer finds its own (Adafactor's ``lr=None``).
 
     The group's ``max_lr`` (OneCycle, Cyclic) or ``initial_lr`` (set by every scheduler), else its
-    ``lr`` now. Only a schedule that is a formula may stay below ``initial_lr`` throughout, or rise
-    above it: in "Attention Is All You Need" it is 1, and the rate is never more than 0.0007.
+    ``lr`` now. A schedule that is a formula may stay below ``initial_lr`` throughout: in "Attention
+    Is All You Need" that is 1, and the rate never more than 0.0007. One that rises above it says
+    nothing: it may be written for the steps of the run only.
     """
-    told = [float(group.get(key) or 0.0) for key in ("lr", "max_lr")]
+    made_with = float(group.get("initial_lr") or 0.0)
     formula = _by_formula(loop, group)
-    if formula is None:
-        return max(*told, float(group.get("initial_lr") or 0.0))
-    return max(*told, formula)
+    reached = made_with if formula is None else min(made_with, formula)
+    return max(reached, *(float(group.get(key) or 0.0) for key in ("lr", "max_lr")))
 
 
 def planned_rise(loop: Loop) -> bool:

@@ -421,8 +421,10 @@ _ADDS = (
     "SubBackward", "RsubBackward", *VIEWS,
 )  # fmt: skip
 
-_WHITENS = ("LinalgCholesky", "LinalgInv", "LinalgEigh", "LinalgSvd", "LinalgQr", "LinalgSolve",
-            "SvdBackward", "LinalgMatrixPower")  # fmt: skip
+_WHITENS = (
+    "LinalgCholeskyExBackward", "LinalgInvExBackward", "LinalgEighBackward", "LinalgSvdBackward",
+    "LinalgQrBackward", "LinalgSolveExBackward",
+)  # fmt: skip
 
 
 def _anchors(node: Any) -> bool:

@@ -52,6 +52,7 @@ def planned(lr: float, make: Any) -> tuple[float, bool]:
         (0.1, lambda o: schedulers.LambdaLR(o, polynomial), 0.1, False),
         (0.1, lambda o: schedulers.LambdaLR(o, lambda s: min(1.0, s / 10_000)), 0.1, True),
         (0.1, lambda o: schedulers.LambdaLR(o, lambda s: 3.0), 0.3, False),
+        (0.1, lambda o: schedulers.LambdaLR(o, lambda s: s / 100), 0.1, True),
         (0.1, lambda o: schedulers.LambdaLR(o, lambda s: 0.0), 0.1, True),
         (0.1, lambda o: schedulers.CosineAnnealingLR(o, 10), 0.1, False),
         (0.1, lambda o: schedulers.OneCycleLR(o, 0.5, total_steps=10), 0.5, True),
