@@ -493,7 +493,7 @@ def _audited(paths: list[Path], form: str, args: argparse.Namespace) -> dict[Pat
     with ThreadPoolExecutor(args.jobs) as pool:
         for path, outcome in pool.map(run, paths):
             outcomes[path] = outcome
-            print(_line(outcome, expected(path, form)), flush=True)
+            print(_line(outcome, expected(path, form), args.checks), flush=True)
     for _ in range(args.jobs):
         nurseries.get().close()
     return outcomes
@@ -504,8 +504,10 @@ def _available(path: Path) -> bool:
     return not needs or Path(needs).exists()
 
 
-def _line(outcome: Outcome, wanted: Expected) -> str:
+def _line(outcome: Outcome, wanted: Expected, asked: list[str]) -> str:
+    """Say how a program was answered: in full by the checks that were asked by their codes."""
     loud = outcome.with_status("fail", "warn", "error", "inconclusive", "note")
+    loud = [r for r in outcome.results if r in loud or r["code"] in asked]
     fired = " ".join(f"{r['code']}:{r['status']}" for r in loud) or "-"
     mark = "ok " if not problems(outcome, wanted) else "BAD"
     where = f"{outcome.program:52} {outcome.seconds:5.0f} s {outcome.steps:6} steps"
