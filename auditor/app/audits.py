@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,8 @@ class Call:
         verbose: whether the programs' own output is shown.
         compared: what compares a report with the baseline.
         only_unpassed: whether only that is asked which did not pass last time.
-        note: given what is known by now of the target with that number, whenever it has grown.
+        note: given what makes a report of what is known by now of the target with that number,
+            whenever that has grown.
     """
 
     targets: tuple[tuple[str, tuple[str, ...]], ...]
@@ -50,7 +52,7 @@ class Call:
     verbose: bool = False
     compared: Callable[[Report], Report] = lambda report: report
     only_unpassed: bool = False
-    note: Callable[[int, Report], None] = lambda number, report: None
+    note: Callable[[int, Callable[[], Report]], None] = lambda number, known: None
 
     def settings_for(self, path: str) -> Settings:
         """Return the settings of one target's audit.
@@ -110,8 +112,8 @@ def _audit_one(
                 if shown:
                     shown.take(event, record)
                 if isinstance(event, Answered):
-                    report = supervisor.so_far(job, record, command=command)
-                    call.note(number, call.compared(report))
+                    known = partial(supervisor.so_far, job, record, command=command)
+                    call.note(number, lambda: call.compared(known()))
 
             report, record = supervisor.audit(
                 job,
@@ -131,7 +133,7 @@ def _audit_one(
         quote(record.output)
         click.echo("---", err=True)
     report = call.compared(report)
-    call.note(number, report)
+    call.note(number, lambda: report)
     return report, _exit_code(report, record, job.settings)
 
 

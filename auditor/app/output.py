@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, cast
@@ -123,20 +123,22 @@ class Growing:
     def __init__(self, output: Output) -> None:
         self._paths = [d.path for d in output.destinations if d.format == "json" and d.path]
         self._options = output.options
-        self._reports: dict[int, Report] = {}
+        self._known: dict[int, Callable[[], Report]] = {}
         self._written = -math.inf
         self._lock = threading.Lock()
 
-    def take(self, number: int, report: Report) -> None:
-        """Take in what is known by now of the target with that ``number``.
+    def take(self, number: int, known: Callable[[], Report]) -> None:
+        """Take in what makes a report of what is known by now of the target with that ``number``.
 
-        The files are written at most every :data:`WRITE_EVERY` seconds: writing costs time, too.
+        It is made when the files are written, at most every :data:`WRITE_EVERY` seconds: both cost
+        time, too.
         """
         with self._lock:
-            self._reports[number] = report
+            self._known[number] = known
             if not self._paths or time.monotonic() - self._written < WRITE_EVERY:
                 return
-            text = FORMATS["json"]([self._reports[n] for n in sorted(self._reports)], self._options)
+            reports = [self._known[number]() for number in sorted(self._known)]
+            text = FORMATS["json"](reports, self._options)
             for path in self._paths:
                 if path.is_file() or not path.exists():  # not to a pipe, which is read as it comes
                     write(path, text)

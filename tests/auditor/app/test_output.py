@@ -90,12 +90,12 @@ def test_the_json_grows_as_answers_come(
     asked = Output.parse(["json:run.json", "html:run.html"], None)
     growing = Growing(asked)
     empty = reports[0].model_copy(update={"results": reports[0].results[:1]})
-    growing.take(1, empty)
+    growing.take(1, lambda: empty)
     assert [len(report.results) for report in load(Path("run.json"))] == [1]
-    growing.take(0, reports[0])
+    growing.take(0, lambda: reports[0])
     assert len(load(Path("run.json"))) == 1, "written a moment ago"
     monkeypatch.setattr(output, "WRITE_EVERY", 0.0)
-    growing.take(1, reports[0])
+    growing.take(1, lambda: reports[0])
     found = [report.results for report in load(Path("run.json"))]
     assert found == [reports[0].results] * 2
     assert not Path("run.html").exists()
