@@ -73,8 +73,23 @@ def name_of(node: Any) -> str:
     return str(node.name()).removeprefix("torch::autograd::")
 
 
-def _parents(node: Any) -> list[Any]:
+def parents_of(node: Any) -> list[Any]:
+    """Return the autograd nodes whose results ``node`` was computed from."""
     return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def signed_parents_of(node: Any) -> list[tuple[Any, int]]:
+    """Return the parents of a node that adds, each with the sign (1 or -1) by which it enters."""
+    name = name_of(node)
+    turned = name.startswith(("NegBackward", "RsubBackward"))
+    parents = [parent for parent, _ in node.next_functions]
+    signs = [
+        -1 if turned or (name.startswith("SubBackward") and place == 1) else 1
+        for place in range(len(parents))
+    ]
+    return [
+        (parent, sign) for parent, sign in zip(parents, signs, strict=True) if parent is not None
+    ]
 
 
 def _maker(node: Any, joins: int = 2) -> Any:
@@ -82,12 +97,12 @@ def _maker(node: Any, joins: int = 2) -> Any:
     while node is not None:
         name = name_of(node)
         if name.startswith(_JOINS) and joins:
-            makers = [_maker(parent, joins - 1) for parent in _parents(node)]
+            makers = [_maker(parent, joins - 1) for parent in parents_of(node)]
             same = len({name_of(maker) if maker is not None else "" for maker in makers}) == 1
             return makers[0] if same else node
         if not name.startswith(VIEWS):
             return node
-        node = next(iter(_parents(node)), None)
+        node = next(iter(parents_of(node)), None)
     return None
 
 
@@ -96,7 +111,7 @@ def provenance(tensor: Any) -> dict[str, Any]:
     maker = _maker(tensor.grad_fn) if isinstance(tensor, Tensor) else None
     if maker is None:
         return {}
-    first = next(iter(_parents(maker)), None)
+    first = next(iter(parents_of(maker)), None)
     source = _maker(first)
     return {
         "producer": name_of(maker),
@@ -114,7 +129,7 @@ def _lineage(maker: Any) -> Iterator[str]:
         yield name
         products += name.startswith(_PRODUCTS)
         if products <= 1 and name.startswith((*VIEWS, *_JOINS, *POINTWISE, *_PRODUCTS)):
-            for parent in _parents(node):
+            for parent in parents_of(node):
                 if parent not in seen:
                     seen.add(parent)
                     todo.append((parent, products))
@@ -128,7 +143,7 @@ def graph_of(tensor: Tensor) -> Graph | None:
     depths: dict[Any, float] = {}
     for node in order:
         name = name_of(node)
-        above = [depths[parent] for parent in _parents(node)]
+        above = [depths[parent] for parent in parents_of(node)]
         # Infinite: made of parameters alone, so no path from the data leads here.
         depth = min(above, default=math.inf)
         if name.startswith(LAYERS) and any(math.isinf(each) for each in above):
@@ -155,5 +170,5 @@ def _topological(root: Any) -> list[Any]:
             return []
         seen.add(node)
         todo.append((node, True))
-        todo += [(parent, False) for parent in _parents(node) if parent not in seen]
+        todo += [(parent, False) for parent in parents_of(node) if parent not in seen]
     return order

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import parameters_of
+from nnaudit.measure.living import living
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ def declared_accumulation(loop: Loop) -> Declared | None:
     if kind is None:
         return None
     trained = {id(p) for optimizer in loop.optimizers for p in parameters_of(optimizer)}
-    for each in gc.get_objects():
-        if not issubclass(type(each), kind):
-            continue
+    for each in living(kind):
         models = getattr(each, "_models", ())
         ours = any(id(p) in trained for model in models for p in model.parameters())
         count = int(getattr(each, "gradient_accumulation_steps", 1))

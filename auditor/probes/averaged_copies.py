@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 import time
@@ -20,6 +19,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.living import living
 from nnaudit.measure.movement import same
 from nnaudit.state.snapshot import Subjects, preserved
 
@@ -193,9 +193,7 @@ def _pairs(loop: Loop) -> Iterator[_Pair]:
     if not sources:
         return
     taken: set[int] = set()
-    # By type: some objects answer a question after their class with a warning.
-    candidates = [each for each in gc.get_objects() if issubclass(type(each), nn.Module)]
-    for module in sorted(candidates, key=lambda each: -sum(1 for _ in each.modules())):
+    for module in sorted(living(nn.Module), key=lambda each: -sum(1 for _ in each.modules())):
         parameters = [id(p) for p in module.parameters()]
         if id(module) in taken or not parameters or not trained.isdisjoint(parameters):
             continue

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.result_tap import ResultTap
 
 _COMPARING: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -41,23 +41,15 @@ class ComparedOutputs(Probe[bool]):
         return tap.compared
 
 
-class _Tap(TorchFunctionMode):
+class _Tap(ResultTap):
     def __init__(self) -> None:
         super().__init__()
         self.compared = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        live = isinstance(result, Tensor) and result.requires_grad
-        if live and (func in _COMPARING or (func in _PRODUCTS and _is_of_itself(args))):
-            self.compared = True
-        return result
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+        """Look for what compares its arguments."""
+        comparing = func in _COMPARING or (func in _PRODUCTS and _is_of_itself(args))
+        self.compared |= made.requires_grad and comparing
 
 
 def _is_of_itself(args: tuple[Any, ...]) -> bool:

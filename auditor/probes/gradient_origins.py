@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnaudit.context import Audit, Probe
-from nnaudit.loop.autograd import LAYERS, VIEWS, name_of
+from nnaudit.loop.autograd import LAYERS, VIEWS, name_of, signed_parents_of
 from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import own_line, parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
@@ -454,9 +454,7 @@ def outputs_alone(root: Tensor) -> frozenset[int]:
             for key in _weights_of(node):
                 signs.setdefault(key, set()).add(sign)
         elif name.startswith(_LINEAR):
-            for place, (parent, _) in enumerate(node.next_functions):
-                turned = name.startswith("Neg") or (name.startswith("Sub") and place == 1)
-                todo.append((parent, -sign if turned else sign))
+            todo += [(parent, sign * theirs) for parent, theirs in signed_parents_of(node)]
     return frozenset(key for key, found in signs.items() if len(found) == 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from nnaudit.context import Audit, Probe
+from nnaudit.measure.living import living
 from nnaudit.state.collector import older_objects_hidden
 from nnaudit.targets import batch as batches
 
@@ -76,21 +77,16 @@ class KeptGraphs(Probe[Kept]):
 
 @contextmanager
 def _older_tensors() -> Iterator[list[weakref.ref[Tensor]]]:
-    """Yield the tensors there are, which :func:`_tensors` does not find in the block."""
-    tensors = [weakref.ref(tensor) for tensor in _tensors()]
+    """Yield the tensors there are, which :func:`living` does not find in the block."""
+    tensors = [weakref.ref(tensor) for tensor in living(Tensor)]
     with older_objects_hidden() as hidden:
         yield tensors if hidden else []
-
-
-def _tensors() -> list[Tensor]:
-    # By type, not isinstance: that would ask the class of every lazy proxy in the process.
-    return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
 
 
 def _with_history(older: list[weakref.ref[Tensor]]) -> list[Tensor]:
     gc.collect()
     still = [tensor for reference in older if (tensor := reference()) is not None]
-    return [tensor for tensor in (*still, *_tensors()) if tensor.grad_fn is not None]
+    return [tensor for tensor in (*still, *living(Tensor)) if tensor.grad_fn is not None]
 
 
 def _kind(tensor: Tensor) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.losses import LOSS_FUNCTIONS
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.result_tap import ResultTap
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
@@ -85,7 +85,7 @@ class _Held:
     base: tuple[str, ...]
 
 
-class Tap(TorchFunctionMode):
+class Tap(ResultTap):
     """Notes the rows that losses are given, and those that are looked at without gradients."""
 
     def __init__(self) -> None:
@@ -96,20 +96,8 @@ class Tap(TorchFunctionMode):
         self._trained: dict[str, Tensor] = {}
         self._lines: dict[str, Location | None] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            with torch._C.DisableTorchFunction():
-                self._note(func, args, kwargs or {}, result)
-        return result
-
-    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+        """Note losses, choices of rows and comparisons."""
         name = getattr(func, "__name__", "")
         if func in LOSS_FUNCTIONS and made.requires_grad and made.numel() == 1:
             target = kwargs.get("target", args[1] if len(args) > 1 else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +9,7 @@ from typing import Any
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
+from nnaudit.measure.living import living
 
 _ROUNDS = 3
 """Ends of epochs: a metric may be empty at the first, and is full at the second."""
@@ -63,4 +63,4 @@ def _metrics() -> list[Any]:
     """Return the metrics of torchmetrics' that are alive."""
     library = sys.modules.get("torchmetrics")
     kind = getattr(library, "Metric", None)
-    return [each for each in gc.get_objects() if issubclass(type(each), kind)] if kind else []
+    return living(kind) if kind else []

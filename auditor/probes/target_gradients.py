@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
-from nnaudit.loop.autograd import LAYERS, POINTWISE, VIEWS, name_of
+from nnaudit.loop.autograd import LAYERS, POINTWISE, VIEWS, name_of, parents_of, signed_parents_of
 from nnaudit.loop.losses import LOSS_FUNCTIONS, SYMMETRIC
 from nnaudit.loop.trace import parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.result_tap import ResultTap
 from nnaudit.report import Location
 from nnaudit.targets import callstack
 
@@ -197,7 +197,7 @@ class _Comparison:
     sign: int = 1
 
 
-class Tap(TorchFunctionMode):
+class Tap(ResultTap):
     """Notes the losses of a step and the arithmetic around them, by autograd's nodes.
 
     Attributes:
@@ -223,20 +223,10 @@ class Tap(TorchFunctionMode):
         self.varied: dict[Any, Any] = {}
         self.factors: dict[Any, Any] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.grad_fn is not None:
-            with torch._C.DisableTorchFunction():
-                self._note(func, args, kwargs or {}, result)
-        return result
-
-    def _note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+        """Note what the judging asks after, by its function."""
+        if made.grad_fn is None:
+            return
         if func in LOSS_FUNCTIONS:
             given = [*args, *(kwargs[name] for name in ("input", "target") if name in kwargs)]
             if len(given) >= 2 and all(isinstance(each, Tensor) for each in given[:2]):
@@ -278,7 +268,7 @@ class Tap(TorchFunctionMode):
         if node is None or exponent != 2:
             return
         self.fitted.append(node)
-        sides = _parents(node)
+        sides = parents_of(node)
         if name_of(node).startswith(("SubBackward", "RsubBackward")) and len(sides) == 2:
             where = callstack.user_line()
             self.regressions.append(_Comparison(sides[0], sides[1], "", where, made))
@@ -402,16 +392,7 @@ def _terms(tap: Tap, root: Any, compared: dict[Any, _Comparison]) -> Iterator[_C
             seen.add(node)
             if name.startswith("MulBackward"):
                 sign *= tap.scalars.get(node, 0)
-            sign = -sign if name.startswith(("NegBackward", "RsubBackward")) else sign
-            parents = node.next_functions
-            turned = [
-                name.startswith("SubBackward") and place == 1 for place in range(len(parents))
-            ]
-            todo += [
-                (parent, -sign if turn else sign)
-                for (parent, _), turn in zip(parents, turned, strict=True)
-                if parent is not None
-            ]
+            todo += [(parent, sign * theirs) for parent, theirs in signed_parents_of(node)]
         elif node not in seen:
             yield None
 
@@ -440,13 +421,13 @@ def _are_normalised(seen: _Comparison) -> bool:
 
 
 def _is_normalised(node: Any) -> bool:
-    if not name_of(node).startswith("DivBackward") or len(parents := _parents(node)) != 2:
+    if not name_of(node).startswith("DivBackward") or len(parents := parents_of(node)) != 2:
         return False
     divisor = parents[1]
     for _ in range(4):
         if "Norm" in name_of(divisor):
             return True
-        divisor = next(iter(_parents(divisor)), None)
+        divisor = next(iter(parents_of(divisor)), None)
         if divisor is None:
             return False
     return False
@@ -481,7 +462,7 @@ def _reduced(tap: Tap, node: Any) -> tuple[Any, bool, bool, bool]:
             added, node = True, tap.sums[node]
         elif node in tap.factors:
             scaled, node = scaled or added, tap.factors[node]
-        elif name_of(node).startswith(_ADAPTS) and (parents := _parents(node)):
+        elif name_of(node).startswith(_ADAPTS) and (parents := parents_of(node)):
             cut = cut or name_of(node).startswith(_SLICES)
             node = parents[0]
         else:
@@ -531,13 +512,9 @@ def _lineage(node: Any) -> Iterator[Any]:
         each = todo.pop(0)
         yield each
         if name_of(each).startswith((*VIEWS, *POINTWISE, *_CHOOSES, "ExpBackward")):
-            fresh = [parent for parent in _parents(each) if parent not in seen]
+            fresh = [parent for parent in parents_of(each) if parent not in seen]
             seen.update(fresh)
             todo += fresh
-
-
-def _parents(node: Any) -> list[Any]:
-    return [parent for parent, _ in node.next_functions if parent is not None]
 
 
 def _under(roots: list[Any], avoided: set[Any]) -> Iterator[Any]:
@@ -548,7 +525,7 @@ def _under(roots: list[Any], avoided: set[Any]) -> Iterator[Any]:
         if node in avoided:
             continue
         yield node
-        for parent in _parents(node):
+        for parent in parents_of(node):
             if parent not in seen:
                 seen.add(parent)
                 todo.append(parent)
