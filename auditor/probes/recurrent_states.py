@@ -139,14 +139,18 @@ def _states(
                 module: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name
             ) -> None:
                 if torch.is_grad_enabled() and (returned := _hidden(result[1])) is not None:
-                    given = _hidden(args[1] if len(args) > 1 else kwargs.get("hx"))
-                    first = given.detach().clone() if given is not None else None
-                    begun = states[name][0] if name in states else first
+                    begun = states[name][0] if name in states else _given(args, kwargs)
                     states[name] = begun, returned.detach().clone()
 
             hook = layer.register_forward_hook(called, with_kwargs=True)
             stack.callback(hook.remove)
         yield states
+
+
+def _given(args: Any, kwargs: Any) -> Tensor | None:
+    """Return a copy of the state that a recurrent layer is called with."""
+    state = _hidden(args[1] if len(args) > 1 else kwargs.get("hx"))
+    return None if state is None else state.detach().clone()
 
 
 def _in_one_step(loop: Loop, layers: dict[str, nn.Module]) -> tuple[Unrolled, ...]:

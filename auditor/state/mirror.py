@@ -308,9 +308,8 @@ class Mirror:
                     link = _link(path)
                     if link.startswith("/"):
                         link = self.root + link  # the same, and what is there can be changed
-                if link and not _exists(
-                    f"{place}/{entry.name}"
-                ):  # without, it has just been removed
+                # Without a link to read, it has just been removed.
+                if link and not _exists(f"{place}/{entry.name}"):
                     symlink(link, f"{place}/{entry.name}")
 
     def _copy(self, source: str, place: str, found: os.stat_result) -> None:

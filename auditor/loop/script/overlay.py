@@ -170,7 +170,7 @@ class Overlay:
         yield os, "link", self._make_link
         yield os, "listdir", self._make_listdir
         yield os, "scandir", self._make_scandir
-        yield shutil, "rmtree", self._make_rmtree
+        yield shutil, "rmtree", self._make_changing
         yield sqlite3, "connect", self._make_connect
         for owner in (torch, torch.serialization, torch.jit):
             yield owner, "save", lambda real: self._make_writing(real, keep=False, position=1)
@@ -394,12 +394,6 @@ class Overlay:
             return _Entries(real(there), path)
 
         return scandir
-
-    def _make_rmtree(self, real: Any) -> Any:
-        def rmtree(path: Any, *args: Any, **kwargs: Any) -> None:
-            real(self._writing(path, kwargs.get("dir_fd"), follow=False), *args, **kwargs)
-
-        return rmtree
 
     def _make_connect(self, real: Any) -> Any:
         def connect(database: Any, *args: Any, **kwargs: Any) -> Any:
