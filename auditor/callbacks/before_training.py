@@ -12,6 +12,7 @@ from typing import Any, Literal
 from nnaudit import config, launchers
 from nnaudit.app import runs
 from nnaudit.app.pytest_warning import NnauditWarning
+from nnaudit.callbacks import trackers
 from nnaudit.display import AuditReport
 from nnaudit.engine.job import Job
 from nnaudit.engine.record import RefusedError
@@ -39,9 +40,10 @@ class FindingsError(NnauditError):
 def audit_script(on_findings: OnFindings = "stop", **settings: Any) -> AuditReport | None:
     """Audit the script that is running, with its own arguments, in a child process.
 
-    ``settings`` are the keys of ``[tool.nnaudit]``; ``fail_on`` decides what is a finding. Returns
-    None where there is nothing to audit: within an audit, or without a script, as in a notebook. A
-    script that cannot be audited is no finding: a warning says so.
+    ``settings`` are the keys of ``[tool.nnaudit]``; ``fail_on`` decides what is a finding. The runs
+    of W&B, MLflow and TensorBoard that are open get the report. Returns None where there is nothing
+    to audit: within an audit, or without a script, as in a notebook. A script that cannot be
+    audited is no finding: a warning says so.
 
     Raises:
         FindingsError: there are findings, and ``on_findings`` is ``stop``.
@@ -60,6 +62,7 @@ def audit_script(on_findings: OnFindings = "stop", **settings: Any) -> AuditRepo
         return None
     runs.keep(data)
     report = AuditReport.of(data)
+    trackers.publish(report)
     if report.with_status(*COUNTED[chosen.fail_on]):
         if on_findings == "stop":
             raise FindingsError(report)

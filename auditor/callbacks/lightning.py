@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from nnaudit.callbacks.before_training import OnFindings, audit_script
 from nnaudit.display import AuditReport
-from nnaudit.reports import FORMATS
-from nnaudit.reports.base import Options
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -22,8 +20,8 @@ class AuditCallback(Callback):
     """Audits the running script before ``Trainer.fit`` trains, once, in a process of its own.
 
     ``Trainer(callbacks=[AuditCallback(preset="quick", on_findings="stop")])``. The report is kept
-    like that of ``nnaudit FILE``, and written as text to the loggers that take text, as
-    TensorBoard's does.
+    like that of ``nnaudit FILE``, and handed to W&B, MLflow and TensorBoard, whose loggers the
+    trainer has opened by then.
 
     Attributes:
         report: what the audit said; None before it, and where it could not be done.
@@ -46,12 +44,3 @@ class AuditCallback(Callback):
         if trainer.is_global_zero:
             self.report = audit_script(self._on_findings, **self._settings)
         trainer.strategy.barrier("nnaudit")
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Hand the report to the loggers."""
-        if self.report is None:
-            return
-        text = FORMATS["markdown"]([self.report], Options())
-        for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_text"):
-                logger.experiment.add_text("nnaudit", text)

@@ -14,7 +14,8 @@ class AuditCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Audits the running script before ``Trainer.train`` trains, once, in a process of its own.
 
     ``Trainer(..., callbacks=[AuditCallback(preset="quick", on_findings="stop")])``. The report is
-    kept like that of ``nnaudit FILE``.
+    kept like that of ``nnaudit FILE``, and handed to W&B, MLflow and TensorBoard, where
+    ``report_to`` names them: the trainer opens them before it calls what it was given.
 
     Attributes:
         report: what the audit said; None before it, and where it could not be done.

@@ -13,21 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
+from nnaudit.state import trackers
 from nnaudit.state.figures import never_shown
 from nnaudit.state.namespaces import is_under
-
-TRACKERS = {
-    "WANDB_MODE": "disabled",
-    "WANDB_SILENT": "true",
-    "NEPTUNE_MODE": "debug",
-    "CLEARML_OFFLINE_MODE": "1",
-    "COMET_START_MODE": "create",
-    "COMET_OFFLINE_ONLY": "1",
-    "SWANLAB_MODE": "disabled",
-    "DVC_NO_ANALYTICS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
-"""Environment variables that silence experiment trackers."""
 
 WINDOWS = {"MPLBACKEND": "Agg"}
 """Environment variables that keep libraries from opening windows, and from waiting for them."""
@@ -160,28 +148,29 @@ def real(places: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the time of a ``with``."""
+def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for the time of a ``with``, or unset those that are None."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep trackers from sending anything, and figures from being shown.
-
-    MLflow writes to a temporary folder.
-    """
-    runs = f"file://{tempfile.gettempdir()}/mlruns"
-    with variables({**TRACKERS, **WINDOWS, "MLFLOW_TRACKING_URI": runs}), never_shown():
+    """Keep trackers from sending anything, and figures from being shown."""
+    quiet = trackers.environment(tempfile.gettempdir())
+    with variables({**quiet, **WINDOWS}), never_shown():
         yield
 
 

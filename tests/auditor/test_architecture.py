@@ -33,8 +33,8 @@ ROOMS = {
     "processes": {"engine", "errors", "report", "state"},
     "fixes": {"report"},
     "callbacks": {
-        "app", "config", "display", "engine", "errors", "launchers", "processes", "report",
-        "reports",
+        "app", "config", "display", "engine", "errors", "launchers", "measure", "processes",
+        "report", "reports",
     },
     "display": {"report", "reports"},
     "progress": {"engine", "report", "reports"},
@@ -79,9 +79,11 @@ WITHOUT_TORCH = (
     *(f"auditor/targets/{name}.py" for name in ("callstack", "definitions", "notebook", "source")),
     *(
         f"auditor/state/{name}.py"
-        for name in ("figures", "files", "landlock", "mirror", "namespaces")
+        for name in ("figures", "files", "landlock", "mirror", "namespaces", "trackers")
     ),
     "auditor/callbacks/before_training.py",
+    "auditor/callbacks/trackers.py",
+    "auditor/measure/living.py",
     *(
         str(file.relative_to(ROOT))
         for name in PARENT

@@ -28,6 +28,7 @@ from nnaudit.loop.script.training_objects import Registers
 from nnaudit.loop.script.untrained import untrained
 from nnaudit.state.collector import older_objects_hidden
 from nnaudit.state.snapshot import Snapshot, Subjects
+from nnaudit.state.trackers import forget_runs
 from nnaudit.targets import callstack
 
 FRUITLESS = 3
@@ -94,6 +95,7 @@ class Execution:
         with ExitStack() as stack:
             if session.executions > 1 and not self._keeps_files:
                 stack.enter_context(session.protection.fresh())
+                forget_runs()
             stack.enter_context(as_main(main, session.invoked))
             stack.enter_context(quiet_imports(path.parent))
             shift = (run.seed - session.seed) % 2**32
