@@ -32,6 +32,7 @@ class Needs(StrEnum):
     TRAIN_LOADER = "a training loader"
     VAL_LOADER = "a validation loader"
     OWN_BATCHES = "training batches, whoever makes them"
+    SAME_BATCH = "a training batch that can be had twice"
     STEPS = "training steps"
     OWN_STEPS = "training steps, on whatever batches"
     TARGETS = "targets beside the inputs"

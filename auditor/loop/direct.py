@@ -110,6 +110,7 @@ class DirectLoop(Loop):
         reasons: dict[Needs, Callable[[], str]] = {
             Needs.TRAIN_LOADER: lambda: _undefined("train_loader", self.train_loader),
             Needs.OWN_BATCHES: lambda: _undefined("train_loader", self.train_loader),
+            Needs.SAME_BATCH: lambda: _undefined("train_loader", self.train_loader),
             Needs.VAL_LOADER: lambda: _undefined("val_loader", self.val_loader),
             Needs.STEPS: self._why_no_steps,
             Needs.OWN_STEPS: self._why_no_steps,

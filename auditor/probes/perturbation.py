@@ -331,7 +331,9 @@ def layout_of(loop: Loop, call: Call) -> Layout | str:
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         if _is_adjacency(tensors, first.shape[0]):
             return _GRAPH
-        return Layout(0, first.shape[0], first.ndim >= 4)
+        # What a script makes may be a set of pictures: each is a sample if it has a target.
+        each = isinstance(call.target, Tensor) and call.target.shape[:1] == first.shape[:1]
+        return Layout(0, first.shape[0], first.ndim >= 4 and (each or not loop.makes_batches))
     stacked = loader.collate_fn is default_collate
     size = batches.size(call.batch)
     count = size if stacked or not loader.batch_size else loader.batch_size

@@ -203,7 +203,7 @@ class ClassBalance(Check):
     code = "DATA110"
     name = "class-balance"
     kind = Kind.STATISTICAL
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
     probes = (FirstSteps, TrainRows, ValRows, WeightsByRow)
     options: ClassVar[dict[str, float]] = {"imbalance": 10.0, "expected": 20.0}
 

@@ -63,7 +63,7 @@ class InputUse(Check):
     """
 
     code, name, kind = "GRAD108", "input-use", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (ModelCall,)
     consequence_of = ("LOSS101",)
 
@@ -81,7 +81,7 @@ class InputUse(Check):
         if isinstance(change, str):
             return self.inconclusive(change)
         taken = 0
-        if not change.visible and not audit.loop.lacks(Needs.STEPS):
+        if not change.visible and not audit.loop.lacks(Needs.OWN_STEPS):
             taken = warmed_up(audit)
             again = _change(audit, call)
             change = change if isinstance(again, str) else again

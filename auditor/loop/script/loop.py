@@ -35,6 +35,13 @@ from nnaudit.targets.metrics import Metric, library_metrics, metrics_in
 from nnaudit.targets.model_inputs import ModelInputs, device_of
 from nnaudit.targets.target import defined_at
 
+_NO_LOADER = "the script draws its batches itself: there is no loader, and no epoch of one"
+
+_NOT_AGAIN = (
+    "the script draws its batches itself, and none of them a second time from the same random "
+    "numbers"
+)
+
 
 class ScriptLoop(Loop):
     """Drives a script that is paused in its training loop. Lives in the auditor's thread."""
@@ -95,10 +102,10 @@ class ScriptLoop(Loop):
 
     def lacks(self, need: Needs) -> str:
         """Return why ``need`` is not offered, or an empty string."""
-        free = why_not(self._roles) if self._run.without_loader else ""
+        free = self._why_own
         unseen = "" if self._roles.propagates else "no backward() was seen, and so no loss"
         reasons = {
-            Needs.TRAIN_LOADER: free,
+            Needs.TRAIN_LOADER: free and _NO_LOADER,
             Needs.OWN_BATCHES: "",
             Needs.STEPS: free or unseen,
             Needs.OWN_STEPS: unseen,
@@ -111,7 +118,14 @@ class ScriptLoop(Loop):
             return "" if self.val_loader is not None else "no validation loader was seen"
         if need is Needs.TARGETS:
             return free or self._why_no_targets
+        if need is Needs.SAME_BATCH:
+            return "" if not free or self._own_batches.repeats else _NOT_AGAIN
         return reasons[need]
+
+    @property
+    def _why_own(self) -> str:
+        """Why the script's batches can only be its own; empty where others can be put there."""
+        return why_not(self._roles) if self._run.without_loader else ""
 
     @cached_property
     def _why_no_targets(self) -> str:
@@ -125,7 +139,7 @@ class ScriptLoop(Loop):
     def batches(self) -> Iterator[Any]:
         """Start one epoch of the script's training loader, beside the script's own."""
         if self._run.without_loader:
-            return self._own_batches.seeded() if why_not(self._roles) else self._own_batches.drawn()
+            return self._own_batches.seeded() if self._why_own else self._own_batches.drawn()
         return self._iterate(self.train_loader, "the training loader")
 
     def val_batches(self) -> Iterator[Any]:
