@@ -418,7 +418,12 @@ def stand_in(inputs: Inputs, layout: Layout, sample: int) -> Tensor | None:
 def differ(first: Any, second: Any) -> bool:
     """Whether two structures of equal shapes hold different values anywhere."""
     pairs = zip(batches.tensors(first), batches.tensors(second), strict=True)
-    return any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
+    return any(not _is_equal(a, b) for (_, a), (_, b) in pairs)
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    strided = a.layout is torch.strided and b.layout is torch.strided
+    return torch.equal(a, b) if strided else batches.same_values(a, b)
 
 
 def outputs_of(output: Any) -> Tensor | None:
@@ -515,6 +520,8 @@ def shift_of(call: Call) -> Shift | None:
 def _compared(path: str, tokens: Tensor, target: Tensor) -> Shift | None:
     whole = not tokens.is_floating_point()
     if tokens.dtype is torch.bool or tokens.is_complex() or tokens.ndim < 2:
+        return None
+    if tokens.layout is not torch.strided or target.layout is not torch.strided:
         return None
     if whole and (tokens.ndim != 2 or target.is_floating_point()):
         return None

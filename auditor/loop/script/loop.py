@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -95,6 +95,10 @@ class ScriptLoop(Loop):
         """Optimizer steps since the audit began, relaunched runs included."""
         return self._session.count.taken
 
+    def bounded(self, allow: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call ``allow`` before each of the script's steps for the time of a ``with``."""
+        return self._session.count.bounded(allow)
+
     @property
     def subjects(self) -> Subjects:
         """Everything a step may change."""
@@ -106,6 +110,7 @@ class ScriptLoop(Loop):
         unseen = "" if self._roles.propagates else "no backward() was seen, and so no loss"
         reasons = {
             Needs.TRAIN_LOADER: free and _NO_LOADER,
+            Needs.ITEMS: _NO_LOADER if self._run.without_loader else "",
             Needs.OWN_BATCHES: "",
             Needs.STEPS: free or unseen,
             Needs.OWN_STEPS: unseen,
@@ -304,6 +309,7 @@ class ScriptLoop(Loop):
     @contextmanager
     def _relaunch(self, seed: int, *, keeps_files: bool) -> Iterator[Loop]:
         commands = self._session.commands
+        self._session.count.allow()
         with preserved(self.subjects):
             run: Run = commands.ask(Launch(Execution(self._session, seed, keeps_files=keeps_files)))
             try:

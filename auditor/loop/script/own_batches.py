@@ -14,6 +14,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.channel import Call, StepRequest
 from nnaudit.loop.script.steps import Own, ScriptSteps
+from nnaudit.loop.total_loss import call_worth
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
 
@@ -88,7 +89,9 @@ class OwnBatches:
             given, listener = self._steps.given(batch), Observer(nn.Identity(), losses_only=True)
             order = StepRequest(given, watch=True, dry=True, observer=listener)
             self._steps.command(order)
-        call, main = self._steps.entry_of(order), self._steps.main_loss(order)
+        call, loss = self._steps.entry_of(order), self._steps.loss_of(order)
+        # One with the wrong sign compares with it, too.
+        main = call_worth(order.loss_calls, loss) or call_worth(order.loss_calls, -loss)
         target = main.arguments.get("target") if main is not None else None
         same = isinstance(target, Tensor) and bool((target == target.reshape(-1)[:1]).all())
         # One number for all rows is not drawn: the program makes it, as adversarial training does.

@@ -80,6 +80,7 @@ class ScriptSteps:
             NnauditError: the step was not taken.
         """
         self._must_be_innermost()
+        self.run.session.count.allow()
         order.modes = function_modes()
         done: StepRequest = self.run.session.commands.ask(Resume(order))
         return done
