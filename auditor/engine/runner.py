@@ -68,7 +68,7 @@ def _answer(check: type[Check], audit: Audit) -> Result:
         audit.clock.check()
         if not {Needs.STEPS, Needs.OWN_STEPS}.isdisjoint(check.needs):
             audit.require_steps()
-        with audit.asking(check.probes), audit.isolated():
+        with audit.loop.bounded(audit.clock.check), audit.asking(check.probes), audit.isolated():
             return asked.run(audit)
     except OutOfBudgetError as error:
         return asked.inconclusive(f"Not enough time: {error}.")

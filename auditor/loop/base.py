@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,8 +30,10 @@ class Needs(StrEnum):
     """What a check may need of a loop."""
 
     TRAIN_LOADER = "a training loader"
+    ITEMS = "a loader, which asks for items"
     VAL_LOADER = "a validation loader"
     OWN_BATCHES = "training batches, whoever makes them"
+    SAME_BATCH = "a training batch that can be had twice"
     STEPS = "training steps"
     OWN_STEPS = "training steps, on whatever batches"
     TARGETS = "targets beside the inputs"
@@ -125,6 +127,13 @@ class Loop(ABC):
     makes_batches: bool = False
     rates_rise: bool = False
     metrics: tuple[Metric, ...] = ()
+
+    @abstractmethod
+    def bounded(self, allow: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call ``allow`` before each step or forward pass for the time of a ``with``.
+
+        Also of runs relaunched from this one. It raises when the time of the audit is used up.
+        """
 
     @property
     @abstractmethod

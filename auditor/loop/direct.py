@@ -45,9 +45,23 @@ WIDTH_NAMES = (
 
 @dataclass
 class StepCount:
-    """Optimizer steps of an audit, shared by a loop and the runs relaunched from it."""
+    """Optimizer steps of an audit, shared by a loop and the runs relaunched from it.
+
+    ``allow`` is called before whatever takes the time of a step, and raises when there is none
+    left.
+    """
 
     taken: int = 0
+    allow: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def bounded(self, allow: Callable[[], None]) -> Iterator[None]:
+        """Call ``allow`` before each step for the time of the block."""
+        was, self.allow = self.allow, allow
+        try:
+            yield
+        finally:
+            self.allow = was
 
 
 class DirectLoop(Loop):
@@ -93,6 +107,10 @@ class DirectLoop(Loop):
         """Optimizer steps since the audit began, relaunched runs included."""
         return self._count.taken
 
+    def bounded(self, allow: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call ``allow`` before each step or forward pass for the time of a ``with``."""
+        return self._count.bounded(allow)
+
     @property
     def subjects(self) -> Subjects:
         """Everything a step may change."""
@@ -109,7 +127,9 @@ class DirectLoop(Loop):
         """Return why ``need`` is not offered, or an empty string."""
         reasons: dict[Needs, Callable[[], str]] = {
             Needs.TRAIN_LOADER: lambda: _undefined("train_loader", self.train_loader),
+            Needs.ITEMS: lambda: _undefined("train_loader", self.train_loader),
             Needs.OWN_BATCHES: lambda: _undefined("train_loader", self.train_loader),
+            Needs.SAME_BATCH: lambda: _undefined("train_loader", self.train_loader),
             Needs.VAL_LOADER: lambda: _undefined("val_loader", self.val_loader),
             Needs.STEPS: self._why_no_steps,
             Needs.OWN_STEPS: self._why_no_steps,
@@ -200,6 +220,7 @@ class DirectLoop(Loop):
 
     def step(self, batch: Any, *, observe: bool = False, losses: bool = False) -> Step:
         """Zero the gradients, compute the loss in train mode, back-propagate, update."""
+        self._count.allow()
         moved = batches.to_device(batch, self.device)
         if not (observe or losses):
             return self._timed_step(moved, None)
@@ -298,6 +319,7 @@ class DirectLoop(Loop):
 
     def forward(self, batch: Any, *, train: bool = False) -> Forward:
         """Run model and loss without gradient; modes are put back."""
+        self._count.allow()
         modes = {module: module.training for module in self.model.modules()}
         moved = batches.to_device(batch, self.device)
         compute = self._loss_without_step(moved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,6 +174,20 @@ def unfused(
         "reduction": arguments["reduction"],
         "label_smoothing": arguments["label_smoothing"],
     }
+
+
+def compare_with_labels(calls: Iterable[LossCall]) -> bool:
+    """Whether losses compare with classes, or with the same numbers every time.
+
+    Other targets, where a program makes its batches itself, may come from its networks, as returns
+    and bootstrapped values do: the loss then grows and falls with them.
+    """
+    targets = [call.target for call in calls]
+    if not targets:
+        return False
+    return all(not each.is_floating_point() for each in targets) or all(
+        batches.same_values(each, targets[0]) for each in targets[1:]
+    )
 
 
 def is_turned(func: Callable[..., Any], first: Any, second: Any, output: Any) -> bool:

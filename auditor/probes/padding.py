@@ -257,7 +257,7 @@ def _compare(
         measured = _measured(loop, wide, narrow, valid[:, :length])
         if isinstance(measured, str):
             return NoPadding(measured, True)
-        if measured[1] is None and not loop.lacks(Needs.STEPS):
+        if measured[1] is None and not loop.lacks(Needs.OWN_STEPS):
             # A head that starts at zero says nothing until it has left it.
             warmed_up(audit)
             again = _measured(loop, wide, narrow, valid[:, :length])

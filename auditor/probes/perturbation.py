@@ -331,7 +331,9 @@ def layout_of(loop: Loop, call: Call) -> Layout | str:
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         if _is_adjacency(tensors, first.shape[0]):
             return _GRAPH
-        return Layout(0, first.shape[0], first.ndim >= 4)
+        # What a script makes may be a set of pictures: each is a sample if it has a target.
+        each = isinstance(call.target, Tensor) and call.target.shape[:1] == first.shape[:1]
+        return Layout(0, first.shape[0], first.ndim >= 4 and (each or not loop.makes_batches))
     stacked = loader.collate_fn is default_collate
     size = batches.size(call.batch)
     count = size if stacked or not loader.batch_size else loader.batch_size
@@ -416,7 +418,12 @@ def stand_in(inputs: Inputs, layout: Layout, sample: int) -> Tensor | None:
 def differ(first: Any, second: Any) -> bool:
     """Whether two structures of equal shapes hold different values anywhere."""
     pairs = zip(batches.tensors(first), batches.tensors(second), strict=True)
-    return any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
+    return any(not _is_equal(a, b) for (_, a), (_, b) in pairs)
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    strided = a.layout is torch.strided and b.layout is torch.strided
+    return torch.equal(a, b) if strided else batches.same_values(a, b)
 
 
 def outputs_of(output: Any) -> Tensor | None:
@@ -513,6 +520,8 @@ def shift_of(call: Call) -> Shift | None:
 def _compared(path: str, tokens: Tensor, target: Tensor) -> Shift | None:
     whole = not tokens.is_floating_point()
     if tokens.dtype is torch.bool or tokens.is_complex() or tokens.ndim < 2:
+        return None
+    if tokens.layout is not torch.strided or target.layout is not torch.strided:
         return None
     if whole and (tokens.ndim != 2 or target.is_floating_point()):
         return None

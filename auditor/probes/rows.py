@@ -61,7 +61,11 @@ class Layout:
         counts as input.
         """
         fed = inputs_and_target(loop, batch)
-        own = dict(batches.tensors(batch))
+        own = {
+            path: tensor
+            for path, tensor in batches.tensors(batch)
+            if tensor.layout is torch.strided  # a sparse one's rows cannot be taken apart
+        }
         targets = tuple(
             path for path, tensor in own.items() if batches.paths_of(fed.target, tensor)
         )

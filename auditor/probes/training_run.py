@@ -21,7 +21,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import TargetError, UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.control import Rate, constant_lr, without_dropout
-from nnaudit.loop.losses import LossCall
+from nnaudit.loop.losses import LossCall, compare_with_labels
 from nnaudit.loop.observation import Observation
 from nnaudit.loop.planned_rate import planned_rise
 from nnaudit.measure.eval_result import EvalResult, evaluate_batches
@@ -135,17 +135,8 @@ class Training:
 
     @property
     def has_labels(self) -> bool:
-        """Whether its losses compare with classes, or with the same numbers in every step.
-
-        Other targets, where the program makes its batches itself, may come from its networks, as
-        returns and bootstrapped values do: the loss then grows and falls with them.
-        """
-        targets = [call.target for call in self.calls.values()]
-        if not targets:
-            return False
-        return all(not each.is_floating_point() for each in targets) or all(
-            batches.same_values(each, targets[0]) for each in targets[1:]
-        )
+        """Whether its losses compare with classes, or with the same numbers in every step."""
+        return compare_with_labels(self.calls.values())
 
     def last(self, share: float = 1 / 3) -> tuple[float, ...]:
         """The losses of the last ``share`` of the run."""

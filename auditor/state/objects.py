@@ -174,6 +174,18 @@ def keep_python_random(obj: random.Random) -> Undo | None:
     return partial(obj.setstate, obj.getstate())
 
 
+def keep_generator(obj: Any) -> Undo | None:
+    """A generator of random numbers of any kind; None for what is none, or has no state."""
+    return next((keep(obj) for kind, keep in GENERATORS if isinstance(obj, kind)), None)
+
+
+GENERATORS: tuple[tuple[Any, Callable[[Any], Undo | None]], ...] = (
+    (torch.Generator, keep_torch_generator),
+    (np.random.Generator, keep_numpy_generator),
+    (np.random.RandomState, keep_numpy_random_state),
+    (random.Random, keep_python_random),
+)
+
 OBJECTS: tuple[tuple[Any, Callable[[Any], Undo | None]], ...] = (
     (object, keep_class),
     (nn.Module, keep_parametrised_class),
@@ -186,9 +198,6 @@ OBJECTS: tuple[tuple[Any, Callable[[Any], Undo | None]], ...] = (
     (np.ndarray, keep_array),
     (torch.jit.ScriptModule, keep_script),
     (DataLoader, keep_loader),
-    (torch.Generator, keep_torch_generator),
-    (np.random.Generator, keep_numpy_generator),
-    (np.random.RandomState, keep_numpy_random_state),
-    (random.Random, keep_python_random),
+    *GENERATORS,
 )
 """By kind: every object of it goes through the keeper. The order matters."""

@@ -38,7 +38,9 @@ _HOLDERS = (types.SimpleNamespace, argparse.Namespace)
 _OPAQUE = (type, enum.Enum, threading.Thread, logging.Logger, logging.Handler, BaseException)
 _NOT_USERS = sys.stdlib_module_names | {"torch", "numpy"}
 _SEQUENCES = (list, tuple, set, frozenset, deque)
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+"""Random numbers of their own."""
+
 # Generators hide a few objects deep in a data set: Subset -> Compose -> list -> transform.
 _DATA_DEPTH = 5
 _SMALL = 1000
@@ -101,7 +103,7 @@ class Reach:
         elif isinstance(obj, _SEQUENCES):
             self._found[id(obj)] = obj
             self._push(obj, depth)
-        elif isinstance(obj, (np.ndarray, *_GENERATORS)):
+        elif isinstance(obj, (np.ndarray, *GENERATORS)):
             self._found[id(obj)] = obj
         elif isinstance(obj, DataLoader):
             self._found[id(obj)] = obj
@@ -114,7 +116,7 @@ class Reach:
     def _look_at_data(self, visit: _Visit) -> None:
         """Keep the attributes' references and the generators, never the data."""
         obj, depth = visit.obj, visit.depth
-        if isinstance(obj, _GENERATORS):
+        if isinstance(obj, GENERATORS):
             self._found[id(obj)] = obj
         elif isinstance(obj, dict) and len(obj) <= _SMALL:
             self._push(obj.values(), depth, data=True)

@@ -234,10 +234,14 @@ def placeholder(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def input_tensors(fed: ModelInputs, rows: int) -> list[Tensor]:
-    """Return the tensors with ``rows`` rows that the model is given, labels in kwargs left out."""
+    """Return the tensors with ``rows`` rows that the model is given, labels in kwargs left out.
+
+    Not sparse ones, whose rows cannot be taken apart.
+    """
     kwargs = {key: value for key, value in fed.kwargs.items() if key not in TARGET_NAMES}
     found = [tensor for _, tensor in batches.tensors((fed.args, kwargs))]
-    return [t for t in found if t.ndim > 0 and t.shape[0] == rows]
+    strided = [t for t in found if t.layout is torch.strided]
+    return [t for t in strided if t.ndim > 0 and t.shape[0] == rows]
 
 
 def _identities(feds: Sequence[ModelInputs], sizes: Sequence[int]) -> Tensor:

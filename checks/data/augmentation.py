@@ -45,7 +45,7 @@ class Augmentation(Check):
     code = "DATA107"
     name = "augmentation"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.ITEMS,)
     probes = (Refetch, MovedPictures)
     consequence_of = ("DATA116",)
     options: ClassVar[dict[str, float]] = {"left": 3.0}

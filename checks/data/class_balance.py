@@ -203,7 +203,7 @@ class ClassBalance(Check):
     code = "DATA110"
     name = "class-balance"
     kind = Kind.STATISTICAL
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
     probes = (FirstSteps, TrainRows, ValRows, WeightsByRow)
     options: ClassVar[dict[str, float]] = {"imbalance": 10.0, "expected": 20.0}
 
@@ -459,10 +459,14 @@ def _counted(first: First, main: MainLoss, train: Rows, val: Rows | None) -> Cou
         theirs = _labels(val.targets, call, classes) if val is not None else None
         held_out = np.bincount(theirs, minlength=classes) if theirs is not None else None
         return Counts(np.bincount(labels, minlength=classes), held_out)
-    if first.repeats_one_batch or call.kind not in CLASSES or classes > _FEW_CLASSES:
+    if call.kind not in CLASSES or classes > _FEW_CLASSES or call.target.is_floating_point():
         return None
+    if first.repeats_one_batch:  # a mask over all rows: what it leaves is the whole training set
+        chosen = call.target.ndim == 1 and batches.size(first.batches[0]) > len(call.target)
+        masked = _valid(call.target, call, classes) if chosen else ()
+        return Counts(np.bincount(masked, minlength=classes)) if len(masked) else None
     found = [_valid(each.target, each, classes) for each in main.calls]
-    if call.target.is_floating_point() or call.target.ndim < 2 or not found:
+    if call.target.ndim < 2 or not found:
         return None
     return Counts(np.bincount(np.concatenate(found), minlength=classes), dense=True)
 

@@ -26,7 +26,7 @@ class CollatedItems(Check):
     """
 
     code, name, kind = "DATA119", "collated-items", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.ITEMS,)
     probes = (Collating,)
 
     def run(self, audit: Audit) -> Result:

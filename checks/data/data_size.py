@@ -30,7 +30,7 @@ class DataSize(Check):
     code = "DATA112"
     name = "data-size"
     kind = Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.ITEMS,)
     probes = (TrainRows,)
     options: ClassVar[dict[str, float]] = {"rows_per_class": 50.0, "parameters_per_row": 100.0}
 

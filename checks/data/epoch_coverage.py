@@ -62,7 +62,7 @@ class EpochCoverage(Check):
     code = "DATA105"
     name = "epoch-coverage"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.ITEMS,)
     probes = (Coverage,)
     options: ClassVar[dict[str, float]] = {"never": 0.05, "dropped": 0.2, "unread": 0.5}
 

@@ -41,7 +41,7 @@ class FiniteValues(Check):
     code = "DATA101"
     name = "finite-values"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (TrainingData,)
 
     def run(self, audit: Audit) -> Result:
@@ -64,6 +64,12 @@ class FiniteValues(Check):
                 evidence=(table,),
             )
         repaired = batches.map_leaves(data.bad_batch, _without_bad_values)
+        if repaired is data.bad_batch:
+            return self.inconclusive(
+                f"{what}, and the training step fails ({harm}). Nothing can be put in the place of "
+                "these values, so whether they are the cause is not known.",
+                evidence=(table,),
+            )
         if _harm(audit, repaired):
             return self.inconclusive(
                 f"{what}; the training step fails ({harm}), but also with zeros in their place, so "
@@ -85,7 +91,7 @@ def _harm(audit: Audit, batch: Any) -> str:
     loop = audit.loop
     with preserved(loop.subjects):
         try:
-            if loop.lacks(Needs.STEPS):
+            if loop.lacks(Needs.OWN_STEPS):
                 forward = loop.forward(batch)
                 loss = 0.0 if forward.loss is None else forward.loss
                 finite = _all_finite(forward.output)

@@ -52,7 +52,7 @@ class InputScale(Check):
     code = "DATA111"
     name = "input-scale"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
     probes = (FirstLayerInputs, ImageDoor)
     consequence_of = ("DATA103",)
     options: ClassVar[dict[str, float]] = {

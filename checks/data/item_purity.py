@@ -29,7 +29,7 @@ class ItemPurity(Check):
     """
 
     code, name, kind = "DATA116", "item-purity", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.ITEMS,)
     probes = (ItemReading,)
 
     def run(self, audit: Audit) -> Result:

@@ -45,7 +45,7 @@ class PaddingLeak(Check):
     code = "DATA114"
     name = "padding-leak"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (PaddingContrast,)
     options: ClassVar[dict[str, float]] = {"moved": 0.05, "loss": 1e-3}
 

@@ -140,7 +140,7 @@ class TargetDomain(Check):
     code = "DATA102"
     name = "target-domain"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
     probes = (FirstSteps, TrainingData)
 
     def run(self, audit: Audit) -> Result:

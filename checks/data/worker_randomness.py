@@ -36,7 +36,7 @@ class WorkerRandomness(Check):
     code = "DATA106"
     name = "worker-randomness"
     kind = Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.ITEMS,)
     probes = (WorkerDraws,)
 
     def run(self, audit: Audit) -> Result:

@@ -40,7 +40,7 @@ class LossDecreases(Check):
     """
 
     code, name, kind = "FIT103", "loss-decreases", Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
     probes = (TrainingRun,)
     trains = True
     consequence_of = (
@@ -64,7 +64,7 @@ class LossDecreases(Check):
         if math.isnan(final.constant):
             return self._without_constant(training, final, said, details)
         said = f"{said} (best constant prediction: {final.constant:.4g})"
-        if _all_alike(training):
+        if _all_alike(training) and not audit.loop.lacks(Needs.STEPS):
             return self.warned(
                 f"All targets of {len(training.calls)} batches are the same, so there is nothing "
                 f"to learn. {said}.",
@@ -96,10 +96,8 @@ class LossDecreases(Check):
         evaluated = _in_eval_mode(training)
         if evaluated < final.constant - 0.02 * abs(final.constant):
             return self.passed(f"{said}; in eval mode {evaluated:.4g}, below it.", **details)
-        if on_its_way(training):
-            return self.inconclusive(f"{said}; it is still falling.", **details)
-        if len(training.losses) < _LONG:
-            return self.inconclusive(f"{said}; {_LONG} steps are needed for a verdict.", **details)
+        if reason := _undecided(audit, training):
+            return self.inconclusive(f"{said}; {reason}.", **details)
         if not final.moved:
             return self.noted(
                 f"{said}: it has hardly moved. See STEP109 for the learning rate.",
@@ -117,6 +115,17 @@ class LossDecreases(Check):
                 **details,
             )
         return self.noted(f"{said}: nothing was learnt from the inputs in these steps.", **details)
+
+
+def _undecided(audit: Audit, training: Training) -> str:
+    """Say why a loss that is not below the constant's proves nothing; empty where it does."""
+    if on_its_way(training):
+        return "it is still falling"
+    if audit.loop.lacks(Needs.STEPS) and not training.has_labels:
+        return "that proves nothing, because the script makes its targets itself"
+    if len(training.losses) < _LONG:
+        return f"{_LONG} steps are needed for a verdict"
+    return ""
 
 
 def _all_alike(training: Training) -> bool:

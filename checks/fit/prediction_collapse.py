@@ -122,7 +122,7 @@ class PredictionCollapse(Check):
     """
 
     code, name, kind = "FIT110", "prediction-collapse", Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
     probes = (TrainingRun, ComparedOutputs)
     trains = True
     consequence_of = (
@@ -143,6 +143,12 @@ class PredictionCollapse(Check):
                 "Too few predictions were found to compare them with each other."
             )
         details: dict[str, Any] = {"evidence": _evidence(training, found)}
+        if found.variation < _SAME and _made_up(audit, training):
+            return self.inconclusive(
+                f"All {where} get the same output, which proves nothing: the script makes its "
+                "targets itself, if there are any.",
+                **details,
+            )
         if found.variation < _SAME:
             return self._blind(audit, training, found, where, details)
         return self._judge(audit, training, found, where, details)
@@ -251,6 +257,12 @@ class PredictionCollapse(Check):
             "from new weights",
             **details,
         )
+
+
+def _made_up(audit: Audit, training: Training) -> bool:
+    """Whether the script makes its batches, and what the loss compares with, in its steps."""
+    own = bool(audit.loop.lacks(Needs.STEPS))
+    return own and not training.has_labels and not audit.probe(ComparedOutputs)
 
 
 def _looked_at(training: Training, *, first: bool = False) -> tuple[EvalResult, str]:

@@ -64,7 +64,7 @@ class PretrainedPreprocessing(Check):
     """
 
     code, name, kind = "GEN104", "pretrained-preprocessing", Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER, Needs.FRESH_RUN)
+    needs = (Needs.OWN_BATCHES, Needs.FRESH_RUN)
     probes = (LoadedWeights, ImageDoor)
     consequence_of = ("GEN103",)
     options: ClassVar[dict[str, float]] = {"contrast": 1.0, "gain": 4.0}

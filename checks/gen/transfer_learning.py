@@ -37,7 +37,7 @@ class TransferLearning(Check):
     """
 
     code, name, kind = "GEN102", "transfer-learning", Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (ImageDoor,)
     options: ClassVar[dict[str, float]] = {"side": 64, "rows": 100_000, "z": 4.0}
 

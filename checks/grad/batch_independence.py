@@ -79,7 +79,7 @@ class BatchIndependence(Check):
     """
 
     code, name, kind = "GRAD103", "batch-independence", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (ModelCall,)
 
     def run(self, audit: Audit) -> Result:
@@ -98,7 +98,7 @@ class BatchIndependence(Check):
             return self.skipped(reason)
         try:
             answer = self._asked(audit, call, layout)
-            if answer is None and not audit.loop.lacks(Needs.STEPS):
+            if answer is None and not audit.loop.lacks(Needs.OWN_STEPS):
                 warmed_up(audit)
                 answer = self._asked(audit, call, layout)
         except UserCodeError as error:
@@ -172,6 +172,13 @@ class BatchIndependence(Check):
                 fix="Unless this is by design, decide for each sample alone.",
                 **details,
             )
+        if not trial.layout.certain and audit.loop.makes_batches:
+            return self.inconclusive(
+                f"{message}: wrong if rows are samples, right if they are time steps, nodes of a "
+                "graph or members of a set. The script makes its batches itself, so which they "
+                "are is not known.",
+                **details,
+            )
         if not trial.layout.certain:
             return self.warned(
                 f"{message}: wrong if rows are samples, right if they are time steps, nodes of a "
@@ -196,6 +203,11 @@ class BatchIndependence(Check):
         )
 
     def _placed(self, audit: Audit, trial: _Trial, moved: float) -> Result:
+        if not trial.layout.certain and audit.loop.makes_batches:
+            return self.inconclusive(
+                f"Reversing the batch changes outputs by up to {moved:.3g}: right if rows are time "
+                "steps. The script makes its batches itself, so what they are is not known."
+            )
         answer = self.failed if trial.layout.certain else self.warned
         return answer(
             f"Reversing the batch changes each sample's output, by up to {moved:.3g}: outputs "

@@ -72,7 +72,7 @@ class Causality(Check):
     """
 
     code, name, kind = "GRAD104", "causality", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (ModelCall,)
 
     def run(self, audit: Audit) -> Result:
@@ -90,7 +90,7 @@ class Causality(Check):
             if isinstance(reactions, str):
                 return self.skipped(reactions)
             silent = not _looks_back(reactions) and not _leaks(reactions)
-            if silent and not audit.loop.lacks(Needs.STEPS):
+            if silent and not audit.loop.lacks(Needs.OWN_STEPS):
                 warmed_up(audit)
                 again = _reactions(audit, call, shift)
                 reactions = reactions if isinstance(again, str) else again

@@ -63,7 +63,7 @@ class InputUse(Check):
     """
 
     code, name, kind = "GRAD108", "input-use", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     probes = (ModelCall,)
     consequence_of = ("LOSS101",)
 
@@ -81,7 +81,7 @@ class InputUse(Check):
         if isinstance(change, str):
             return self.inconclusive(change)
         taken = 0
-        if not change.visible and not audit.loop.lacks(Needs.STEPS):
+        if not change.visible and not audit.loop.lacks(Needs.OWN_STEPS):
             taken = warmed_up(audit)
             again = _change(audit, call)
             change = change if isinstance(again, str) else again
@@ -165,14 +165,29 @@ def _change_in(audit: Audit, call: Call, *, train: bool) -> _Change | str:
     return _Change(largest, floor, differs) if tried else "No other inputs could be tried."
 
 
+def _rolled_sparse(leaf: Tensor) -> Tensor:
+    """Return ``leaf`` with every row in the place of the next one."""
+    whole = leaf.coalesce()
+    places = whole.indices().clone()
+    places[0] = (places[0] + 1) % leaf.shape[0]
+    return torch.sparse_coo_tensor(places, whole.values(), leaf.shape).coalesce()
+
+
+def _is_dense(leaf: Any) -> bool:
+    """Whether ``leaf`` is a tensor that values can be moved about in: no sparse one."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided
+
+
 def _others(inputs: Inputs, seed: int) -> list[Inputs]:
     generator = torch.Generator().manual_seed(seed)
 
     def rolled(leaf: Any) -> Any:
-        return leaf.roll(1, 0) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+        if isinstance(leaf, Tensor) and leaf.layout is torch.sparse_coo:
+            return _rolled_sparse(leaf)
+        return leaf.roll(1, 0) if _is_dense(leaf) and leaf.ndim else leaf
 
     def drawn(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.numel():
+        if not _is_dense(leaf) or not leaf.numel():
             return leaf
         if not leaf.is_floating_point():
             flat = leaf.reshape(-1)

@@ -34,7 +34,7 @@ class TargetOffset(Check):
     """
 
     code, name, kind = "GRAD109", "target-offset", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
     probes = (TokenTargeting,)
 
     def run(self, audit: Audit) -> Result:

@@ -66,7 +66,7 @@ class DeadUnits(Check):
     """
 
     code, name, kind = "INIT105", "dead-units", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     options: ClassVar[dict[str, float]] = {"share": 0.5, "samples": 512, "units": 8}
 

@@ -78,7 +78,7 @@ class InitialPredictions(Check):
     """
 
     code, name, kind = "INIT102", "initial-predictions", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     consequence_of = ("INIT101", "LOSS101", "DATA102", "DATA104")
     options: ClassVar[dict[str, float]] = {"sure": 0.9, "excess": 0.3, "nats": 0.2}

@@ -41,7 +41,7 @@ class AuxiliaryBalance(Check):
     """
 
     code, name, kind = "LOSS106", "auxiliary-balance", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS, Needs.SAME_BATCH)
     probes = (LossTerms,)
     options: ClassVar[dict[str, float]] = {"note": 2.0, "warn": 10.0}
 

@@ -35,7 +35,7 @@ class ConstantTermOfLoss(Check):
     """
 
     code, name, kind = "LOSS107", "constant-term", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS, Needs.SAME_BATCH)
     probes = (ConstantTerms, DetachedTerms)
 
     def run(self, audit: Audit) -> Result:

@@ -102,7 +102,7 @@ class LossDirection(Check):
     """
 
     code, name, kind = "LOSS104", "loss-direction", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS, Needs.SAME_BATCH)
     probes = (FirstSteps, LossTerms)
 
     def run(self, audit: Audit) -> Result:

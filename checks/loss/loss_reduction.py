@@ -38,7 +38,7 @@ class LossReduction(Check):
     """
 
     code, name, kind = "LOSS103", "loss-reduction", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
 
     def run(self, audit: Audit) -> Result:

@@ -59,7 +59,7 @@ class OutputRange(Check):
     """
 
     code, name, kind = "LOSS105", "output-range", Kind.EXACT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (FirstSteps,)
     options: ClassVar[dict[str, float]] = {"targets": 512, "share": 0.01}
 

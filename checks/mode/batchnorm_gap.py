@@ -38,7 +38,7 @@ class BatchnormGap(Check):
     """
 
     code, name, kind = "MODE104", "batchnorm-gap", Kind.JUDGEMENT
-    needs = (Needs.TRAIN_LOADER, Needs.STEPS)
+    needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS, Needs.SAME_BATCH)
     probes = (FirstSteps, TrainingRun)
     trains = True
     consequence_of = ("MODE101",)

@@ -409,7 +409,7 @@ def _step(
 
 def _other_inputs(original: Original, fresh: Loop, seed: int) -> str:
     """Say what else the restored run computes its next step from; empty where nothing is seen."""
-    if next(batches.tensors(original.batch), None) is None:
+    if fresh.makes_batches and fresh.lacks(Needs.STEPS):
         return (
             "The outputs are the same. The next step is not compared, because the script makes its "
             "batches itself, and others after a restart under another seed."

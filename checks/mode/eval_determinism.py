@@ -72,7 +72,7 @@ class EvalDeterminism(Check):
     """
 
     code, name, kind = "MODE102", "eval-determinism", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
 
     def run(self, audit: Audit) -> Result:
         """Run one batch three times."""

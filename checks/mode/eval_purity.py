@@ -53,7 +53,7 @@ class EvalPurity(Check):
     """
 
     code, name, kind = "MODE103", "eval-purity", Kind.EXACT
-    needs = (Needs.TRAIN_LOADER,)
+    needs = (Needs.OWN_BATCHES,)
     consequence_of = ("MODE101",)
 
     def run(self, audit: Audit) -> Result:

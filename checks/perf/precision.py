@@ -50,7 +50,7 @@ class PrecisionChoice(Check):
     """
 
     code, name, kind = "PERF103", "precision", Kind.JUDGEMENT
-    needs = (Needs.STEPS,)
+    needs = (Needs.OWN_STEPS,)
     probes = (PrecisionUse,)
 
     def run(self, audit: Audit) -> Result:

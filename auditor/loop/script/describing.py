@@ -85,7 +85,7 @@ def _train_loader(loop: Loop, run: Run) -> Part:
             name="train_loader",
             description=reason,
             origin="absent",
-            disables=("checks that give the script a batch",),
+            disables=("checks of a loader's rows", "checks that give the script a batch"),
             location=run.training_at,
         )
     description = (

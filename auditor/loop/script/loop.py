@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,13 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import Metric, library_metrics, metrics_in
 from nnaudit.targets.model_inputs import ModelInputs, device_of
 from nnaudit.targets.target import defined_at
+
+_NO_LOADER = "the script draws its batches itself: there is no loader, and no epoch of one"
+
+_NOT_AGAIN = (
+    "the script draws its batches itself, and none of them a second time from the same random "
+    "numbers"
+)
 
 
 class ScriptLoop(Loop):
@@ -88,6 +95,10 @@ class ScriptLoop(Loop):
         """Optimizer steps since the audit began, relaunched runs included."""
         return self._session.count.taken
 
+    def bounded(self, allow: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call ``allow`` before each of the script's steps for the time of a ``with``."""
+        return self._session.count.bounded(allow)
+
     @property
     def subjects(self) -> Subjects:
         """Everything a step may change."""
@@ -95,10 +106,11 @@ class ScriptLoop(Loop):
 
     def lacks(self, need: Needs) -> str:
         """Return why ``need`` is not offered, or an empty string."""
-        free = why_not(self._roles) if self._run.without_loader else ""
+        free = self._why_own
         unseen = "" if self._roles.propagates else "no backward() was seen, and so no loss"
         reasons = {
-            Needs.TRAIN_LOADER: free,
+            Needs.TRAIN_LOADER: free and _NO_LOADER,
+            Needs.ITEMS: _NO_LOADER if self._run.without_loader else "",
             Needs.OWN_BATCHES: "",
             Needs.STEPS: free or unseen,
             Needs.OWN_STEPS: unseen,
@@ -111,7 +123,14 @@ class ScriptLoop(Loop):
             return "" if self.val_loader is not None else "no validation loader was seen"
         if need is Needs.TARGETS:
             return free or self._why_no_targets
+        if need is Needs.SAME_BATCH:
+            return "" if not free or self._own_batches.repeats else _NOT_AGAIN
         return reasons[need]
+
+    @property
+    def _why_own(self) -> str:
+        """Why the script's batches can only be its own; empty where others can be put there."""
+        return why_not(self._roles) if self._run.without_loader else ""
 
     @cached_property
     def _why_no_targets(self) -> str:
@@ -125,7 +144,7 @@ class ScriptLoop(Loop):
     def batches(self) -> Iterator[Any]:
         """Start one epoch of the script's training loader, beside the script's own."""
         if self._run.without_loader:
-            return self._own_batches.seeded() if why_not(self._roles) else self._own_batches.drawn()
+            return self._own_batches.seeded() if self._why_own else self._own_batches.drawn()
         return self._iterate(self.train_loader, "the training loader")
 
     def val_batches(self) -> Iterator[Any]:
@@ -290,6 +309,7 @@ class ScriptLoop(Loop):
     @contextmanager
     def _relaunch(self, seed: int, *, keeps_files: bool) -> Iterator[Loop]:
         commands = self._session.commands
+        self._session.count.allow()
         with preserved(self.subjects):
             run: Run = commands.ask(Launch(Execution(self._session, seed, keeps_files=keeps_files)))
             try:

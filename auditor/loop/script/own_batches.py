@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.channel import Call, StepRequest
 from nnaudit.loop.script.steps import Own, ScriptSteps
+from nnaudit.loop.total_loss import call_worth
 from nnaudit.targets import batch as batches
+from nnaudit.targets.model_inputs import ModelInputs
 
 EPOCH = 100
 """Batches after which an epoch of a script without a loader is held to be over."""
@@ -56,10 +59,44 @@ class OwnBatches:
         with masks over one graph, there is one batch, and the random numbers go on.
         """
         if self._uses_one_batch():
-            yield Own(None)
+            yield self._seen(Own(None))
             return
         for _ in range(EPOCH):
-            yield Own(int(torch.randint(2**31, ())))
+            yield self._seen(self._next())
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether the script draws a batch again from the same random numbers.
+
+        Not where it goes through an iterator of its own, which cannot be put back.
+        """
+        if self._uses_one_batch():
+            return True
+        batch = self._next()
+        first, again = (batches.digest(self._seen(batch)) for _ in range(2))
+        return first == again
+
+    def _next(self) -> Own:
+        return Own(int(torch.randint(2**31, ())), self._steps.rewinds())
+
+    def _seen(self, batch: Own) -> Own:
+        """Return ``batch`` with what is drawn for it; the step is undone.
+
+        Where the script's own generators of random numbers are is not, for it draws from them.
+        """
+        self._steps.prepare(batch)
+        with self._steps.undone():
+            given, listener = self._steps.given(batch), Observer(nn.Identity(), losses_only=True)
+            order = StepRequest(given, watch=True, dry=True, observer=listener)
+            self._steps.command(order)
+        call, loss = self._steps.entry_of(order), self._steps.loss_of(order)
+        # One with the wrong sign compares with it, too.
+        main = call_worth(order.loss_calls, loss) or call_worth(order.loss_calls, -loss)
+        target = main.arguments.get("target") if main is not None else None
+        same = isinstance(target, Tensor) and bool((target == target.reshape(-1)[:1]).all())
+        # One number for all rows is not drawn: the program makes it, as adversarial training does.
+        fed = ModelInputs(call.args, call.kwargs, None if same else target)
+        return Own(batch.seed, batch.rewinds, fed)
 
     def _uses_one_batch(self) -> bool:
         if self._full_batch is None:

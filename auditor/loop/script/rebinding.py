@@ -23,6 +23,7 @@ from torch import nn
 from nnaudit.errors import is_library, is_ours
 from nnaudit.loop.script.frameworks import keeps_the_log, ties_to_run
 from nnaudit.loop.script.training_objects import KINDS, Registers
+from nnaudit.state.reach import GENERATORS
 from nnaudit.targets import callstack
 
 Pair = tuple[Any, Any]
@@ -54,8 +55,9 @@ def adopt(
     # What the script has just chosen: the end of the last execution may have left it in eval mode.
     for was, training in modes:
         was.training = training
-    alias = {id(now): was for was, now in [*pairs, *tensors]}
-    kept = [now for _, now in [*pairs, *tensors]]
+    generators = _generator_pairs(old_helpers, new_helpers)
+    alias = {id(now): was for was, now in [*pairs, *tensors, *generators]}
+    kept = [now for _, now in [*pairs, *tensors, *generators]]
     _redirect(kept, alias)
     return alias, kept
 
@@ -118,13 +120,26 @@ def _parameter_pairs(was: nn.Module, now: nn.Module) -> Iterator[Pair]:
             yield before, parameter
 
 
+def _generator_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[Pair]:
+    """Return the generators of random numbers: where the old ones were is where the run goes on."""
+    if len(old) != len(new):
+        return []
+    return [
+        (was, now)
+        for was, now in zip(old, new, strict=True)
+        if isinstance(now, GENERATORS) and type(was) is type(now)
+    ]
+
+
 def _helper_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[Pair]:
     if len(old) != len(new):
         return []
     return [
         (was, now)
         for was, now in zip(old, new, strict=True)
-        if hasattr(was, "__dict__") and type(was).__qualname__ == type(now).__qualname__
+        if not isinstance(was, GENERATORS)
+        and hasattr(was, "__dict__")
+        and type(was).__qualname__ == type(now).__qualname__
     ]
 
 

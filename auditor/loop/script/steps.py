@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._device import DeviceContext
 
 from nnaudit.loop.base import seed_everything
@@ -17,6 +17,7 @@ from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.channel import Call, Invoke, Resume, StepRequest
 from nnaudit.loop.script.run import EndedError, Run
 from nnaudit.loop.total_loss import call_worth
+from nnaudit.state.objects import keep_generator
 from nnaudit.state.process import (
     keep_accelerator_rng,
     keep_numpy_rng,
@@ -25,20 +26,38 @@ from nnaudit.state.process import (
 )
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
+from nnaudit.targets.layers import StatisticsNorm
+from nnaudit.targets.model_inputs import ModelInputs
 
 T = TypeVar("T")
 
 _GENERATORS = (keep_python_rng, keep_numpy_rng, keep_torch_rng, keep_accelerator_rng)
 
 
-@dataclass(frozen=True)
 class Own:
     """In a batch's place: the script draws its own, from random numbers seeded with ``seed``.
 
-    None leaves the random numbers as they are: it has only one.
+    None leaves the random numbers as they are: it has only one. Generators of the script's own are
+    put back to where they were when the batch was drawn first. To be looked at it holds the tensors
+    that were drawn: ``input0`` and so on are what the network was called with, ``target`` is what
+    the loss compared with. Like a batch of graphs it can be neither taken apart nor changed, for
+    the script draws it as it is.
     """
 
-    seed: int | None
+    def __init__(
+        self,
+        seed: int | None,
+        rewinds: tuple[Callable[[], object], ...] = (),
+        fed: ModelInputs | None = None,
+    ) -> None:
+        """``rewinds`` put generators back; ``fed`` is how the network was called, once seen."""
+        self.seed = seed
+        self.rewinds = rewinds
+        self.fed = fed
+        for i, (_, tensor) in enumerate(batches.tensors((fed.args, fed.kwargs)) if fed else ()):
+            setattr(self, f"input{i}", tensor)
+        if fed is not None and isinstance(fed.target, Tensor):
+            self.target = fed.target
 
 
 class ScriptSteps:
@@ -61,6 +80,7 @@ class ScriptSteps:
             NnauditError: the step was not taken.
         """
         self._must_be_innermost()
+        self.run.session.count.allow()
         order.modes = function_modes()
         done: StepRequest = self.run.session.commands.ask(Resume(order))
         return done
@@ -83,6 +103,8 @@ class ScriptSteps:
         if isinstance(batch, Own):
             if batch.seed is not None:
                 seed_everything(batch.seed)
+            for rewind in batch.rewinds:
+                rewind()
             return None
         return batch
 
@@ -92,7 +114,7 @@ class ScriptSteps:
         lookahead = 1 if isinstance(batch, Own) else self.roles.lookahead
         if not lookahead:
             return
-        digest = batches.digest(batch)
+        digest = f"own {batch.seed}" if isinstance(batch, Own) else batches.digest(batch)
         if self._execution != self.run.reruns:
             self._execution, self._in_flight = self.run.reruns, []
         while len(self._in_flight) < lookahead or set(self._in_flight) != {digest}:
@@ -102,13 +124,22 @@ class ScriptSteps:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Undo what a step did, except that random numbers go on, as after any forward pass."""
+        """Undo what a step did, except for what any forward pass leaves behind.
+
+        Random numbers go on, and so do the running statistics of the network's normalisations.
+        """
         after: list[Callable[[], object]] = []
         with preserved(self.run.subjects):
             yield
             after = [keep() for keep in _GENERATORS]
+            after += [*self.rewinds(), _keep_statistics(self.model)]
         for undo in after:
             undo()
+
+    def rewinds(self) -> tuple[Callable[[], object], ...]:
+        """Return what puts the script's own generators of random numbers back to where they are."""
+        kept = (keep_generator(each) for each in self.roles.helpers)
+        return tuple(undo for undo in kept if undo is not None)
 
     def undone_step(self, batch: Any, train: bool | None) -> StepRequest:
         """Do a step on ``batch`` and undo it: what it showed is wanted, not what it did."""
@@ -161,6 +192,23 @@ class ScriptSteps:
         of_it = [c for c in calls if leave is not None and self.run.is_same(c.module, leave.module)]
         found = of_it or calls
         return found[-1] if found else None
+
+
+def _keep_statistics(model: nn.Module) -> Callable[[], None]:
+    """Return what writes the running statistics of ``model`` back as they are now."""
+    norms = [module for module in model.modules() if isinstance(module, StatisticsNorm)]
+    kept = [
+        {name: buffer.clone() for name, buffer in norm.named_buffers() if not is_lazy(buffer)}
+        for norm in norms
+    ]
+
+    def write() -> None:
+        for norm, values in zip(norms, kept, strict=True):
+            for name, buffer in norm.named_buffers():
+                if name in values and not is_lazy(buffer):
+                    buffer.copy_(values[name])
+
+    return write
 
 
 def function_modes() -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recip
 from nnaudit.loop.script.origins import Register
 from nnaudit.loop.total_loss import call_worth, is_total
 from nnaudit.report import Location
+from nnaudit.state.reach import GENERATORS
 from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 from nnaudit.targets.model_inputs import own_loss
@@ -362,7 +363,10 @@ def _virtual(entry: Call, main: LossCall | None) -> Any:
 
 
 def helpers() -> tuple[Any, ...]:
-    """Return objects in the script's variables that hold tensors beside its networks: averages."""
+    """Return objects in the script's variables that hold tensors beside its networks: averages.
+
+    And generators of random numbers.
+    """
     found: dict[int, Any] = {}
     for frame in callstack.user_frames():
         for name, value in list(callstack.variables(frame).items()):
@@ -374,6 +378,8 @@ def helpers() -> tuple[Any, ...]:
 def _is_helper(value: Any) -> bool:
     from torch.utils.data import DataLoader, Dataset, Sampler
 
+    if isinstance(value, GENERATORS):
+        return True
     known = (nn.Module, Optimizer, DataLoader, Dataset, Sampler, Tensor, type)
     if isinstance(value, known) or (callable(value) and not hasattr(value, "__dict__")):
         return False

@@ -124,6 +124,16 @@ def test_a_spent_budget_makes_the_rest_inconclusive() -> None:
     assert "budget" in result.message
 
 
+def test_a_budget_that_ends_within_a_check_ends_it() -> None:
+    def endless(self, audit):
+        while True:
+            train(self, audit)
+
+    result = run_check(check(endless), audit_of(budget=0.2))
+    assert result.status is Status.INCONCLUSIVE
+    assert "budget" in result.message
+
+
 def test_an_unusable_target_ends_the_audit() -> None:
     def unusable(self, audit):
         raise TargetError("no")

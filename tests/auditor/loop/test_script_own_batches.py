@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from nnaudit.checks.registry import Registry
 from nnaudit.context import Audit
@@ -165,3 +167,129 @@ def test_another_training_that_the_script_comes_to_has_its_own_targets(
         return loop.run.reruns > 0
 
     assert run_script(path, [], "cpu", 0, body), "it came to the other training"
+
+
+NODES = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+torch.manual_seed(0)
+n = 80
+y = torch.randint(4, (n,))
+x = F.one_hot(y, 4).float() + 0.5 * torch.randn(n, 4)
+edges = ((y[:, None] == y) & (torch.rand(n, n) < 0.2)).float() + torch.eye(n)
+edges = edges / edges.sum(1, keepdim=True)
+mask = torch.rand(n) < 0.6
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 4)
+        self.register_buffer("running_mean", torch.zeros(16))
+
+    def forward(self, x, edges):
+        h = torch.relu(edges @ self.first(x))
+        if self.training:
+            self.running_mean.lerp_(h.detach().mean(0), 0.1)
+        h = F.dropout(h, 0.2, self.training)
+        return edges @ self.last(h)
+
+model = Network()
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+for epoch in range(300):
+    model.train()
+    optimizer.zero_grad()
+    out = model(x, edges)
+    loss = F.cross_entropy(out[mask], y[mask])
+    loss.backward()
+    optimizer.step()
+"""
+
+LOOKED_AT = (
+    "DATA101", "DATA102", "DATA110", "INIT101", "INIT102", "INIT105", "LOSS103", "LOSS104",
+    "LOSS107", "GRAD108", "MODE102", "MODE103", "FIT101", "FIT103", "FIT110",
+)  # fmt: skip
+
+
+def of_nodes(tmp_path: Path, codes: Sequence[str], old: str = "", new: str = "") -> Any:
+    assert old in NODES
+    path = tmp_path / "train.py"
+    path.write_text(NODES.replace(old, new) if old else NODES)
+    return run_script(path, [], "cpu", 0, lambda loop: answers(loop, codes))
+
+
+def test_masks_over_fixed_tensors_are_asked_what_needs_no_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = of_nodes(tmp_path, (*LOOKED_AT, "DATA105", "GRAD103"))
+    assert {code for code, each in found.items() if each.status == "pass"} == set(LOOKED_AT)
+    assert "80 rows" in found["DATA101"].message
+    assert "there is no loader" in found["DATA105"].message
+    assert found["GRAD103"].status == "skip", "rows are nodes"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [
+        (", 0.2, self.training)", ", 0.2)", "MODE102"),
+        ("        if self.training:\n    ", "", "MODE103"),
+        ("        h = torch.relu", "        x, edges = x * 0, edges * 0\n        h = torch.relu",
+         "GRAD108"),
+        ("loss = F", "loss = -F", "LOSS104"),
+        ("    loss.b", "    loss = loss + F.mse_loss(out.detach(), out.detach() + 1)\n    loss.b",
+         "LOSS107"),
+        ("optimizer = ", "model.last.weight.data.mul_(1000)\noptimizer = ", "INIT101"),
+    ],
+)  # fmt: skip
+def test_faults_of_masked_training_are_found(
+    old: str, new: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert of_nodes(tmp_path, (code,), old, new)[code].status == "fail"
+
+
+DRAWN = """
+import numpy as np
+import torch
+from torch import nn
+
+generator = np.random.default_rng(0)
+torch.manual_seed(0)
+x = torch.randn(200, 6)
+y = x.sum(1)
+network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+optimizer = torch.optim.Adam(network.parameters())
+for step in range(1000):
+    rows = torch.from_numpy(generator.integers(200, size=32))
+    loss = (network(x[rows]).squeeze(1) - y[rows]).abs().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_batch_of_the_scripts_own_generator_can_be_had_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "train.py"
+    path.write_text(DRAWN)
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.lacks(Needs.SAME_BATCH) == ""
+        batches = loop.batches()
+        one, other = next(batches), next(batches)
+        losses = []
+        for batch in (one, other, one):
+            with preserved(loop.subjects):
+                losses.append(loop.step(batch).loss)
+        assert losses[0] == losses[2] != losses[1]
+        norm = loop.model[1]
+        assert isinstance(norm, nn.BatchNorm1d)
+        before = norm.running_mean.clone()
+        loop.forward(one, train=True)
+        assert not torch.equal(norm.running_mean, before), "as after any forward pass"
+
+    run_script(path, [], "cpu", 0, body)
