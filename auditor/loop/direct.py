@@ -23,6 +23,8 @@ from nnaudit.loop.base import Forward, Loop, Needs, Step, seed_everything
 from nnaudit.loop.observation import Observation
 from nnaudit.loop.observer import Observer
 from nnaudit.report import Location, Part, TargetInfo
+from nnaudit.state.objects import keep_generator
+from nnaudit.state.reach import generators_of
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import metrics_of
@@ -86,6 +88,9 @@ class DirectLoop(Loop):
         self._count = count or StepCount()
         self._convention: BatchFormat | None = None
         self.loss: Callable[[Any, Any], Tensor] = target.loss or DefaultLoss()
+        self._generators = generators_of((target.training_step, target.loss, target.model))
+        kept = (keep_generator(generator) for generator in self._generators)
+        self._rewinds = tuple(undo for undo in kept if undo is not None)
         self.name = target.name
         self.device = device
         seed_everything(seed)
@@ -121,6 +126,7 @@ class DirectLoop(Loop):
             optimizers=self.optimizers,
             schedulers=self.schedulers,
             loaders=loaders,
+            extras=self._generators,
         )
 
     def lacks(self, need: Needs) -> str:
@@ -353,8 +359,10 @@ class DirectLoop(Loop):
 
     @contextmanager
     def _relaunch(self, seed: int, width: float) -> Iterator[Loop]:
-        with preserved(Subjects()):
+        with preserved(Subjects(extras=self._generators)):
             seed_everything(seed)
+            for rewind in self._rewinds:
+                rewind()
             target = self._target.reload() if self._target.reload is not None else self._target
             yield DirectLoop(target, self.device, seed, width=width, count=self._count)
 

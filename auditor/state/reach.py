@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import functools
 import logging
 import random
 import sys
@@ -11,6 +12,7 @@ import threading
 import types
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,49 @@ GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rando
 # Generators hide a few objects deep in a data set: Subset -> Compose -> list -> transform.
 _DATA_DEPTH = 5
 _SMALL = 1000
+
+
+def generators_of(functions: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the generators of random numbers that ``functions`` name, in the order of their names.
+
+    As variables of their file or of the function that they are defined in, as attributes of the
+    object whose methods they are, and through functions of the same file.
+    """
+    found: dict[int, Any] = {}
+    todo, seen = list(functions), set[int]()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, GENERATORS):
+            found[id(each)] = each
+        elif isinstance(each, functools.partial):
+            todo += [each.func, *each.args, *each.keywords.values()]
+        elif isinstance(each, types.MethodType):
+            own = attributes_of(each.__self__) or {}
+            todo += [each.__func__, *(v for v in own.values() if isinstance(v, GENERATORS))]
+        elif isinstance(each, types.FunctionType):
+            todo += [value for value in _named(each).values() if _leads_on(value, each)]
+    return tuple(found.values())
+
+
+def _named(function: types.FunctionType) -> dict[str, Any]:
+    """Return the variables outside of ``function`` that it, or a function within it, names."""
+    codes, names = [function.__code__], set[str]()
+    for code in codes:
+        names.update(code.co_names)
+        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    known = {n: v for n, v in function.__globals__.items() if n in names}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not assigned yet
+            known[name] = cell.cell_contents
+    return dict(sorted(known.items()))
+
+
+def _leads_on(value: Any, function: types.FunctionType) -> bool:
+    beside = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
+    return beside or isinstance(value, GENERATORS)
 
 
 @dataclass(frozen=True)

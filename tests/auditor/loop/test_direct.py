@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from programs import blobs, mlp, target
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.errors import TargetError, UserCodeError
@@ -110,6 +110,30 @@ def test_relaunching_leaves_the_random_state_alone() -> None:
     with loop.relaunched(9):
         torch.rand(3)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_run_draws_from_the_generators_that_its_functions_name_as_the_first_did() -> None:
+    own = torch.Generator().manual_seed(5)
+
+    def noise() -> Tensor:
+        return torch.randn(3, generator=own)
+
+    def training_step(model: nn.Module, batch: Any) -> Tensor:
+        drawn.append(noise())
+        return model(batch[0]).square().mean()
+
+    drawn: list[Tensor] = []
+    loop = loop_of(training_step=training_step)
+    state = own.get_state()
+    with preserved(loop.subjects):
+        loop.step(next(loop.batches()))
+        for _ in range(2):
+            with loop.relaunched(7) as again:
+                again.step(next(again.batches()))
+    assert len(drawn) == 3
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(own.get_state(), state)
 
 
 def test_a_width_argument_scales_the_model() -> None:

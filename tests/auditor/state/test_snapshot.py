@@ -42,7 +42,7 @@ from torch.utils.data import (
 
 from nnaudit.state import process
 from nnaudit.state import snapshot as state
-from nnaudit.state.reach import Reach
+from nnaudit.state.reach import Reach, generators_of
 from nnaudit.state.snapshot import Snapshot, Subjects, preserved
 
 WIDTH = 6
@@ -1318,3 +1318,31 @@ def test_the_body_s_exception_gets_through() -> None:
         model.eval()
         raise ZeroDivisionError
     assert model.training
+
+
+OF_THE_FILE = torch.Generator()
+
+
+def through_another_function() -> Tensor:
+    return torch.rand(2, generator=OF_THE_FILE)
+
+
+class Stepper:
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def step(self) -> Tensor:
+        return torch.from_numpy(self.rng.random(2))
+
+
+def test_functions_name_generators_of_their_file_closure_and_object() -> None:
+    own, unused = random.Random(0), random.Random(1)
+
+    def step() -> Tensor:
+        inner = [own.random() for _ in range(2)]
+        return through_another_function() + torch.tensor(inner)
+
+    stepper = Stepper()
+    found = generators_of((partial(step), stepper.step, None, nn.ReLU()))
+    assert {id(each) for each in found} == {id(own), id(OF_THE_FILE), id(stepper.rng)}
+    assert unused not in found
