@@ -18,14 +18,16 @@ from nnaudit.report import Location
 
 @dataclass(frozen=True)
 class Broadcast:
-    """An elementwise difference of tensors of shapes (N, 1) and (N,), which makes (N, N).
+    """An elementwise difference or product of tensors of shapes (N, 1) and (N,): it is (N, N).
 
     ``compared`` are the two where it asks whether they are equal, as an accuracy does; else empty.
+    ``factor`` is the operand of a product that has no gradient, of N elements; else None.
     """
 
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     location: Location | None
     compared: tuple[Tensor, ...] = ()
+    factor: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Observer:
 
 
 class _FunctionRecorder(TorchFunctionMode):
-    """Records loss functions and (N, 1) - (N,) differences as the user's code calls them.
+    """Records loss functions and what makes (N, N) of (N, 1) and (N,), as the user's code calls it.
 
     Without ``makers`` loss functions only.
     """
@@ -132,6 +132,8 @@ class _FunctionRecorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _DIFFERENCES and len(args) >= 2:
             self._record_broadcast(args[0], args[1])
+        elif func in _PRODUCTS and len(args) >= 2:
+            self._record_broadcast(args[0], args[1], multiplied=True)
         elif func in _COMPARISONS and len(args) >= 2:
             self._record_broadcast(args[0], args[1], compared=True)
         value = func(*args, **kwargs)
@@ -190,7 +192,9 @@ class _FunctionRecorder(TorchFunctionMode):
         if (maker := makers.of(prediction)) is not None:
             self._observation.flows.append((maker, LOSS))
 
-    def _record_broadcast(self, left: Any, right: Any, *, compared: bool = False) -> None:
+    def _record_broadcast(
+        self, left: Any, right: Any, *, compared: bool = False, multiplied: bool = False
+    ) -> None:
         if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
             return
         if {left.ndim, right.ndim} != {1, 2}:
@@ -204,14 +208,25 @@ class _FunctionRecorder(TorchFunctionMode):
             if torch.equal(column[:, 0], flat):  # all pairs of one vector, on purpose
                 return
             operands = (left.detach().clone(), right.detach().clone()) if compared else ()
+            fixed = right if left.requires_grad else left
+            factor = fixed.detach().clone().reshape(-1) if multiplied else None
         shapes = (tuple(left.shape), tuple(right.shape))
-        self._observation.broadcasts.append(Broadcast(shapes, callstack.user_line(), operands))
+        place = callstack.user_line()
+        self._observation.broadcasts.append(Broadcast(shapes, place, operands, factor))
 
 
 _DIFFERENCES = frozenset(
     {
         torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.subtract, Tensor.subtract,
         Tensor.sub_, Tensor.__isub__,
+    }
+)  # fmt: skip
+
+
+_PRODUCTS = frozenset(
+    {
+        torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply,
+        Tensor.mul_, Tensor.__imul__,
     }
 )  # fmt: skip
 

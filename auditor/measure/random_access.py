@@ -35,6 +35,16 @@ SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _PLAIN = (*SHUFFLING, SequentialSampler, DistributedSampler)
 
 
+def innermost(loader: Any) -> Any:
+    """Return the loader that ``loader`` reads, where it only moves its batches to the device.
+
+    That is what Accelerate's do, which have the user's own within them.
+    """
+    return (
+        loader if getattr(loader, "skip_batches", 0) else getattr(loader, "base_dataloader", loader)
+    )
+
+
 @dataclass(frozen=True)
 class RandomAccess:
     """A loader whose data set can be indexed."""
@@ -45,11 +55,9 @@ class RandomAccess:
     def of(cls, loader: Any) -> RandomAccess | None:
         """Return access to ``loader``'s items, or None where there is none or it would mislead.
 
-        A subclass with an ``__iter__`` of its own may do anything with the indices. Accelerate's
-        only moves the batches of the loader within it to the device, so that one is asked.
+        A subclass with an ``__iter__`` of its own may do anything with the indices.
         """
-        if not getattr(loader, "skip_batches", 0):
-            loader = getattr(loader, "base_dataloader", loader)
+        loader = innermost(loader)
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             return None
         own = type(loader).__iter__ is not DataLoader.__iter__

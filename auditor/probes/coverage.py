@@ -28,7 +28,7 @@ from torch.utils.data.distributed import DistributedSampler
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, is_user
 from nnaudit.loop.base import Loop
-from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.random_access import RandomAccess, innermost
 from nnaudit.measure.workers import Made, fingerprint, made_by_workers
 from nnaudit.targets import batch as batches
 
@@ -186,6 +186,7 @@ class Coverage(Probe[Epochs | Streams | Unknown]):
         access = RandomAccess.of(loader)
         if access is not None:
             return _epochs(audit, access)
+        loader = innermost(loader)
         if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, IterableDataset):
             return Unknown("the loader has no index that shows which items it requests", True)
         if type(loader).__iter__ is not DataLoader.__iter__:

@@ -24,6 +24,10 @@ from nnaudit.probes.rows import Layout, Rows, TrainRows, ValRows, hash_under
 RICH = 8
 """Elements in which rows of a rich domain differ at least: no two are the same by chance."""
 
+MOSTLY = 0.9
+"""The share of rich rows from which on rows are rich as a whole."""
+
+_FEWEST_RICH = 8
 _COMPARED = 768
 _LOOKED_AT = 128
 _COLUMNS = 2048
@@ -115,7 +119,8 @@ class Shared:
         by_store: of rows as the two stores hold them; None where they cannot be read.
         by_content: of rows as they come out of the loaders; None where these draw them anew.
         train, val: the rows that came out; ``val`` is None where its batches have another form.
-        rich: the rows that are equal to others differ from all the rest in many elements: copies.
+        rich: the share of the rows equal to others that differ from all the rest in many elements:
+            copies. 0 unless there are a few of them, or all of them are so.
         windows: the share of validation rows the middle of which lies in a training row, at any
             place: windows of one series that overlap.
         near: the share of validation pictures that have a near copy among the training pictures,
@@ -127,7 +132,7 @@ class Shared:
     by_content: Overlap | None
     train: Rows
     val: Rows | None
-    rich: bool
+    rich: float
     windows: float = 0.0
     near: float = 0.0
 
@@ -155,7 +160,7 @@ class SharedRows(Probe[Shared]):
         windows = overlapping_windows(train, val) if val is not None else 0.0
         compared = val is not None and content is not None
         near = near_copies(train, val) if compared and val is not None else 0.0
-        return Shared(number, store, content, train, val, is_rich(train, equal), windows, near)
+        return Shared(number, store, content, train, val, rich_share(train, equal), windows, near)
 
 
 def overlapping_windows(train: Rows, val: Rows) -> float:
@@ -297,23 +302,33 @@ def _depends_on_index(access: RandomAccess, layout: Layout) -> bool:
 
 
 def is_rich(rows: Rows, which: Collection[int] = ()) -> bool:
-    """Whether a row differs from its nearest other in many elements.
+    """Whether nine in ten rows differ from their nearest other in many elements: equal are copies.
+
+    Only the rows at the places ``which`` are looked at, as in :func:`rich_share`.
+    """
+    return rich_share(rows, which) >= MOSTLY
+
+
+def rich_share(rows: Rows, which: Collection[int] = ()) -> float:
+    """Return the share of rows that differ from their nearest other in many elements.
 
     Among rows made of a few discrete values (one-hot, counts, short words) next to every row there
-    are others that differ in one or two, and equal ones are to be expected. Where nine in ten rows
-    differ from all others in :data:`RICH` elements (nine in ten of the elements that vary, where
-    there are fewer), equal rows are copies. Only the rows at the places ``which`` are looked
-    at, where any of these was sampled: a text may repeat its short lines, and not its long ones.
+    are others that differ in one or two, and equal ones are to be expected. Where a row differs
+    from all others in :data:`RICH` elements, an equal one is a copy. Where fewer elements vary, all
+    rows are so (1) if some element is a quantity, else none. Only the rows at the places ``which``
+    are looked at, where any of these was sampled: a text may repeat its short lines, and not its
+    long ones.
     """
     flat = _flattened(rows)
     if flat is None or len(flat) < 8:
-        return False
+        return 0.0
     varying = flat[:, (flat != flat[:1]).any(0)]
     if varying.shape[1] < RICH:
-        return _holds_a_quantity(rows, varying)
-    sampled = [i for i in which if i < len(flat)] or list(range(len(flat)))
-    distances = [_to_nearest(varying, i) for i in sampled[:_LOOKED_AT]]
-    return sum(distance >= RICH for distance in distances) >= 0.9 * len(distances)
+        return float(_holds_a_quantity(rows, varying))
+    sampled = ([i for i in which if i < len(flat)] or list(range(len(flat))))[:_LOOKED_AT]
+    rich = sum(_to_nearest(varying, i) >= RICH for i in sampled)
+    few = rich < min(_FEWEST_RICH, len(sampled))
+    return 0.0 if few else rich / len(sampled)
 
 
 def _holds_a_quantity(rows: Rows, varying: Tensor) -> bool:

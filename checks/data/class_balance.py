@@ -68,6 +68,11 @@ class Counts:
     dense: bool = False
 
     @property
+    def unit(self) -> str:
+        """What was counted."""
+        return "pixels or tokens" if self.dense else "training rows"
+
+    @property
     def commonest(self) -> int:
         """The class with most rows."""
         return int(self.train.argmax())
@@ -117,7 +122,7 @@ class Counts:
         """Whether ``weights`` are a rising power of the number of rows."""
         counted = np.flatnonzero((self.train >= _FEW_ROWS) & (weights > 0))
         rows = np.log(self.train[counted].astype(np.float64))
-        if self.dense or len(counted) < 2 or np.ptp(rows) < math.log(_UNEVEN):
+        if len(counted) < 2 or np.ptp(rows) < math.log(_UNEVEN):
             return False
         given = np.log(weights[counted])
         # Any two are on a line: only the shares and their roots are no chance.
@@ -192,7 +197,8 @@ class ClassBalance(Check):
         - Uneven weights: warns when rows times class weights are more uneven than `imbalance`
           (p < 1e-4), and more uneven than the rows or reversed: the weights are the shares instead
           of their inverse, in another order, or applied twice.
-        - Pixels, tokens and several labels per row are rare by nature: noted.
+        - Rare pixels, tokens and labels of several per row are so by nature: noted. Weights of
+          theirs that rise with their number fail.
     Fix: Look at how the rows were chosen; `train_test_split(..., stratify=y)`. Report
         `f1_score(..., average="macro")`, balanced accuracy, or IoU for masks, beside accuracy;
         weigh the loss, `nn.CrossEntropyLoss(weight=...)`, or draw with `WeightedRandomSampler`.
@@ -269,7 +275,7 @@ class ClassBalance(Check):
         if len(values) != 1:
             return None  # the step makes the others itself: negatives, fakes
         return self.warned(
-            f"All {rows:,} {'pixels or tokens' if counts.dense else 'training rows'} that were "
+            f"All {rows:,} {counts.unit} that were "
             f"read have the label {present[0]}: there is nothing to tell apart, and a network that "
             "ignores its input is always right.",
             measured="1 class",
@@ -343,8 +349,8 @@ class ClassBalance(Check):
         )
         return self.failed(
             "The class weights of the loss rise with the number of rows: class "
-            f"{common} ({int(counts.train[common]):,} training rows) weighs "
-            f"{weights[common]:.3g}, class {rare} ({int(counts.train[rare]):,} rows) "
+            f"{common} ({int(counts.train[common]):,} {counts.unit}) weighs "
+            f"{weights[common]:.3g}, class {rare} ({int(counts.train[rare]):,}) "
             f"{weights[rare]:.3g}. They make the imbalance worse.",
             measured="weights that rise with the number of rows",
             threshold="weights that fall with it",
@@ -382,12 +388,13 @@ class ClassBalance(Check):
     def _rare(self, audit: Audit, counts: Counts, declared: str) -> Result:
         most = self.option(audit, "imbalance")
         present = np.flatnonzero(counts.train)
-        unit = "pixels or tokens" if counts.dense else "training rows"
         if len(present) < 2:
-            return self.skipped(f"All {int(counts.train.sum()):,} {unit} belong to one class.")
+            return self.skipped(
+                f"All {int(counts.train.sum()):,} {counts.unit} belong to one class."
+            )
         message = (
-            f"The rarest class ({counts.rarest}) has {int(counts.train[counts.rarest]):,} {unit}, "
-            f"the commonest ({counts.commonest}) {int(counts.train[counts.commonest]):,}: a ratio "
+            f"The rarest class ({counts.rarest}) has {int(counts.train[counts.rarest]):,} "
+            f"{counts.unit}, the commonest ({counts.commonest}) {int(counts.train[counts.commonest]):,}: a ratio "
             f"of {counts.ratio:.1f} to 1"
         )
         if counts.ratio <= most or counts.p_within(most) >= stats.ALPHA:
@@ -466,9 +473,16 @@ def _counted(first: First, main: MainLoss, train: Rows, val: Rows | None) -> Cou
         masked = _valid(call.target, call, classes) if chosen else ()
         return Counts(np.bincount(masked, minlength=classes)) if len(masked) else None
     found = [_valid(each.target, each, classes) for each in main.calls]
-    if call.target.ndim < 2 or not found:
+    # Flattened, they may be a language's next words: of those the weights alone are judged.
+    flattened = call.target.ndim < 2 and not _is_dense(first.targets[0])
+    unweighted = call.target.ndim < 2 and _weights(call, classes) is None
+    if flattened or unweighted or not found:
         return None
     return Counts(np.bincount(np.concatenate(found), minlength=classes), dense=True)
+
+
+def _is_dense(target: Any) -> bool:
+    return isinstance(target, Tensor) and target.ndim > 1 and target[0].numel() > 1
 
 
 def _is_given(call: LossCall, target: Any) -> bool:

@@ -10,7 +10,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.measure.early_fits import EarlyFit, early_fits
 from nnaudit.measure.folds import SharedByFolds, shared_by_folds
 from nnaudit.probes.shared_groups import GroupsInBoth, SharedGroups
-from nnaudit.probes.shared_rows import Overlap, Shared, SharedRows
+from nnaudit.probes.shared_rows import MOSTLY, Overlap, Shared, SharedRows
 from nnaudit.probes.split_by_epoch import SplitByEpoch
 from nnaudit.report import Evidence, Kind, Location, Numbers, Result, Status
 from nnaudit.targets.source import source_of
@@ -19,6 +19,8 @@ FEWEST = 8
 """Validation rows below which nothing is said: a graph with masks, the four rows of XOR."""
 DEMONSTRATION = 256
 """A set of no more rows that is trained on and validated on as a whole is taken for a toy."""
+RICH = 0.25
+"""Where rows are equal by chance they are the shortest; a copied set has long ones as well."""
 POWER = 5.0
 """Matches that a leak of a tenth of the validation set must be expected to show."""
 
@@ -41,7 +43,8 @@ class SplitLeakage(Check):
         - Contents can be equal by nature, so shared contents fail only when at least `share` of the
           validation rows are shared beyond the rate of duplicates within training, and dealing
           equal rows to both sides at random explains it with p < 1e-4.
-        - Warns on rows of few discrete values, and on rows of which the two sets may make different
+        - Warns on rows of few discrete values (fewer than a quarter of the shared ones differ from
+          all others in eight elements), and on rows of which the two sets may make different
           items.
         - Warns when as many rows are shared as random dealing explains, but these are copies of
           rich rows and at least `copies` of validation: rows were copied before the split.
@@ -135,7 +138,7 @@ class SplitLeakage(Check):
             return self._leak(audit, found, overlap)
         if overlap.by_number:
             return self._leak(audit, found, overlap, slight=True)
-        copies = found.rich and not found.train.random
+        copies = found.rich >= MOSTLY and not found.train.random
         if copies and overlap.share >= self.option(audit, "copies"):
             return self._copies(audit, overlap)
         return None
@@ -143,7 +146,7 @@ class SplitLeakage(Check):
     def _leak(
         self, audit: Audit, found: Shared, overlap: Overlap, *, slight: bool = False
     ) -> Result:
-        may_fail = overlap.certain and not slight and (overlap.by_number or found.rich)
+        may_fail = overlap.certain and not slight and (overlap.by_number or found.rich >= RICH)
         message = (
             f"{overlap.shared:,} of {_rows(overlap.val)} validation rows are also training rows"
         )

@@ -43,13 +43,13 @@ class LossBroadcast(Check):
     Why: An output of shape (N, 1) and a target of shape (N,) broadcast to (N, N): every prediction
         is compared with the targets of all other rows, and the best it can do is predict their
         mean. The loss is a number like any other, falls a little at first, and stays there.
-    How: Compares the shapes that loss functions, and subtractions in the user's own formulas, get
-        in the first steps. It is exact, without a threshold.
+    How: Compares the shapes that loss functions get in the first steps, and subtractions and
+        products in the user's own formulas. It is exact, without a threshold.
         - Fails when both shapes are widened by broadcasting, or when they do not fit and torch
           raises.
         - A formula counts when one operand has a gradient and the other does not, their numbers
           differ, and both shapes follow the batch when it is cut by one row: an intended table of
-          all pairs is left alone.
+          all pairs is left alone. A product counts where it is by the batch's own targets.
         - Warns when only one side is widened, which may be intended. A single number, a divergence
           from one distribution, or a missing leading dimension are at most noted.
     Fix: `loss_fn(output.squeeze(1), target)`, or `target.unsqueeze(1)`.
@@ -140,11 +140,12 @@ def _severity(call: LossCall, output: Shape, target: Shape) -> Status | None:
 
 
 def _in_formulas(audit: Audit, first: First) -> Iterator[Mismatch]:
-    """Yield differences that stay (N, 1) - (N,) when the batch has a row less."""
+    """Yield differences and products of (N, 1) and (N,), also when the batch has a row less."""
     for each in broadcasts_of_rows(audit, first):
         if not each.compared:
             column, flat = sorted(each.shapes, key=len, reverse=True)
-            yield Mismatch("A subtraction", column, flat, Status.FAIL, each.location)
+            where = "A subtraction" if each.factor is None else "A product"
+            yield Mismatch(where, column, flat, Status.FAIL, each.location)
 
 
 def _fix(mismatch: Mismatch) -> str:

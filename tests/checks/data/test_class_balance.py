@@ -297,6 +297,21 @@ def test_pixels_are_noted_at_most() -> None:
     assert "IoU" in result.message
 
 
+@pytest.mark.parametrize(("power", "status"), [(1, Status.FAIL), (-1, Status.PASS)])
+def test_weights_of_flattened_tokens_are_judged(power: int, status: Status) -> None:
+    net = lambda: nn.Sequential(nn.Linear(4, 8 * 3), nn.Unflatten(1, (8, 3)))  # noqa: E731
+    draw = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))
+    tags = (draw > 0.8).long() + (draw > 0.95)
+    weight = torch.bincount(tags.flatten()).float() ** power
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output.reshape(-1, 3), target.reshape(-1), weight)
+
+    assert ask(tags, net=net, loss=loss).status is status
+    plain = lambda o, t: F.cross_entropy(o.reshape(-1, 3), t.reshape(-1))  # noqa: E731
+    assert ask(tags, net=net, loss=plain).status is Status.SKIP
+
+
 def test_a_crash_of_the_step_is_for_others_to_say() -> None:
     def odd(output: Tensor, target: Tensor) -> Tensor:
         raise RuntimeError("no idea")

@@ -374,6 +374,21 @@ def test_a_padded_text_is_the_same_beside_any_other() -> None:
     assert ask(train, leaking).status is Status.FAIL
 
 
+def test_copied_texts_fail_and_short_ones_of_few_words_warn() -> None:
+    def texts(shortest: int, longest: int) -> list[tuple[Tensor, int]]:
+        draw = torch.Generator().manual_seed(0)
+        lengths = torch.randint(shortest, longest, (300,), generator=draw).tolist()
+        return [(torch.randint(1, 40, (n,), generator=draw), n % 2) for n in lengths]
+
+    def padded(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        rows, labels = zip(*batch, strict=True)
+        return nn.utils.rnn.pad_sequence(list(rows), batch_first=True), torch.tensor(labels)
+
+    for longest, status in ((16, Status.FAIL), (8, Status.WARN)):
+        rows = texts(4, longest)
+        assert ask(*loaders(rows, list(rows[:60]), collate_fn=padded)).status is status
+
+
 class Letters(nn.Module):
     """Makes numbers of texts itself."""
 

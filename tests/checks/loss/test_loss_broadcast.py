@@ -47,6 +47,8 @@ def audited(
         lambda out, y: ((out - y) ** 2).mean(),
         lambda out, y: (y - out).abs().mean(),
         lambda out, y: F.cross_entropy(out.expand(-1, 3), y.long() * 0) + ((out - y) ** 2).mean(),
+        lambda out, y: -(y * F.logsigmoid(out) + (1 - y) * F.logsigmoid(-out)).mean(),
+        lambda out, y: F.relu(1 - y * out).mean(),
     ],
 )
 def test_a_column_beside_a_vector_fails(loss: Callable[..., Tensor]) -> None:
