@@ -119,7 +119,9 @@ class EvalComparisons(TorchFunctionMode):
         given = [each for each in args if isinstance(each, Tensor)]
         made = [any(each is known for known in self._decided) for each in given]
         if func in _EQUALS and len(given) == 2 and made[0] is not made[1]:
-            self._compared(*given)
+            labels = given[made.index(False)]
+            if len(torch.unique(labels)) < labels.numel():  # as a list of classes is not
+                self._compared(*given)
         elif func in _DECIDES or any(made):
             results = result if isinstance(result, tuple) else (result,)
             self._decided += [each for each in results if isinstance(each, Tensor)]

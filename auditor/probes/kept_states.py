@@ -171,8 +171,8 @@ def _kept(call: _Call, before: dict[str, Tensor]) -> KeptState | None:
 
 # --- what the user's text does with it -----------------------------------------------------------
 
-_COPIES = frozenset({"deepcopy", "clone"})
-"""Functions that copy tensors."""
+_COPIES = frozenset({"clone", "cpu", "deepcopy", "to"})
+"""Functions that copy tensors, or do on another device than this one."""
 
 _USES = ("load", "save", "restore", "copy_")
 """Parts of the names of functions by which weights are used later."""
