@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nnaudit.targets.source import Source, called
+from nnaudit.report import Location
+from nnaudit.targets.source import Source, called, written
 
 _TARGET = re.compile(r"(^|_)(target|tgt)|(target|tgt)($|_)", re.IGNORECASE)
 
@@ -31,11 +32,13 @@ class UnsyncedNetwork:
 
     Attributes:
         name: of the variable or attribute.
-        line: at which the copy is made.
+        location: where the copy is made, or where it is to be updated.
+        period: the optimizer steps after which a statement is to update it; 0 where none does.
     """
 
     name: str
-    line: int
+    location: Location
+    period: int = 0
 
 
 def unsynced_networks(source: Source) -> tuple[UnsyncedNetwork, ...]:
@@ -45,10 +48,68 @@ def unsynced_networks(source: Source) -> tuple[UnsyncedNetwork, ...]:
     """
     made = dict(_copies(source))
     return tuple(
-        UnsyncedNetwork(name, line)
+        UnsyncedNetwork(name, Location(file=source.file, line=line))
         for name, line in made.items()
         if _TARGET.search(name) and not any(_may_update(source, use) for use in _uses(source, name))
     )
+
+
+def periodic_networks(source: Source) -> Iterator[UnsyncedNetwork]:
+    """Yield the target networks that ``source`` updates with every so many optimizer steps.
+
+    ``if updates % 50 == 0``, beside a step of an optimizer and ``updates += 1``: whether that ever
+    comes depends on where the counter begins anew.
+    """
+    made = {name for name, _ in _copies(source) if _TARGET.search(name)}
+    for node in source.find(ast.If):
+        counter, period = _every(source, node.test)
+        beside = next(
+            (
+                body
+                for ancestor in source.ancestors(node)
+                for body in (getattr(ancestor, "body", []), getattr(ancestor, "orelse", []))
+                if isinstance(body, list) and node in body
+            ),
+            [],
+        )
+        counts = any(
+            isinstance(each, ast.AugAssign) and written(each.target) == counter for each in beside
+        )
+        steps = any(
+            isinstance(each, ast.Expr)
+            and isinstance(each.value, ast.Call)
+            and called(each.value) == "step"
+            for each in beside
+        )
+        updated = {_last(each) for part in node.body for each in ast.walk(part)} & made
+        if period and counts and steps:
+            for name in sorted(updated):
+                where = Location(file=source.file, line=node.lineno)
+                yield UnsyncedNetwork(name, where, period)
+
+
+def _every(source: Source, test: ast.expr) -> tuple[str, int]:
+    """Return the counter and the period of ``counter % period == 0``; 0 for anything else."""
+    if not isinstance(test, ast.Compare) or not isinstance(test.left, ast.BinOp):
+        return "", 0
+    zero = test.comparators[0]
+    is_zero = isinstance(zero, ast.Constant) and zero.value == 0
+    if not isinstance(test.left.op, ast.Mod) or not isinstance(test.ops[0], ast.Eq) or not is_zero:
+        return "", 0
+    return written(test.left.left), _number(source, test.left.right)
+
+
+def _number(source: Source, node: ast.expr) -> int:
+    """Return the integer that is written, or that its name is given as the only one; else 0."""
+    if isinstance(node, ast.Name):
+        given = [
+            each.value
+            for each in source.find(ast.Assign)
+            if any(written(target) == node.id for target in each.targets)
+        ]
+        return _number(source, given[0]) if len(given) == 1 and given[0] is not node else 0
+    value = node.value if isinstance(node, ast.Constant) else 0
+    return value if type(value) is int else 0
 
 
 def _copies(source: Source) -> Iterator[tuple[str, int]]:

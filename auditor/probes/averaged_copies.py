@@ -22,8 +22,7 @@ from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.living import living
 from nnaudit.measure.movement import same
 from nnaudit.measure.seeding import source_files
-from nnaudit.measure.synced_network import unsynced_networks
-from nnaudit.report import Location
+from nnaudit.measure.synced_network import UnsyncedNetwork, periodic_networks, unsynced_networks
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets.source import source_of
 
@@ -32,8 +31,8 @@ STEPS = 3
 _PATIENCE = 150
 """Steps after which a copy that is to follow has followed: libraries update one every 10 or 32."""
 
-_ENOUGH = 70
-"""Steps that are enough where those before take all of the time: twice 32, and a few."""
+_ENOUGH = 40
+"""Steps that are enough where they take all of the time: more than 32."""
 
 _SECONDS = 20.0
 """Time for these."""
@@ -75,8 +74,8 @@ class AveragedCopy:
         by_torch: it is torch's ``AveragedModel``, made without ``use_buffers``: an average that
             leaves the statistics, whenever its first update comes.
         moved: its weights changed in the steps that were taken.
-        unsynced: it stands still, the steps of training call it, and the source names it as a
-            target network that is copied once and never again; and where that is.
+        unsynced: it stands still, the steps of training call it, and this is the target network
+            that the source copies once and never again, or after fewer steps than were taken.
     """
 
     type: str
@@ -92,7 +91,7 @@ class AveragedCopy:
     decay: float | None = None
     by_torch: bool = False
     moved: bool = True
-    unsynced: tuple[str, Location] | None = None
+    unsynced: UnsyncedNetwork | None = None
 
 
 @dataclass
@@ -174,18 +173,23 @@ def _followed(
     for copy, pair, in_steps in zip(found, pairs, called, strict=True):
         if copy.moved or copy.by_torch:
             yield copy
-        elif in_steps and (unsynced := _unsynced(audit.loop)) is not None:
+        elif in_steps and (unsynced := _unsynced(audit, pair)) is not None:
             yield replace(copy, unsynced=unsynced)
         elif copy.alone and _is_close(pair) and (stood := _stands(audit, pair)):
             yield replace(copy, stood=stood)
 
 
-def _unsynced(loop: Loop) -> tuple[str, Location] | None:
-    """Return the target network that the source never updates, and where it is copied."""
-    for file in source_files(loop):
-        for network in unsynced_networks(source_of(file)):
-            return network.name, Location(file=str(file), line=network.line)
-    return None
+def _unsynced(audit: Audit, pair: Pair) -> UnsyncedNetwork | None:
+    """Return the target network that the source never updates, or would have by now."""
+    sources = [source_of(file) for file in source_files(audit.loop)]
+    never = [network for source in sources for network in unsynced_networks(source)]
+    if never:
+        return never[0]
+    due = [network for source in sources for network in periodic_networks(source)]
+    soon = [network for network in due if 2 * network.period < _PATIENCE]
+    if not soon or _stands(audit, pair) <= 2 * soon[0].period:
+        return None
+    return soon[0]
 
 
 def _stands(audit: Audit, pair: Pair) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nnaudit.checks.mode.averaged_copy import AveragedCopyStatistics
-from nnaudit.measure.synced_network import unsynced_networks
+from nnaudit.measure.synced_network import UnsyncedNetwork, periodic_networks, unsynced_networks
 from nnaudit.probes.averaged_copies import (
     AveragedCopies,
     AveragedCopy,
@@ -62,11 +62,14 @@ def test_a_copy_that_is_validated_and_stands_still_fails() -> None:
 
 
 def test_a_target_network_that_is_never_updated_warns() -> None:
-    at = ("target_net", Location(file="dqn.py", line=7))
-    result = judged(replace(STALE, alignment=0.0, moved=False, unsynced=at))
+    at = Location(file="dqn.py", line=7)
+    copy = replace(STALE, alignment=0.0, moved=False, unsynced=UnsyncedNetwork("target_net", at))
+    result = judged(copy)
     assert result.status is Status.WARN
     assert "target_net is copied from the trained network once" in result.message
-    assert result.location == at[1]
+    assert result.location == at
+    late = replace(copy, unsynced=UnsyncedNetwork("target_net", at, period=50))
+    assert "every 50 optimizer steps" in judged(late).message
 
 
 DQN = """
@@ -99,6 +102,37 @@ def test_what_updates_a_target_network(tmp_path: Path, update: str, *, found: bo
     file = tmp_path / "dqn.py"
     file.write_text(DQN.replace("UPDATE", update))
     assert [each.name for each in unsynced_networks(source_of(file))] == ["target_q"] * found
+
+
+COUNTED = """
+target = copy.deepcopy(q)
+EVERY = 50
+for episode in range(9):
+    while not done:
+        if ready:
+            opt.step()
+            updates += 1
+            if TEST:
+                target.load_state_dict(q.state_dict())
+"""
+
+
+@pytest.mark.parametrize(
+    ("test", "periods"),
+    [
+        ("updates % 50 == 0", [50]),
+        ("updates % EVERY == 0", [50]),
+        ("episode % 50 == 0", []),
+        ("updates > 50", []),
+    ],
+)
+def test_after_how_many_steps_a_target_is_updated(
+    tmp_path: Path, test: str, periods: list[int]
+) -> None:
+    file = tmp_path / "dqn.py"
+    file.write_text(COUNTED.replace("TEST", test))
+    assert [each.period for each in periodic_networks(source_of(file))] == periods
+    assert not unsynced_networks(source_of(file))
 
 
 def test_an_average_heads_for_the_weights_in_each_step() -> None:
