@@ -31,9 +31,10 @@ for epoch in range(start, 12):
 """
 
 
-def resumed(
-    tmp_path: Path, more: str, made: str = "Adam(model.parameters())", text: str = ""
-) -> Any:
+ADAM = "Adam(model.parameters())"
+
+
+def resumed(tmp_path: Path, more: str, made: str = ADAM, text: str = "") -> Any:
     """How the script resumes with ``more`` in its resume path; None where it does not."""
     file = tmp_path / "train.py"
     file.write_text((text or SCRIPT).replace("MORE", more).replace("MADE", made))
