@@ -152,6 +152,14 @@ def test_a_script_with_two_networks(
     assert result.status is status, result.message
 
 
+def test_a_script_whose_generator_learns_to_be_told_apart(ask_script: Any) -> None:
+    source = SCRIPT.replace("FIRST", "g_opt.zero_grad()").replace("FAKE", "fake.detach()")
+    source = source.replace("LATER", "pass").replace("D_OWNS", "D")
+    result = ask_script(OptimizerRoles, source.replace("bce(D(fake), one)", "bce(D(fake), zero)"))
+    assert result.status is Status.FAIL, result.message
+    assert "both lower" in result.message
+
+
 BOTH = "[*G.parameters(), *D.parameters()]"
 THIRD = """
         i_opt.zero_grad()
