@@ -147,6 +147,8 @@ class _Watch:
 
     def _maker_of(self, given: Tensor, judge: int) -> int | None:
         where = _memory(given)
+        if where is None:
+            return None
         makers = (w for w, output in self._made if w != judge and _memory(output) == where)
         return next(makers, None)
 
@@ -195,5 +197,8 @@ def _is_verdict(output: Tensor) -> bool:
     )
 
 
-def _memory(values: Tensor) -> int:
-    return values.untyped_storage().data_ptr() if values.layout is torch.strided else -1
+def _memory(values: Tensor) -> int | None:
+    """Return where the numbers lie, as a detached tensor's do; None for what has no such place."""
+    if type(values) not in (Tensor, nn.Parameter) or values.layout is not torch.strided:
+        return None
+    return values.untyped_storage().data_ptr()
