@@ -96,11 +96,12 @@ def wrong_choices(source: Source) -> tuple[WrongChoice, ...]:
 
 def _of_test(node: ast.If) -> Iterator[WrongChoice]:
     set_to = {
-        written(target): written(statement.value)
+        written(target): written(value)
         for kept in node.body
         for statement in ast.walk(kept)
         if isinstance(statement, ast.Assign)
-        for target in statement.targets
+        for each in statement.targets
+        for target, value in _assigned(each, statement.value)
     }
     parts = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
     for test in parts:
@@ -111,8 +112,25 @@ def _of_test(node: ast.If) -> Iterator[WrongChoice]:
             rises = isinstance(test.ops[0], (ast.Gt, ast.GtE)) is above
             known = isinstance(test.ops[0], (ast.Gt, ast.GtE, ast.Lt, ast.LtE))
             kept = set_to.get(best) == metric and "best" in best.lower()
-            if known and kept and better_when_higher(f"{metric} {best}") is (not rises):
+            if known and kept and _better_when_higher(metric, best) is (not rises):
                 yield WrongChoice(metric, rises, test.lineno)
+
+
+def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Yield what is assigned to what, ``best, bad = score, 0`` one by one."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        yield from zip(target.elts, value.elts, strict=False)
+    else:
+        yield target, value
+
+
+def _better_when_higher(metric: str, best: str) -> bool | None:
+    """Return what the name of the metric says, or where it says nothing that of the best value.
+
+    A name that is turned round (``-loss``) leaves it open.
+    """
+    said = better_when_higher(metric)
+    return better_when_higher(f"{metric} {best}") if said is None else said
 
 
 def _of_call(call: ast.Call, lightning: bool) -> WrongChoice | None:
@@ -153,6 +171,7 @@ def batch_means(source: Source) -> tuple[BatchMean, ...]:
     return (
         *_logged(source),
         *(mean for loop in _over_batches(source) for mean in _in_loop(source, loop)),
+        *_in_sums(source),
     )
 
 
@@ -201,17 +220,42 @@ def _in_loop(source: Source, loop: ast.For) -> Iterator[BatchMean]:
             and any(called(call) == "exp" for call in _behind(node.value, loop))
         ):
             yield BatchMean(written(node.target), over, False, node.lineno, exponential=True)
-    hits = set(_hits(loop))
+    yield from _divided_hits(source, set(_hits(loop)), over)
+    yield from _in_meters(source, loop)
+
+
+def _in_sums(source: Source) -> Iterator[BatchMean]:
+    """Yield hits that ``sum()`` adds over a loader's batches: ``sum(... for x, y in loader)``."""
     for division in source.find(ast.BinOp):
-        if not isinstance(division.op, ast.Div) or not written(division.right).startswith("len("):
+        total = division.left
+        if not isinstance(total, ast.Call) or called(total) != "sum" or len(total.args) != 1:
+            continue
+        made = total.args[0]
+        if not isinstance(made, (ast.GeneratorExp, ast.ListComp)) or not _counts_hits(made.elt):
+            continue
+        over = written(made.generators[0].iter)
+        if _LOADER.search(over) and _is_mean_over(source, division, over):
+            yield BatchMean(written(made.elt), over, True, division.lineno)
+
+
+def _divided_hits(source: Source, hits: set[str], over: str) -> Iterator[BatchMean]:
+    """Yield the names in ``hits`` that are divided by the number of batches of ``over``."""
+    for division in source.find(ast.BinOp):
+        if not _is_mean_over(source, division, over):
             continue
         inside = {n.id for n in ast.walk(division.left) if isinstance(n, ast.Name)}
         loader = written(division.right)[len("len(") : -1]
-        same = re.search(rf"(?<![\w.]){re.escape(loader)}(?![\w.])", over)
-        if same and _is_whole(source, division):
-            for name in sorted(hits & inside):
-                yield BatchMean(name, loader, True, division.lineno)
-    yield from _in_meters(source, loop)
+        for name in sorted(hits & inside):
+            yield BatchMean(name, loader, True, division.lineno)
+
+
+def _is_mean_over(source: Source, division: ast.BinOp, over: str) -> bool:
+    """Whether it divides by ``len`` of the loader that ``over`` iterates, and nothing else does."""
+    if not isinstance(division.op, ast.Div) or not written(division.right).startswith("len("):
+        return False
+    loader = written(division.right)[len("len(") : -1]
+    same = re.search(rf"(?<![\w.]){re.escape(loader)}(?![\w.])", over)
+    return same is not None and _is_whole(source, division)
 
 
 def _in_meters(source: Source, loop: ast.For) -> Iterator[BatchMean]:

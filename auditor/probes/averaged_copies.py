@@ -21,12 +21,18 @@ from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.living import living
 from nnaudit.measure.movement import same
+from nnaudit.measure.seeding import source_files
+from nnaudit.measure.synced_network import UnsyncedNetwork, periodic_networks, unsynced_networks
 from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets.source import source_of
 
 STEPS = 3
 
 _PATIENCE = 150
 """Steps after which a copy that is to follow has followed: libraries update one every 10 or 32."""
+
+_ENOUGH = 40
+"""Steps that are enough where they take all of the time: more than 32."""
 
 _SECONDS = 20.0
 """Time for these."""
@@ -53,8 +59,8 @@ class AveragedCopy:
         type: its class.
         source: the trained module's name within the model; empty for the model itself.
         weights: how many parameters it has, by tensors.
-        alignment: the cosine between how it moved and the way to the trained weights; 0 where it
-            has not moved.
+        alignment: the cosine between how it moved and the way to the trained weights, in all steps
+            together or in each of them, where that is higher; 0 where it has not moved.
         statistics: floating buffers that changed in the trained network.
         stale: those of them that are bit for bit what they were in the copy, an end of an epoch
             later.
@@ -68,6 +74,8 @@ class AveragedCopy:
         by_torch: it is torch's ``AveragedModel``, made without ``use_buffers``: an average that
             leaves the statistics, whenever its first update comes.
         moved: its weights changed in the steps that were taken.
+        unsynced: it stands still, the steps of training call it, and this is the target network
+            that the source copies once and never again, or after fewer steps than were taken.
     """
 
     type: str
@@ -83,10 +91,11 @@ class AveragedCopy:
     decay: float | None = None
     by_torch: bool = False
     moved: bool = True
+    unsynced: UnsyncedNetwork | None = None
 
 
 @dataclass
-class _Pair:
+class Pair:
     """A copy and what it may follow.
 
     Attributes:
@@ -94,6 +103,8 @@ class _Pair:
         calls, others: of the copy and of the trained network: whether they, or parts of them, were
             in eval mode, for each call that is none of training.
         left: the share of the distance that each step left.
+        headings: for each step that moved the copy, the cosine between that and the way to the
+            trained weights, after the step or before it.
     """
 
     copy: nn.Module
@@ -104,6 +115,7 @@ class _Pair:
     calls: list[bool] = field(default_factory=list)
     others: list[bool] = field(default_factory=list)
     left: list[float] = field(default_factory=list)
+    headings: list[float] = field(default_factory=list)
 
 
 class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
@@ -125,10 +137,11 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
             batch = None
             for batch in consecutive_batches(loop, STEPS):
                 audit.clock.check()
-                was = [_vector(_values(pair.copy), _weights(pair.copy)) for pair in pairs]
+                was = [both_of(pair) for pair in pairs]
                 loop.step(batch)
-                for pair, old in zip(pairs, was, strict=True):
+                for pair, (old, trained) in zip(pairs, was, strict=True):
                     pair.left.append(_left(pair, old))
+                    pair.headings += headings(pair, old, trained)
             for pair in pairs:
                 for network, calls in ((pair.copy, pair.calls), (pair.source, pair.others)):
                     for module in _hookable(network):  # a part may be called by itself
@@ -145,25 +158,42 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
                 _judged(pair, counts, ended=ended, recomputed=recomputed)
                 for pair, counts in zip(pairs, within, strict=True)
             ]
-            return tuple(_followed(audit, found, pairs))
+            called = [calls > 0 for calls, _ in within]
+            return tuple(_followed(audit, found, pairs, called))
 
 
 def _followed(
-    audit: Audit, found: list[AveragedCopy], pairs: list[_Pair]
+    audit: Audit, found: list[AveragedCopy], pairs: list[Pair], called: list[bool]
 ) -> Iterator[AveragedCopy]:
     """Yield the copies that have moved, and those that stand still where the network should be.
 
-    These are given time: an average may be updated every so many steps.
+    These are given time: an average may be updated every so many steps. ``called`` says of each
+    copy whether a step of training calls it.
     """
-    for copy, pair in zip(found, pairs, strict=True):
+    for copy, pair, in_steps in zip(found, pairs, called, strict=True):
         if copy.moved or copy.by_torch:
             yield copy
+        elif in_steps and (unsynced := _unsynced(audit, pair)) is not None:
+            yield replace(copy, unsynced=unsynced)
         elif copy.alone and _is_close(pair) and (stood := _stands(audit, pair)):
             yield replace(copy, stood=stood)
 
 
-def _stands(audit: Audit, pair: _Pair) -> int:
-    """Return for how many steps the copy stands still; 0 where it moves, or time is up."""
+def _unsynced(audit: Audit, pair: Pair) -> UnsyncedNetwork | None:
+    """Return the target network that the source never updates, or would have by now."""
+    sources = [source_of(file) for file in source_files(audit.loop)]
+    never = [network for source in sources for network in unsynced_networks(source)]
+    if never:
+        return never[0]
+    due = [network for source in sources for network in periodic_networks(source)]
+    soon = [network for network in due if 2 * network.period < _PATIENCE]
+    if not soon or _stands(audit, pair) <= 2 * soon[0].period:
+        return None
+    return soon[0]
+
+
+def _stands(audit: Audit, pair: Pair) -> int:
+    """Return for how many steps the copy stands still; 0 where it moves, or they are too slow."""
     begun = time.monotonic()
     for taken, batch in enumerate(consecutive_batches(audit.loop, _PATIENCE), 1):
         audit.clock.check()
@@ -171,11 +201,11 @@ def _stands(audit: Audit, pair: _Pair) -> int:
         if taken % 10 == 0 and _has_moved(pair):
             return 0
         if time.monotonic() - begun > _SECONDS:
-            return 0
+            return taken + STEPS if taken >= _ENOUGH and not _has_moved(pair) else 0
     return 0 if _has_moved(pair) else _PATIENCE + STEPS
 
 
-def _pairs(loop: Loop) -> Iterator[_Pair]:
+def _pairs(loop: Loop) -> Iterator[Pair]:
     """Yield networks of the make of a trained one that no optimizer trains."""
     trained = {id(p) for optimizer in loop.optimizers for p in parameters_of(optimizer)}
     sources: dict[Any, tuple[str, nn.Module]] = {}
@@ -200,15 +230,17 @@ def _pairs(loop: Loop) -> Iterator[_Pair]:
         found = sources.get(_make(module))
         if found is not None:
             taken |= {id(inner) for inner in module.modules()}
-            yield _Pair(module, found[1], found[0], _values(module), _values(found[1]))
+            yield Pair(module, found[1], found[0], values_of(module), values_of(found[1]))
 
 
 def _make(module: nn.Module) -> Any:
     """What two networks of one make have in common: names and shapes of all that they hold."""
-    return tuple((name, tuple(value.shape)) for name, value in _values(module, copy=False).items())
+    return tuple(
+        (name, tuple(value.shape)) for name, value in values_of(module, copy=False).items()
+    )
 
 
-def _values(module: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
+def values_of(module: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
     """Return parameters and floating buffers by name, without the names of wrappers."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {
@@ -232,19 +264,45 @@ def _weights(module: nn.Module) -> list[str]:
     return [_plain(name) for name, _ in module.named_parameters()]
 
 
-def _has_moved(pair: _Pair) -> bool:
-    now = _values(pair.copy, copy=False)
+def _has_moved(pair: Pair) -> bool:
+    now = values_of(pair.copy, copy=False)
     return any(not same(now[name], pair.before[name]) for name in _weights(pair.copy))
 
 
-def _alignment(pair: _Pair) -> float:
-    """Return the cosine between the copy's way and the one from it to the trained weights."""
+def both_of(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Return the weights of the copy, and of what it may follow."""
     names = _weights(pair.copy)
+    return _vector(values_of(pair.copy), names), _vector(values_of(pair.source), names)
+
+
+def alignment_of(pair: Pair) -> float:
+    """Return the cosine between the copy's way and the one from it to the trained weights.
+
+    Where the trained weights turn from step to step, an average is far from all of its way: it
+    heads for them in each step.
+    """
+    names = _weights(pair.copy)
+    now, trained = both_of(pair)
     start = _vector(pair.before, names)
-    way = _vector(_values(pair.copy), names) - start
-    toward = _vector(_values(pair.source), names) - start
-    length = float(way.norm() * toward.norm())
-    return float(way @ toward) / length if length > 0.0 else 0.0
+    whole = _cosine(now - start, trained - start)
+    return max(whole, min(pair.headings, default=0.0))
+
+
+def headings(pair: Pair, old: Tensor, trained: Tensor) -> list[float]:
+    """Return the cosine between the copy's step and the way to the trained weights, if it moved.
+
+    ``old`` and ``trained`` are both before the step: an average may be updated before the optimizer
+    steps, or after it.
+    """
+    now, after = both_of(pair)
+    if same(now, old):
+        return []
+    return [max(_cosine(now - old, toward - old) for toward in (trained, after))]
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    length = float(a.norm() * b.norm())
+    return float(a @ b) / length if length > 0.0 else 0.0
 
 
 def _hookable(network: nn.Module) -> Iterator[nn.Module]:
@@ -258,21 +316,21 @@ def _vector(values: dict[str, Tensor], names: list[str]) -> Tensor:
     return torch.cat([values[name].double().flatten() for name in names])
 
 
-def _is_close(pair: _Pair) -> bool:
+def _is_close(pair: Pair) -> bool:
     """Whether the one was made as a copy of the other."""
     names = _weights(pair.copy)
     copy, trained = _vector(pair.before, names), _vector(pair.trained, names)
     return float((copy - trained).norm()) < _CLOSE * float(copy.norm())
 
 
-def _left(pair: _Pair, old: Tensor) -> float:
+def _left(pair: Pair, old: Tensor) -> float:
     """Return the share of the distance to the trained weights that a step has left.
 
     NaN where the copy has not moved straight toward them.
     """
     names = _weights(pair.copy)
-    trained = _vector(_values(pair.source), names)
-    before, after = old - trained, _vector(_values(pair.copy), names) - trained
+    trained = _vector(values_of(pair.source), names)
+    before, after = old - trained, _vector(values_of(pair.copy), names) - trained
     size = float(before @ before)
     if size == 0.0:
         return math.nan
@@ -309,9 +367,9 @@ def recomputes(text: str) -> bool:
     return any(name in line for line in lines for name in _RECOMPUTED)
 
 
-def _judged(pair: _Pair, within: tuple[int, int], *, ended: bool, recomputed: bool) -> AveragedCopy:
+def _judged(pair: Pair, within: tuple[int, int], *, ended: bool, recomputed: bool) -> AveragedCopy:
     """Say what became of a copy; ``within`` are the calls of both in a step of training."""
-    now, trained = _values(pair.copy), _values(pair.source)
+    now, trained = values_of(pair.copy), values_of(pair.source)
     moving = [n for n in _statistics(pair.source) if not same(trained[n], pair.trained[n])]
     stale = [n for n in moving if same(now[n], pair.before[n])]
     evaluated = any(pair.calls) and len(pair.calls) > within[0]
@@ -319,7 +377,7 @@ def _judged(pair: _Pair, within: tuple[int, int], *, ended: bool, recomputed: bo
         type=type(pair.copy).__name__,
         source=pair.name,
         weights=len(_weights(pair.copy)),
-        alignment=_alignment(pair),
+        alignment=alignment_of(pair),
         statistics=len(moving),
         stale=len(stale),
         evaluated=evaluated if ended else None,

@@ -80,6 +80,22 @@ class SharedGradient:
 
 
 @dataclass(frozen=True)
+class Doubled:
+    """A step of two optimizers, one after the other, on the same gradient of the same parameters.
+
+    Attributes:
+        first, second: their numbers.
+        tensors: how many parameters they share.
+        location: the line of the second's step.
+    """
+
+    first: int
+    second: int
+    tensors: int
+    location: Location | None
+
+
+@dataclass(frozen=True)
 class Untrained:
     """A network that gets a gradient in every step, and that no optimizer holds.
 
@@ -107,6 +123,7 @@ class Origins:
         shared: all there were, in order.
         untrained: networks beside the main one.
         frozen: optimizers none of whose parameters required a gradient at any of their steps.
+        doubled: all there were, in order.
     """
 
     optimizers: tuple[str, ...] = ()
@@ -116,6 +133,7 @@ class Origins:
     shared: tuple[SharedGradient, ...] = ()
     untrained: tuple[Untrained, ...] = ()
     frozen: tuple[int, ...] = ()
+    doubled: tuple[Doubled, ...] = ()
 
 
 class GradientOrigins(Probe[Origins]):
@@ -154,6 +172,7 @@ class GradientOrigins(Probe[Origins]):
             frozen=tuple(
                 which for which, steps in enumerate(watch.steps) if 0 < steps == watch.frozen[which]
             ),
+            doubled=tuple(watch.doubled),
         )
 
 
@@ -194,6 +213,7 @@ class _Watch:
         self.frozen = [0] * len(loop.optimizers)
         self.leftovers: list[Leftover] = []
         self.shared: list[SharedGradient] = []
+        self.doubled: list[Doubled] = []
         self._loop = loop
         self._players = [_Player(_unique(parameters_of(o))) for o in loop.optimizers]
         ids = [{id(p) for p in player.parameters} for player in self._players]
@@ -325,6 +345,7 @@ class _Watch:
             for pair in self._pairs:
                 if which in pair:
                     self._compare(*pair, line)
+                    self._double(which, sum(pair) - which, line)
 
         return before
 
@@ -395,6 +416,19 @@ class _Watch:
 
     def _others_stepped_on(self, number: int, which: int) -> list[int]:
         return [other for other in self._stepped.get(number, []) if other != which]
+
+    def _double(self, which: int, other: int, line: Location | None) -> None:
+        """Note that ``which`` steps on the very gradient that ``other`` has stepped on before."""
+        mine, theirs = self._players[which], self._players[other]
+        if not mine.used or mine.used != theirs.used:
+            return
+        common = [
+            key
+            for key in mine.at_step
+            if key in theirs.at_step and same(mine.at_step[key], theirs.at_step[key])
+        ]
+        if common:
+            self.doubled.append(Doubled(other, which, len(common), line))
 
     def _compare(self, one: int, other: int, line: Location | None) -> None:
         """Note how two optimizers' last gradients of the parameters that they share agree."""

@@ -17,10 +17,12 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import patched
+from nnaudit.measure.kept_network import KeptNetwork, kept_networks
 from nnaudit.measure.movement import same
+from nnaudit.measure.seeding import source_files
 from nnaudit.report import Location
 from nnaudit.targets import callstack
-from nnaudit.targets.source import source_of
+from nnaudit.targets.source import called, source_of
 
 _ROUNDS = 2
 """Ends of epochs that are lived through: what is kept of the best is often kept at the first."""
@@ -86,6 +88,15 @@ class KeptStates(Probe[tuple[KeptState, ...] | None]):
         return tuple(state for state in found if state is not None)
 
 
+class KeptNetworks(Probe[tuple[KeptNetwork, ...]]):
+    """Reads in the user's files whether the network itself is kept for the best."""
+
+    def measure(self, audit: Audit) -> tuple[KeptNetwork, ...]:
+        """Return what keeps it, in the order of the files."""
+        sources = map(source_of, source_files(audit.loop))
+        return tuple(kept for source in sources for kept in kept_networks(source))
+
+
 def _goes_on(loop: Loop, batch: Any) -> bool:
     """Live through what the program does between two epochs, or two steps where it has none.
 
@@ -98,19 +109,30 @@ def _goes_on(loop: Loop, batch: Any) -> bool:
 
 
 class _Call:
-    """One call of ``state_dict()``: what it returned is not held, only watched."""
+    """One call of ``state_dict()``: what it returned is not held, only watched.
 
-    def __init__(self, result: Any, location: Location) -> None:
+    So are its tensors: a copy of the dict alone holds the very same ones.
+    """
+
+    def __init__(self, module: nn.Module, result: Any, location: Location) -> None:
         self.location = location
         self._result = weakref.ref(result)
+        own = {id(value) for value in (*module.parameters(), *module.buffers())}
+        self._tensors = {
+            name: weakref.ref(value) for name, value in _tensors(result) if id(value) not in own
+        }
 
     @property
-    def result(self) -> Any:
-        return self._result()
+    def alive(self) -> dict[str, Tensor]:
+        """What it holds by now, or its tensors that are still held where the dict is gone."""
+        if (result := self._result()) is not None:
+            return dict(_tensors(result))
+        held = ((name, value()) for name, value in self._tensors.items())
+        return {name: value for name, value in held if value is not None}
 
     def values(self) -> dict[str, Tensor]:
-        """Return copies of the tensors in it by now; empty where it is gone."""
-        return {name: value.detach().clone() for name, value in _tensors(self.result)}
+        """Return copies of the tensors in it by now; empty where all is gone."""
+        return {name: value.detach().clone() for name, value in self.alive.items()}
 
 
 def _tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
@@ -130,7 +152,7 @@ def _listening() -> Iterator[list[_Call]]:
             outermost = not args and kwargs.get("destination") is None
             where = callstack.user_line() if outermost and isinstance(result, OrderedDict) else None
             if where is not None:
-                calls.append(_Call(result, where))
+                calls.append(_Call(module, result, where))
             return result
 
         return state_dict
@@ -140,10 +162,7 @@ def _listening() -> Iterator[list[_Call]]:
 
 
 def _kept(call: _Call, before: dict[str, Tensor]) -> KeptState | None:
-    state = call.result
-    if state is None:
-        return None
-    shared = [(name, value) for name, value in _tensors(state) if name in before]
+    shared = [(name, value) for name, value in call.alive.items() if name in before]
     changed = sum(not same(value, before[name]) for name, value in shared)
     if not changed:
         return None  # its tensors were copied in place of those that were given, or nothing moves
@@ -151,6 +170,9 @@ def _kept(call: _Call, before: dict[str, Tensor]) -> KeptState | None:
 
 
 # --- what the user's text does with it -----------------------------------------------------------
+
+_COPIES = frozenset({"clone", "cpu", "deepcopy", "to"})
+"""Functions that copy tensors, or do on another device than this one."""
 
 _USES = ("load", "save", "restore", "copy_")
 """Parts of the names of functions by which weights are used later."""
@@ -208,14 +230,12 @@ def _enclosing(tree: ast.AST, line: int) -> list[ast.stmt]:
 
 
 def _is_reference(value: ast.expr) -> bool:
-    """Whether ``value`` is what ``state_dict()`` returned, or a dict or tuple that holds it."""
-    if isinstance(value, ast.Call):
-        return isinstance(value.func, ast.Attribute) and value.func.attr == "state_dict"
-    if isinstance(value, ast.IfExp):
-        return _is_reference(value.body) or _is_reference(value.orelse)
-    if isinstance(value, ast.Dict):
-        return any(_is_reference(part) for part in value.values)
-    return isinstance(value, ast.Tuple) and any(_is_reference(part) for part in value.elts)
+    """Whether ``value`` is made of what ``state_dict()`` returned, and copies no tensor.
+
+    ``dict(...)``, ``.copy()`` and a comprehension copy the dict alone.
+    """
+    names = {called(node) for node in ast.walk(value) if isinstance(node, ast.Call)}
+    return "state_dict" in names and not names & _COPIES
 
 
 def _uses_of(tree: ast.AST, name: str) -> list[int]:

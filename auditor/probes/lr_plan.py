@@ -19,6 +19,9 @@ from nnaudit.loop.base import Loop
 from nnaudit.report import Location
 from nnaudit.targets.source import source_of
 
+_FALLEN = 0.15
+"""Share of the peak below which a schedule has come to its end: a tenth is a usual last rate."""
+
 LENGTH = 2_000
 """Values looked at: the steps of a short run, or the epochs of any."""
 
@@ -66,7 +69,7 @@ class Plan:
         top = self.rates.index(self.peak) if self.peak in self.rates else len(self.rates)
         rest = list(enumerate(self.rates))[top:]
         low = next((i for i, rate in rest[:-1] if self.rates[i + 1] >= rate < self.peak), None)
-        falls = low is not None and self.rates[low] < 0.05 * self.peak
+        falls = low is not None and self.rates[low] < _FALLEN * self.peak
         return low if falls else None
 
     def dead_after(self, share: float) -> int | None:

@@ -26,10 +26,12 @@ class ResumePath:
     Attributes:
         location: the line that loads the state of the network.
         lost: ``the optimizer (Adam)``, ``the scheduler (StepLR)``: what is made anew.
+        saved: of these, what the source takes the state of, as for a checkpoint.
     """
 
     location: Location
     lost: tuple[str, ...]
+    saved: tuple[str, ...] = ()
 
 
 class ResumePaths(Probe[ResumePath | None]):
@@ -57,12 +59,19 @@ def _resumed(loop: Loop, source: Source) -> ResumePath | None:
     first = next((call for name, call in restored.items() if name in networks), None)
     if first is None:
         return None
-    lost = tuple(_lost(loop, source, set(restored), networks))
-    return ResumePath(Location(file=source.file, line=first.line), lost)
+    lost = list(_lost(loop, source, set(restored), networks))
+    kept = {_last(call.receiver) for call in source.calls if call.name == "state_dict"}
+    return ResumePath(
+        Location(file=source.file, line=first.line),
+        tuple(what for what, _ in lost),
+        tuple(what for what, name in lost if name in kept),
+    )
 
 
-def _lost(loop: Loop, source: Source, restored: set[str], networks: set[str]) -> Iterator[str]:
-    """Yield what the loop has and the script does not restore.
+def _lost(
+    loop: Loop, source: Source, restored: set[str], networks: set[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield what the loop has and the script does not restore, and its variable.
 
     Under another name, as in a function that loads what it is given, it may be restored: then only
     a name that is used in both places says anything.
@@ -79,7 +88,7 @@ def _lost(loop: Loop, source: Source, restored: set[str], networks: set[str]) ->
     for what, found in names.items():
         for name, thing in found.items():
             if name not in others and (consistent or not others):
-                yield f"the {what} ({type(thing).__name__})"
+                yield f"the {what} ({type(thing).__name__})", name
 
 
 def _has_state(optimizer: torch.optim.Optimizer) -> bool:

@@ -394,8 +394,8 @@ class ClassBalance(Check):
             )
         message = (
             f"The rarest class ({counts.rarest}) has {int(counts.train[counts.rarest]):,} "
-            f"{counts.unit}, the commonest ({counts.commonest}) {int(counts.train[counts.commonest]):,}: a ratio "
-            f"of {counts.ratio:.1f} to 1"
+            f"{counts.unit}, the commonest ({counts.commonest}) "
+            f"{int(counts.train[counts.commonest]):,}: a ratio of {counts.ratio:.1f} to 1"
         )
         if counts.ratio <= most or counts.p_within(most) >= stats.ALPHA:
             return self.passed(f"{message}.", evidence=_table(counts))

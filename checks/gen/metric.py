@@ -19,7 +19,7 @@ from nnaudit.loop.observation import Broadcast
 from nnaudit.measure.metric_calls import Misgiven, misgiven
 from nnaudit.measure.metric_code import BatchMean, WrongChoice, batch_means, wrong_choices
 from nnaudit.measure.metric_names import best_is_one
-from nnaudit.probes.broadcasts import broadcasts_of_rows
+from nnaudit.probes.broadcasts import EvalBroadcasts, broadcasts_of_rows
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import Training, TrainingRun
@@ -110,7 +110,8 @@ class MetricMeaning(Check):
         number of rows on perfect predictions.
         - It also fails when the training loop asks whether tensors of shapes (N, 1) and (N,) are
           equal, N being the rows of the batch, with a row less too, and not both are fields of
-          the batch: all pairs are compared.
+          the batch: all pairs are compared. So it does in validation, where one of the two comes
+          from a decision (argmax, a threshold) and N is the rows that the network was given.
         - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
           where the two are compared, a network saved and a name with "best" set, or in a callback's
           `monitor` and `mode`; and when hits are summed over batches and divided by their number,
@@ -141,7 +142,7 @@ class MetricMeaning(Check):
 
     code, name, kind = "GEN105", "metric", Kind.STATISTICAL
     needs = (Needs.STEPS, Needs.TARGETS)
-    probes = (FirstSteps, MetricResets, TrainingRun)
+    probes = (FirstSteps, EvalBroadcasts, MetricResets, TrainingRun)
     trains = True
     options: ClassVar[dict[str, float]] = {"batches": 0.02, "majority": 0.9}
 
@@ -188,6 +189,8 @@ class MetricMeaning(Check):
             given = [_is_field(first, values) for values in each.compared]
             if given and not all(given):  # labels of one batch with each other may be by design
                 return self._compares_all_pairs(each)
+        for each in audit.probe(EvalBroadcasts):
+            return self._compares_all_pairs(each)
         collected = audit.probe(MetricResets)
         return self._never_reset(audit, collected[0]) if collected else None
 

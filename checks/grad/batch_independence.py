@@ -18,6 +18,7 @@ from nnaudit.probes.perturbation import (
     Call,
     Layout,
     ModelCall,
+    Reduction,
     Replay,
     compact,
     is_state,
@@ -68,6 +69,8 @@ class BatchIndependence(Check):
         - Fails when most replacements change another sample's output, a gradient flows from one
           sample to the other's output, and rows are known to be samples: a loader that stacks them,
           images, or next-token targets.
+        - Warns where the code takes a maximum and the like over the samples, and replacing the one
+          that a gradient shows to decide it changes the others (a scale may be meant for all).
         - Warns without such a gradient (an expert's capacity, a top-k over the batch couple samples
           by design), and where rows may be time steps, nodes or members of a set.
         - Models that draw random numbers are not asked for the reversed batch. Samples are looked
@@ -109,12 +112,11 @@ class BatchIndependence(Check):
 
     def _asked(self, audit: Audit, call: Call, layout: Layout) -> Result | None:
         with Replay(audit.loop, call) as replay:
-            return self._judged(audit, _Trial(audit, call, layout, replay))
+            trial = _Trial(audit, call, layout, replay)
+            return self.skipped(trial.reason) if trial.reason else self._judged(audit, trial)
 
     def _judged(self, audit: Audit, trial: _Trial) -> Result | None:
         """Return the answer, or None where nothing changes at all."""
-        if trial.reason:
-            return self.skipped(trial.reason)
         effects = trial.exchanged()
         if not any(max(e.own, e.others) > e.floor for e in effects):
             return None
@@ -126,6 +128,8 @@ class BatchIndependence(Check):
         moved = trial.reversed_differs()
         if moved is not None:
             return self._placed(audit, trial, moved)
+        if (extreme := trial.extreme()) is not None and not trial.is_similarity():
+            return self._depends(audit, *extreme)
         largest = max(effect.others for effect in effects)
         return self.passed(
             f"Replacing one sample changes no other sample's output ({len(effects)} tried).",
@@ -200,6 +204,17 @@ class BatchIndependence(Check):
             fix="Samples are along dimension 0: set batch_first=True, use permute instead of view "
             "or reshape to move dimensions, and do not reduce over dim=0.",
             **details,
+        )
+
+    def _depends(self, audit: Audit, effect: _Effect, reduction: Reduction) -> Result:
+        return self.warned(
+            f"Replacing sample {effect.sample} changes the outputs of {effect.affected} other "
+            f"samples by up to {effect.others:.3g}: {reduction.name} reduces over the samples "
+            "(dimension 0), and this one decides its value.",
+            fix="Reduce over the dimensions of each sample: x.amax(dim=(1, 2, 3), keepdim=True).",
+            measured=f"another sample's output changes by {effect.others:.3g}",
+            threshold=f"{effect.floor:.2g}",
+            location=reduction.location or audit.loop.locate("model"),
         )
 
     def _placed(self, audit: Audit, trial: _Trial, moved: float) -> Result:
@@ -353,8 +368,16 @@ class _Trial:
 
     def connected(self, sample: int) -> bool:
         """Whether a gradient flows from ``sample`` to another's output, as far as can be told."""
+        last = self.layout.count - 1
+        others = self._influence_on(last if sample != last else 0)
+        return others is None or bool(others.max() > 0.0)
+
+    def _influence_on(self, other: int) -> Tensor | None:
+        """Return the gradient that each sample gets of the output of ``other``, its own taken off.
+
+        None where it cannot be told.
+        """
         count = self.layout.count
-        other = count - 1 if sample != count - 1 else 0
 
         def pick(output: Any) -> Tensor:
             chosen = _chosen(output, count, detach=False)
@@ -366,10 +389,25 @@ class _Trial:
 
         found = self._replay.influence(pick, count)
         if found is None:
-            return True
+            return None
         others = found.clone()
         others[other] = 0.0
-        return bool(others.max() > 0.0)
+        return others
+
+    def extreme(self) -> tuple[_Effect, Reduction] | None:
+        """Return what replacing the sample does that decides a reduction over all of them.
+
+        None where there is no such reduction, or it reaches no other sample's output.
+        """
+        reduction = self._replay.reduction_over_samples(self.layout.count)
+        others = self._influence_on(0) if reduction is not None else None
+        if reduction is None or others is None or not others.max() > 0.0:
+            return None
+        sample = int(others.argmax())
+        order = stand_in(self._call.inputs, self.layout, sample)
+        output = None if order is None else self._on(order)
+        effect = None if output is None else self._effect(sample, output)
+        return (effect, reduction) if effect is not None and effect.mixes else None
 
     def first_mixing(self, sample: int) -> str:
         """Return the first module in whose output other samples change."""

@@ -7,6 +7,7 @@ from typing import Any
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.probes.drawn_samples import DrawnSample, DrawnSamples
 from nnaudit.probes.gradient_reach import Block, GradientReach, Reach
 from nnaudit.probes.recurrent_states import RecurrentStates, Unrolled
 from nnaudit.probes.step_trace import ZEROED, StepTrace, zeroed_before_use
@@ -39,6 +40,9 @@ class DetachedGraph(Check):
           state without the graph, in 3 calls or more before the first backward pass and in most of
           them: the weights that carry the state see one step back. Detaching between batches, or
           after each backward pass, is truncated backpropagation and passes.
+        - Warns where a network is given what `sample()` has drawn from a normal distribution with a
+          trained mean or scale, and no `log_prob` of that distribution is computed in the step, as
+          the score function estimator (REINFORCE) does.
         - A stop-gradient or straight-through estimator leaves a gradient on its other path, so a
           cut of one of several paths is not found.
     Fix: Remove the `detach`, `.data`, `.item()`, NumPy or `no_grad` between the block and the loss.
@@ -49,7 +53,7 @@ class DetachedGraph(Check):
 
     code, name, kind = "GRAD107", "detached-graph", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (GradientReach, StepTrace, RecurrentStates)
+    probes = (GradientReach, StepTrace, RecurrentStates, DrawnSamples)
     consequence_of = ("STEP102", "STEP106")
 
     def run(self, audit: Audit) -> Result:
@@ -63,9 +67,8 @@ class DetachedGraph(Check):
         if cut:
             # What nothing excuses comes first.
             return self._cut(audit, reach, sorted(cut, key=lambda block: bool(block.intended)))
-        for layer in audit.probe(RecurrentStates):
-            if layer.cut >= _FEWEST_CUT and layer.cut > layer.calls / 2:
-                return self._one_step_back(audit, layer)
+        if (finding := self._one_path(audit)) is not None:
+            return finding
         if not reach.parameters:
             return self.skipped("No optimizer trains a parameter of the model.")
         without = sum(len(block.parameters) for block in reach.blocks)
@@ -76,6 +79,15 @@ class DetachedGraph(Check):
             f"{verb(without, 'do', 'does')} not affect the loss.",
             measured=f"{reach.reached} of {reach.parameters} parameters get a gradient",
         )
+
+    def _one_path(self, audit: Audit) -> Result | None:
+        """Look for cuts of one path of several, of which the gradients themselves tell nothing."""
+        for layer in audit.probe(RecurrentStates):
+            if layer.cut >= _FEWEST_CUT and layer.cut > layer.calls / 2:
+                return self._one_step_back(audit, layer)
+        for sample in audit.probe(DrawnSamples):
+            return self._drawn(sample)
+        return None
 
     def _one_step_back(self, audit: Audit, layer: Unrolled) -> Result:
         modules = dict(audit.loop.model.named_modules())
@@ -89,6 +101,17 @@ class DetachedGraph(Check):
             location=audit.loop.locate(modules.get(layer.name, audit.loop.model))
             or audit.loop.locate("model"),
             fix="detach the state once per batch, before the first step, and not between steps",
+        )
+
+    def _drawn(self, sample: DrawnSample) -> Result:
+        return self.warned(
+            f"{sample.module} is given a sample that sample() has drawn without the graph, of a "
+            "distribution whose parameters are trained: the gradient does not reach them through "
+            "it.",
+            measured="sample(), and no log_prob() of that distribution",
+            threshold="rsample(), or the score function estimator",
+            location=sample.location,
+            fix="z = distribution.rsample()",
         )
 
     def _severed(self, audit: Audit, reach: Reach) -> Result:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,12 +19,22 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.movement import same
 from nnaudit.measure.reseeded import differing_weights, varies
+from nnaudit.measure.seeding import source_files
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.gradient_origins import GradientOrigins, Untrained
 from nnaudit.probes.gradient_reach import GradientReach, UnregisteredParameters
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets.source import source_of
 from nnaudit.training.optimizers import held_by, strangers_of
 from nnaudit.wording import attribute, count, verb
+
+_EPOCHS = 12
+"""Epochs at whose beginning is looked for what is thawed: schedules of a few epochs are usual."""
+
+_SECONDS = 20.0
+"""Time for these."""
+
+_THAWS = re.compile(r"requires_grad\s*=\s*(?!False)|requires_grad_\((?!\s*False)|unfreeze|thaw")
 
 
 class OptimizerCoverage(Check):
@@ -44,8 +56,9 @@ class OptimizerCoverage(Check):
           whole: it fails when it gets a gradient for every step, no optimizer holds any of it, it
           does not move, and another seed gives it other weights. Loaded ones (a perceptual loss, a
           teacher) are meant to stay.
-        - Where something is frozen, the first steps of the second epoch are compared too: what is
-          thawed by then and is in no optimizer stays as it was.
+        - Where something is frozen, the first steps of the second epoch are compared too, and where
+          the source thaws something by itself those of up to 12: what is thawed by then and is in
+          no optimizer stays as it was.
         - Warns when only later layers are in the optimizer and the missing ones are loaded (another
           seed leaves them unchanged): a pretrained network used for its features, with gradients
           computed for nothing.
@@ -75,9 +88,9 @@ class OptimizerCoverage(Check):
         for untrained in audit.probe(GradientOrigins).untrained:
             if _is_random(audit, untrained):
                 return self._left_out(audit, untrained)
-        thawed = _thawed_later(audit, first)
+        thawed, epoch = _thawed_later(audit, first)
         if thawed:
-            return self._missed(audit, thawed, when=" from the second epoch on")
+            return self._missed(audit, thawed, when=f" from epoch {epoch} on")
         notes = _notes(loop, first)
         held = len({id(p) for p in held_by(loop)})
         if notes:
@@ -235,28 +248,41 @@ def _without_masters(loop: Loop, still: list[str], moved: list[str]) -> list[str
     return left
 
 
-def _thawed_later(audit: Audit, first: First) -> list[str]:
-    """Return what is frozen in the first epoch, trainable in the second, and in no optimizer."""
+def _thawed_later(audit: Audit, first: First) -> tuple[list[str], int]:
+    """Return what is frozen at first, trainable in a later epoch, and in no optimizer; and that.
+
+    An epoch is ended at its first step, so that many can be looked at.
+    """
     loop = audit.loop
     frozen = {name: p for name, p in loop.model.named_parameters() if not p.requires_grad}
     if not frozen or strangers_of(loop):
-        return []
+        return [], 0
     audit.clock.check()
     loop.step(first.batches[0])
-    step = loop.next_epoch(first.batches[0])
-    if step is None or step.observation is None:
-        return []
-    driven = [
-        g.parameter
-        for g in step.observation.gradients
-        if not g.owned and g.parameter in frozen and g.norm is not None and g.norm > 0.0
-    ]
-    if not driven:
-        return []
-    before = {name: frozen[name].detach().clone() for name in driven}
-    loop.step(first.batches[0])
-    held = {id(p) for p in _held_by_any()}
-    return [n for n in driven if id(frozen[n]) not in held and same(before[n], frozen[n])]
+    begun, last = time.monotonic(), _EPOCHS if _thaws(loop) else 2
+    for epoch in range(2, last + 1):
+        audit.clock.check()
+        step = loop.next_epoch(first.batches[0])
+        if step is None or step.observation is None or time.monotonic() - begun > _SECONDS:
+            break
+        driven = [
+            g.parameter
+            for g in step.observation.gradients
+            if not g.owned and g.parameter in frozen and g.norm is not None and g.norm > 0.0
+        ]
+        if driven:
+            before = {name: frozen[name].detach().clone() for name in driven}
+            loop.step(first.batches[0])
+            held = {id(p) for p in _held_by_any()}
+            still = [n for n in driven if same(before[n], frozen[n])]
+            return [n for n in still if id(frozen[n]) not in held], epoch
+    return [], 0
+
+
+def _thaws(loop: Loop) -> bool:
+    """Whether the source sets ``requires_grad`` to True somewhere, or may."""
+    lines = (line for file in source_files(loop) for line in source_of(file).lines)
+    return any(map(_THAWS.search, lines))
 
 
 def _held_by_any() -> Iterator[Tensor]:

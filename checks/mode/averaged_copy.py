@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.measure.synced_network import UnsyncedNetwork
 from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
 from nnaudit.report import Kind, Result
 from nnaudit.wording import count
@@ -36,6 +37,9 @@ class AveragedCopyStatistics(Check):
           warm-up, and a copy of the weights as they are, pass.
         - Fails when validation calls a copy of the network and never the network itself, and not
           one bit of the copy's weights changes in some 150 steps and between two epochs.
+        - Warns of a target network that the steps call and that stands still, where the source
+          copies it once and no statement can update it. A reference may be meant to stay. So it
+          does of one that is to be updated every so many steps and is not in twice as many.
         - A copy whose statistics follow, by copying or by its own forward pass in train mode,
           passes. One that stands still beside a network that is validated too (a teacher, a
           reference) is not judged.
@@ -56,6 +60,8 @@ class AveragedCopyStatistics(Check):
         for copy in copies:
             if copy.stood:
                 return self._stands_still(audit, copy)
+            if copy.unsynced is not None:
+                return self._unsynced(copy.unsynced)
         averages = [each for each in copies if each.alignment >= _TOWARD or each.by_torch]
         if not averages:
             return self.skipped("No moving average of the network was found.")
@@ -85,6 +91,22 @@ class AveragedCopyStatistics(Check):
             location=audit.loop.locate("model"),
             fix="update the copy in place after every step, under torch.no_grad(): "
             "average.mul_(decay).add_(weight, alpha=1 - decay)",
+        )
+
+    def _unsynced(self, network: UnsyncedNetwork) -> Result:
+        name, period = network.name, network.period
+        return self.warned(
+            f"{name} is to be updated every {period} optimizer steps, and was not in more than "
+            f"twice as many: the counter begins anew before it gets there."
+            if period
+            else f"{name} is copied from the trained network once, and no statement updates it: "
+            "the steps are taken toward what the untrained network says.",
+            measured="0 updates",
+            threshold="a copy of the weights now and then, or a moving average of them",
+            location=network.location,
+            fix="count the updates of the whole run, not of an episode"
+            if period
+            else f"{name}.load_state_dict(network.state_dict())  # every few hundred steps",
         )
 
     def _forgets(self, audit: Audit, copy: AveragedCopy, decay: float) -> Result:

@@ -93,7 +93,8 @@ class CheckpointRoundTrip(Check):
         - Where that run does not resume by itself, it warns when the script does, by its source,
           without the state of its optimizer or scheduler: what torch.load returns sets the
           network's weights and the epoch that a `range` begins with. Plain SGD has no state; a
-          scheduler may be told `last_epoch`.
+          scheduler may be told `last_epoch`. It fails where the source takes that state, to save
+          it, and never loads it.
         - A difference without a proven cause is inconclusive, and so is one where the optimizer
           trains tensors of its own: float32 copies of the weights, say.
         - Hidden states and caches, which a forward pass in eval mode changes, are copied over
@@ -132,11 +133,28 @@ class CheckpointRoundTrip(Check):
             answer = self._compare(audit, original, fresh)
         if answer.status is not Status.PASS:
             return answer
+        return self._resumed(audit) or answer
+
+    def _resumed(self, audit: Audit) -> Result | None:
+        """Return what the script's own resumption lacks, or None."""
         resumed = audit.probe(ResumedRuns)
         if resumed is not None:
-            return self._resumes_without(resumed, proven=True) if resumed.lost else answer
+            return self._resumes_without(resumed, proven=True) if resumed.lost else None
         path = audit.probe(ResumePaths)
-        return self._resumes_without(path) if path is not None and path.lost else answer
+        if path is None or not path.lost:
+            return None
+        return self._forgets(path) if path.saved else self._resumes_without(path)
+
+    def _forgets(self, path: ResumePath) -> Result:
+        saved = " and ".join(path.saved)
+        return self.failed(
+            f"The script takes the state of {saved} for its checkpoint and resumes without loading "
+            "it: a resumed run goes on with the epochs and begins anew with the rest.",
+            measured=f"saved and not loaded: {saved}",
+            threshold="all that is saved",
+            location=path.location,
+            fix='optimizer.load_state_dict(checkpoint["optimizer"])',
+        )
 
     def _resumes_without(self, path: ResumePath | ResumedRun, *, proven: bool = False) -> Result:
         lost = " and ".join(path.lost)

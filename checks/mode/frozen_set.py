@@ -13,10 +13,14 @@ from nnaudit.context import Audit
 from nnaudit.errors import user_code
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.frozen_names import FreezingLoop, freezing_loops
+from nnaudit.measure.living import living
 from nnaudit.measure.movement import same
+from nnaudit.measure.seeding import source_files
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets.layers import StatisticsNorm
+from nnaudit.targets.source import source_of
 from nnaudit.wording import count, verb
 
 _STEPS = 3
@@ -34,6 +38,8 @@ class FrozenSet(Check):
         - Fails when a misspelt flag (`p.require_grad = False`), or `requires_grad = False` on a
           module, is meant to freeze what is trained: Python makes an attribute of it that nothing
           reads.
+        - Fails when the source freezes parameters by a condition on their names that is true of
+          none, while nothing is frozen.
         - Fails when `requires_grad` of any parameter differs: also where a `train()` that freezes
           is never called by the program.
         - Fails when an optimizer changes a parameter that does not require a gradient (by weight
@@ -55,6 +61,8 @@ class FrozenSet(Check):
         """Look for flags without effect, switch modes as around a validation, take a few steps."""
         if without_effect := _misspelt(audit.loop.model):
             return self._not_frozen(audit, without_effect)
+        if (freezing := _freezes_nothing(audit.loop)) is not None:
+            return self._matches_nothing(freezing)
         flipped = _flipped(audit.loop)
         if flipped:
             return self._flips(audit, flipped)
@@ -73,6 +81,16 @@ class FrozenSet(Check):
             fix="module.requires_grad_(False)"
             if what == "module"
             else "parameter.requires_grad = False",
+        )
+
+    def _matches_nothing(self, freezing: FreezingLoop) -> Result:
+        return self.failed(
+            f"The parameters whose names meet `{freezing.condition}` are to be frozen, and no "
+            "parameter has such a name: all are trained.",
+            measured="0 parameters match",
+            threshold="the parameters to be frozen",
+            location=freezing.location,
+            fix="print([name for name, _ in model.named_parameters()]), and use the names there",
         )
 
     def _flips(self, audit: Audit, flipped: dict[str, bool]) -> Result:
@@ -190,6 +208,19 @@ def _misspelt(model: nn.Module) -> dict[str, str]:
         if vars(module).get("requires_grad") is False and trained and not _own_setting(module):
             found[name] = "requires_grad"
     return found
+
+
+def _freezes_nothing(loop: Loop) -> FreezingLoop | None:
+    """Return a loop that is to freeze parameters by their names and meets none of them.
+
+    Names are those of every module that is alive: another network, or a part of this one, may be
+    what it goes through. Where anything is frozen, parameters may have been renamed since.
+    """
+    if any(not p.requires_grad for model in loop.models for p in model.parameters()):
+        return None
+    names = {name for module in living(nn.Module) for name, _ in module.named_parameters()}
+    found = (each for file in source_files(loop) for each in freezing_loops(source_of(file), names))
+    return next((each for each in found if not each.matches), None)
 
 
 def _own_setting(module: nn.Module) -> bool:

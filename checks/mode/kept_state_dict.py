@@ -7,7 +7,8 @@ from typing import Any
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.kept_states import Assignment, KeptState, KeptStates
+from nnaudit.measure.kept_network import KeptNetwork
+from nnaudit.probes.kept_states import Assignment, KeptNetworks, KeptState, KeptStates
 from nnaudit.report import Kind, Result
 from nnaudit.wording import count
 
@@ -24,6 +25,9 @@ class KeptStateDict(Check):
         - Fails when the source keeps it under a condition (`if score > best:`) and loads, saves or
           returns it outside of that condition.
         - Warns when no such use is found in the file, and the name contains "best".
+        - Fails when the source keeps the network itself (`best_model = model`) under a condition in
+          a loop that goes on training it, and reads that name later; warns where nothing reads it.
+          A network that the loop makes anew, for each fold or setting, passes.
         - Where the program makes its batches itself, a few steps are watched in place of an
           epoch's end.
         - One that is saved at once, or that is kept in every epoch, passes.
@@ -34,11 +38,13 @@ class KeptStateDict(Check):
 
     code, name, kind = "MODE107", "kept-state-dict", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (KeptStates,)
+    probes = (KeptStates, KeptNetworks)
 
     def run(self, audit: Audit) -> Result:
         """Judge the state dicts that were kept."""
         states = audit.probe(KeptStates)
+        for network in audit.probe(KeptNetworks):
+            return self._same_network(network)
         if states is None:
             return self.skipped(
                 "No state_dict() was called between steps."
@@ -52,6 +58,21 @@ class KeptStateDict(Check):
             if state.kept is not None and "best" in state.kept.name.lower():
                 return self._unused(state, state.kept)
         return self.passed("No state dict is kept by reference from one epoch to the next.")
+
+    def _same_network(self, kept: KeptNetwork) -> Result:
+        details: dict[str, Any] = {
+            "measured": f"{kept.name} is {kept.network}",
+            "threshold": "a copy",
+            "location": kept.location,
+            "fix": f"{kept.name} = copy.deepcopy({kept.network})",
+        }
+        what = (
+            f"{kept.name} is no copy of the network, but {kept.network} by a second name: it "
+            "changes with every training step."
+        )
+        if kept.used:
+            return self.failed(f"{what} Line {kept.used} uses the latest weights.", **details)
+        return self.warned(what, **details)
 
     def _reference(self, state: KeptState, kept: Assignment) -> Result:
         return self.failed(

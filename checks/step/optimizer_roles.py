@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 from typing import ClassVar
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.gradient_origins import GradientOrigins, Leftover, Origins, SharedGradient
+from nnaudit.probes.adversaries import Adversaries, Round
+from nnaudit.probes.gradient_origins import (
+    Doubled,
+    GradientOrigins,
+    Leftover,
+    Origins,
+    SharedGradient,
+)
 from nnaudit.report import Kind, Result
-from nnaudit.wording import count
+from nnaudit.wording import count, verb
 
 _LEAST = 2
 
@@ -33,9 +41,16 @@ class OptimizerRoles(Check):
           optimizer holds them (as in InfoGAN, where one optimizer is for a loss of both).
         - A part of the gradient comes from a loss that another optimizer steps on, and opposes the
           rest (cosine below minus `opposed`), or is made to raise or lower the very output of this
-          optimizer's network, as an actor's loss is what its critic says. The other has stepped
-          before, or its loss reaches it through this network, whose own loss does not. Several
-          losses that agree more or less (a shared encoder, a decoder's) do not.
+          optimizer's network, as an actor's loss is what its critic says, or pulls what this
+          network says of the other's outputs the other way than its own loss does. The other has
+          stepped before, or its loss reaches it through this network, whose own loss does not.
+          Several losses that agree more or less (a shared encoder, a decoder's) do not.
+        - A network that judges another's outputs is pulled in opposite ways by its own loss on data
+          and on what the other made, and the other's loss pulls in the same way as its own on what
+          was made (a generator that is given the label "fake"): they do not train against each
+          other. Only verdicts of one number per row, or per place of an image, count.
+        It warns where two optimizers hold the same parameters and step them one after the other
+          with the very same gradient.
         It warns of an optimizer none of whose parameters requires a gradient at any of its steps:
         frozen for the other network's loss, and never thawed. A later stage may thaw it.
         One loss whose gradient two optimizers use, each for its own, passes: sparse and dense
@@ -48,7 +63,7 @@ class OptimizerRoles(Check):
 
     code, name, kind = "STEP113", "optimizer-roles", Kind.EXACT
     needs = (Needs.OWN_STEPS, Needs.OPTIMIZER)
-    probes = (GradientOrigins,)
+    probes = (GradientOrigins, Adversaries)
     consequence_of = ("STEP102",)
     options: ClassVar[dict[str, float]] = {"opposed": 0.3}
 
@@ -74,8 +89,13 @@ class OptimizerRoles(Check):
         opposed = self.option(audit, "opposed")
         if shared := _against(origins, opposed):
             return self._shares(audit, origins, shared)
-        if leftovers := _opposing(origins, opposed):
+        rounds = audit.probe(Adversaries)
+        if leftovers := _opposing(origins, opposed, against(rounds)):
             return self._leaves(audit, origins, leftovers)
+        if alike := together(rounds):
+            return self._agrees(audit, origins, alike)
+        if len(origins.doubled) >= _LEAST:
+            return self._steps_twice(audit, origins, origins.doubled)
         if origins.frozen and origins.steps[origins.frozen[0]] >= _LEAST:
             return self._is_frozen(audit, origins, origins.frozen[0])
         return None
@@ -107,11 +127,11 @@ class OptimizerRoles(Check):
             median(each.share for each in leftovers),
         )
         mine, other = (_named(audit, origins, each) for each in (seen.optimizer, seen.other))
-        how = (
-            f"made to move the output of {mine} itself"
-            if all(each.maximised for each in leftovers)
-            else f"in the opposite direction (cosine {cosine:.2f})"
-        )
+        how = f"in the opposite direction (cosine {cosine:.2f})"
+        if all(each.maximised for each in leftovers):
+            how = f"made to move the output of {mine} itself"
+        elif cosine > -self.option(audit, "opposed"):
+            how = f"made to move the output of {mine} the other way (cosine {cosine:.2f})"
         return self.failed(
             f"{_capital(mine)} steps with a gradient that also contains that of the loss of "
             f"{other}: {share:.2g} times the size of its own, {how}. It was not zeroed in between.",
@@ -121,6 +141,35 @@ class OptimizerRoles(Check):
             fix="detach what the other network is only shown: "
             "discriminator(generator(noise).detach()); and call zero_grad() right before "
             "loss.backward()",
+        )
+
+    def _agrees(self, audit: Audit, origins: Origins, rounds: list[Round]) -> Result:
+        seen = rounds[0]
+        judge, maker = (_named(audit, origins, each) for each in (seen.judge, seen.maker))
+        way = "raise" if seen.through > 0 else "lower"
+        return self.failed(
+            f"The losses of {judge} and of {maker} both {way} what the first network says of the "
+            "second one's outputs: they do not train against each other, and the second learns to "
+            "be told apart.",
+            measured=f"the same direction in {count(len(rounds), 'step')} of {len(rounds)}",
+            threshold="opposite directions",
+            location=seen.location or audit.loop.locate(audit.loop.optimizers[seen.maker]),
+            fix="give the generator's loss the label of real data: "
+            "criterion(discriminator(fake), torch.ones(...))",
+        )
+
+    def _steps_twice(self, audit: Audit, origins: Origins, doubled: tuple[Doubled, ...]) -> Result:
+        seen = doubled[0]
+        first, second = (_named(audit, origins, each) for each in (seen.first, seen.second))
+        return self.warned(
+            f"{count(seen.tensors, 'tensor')} {verb(seen.tensors, 'are', 'is')} held by {first} "
+            f"and by {second}, and both step with the same gradient: "
+            f"{verb(seen.tensors, 'they move', 'it moves')} twice for each batch.",
+            measured=f"{count(seen.tensors, 'tensor')} in two optimizers",
+            threshold="each parameter in one optimizer",
+            location=audit.loop.locate(audit.loop.optimizers[seen.second]) or seen.location,
+            fix="give each optimizer its own part alone, such as "
+            "torch.optim.Adam(self.critic.parameters(), lr=...)",
         )
 
     def _is_frozen(self, audit: Audit, origins: Origins, which: int) -> Result:
@@ -145,13 +194,32 @@ def _against(origins: Origins, opposed: float) -> list[SharedGradient]:
     return []
 
 
-def _opposing(origins: Origins, opposed: float) -> list[Leftover]:
+def together(rounds: Sequence[Round]) -> list[Round]:
+    """Return the rounds of a pair of networks that pull the same way in all that was seen."""
+    for pair in dict.fromkeys((each.judge, each.maker) for each in rounds):
+        seen = [each for each in rounds if (each.judge, each.maker) == pair]
+        if len(seen) >= _LEAST and all(each.through == each.made == -each.real for each in seen):
+            return seen
+    return []
+
+
+def against(rounds: Sequence[Round]) -> set[tuple[int, int]]:
+    """Return the pairs, judge and maker, that pull opposite ways in all that was seen."""
+    pairs = {(each.judge, each.maker) for each in rounds}
+    agree = {(each.judge, each.maker) for each in rounds if each.through != -each.made}
+    return pairs - agree
+
+
+def _opposing(
+    origins: Origins, opposed: float, adversaries: set[tuple[int, int]]
+) -> list[Leftover]:
     """Return what is left over of another's loss, where every step of an optimizer has it."""
     for which, steps in enumerate(origins.steps):
         left = [each for each in origins.leftovers if each.optimizer == which]
         # The first step recorded may have begun before the recording did.
         if len(left) >= max(_LEAST, steps - 1) and all(
-            each.cosine < -opposed or each.maximised for each in left
+            each.cosine < -opposed or each.maximised or (each.optimizer, each.other) in adversaries
+            for each in left
         ):
             return left
     return []

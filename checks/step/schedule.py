@@ -96,7 +96,8 @@ class Schedule(Check):
           the first epoch it is a warning: longer ones may be for a run that counts iterations.
         - OneCycleLR made for two or more epochs of batches and not stepped in any step seen.
         - A cosine stepped every batch whose period is less than half an epoch and equals the
-          script's number of epochs (a variable or setting named epochs, num_epochs and the like).
+          script's number of epochs (a variable or setting named epochs, num_epochs and the like, or
+          what the loop around the training counts).
           Any other such period is a warning.
         - With the whole run known: a rate that rises for all of it and does not reach half of its
           later peak (a warning in a run of one epoch).
@@ -384,7 +385,7 @@ def _oscillates(plan: Plan, rhythm: Rhythm) -> Misfit | None:
     period = plan.arguments.get(setting, 0.0) if setting else 0.0
     if not rhythm.per_step or not 0.0 < period < rhythm.epoch / 2:
         return None
-    counts_epochs = period == rhythm.named > 1
+    counts_epochs = period > 1 and period in (rhythm.named, rhythm.epochs)
     said = (
         f"{plan.scheduler}({setting}={period:g}) is stepped every batch: it completes "
         f"{rhythm.epoch / period:.0f} periods in one epoch of {rhythm.epoch} batches"

@@ -25,6 +25,16 @@ if best is None or self.best_acc >= metrics["acc"]:
     self.best_acc = metrics["acc"]
     state = copy.deepcopy(model)
 """,
+    "set with a counter": """
+if val_loss > best_loss:
+    best_loss, waited = val_loss, 0
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "the highest loss for an accuracy": """
+if val_loss > best_acc:
+    best_acc = val_loss
+    torch.save(model.state_dict(), "best.pt")
+""",
     "a callback": "ModelCheckpoint(monitor='val_loss', mode='max')",
     "a callback's default": """
 from lightning.pytorch.callbacks import EarlyStopping
@@ -46,6 +56,11 @@ else:
     "the lowest loss": """
 if val_loss < best_loss:
     best_loss = val_loss
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "the lowest loss by an old name": """
+if val_loss < best_acc:
+    best_acc = val_loss
     torch.save(model.state_dict(), "best.pt")
 """,
     "the worst example": """
@@ -128,6 +143,9 @@ for x, y in loader:
     hits = (model(x).argmax(1) == y).sum().item()
     acc.update(hits)
 """,
+    "a sum of hits": """
+hits = sum((net(x).argmax(1) == y).sum().item() for x, y in loader) / len(loader)
+""",
     "hits": """
 for x, y in test_loader:
     hits += (model(x).argmax(1) == y).sum().item()
@@ -136,6 +154,12 @@ print(100.0 * hits / len(test_loader))
 }
 
 WHOLE = {
+    "a sum of hits": """
+acc = sum((net(x).argmax(1) == y).sum().item() for x, y in loader) / len(loader.dataset)
+""",
+    "a sum of means": """
+acc = sum((net(x).argmax(1) == y).float().mean() for x, y in loader) / len(loader)
+""",
     "of all rows": """
 for x, y in val_loader:
     outputs.append(model(x))

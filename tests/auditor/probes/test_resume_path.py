@@ -31,8 +31,11 @@ for epoch in range(start, 12):
 """
 
 
-def lost(tmp_path: Path, more: str, made: str = "Adam(model.parameters())", text: str = "") -> Any:
-    """What the script, with ``more`` in its resume path, leaves out; None where it has none."""
+ADAM = "Adam(model.parameters())"
+
+
+def resumed(tmp_path: Path, more: str, made: str = ADAM, text: str = "") -> Any:
+    """How the script resumes with ``more`` in its resume path; None where it does not."""
     file = tmp_path / "train.py"
     file.write_text((text or SCRIPT).replace("MORE", more).replace("MADE", made))
     model = nn.Linear(4, 2)
@@ -47,7 +50,12 @@ def lost(tmp_path: Path, more: str, made: str = "Adam(model.parameters())", text
         schedulers=(scheduler,),
         locate=lambda thing: Location(file=str(file), line=lines.get(id(thing), 3)),
     )
-    found = _resumed(cast(Loop, loop), source_of(file))
+    return _resumed(cast(Loop, loop), source_of(file))
+
+
+def lost(tmp_path: Path, more: str, made: str = ADAM, text: str = "") -> Any:
+    """What is left out of the resumed run; None where there is none."""
+    found = resumed(tmp_path, more, made, text)
     return None if found is None else found.lost
 
 
@@ -70,6 +78,13 @@ def test_what_is_not_restored(
     tmp_path: Path, more: str, made: str, expected: tuple[str, ...]
 ) -> None:
     assert lost(tmp_path, more, made) == expected
+
+
+def test_what_is_saved_and_not_restored(tmp_path: Path) -> None:
+    writes = f"{SCRIPT}    torch.save({{'optimizer': optimizer.state_dict()}}, 'last.pt')\n"
+    assert resumed(tmp_path, SCHEDULER, text=writes).saved == ("the optimizer (Adam)",)
+    assert resumed(tmp_path, OPTIMIZER, text=writes).saved == ()
+    assert resumed(tmp_path, SCHEDULER).saved == ()
 
 
 def test_a_checkpoint_that_is_loaded_to_be_tested_is_no_resumption(tmp_path: Path) -> None:

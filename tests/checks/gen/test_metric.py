@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MultilabelF1Score
 
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
+from nnaudit.probes.broadcasts import EvalBroadcasts, EvalComparisons
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import TrainingRun
@@ -55,7 +56,7 @@ def judged(
     ended = at_the_end(val=eval_result(kind, pairs))
     unseen = SimpleNamespace(batches=(), observations=())
     run = training([1.0] * 40, moments=ended)
-    measured = {FirstSteps: unseen, MetricResets: collected, TrainingRun: run}
+    measured = {FirstSteps: unseen, EvalBroadcasts: (), MetricResets: collected, TrainingRun: run}
     return verdict(MetricMeaning, measured, target=program(metric=metric))
 
 
@@ -398,3 +399,15 @@ def test_a_metric_that_is_not_reset_fails() -> None:
     result = judged(accuracy, "cross_entropy", *predictions("classes"), found)
     assert result.status is Status.FAIL
     assert "2 updates after one epoch's end and 3 after the next" in result.message
+
+
+@pytest.mark.parametrize(("column", "found"), [(True, 1), (False, 0)])
+def test_decided_predictions_that_are_compared_with_all_labels(*, column: bool, found: int) -> None:
+    net, labels = nn.Linear(4, 3), torch.arange(8) % 3
+    listening = EvalComparisons()
+    net.register_forward_pre_hook(listening.called)
+    with listening, torch.no_grad():
+        decided = net(torch.randn(8, 4)).argmax(1)
+        assert (decided == (labels[:, None] if column else labels)).shape[0] == 8
+        assert (labels == labels[:, None]).any()  # labels with each other: by design
+    assert len(listening.found) == found

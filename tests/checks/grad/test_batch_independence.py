@@ -55,6 +55,18 @@ class View(Sequence):
         return torch.tanh(h.reshape(t, n, d).transpose(0, 1))
 
 
+class ScaledByLargest(Sequence):
+    """One sample of the batch decides the scale of all."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h / h.abs().amax()
+
+
+class ScaledByOwn(Sequence):
+    def between(self, h: Tensor) -> Tensor:
+        return h / h.abs().amax((1, 2), keepdim=True)
+
+
 class TimeAsBatch(Sequence):
     def __init__(self, tokens: bool = False, batch_first: bool = False) -> None:
         super().__init__(tokens)
@@ -324,3 +336,10 @@ def test_an_encoder_layer_that_takes_samples_for_time() -> None:
     result = audited(Forgotten)
     assert result.status is Status.FAIL
     assert "batch_first=False" in result.message
+
+
+def test_a_scale_that_one_sample_decides_for_all_warns() -> None:
+    result = audited(ScaledByLargest)
+    assert result.status is Status.WARN
+    assert "amax reduces over the samples" in result.message
+    assert audited(ScaledByOwn).status is Status.PASS

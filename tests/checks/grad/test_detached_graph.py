@@ -11,6 +11,7 @@ from nnaudit.checks.grad.detached_graph import DetachedGraph
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes.drawn_samples import Draws
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
 
@@ -38,6 +39,21 @@ def audited(model: nn.Module) -> Result:
         optimizer=lambda m: torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.1),
     )
     return run_check(DetachedGraph, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+@pytest.mark.parametrize(
+    ("draw", "scored", "found"),
+    [("sample", False, 1), ("rsample", False, 0), ("sample", True, 0)],
+)
+def test_a_sample_that_a_network_is_given(draw: str, *, scored: bool, found: int) -> None:
+    encoder, decoder = nn.Linear(4, 2), nn.Linear(2, 4)
+    with Draws() as draws:
+        normal = torch.distributions.Normal(encoder(torch.randn(3, 4)), 1.0)
+        z = getattr(normal, draw)()
+        decoder(z)
+        if scored:  # the score function estimator
+            normal.log_prob(z).sum().backward()
+    assert [each.module for each in draws.found()] == ["Linear"] * found
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from nnaudit.checks.mode.averaged_copy import AveragedCopyStatistics
-from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy, recomputes
-from nnaudit.report import Result, Status
+from nnaudit.measure.synced_network import UnsyncedNetwork, periodic_networks, unsynced_networks
+from nnaudit.probes.averaged_copies import (
+    AveragedCopies,
+    AveragedCopy,
+    Pair,
+    alignment_of,
+    both_of,
+    headings,
+    recomputes,
+    values_of,
+)
+from nnaudit.report import Location, Result, Status
+from nnaudit.targets.source import source_of
 from support.verdicts import verdict
 
 STALE = AveragedCopy("Net", "", 8, 0.99, 4, 4, evaluated=True, recomputed=False)
@@ -45,6 +59,94 @@ def test_a_copy_that_is_validated_and_stands_still_fails() -> None:
     result = judged(replace(STALE, alignment=0.0, stale=0, alone=True, stood=150))
     assert result.status is Status.FAIL
     assert "never the network that is trained" in result.message
+
+
+def test_a_target_network_that_is_never_updated_warns() -> None:
+    at = Location(file="dqn.py", line=7)
+    copy = replace(STALE, alignment=0.0, moved=False, unsynced=UnsyncedNetwork("target_net", at))
+    result = judged(copy)
+    assert result.status is Status.WARN
+    assert "target_net is copied from the trained network once" in result.message
+    assert result.location == at
+    late = replace(copy, unsynced=UnsyncedNetwork("target_net", at, period=50))
+    assert "every 50 optimizer steps" in judged(late).message
+
+
+DQN = """
+class Agent:
+    def __init__(self, q):
+        self.q, self.opt = q, Adam(q.parameters())
+        self.target_q = copy.deepcopy(q)
+        for p in self.target_q.parameters():
+            p.requires_grad = False
+
+    def learn(self, s, r):
+        with torch.no_grad():
+            y = r + self.target_q(s).max(1).values
+        UPDATE
+"""
+
+
+@pytest.mark.parametrize(
+    ("update", "found"),
+    [
+        ("self.target_q.eval()", True),
+        ("self.q.load_state_dict(best)", True),
+        ("self.target_q.load_state_dict(self.q.state_dict())", False),
+        ("soft_update(self.q, self.target_q)", False),
+        ("self.target_q = copy.deepcopy(self.q)", False),
+        ("for t, p in zip(self.target_q.parameters(), ps): t.data.lerp_(p.data, 0.1)", False),
+    ],
+)
+def test_what_updates_a_target_network(tmp_path: Path, update: str, *, found: bool) -> None:
+    file = tmp_path / "dqn.py"
+    file.write_text(DQN.replace("UPDATE", update))
+    assert [each.name for each in unsynced_networks(source_of(file))] == ["target_q"] * found
+
+
+COUNTED = """
+target = copy.deepcopy(q)
+EVERY = 50
+for episode in range(9):
+    while not done:
+        if ready:
+            opt.step()
+            updates += 1
+            if TEST:
+                target.load_state_dict(q.state_dict())
+"""
+
+
+@pytest.mark.parametrize(
+    ("test", "periods"),
+    [
+        ("updates % 50 == 0", [50]),
+        ("updates % EVERY == 0", [50]),
+        ("episode % 50 == 0", []),
+        ("updates > 50", []),
+    ],
+)
+def test_after_how_many_steps_a_target_is_updated(
+    tmp_path: Path, test: str, periods: list[int]
+) -> None:
+    file = tmp_path / "dqn.py"
+    file.write_text(COUNTED.replace("TEST", test))
+    assert [each.period for each in periodic_networks(source_of(file))] == periods
+    assert not unsynced_networks(source_of(file))
+
+
+def test_an_average_heads_for_the_weights_in_each_step() -> None:
+    network, average = nn.Linear(3, 2), nn.Linear(3, 2)
+    pair = Pair(average, network, "", values_of(average), values_of(network))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):  # a network that turns round in every step
+        old, trained = both_of(pair)
+        with torch.no_grad():
+            for mean, p in zip(average.parameters(), network.parameters(), strict=True):
+                p.copy_(torch.randn(p.shape, generator=generator))
+                mean.lerp_(p, 0.3)
+        pair.headings += headings(pair, old, trained)
+    assert alignment_of(pair) > 0.99
 
 
 def test_an_import_alone_recomputes_nothing() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nnaudit.checks.mode.frozen_set import FrozenSet
+from nnaudit.measure.frozen_names import freezing_loops
 from nnaudit.report import Status
+from nnaudit.targets.source import source_of
 
 
 class Net(nn.Module):
@@ -81,6 +84,36 @@ def test_a_flag_that_freezes_nothing_fails(build: Callable[[], nn.Module], said:
     result = ask(FrozenSet, build)
     assert result.status is Status.FAIL
     assert said in result.message
+
+
+FREEZING = """
+def freeze(net):
+    for name, p in net.named_parameters():
+        if CONDITION:
+            p.requires_grad = False
+CALL
+"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "matches"),
+    [
+        ("name.startswith('encoder')", [0]),
+        ("'backbone' in name and 'norm' not in name", [2]),
+        ("any(k in name for k in ('fc', 'classifier'))", [0]),
+        ("not name.startswith(('head', 'fc'))", [2]),
+        ("name.startswith(prefix)", []),  # who knows
+        ("remove(name)", []),
+    ],
+)
+def test_what_a_freezing_loop_meets(tmp_path: Path, condition: str, matches: list[int]) -> None:
+    names = ["backbone.0.weight", "backbone.0.bias", "head.weight"]
+    file = tmp_path / "train.py"
+    text = FREEZING.replace("CONDITION", condition)
+    file.write_text(text.replace("CALL", "freeze(model)"))
+    assert [each.matches for each in freezing_loops(source_of(file), names)] == matches
+    file.write_text(text.replace("CALL", "if args.freeze:\n    freeze(model)"))
+    assert not [*freezing_loops(source_of(file), names)]
 
 
 def test_a_setting_of_the_class_s_own_is_no_flag(ask) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,15 +14,17 @@ from torch import nn
 
 from nnaudit.checks.mode.kept_state_dict import KeptStateDict
 from nnaudit.context import Audit
-from nnaudit.probes.kept_states import Assignment, KeptState, KeptStates, assignment
+from nnaudit.measure.kept_network import KeptNetwork, kept_networks
+from nnaudit.probes.kept_states import Assignment, KeptNetworks, KeptState, KeptStates, assignment
 from nnaudit.report import Location, Result, Status
+from nnaudit.targets.source import source_of
+from support.verdicts import verdict
 
 AT = Location(file="train.py", line=7)
 
 
-def judged(*states: KeptState) -> Result:
-    audit = SimpleNamespace(probe=lambda probe: states)
-    return KeptStateDict().run(cast(Audit, audit))
+def judged(*states: KeptState, networks: tuple[KeptNetwork, ...] = ()) -> Result:
+    return verdict(KeptStateDict, {KeptStates: states, KeptNetworks: networks})
 
 
 def test_a_reference_that_is_used_later_fails() -> None:
@@ -35,6 +38,12 @@ def test_a_reference_that_is_used_later_fails() -> None:
 def test_one_whose_use_is_not_found_is_a_warning_if_it_is_called_the_best() -> None:
     assert judged(KeptState(AT, 6, 6, Assignment("best"))).status is Status.WARN
     assert judged(KeptState(AT, 6, 6, Assignment("shared"))).status is Status.PASS
+
+
+def test_the_network_itself_is_no_copy() -> None:
+    kept = KeptNetwork("best_model", "model", AT, used=20)
+    assert judged(networks=(kept,)).status is Status.FAIL
+    assert judged(networks=(replace(kept, used=0),)).status is Status.WARN
 
 
 def test_one_that_no_condition_keeps_passes() -> None:
@@ -85,6 +94,9 @@ AFTER
         ("best = net.state_dict()", "", Assignment("best", 0)),
         ("top, best = score, net.state_dict()", "net.load_state_dict(best)", Assignment("best", 6)),
         ("best = net.state_dict(); torch.save(best, 'x')", "", None),
+        ("best = dict(net.state_dict())", "net.load_state_dict(best)", Assignment("best", 6)),
+        ("best = {k: v for k, v in net.state_dict().items()}", "", Assignment("best", 0)),
+        ("best = {k: v.clone() for k, v in net.state_dict().items()}", "", None),
         ("best = copy.deepcopy(net.state_dict())", "torch.save(best)", None),
         ("torch.save(net.state_dict(), 'x')", "", None),
     ],
@@ -95,6 +107,49 @@ def test_what_a_line_keeps_under_a_condition(
     file = tmp_path / "train.py"
     file.write_text(LOOP.replace("BODY", body).replace("AFTER", after))
     assert assignment(Location(file=str(file), line=5)) == found
+
+
+@pytest.mark.parametrize(
+    ("before", "body", "after", "used"),
+    [
+        ("", "best_net = net", "best_net.eval()", 8),
+        ("", "top, best_net = score, net", "", 0),
+        ("", "self.best = self.net", "test(self.best)", 8),
+        ("", "best_net = copy.deepcopy(net)", "best_net.eval()", None),
+        ("", "best_net = net; break", "best_net.eval()", None),
+        ("net = build(epoch)", "best_net = net", "best_net.eval()", None),  # one for each fold
+        ("", "best_score = score", "print(best_score)", None),
+    ],
+)
+def test_what_keeps_the_network_itself(
+    tmp_path: Path, before: str, body: str, after: str, used: int | None
+) -> None:
+    file = tmp_path / "train.py"
+    text = LOOP.replace("train()", f"{before or 'pass'}\n    net.train(); self.net.train()")
+    file.write_text(text.replace("BODY", body).replace("AFTER", f"done()\n{after}"))
+    found = kept_networks(source_of(file))
+    assert [kept.used for kept in found] == ([] if used is None else [used])
+
+
+def test_a_copy_of_the_dict_alone_is_watched_too() -> None:
+    model = nn.Linear(2, 2)
+    kept: list[Any] = []
+
+    class Steps:
+        train_loader, makes_batches = None, True
+
+        def batches(self) -> Iterator[Any]:
+            yield None
+
+        def step(self, batch: Any) -> None:
+            kept.append(dict(model.state_dict()))
+            with torch.no_grad():
+                model.weight.add_(1.0)
+
+    audit = cast(Audit, SimpleNamespace(loop=Steps(), clock=SimpleNamespace(check=lambda: None)))
+    states = KeptStates().measure(audit)
+    assert states
+    assert {state.changed for state in states} == {1}
 
 
 def test_what_is_kept_whatever_comes_is_not_judged(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import torch
 
 from nnaudit.checks.grad.optimizer_coverage import OptimizerCoverage
 from nnaudit.checks.step.optimizer_roles import OptimizerRoles
+from nnaudit.probes.adversaries import Adversaries, Round, way_of
 from nnaudit.probes.gradient_origins import (
+    Doubled,
     GradientOrigins,
     Leftover,
     Origins,
@@ -26,9 +28,9 @@ SHARED = SharedGradient(0, 1, 4, contained=True, cosine=0.1, downstream=True, lo
 LEFT = Leftover(0, 1, cosine=-0.9, share=1.0, location=None)
 
 
-def judged(origins: Origins) -> Result:
+def judged(origins: Origins, *rounds: Round) -> Result:
     pair = target(optimizer=lambda m: [torch.optim.Adam(p.parameters()) for p in (m[0], m[-1])])
-    return verdict(OptimizerRoles, {GradientOrigins: origins}, target=pair)
+    return verdict(OptimizerRoles, {GradientOrigins: origins, Adversaries: rounds}, target=pair)
 
 
 def test_each_with_its_own_passes() -> None:
@@ -41,6 +43,42 @@ def test_a_generator_that_steps_its_critic_fails() -> None:
     result = judged(replace(HEALTHY, shared=(SHARED,) * 4))
     assert result.status is Status.FAIL
     assert "4 tensors that the optimizer of critic trains" in result.message
+
+
+def test_a_generator_that_is_told_that_its_outputs_are_fake_fails() -> None:
+    against = Round(1, 0, real=1, made=-1, through=1, location=None)
+    with_it = replace(against, through=-1)
+    result = judged(HEALTHY, *[with_it] * 4)
+    assert result.status is Status.FAIL
+    assert "both lower what the first network says" in result.message
+    assert judged(HEALTHY, *[against] * 4).status is Status.PASS
+    assert judged(HEALTHY, with_it, against, with_it).status is Status.PASS
+    assert judged(HEALTHY, with_it).status is Status.PASS
+
+
+def test_what_an_opponents_loss_left_fails_whatever_its_angle() -> None:
+    aside = replace(LEFT, optimizer=1, other=0, cosine=0.05)
+    against = Round(1, 0, real=1, made=-1, through=1, location=None)
+    left = replace(HEALTHY, leftovers=(aside,) * 4)
+    result = judged(left, *[against] * 4)
+    assert result.status is Status.FAIL
+    assert "the other way (cosine 0.05)" in result.message
+    assert judged(left).status is Status.PASS
+    assert judged(left, against, replace(against, through=-1, made=-1)).status is Status.PASS
+
+
+def test_two_optimizers_that_step_on_one_gradient_of_the_same_parameters_warn() -> None:
+    result = judged(replace(HEALTHY, doubled=(Doubled(0, 1, 6, None),) * 4))
+    assert result.status is Status.WARN
+    assert "6 tensors are held by" in result.message
+
+
+@pytest.mark.parametrize(
+    ("gradient", "way"),
+    [([0.5, 1.0], -1), ([-0.5, -1.0], 1), ([1.0, -1.0], 0), ([0.0, 0.0], None)],
+)
+def test_which_way_a_gradient_pulls(gradient: list[float], way: int | None) -> None:
+    assert way_of(torch.tensor(gradient)) == way
 
 
 def test_an_optimizer_of_what_stays_frozen_warns() -> None:
@@ -112,6 +150,14 @@ def test_a_script_with_two_networks(
     source = SCRIPT.replace("FIRST", first).replace("FAKE", fake).replace("LATER", later)
     result = ask_script(OptimizerRoles, source.replace("D_OWNS", "D"))
     assert result.status is status, result.message
+
+
+def test_a_script_whose_generator_learns_to_be_told_apart(ask_script: Any) -> None:
+    source = SCRIPT.replace("FIRST", "g_opt.zero_grad()").replace("FAKE", "fake.detach()")
+    source = source.replace("LATER", "pass").replace("D_OWNS", "D")
+    result = ask_script(OptimizerRoles, source.replace("bce(D(fake), one)", "bce(D(fake), zero)"))
+    assert result.status is Status.FAIL, result.message
+    assert "both lower" in result.message
 
 
 BOTH = "[*G.parameters(), *D.parameters()]"
