@@ -27,6 +27,7 @@ from nnaudit.loop.planned_rate import planned_rise
 from nnaudit.measure.eval_result import EvalResult, evaluate_batches
 from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.probes.first_steps import is_given
+from nnaudit.probes.moved_inputs import MovedInputs, moved_inputs
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.layers import BatchNorm, Dropout, StatisticsNorm
@@ -107,6 +108,8 @@ class Training:
             dropout and every normalisation by statistics in it.
         modes: what batch normalisation makes of the two modes in the end, or why that is not known;
             None where the run did not come to a finite end.
+        moved: where :attr:`calls` are not known, the loss of :attr:`val` in the end, and with
+            inputs that have changed places; None where that cannot be had either.
     """
 
     losses: tuple[float, ...]
@@ -126,6 +129,7 @@ class Training:
     seconds: float = 0.0
     asleep: tuple[int, ...] = ()
     modes: Modes | str | None = None
+    moved: MovedInputs | None = None
 
     @property
     def first_epoch(self) -> tuple[float, ...]:
@@ -210,6 +214,7 @@ class _Run:
     seconds: float = 0.0
     asleep: list[int] = field(default_factory=list)
     modes: Modes | str | None = None
+    moved: MovedInputs | None = None
     awake: list[bool] = field(default_factory=list)
     reader: LossReader = field(init=False)
 
@@ -241,6 +246,9 @@ class _Run:
                 break
         if self.moments and self.moments[-1].step < len(self.losses):
             self._look(len(self.losses))
+        if self.unknown and not self.error and math.isfinite(self.losses[-1]):
+            with preserved(loop.subjects):
+                self.moved = moved_inputs(self.audit, self.val)
         if not self.error and math.isfinite(self.losses[-1]):
             self.modes = _modes(self.audit)
 
@@ -266,10 +274,14 @@ class _Run:
         """Yield batches epoch after epoch; only what the steps take counts as time."""
         while len(self.losses) < most:
             self.starts.append(len(self.losses))
+            watch = Stopwatch()
             for batch in self.audit.loop.batches():
+                # A program that makes its batches itself does so in steps, which take their time.
+                self.seconds += watch.seconds if self.audit.loop.makes_batches else 0.0
                 yield batch
                 if len(self.losses) >= most:
                     return
+                watch = Stopwatch()
             if self.starts[-1] == len(self.losses):
                 self.starts.pop()
                 break  # a loader that can be read once only
@@ -355,6 +367,7 @@ class _Run:
             seconds=self.seconds,
             asleep=tuple(self.asleep),
             modes=self.modes,
+            moved=self.moved,
         )
 
 

@@ -111,8 +111,8 @@ class SeedSensitivity(Check):
         if while_building:
             own = while_building[-1]
             return self.noted(
-                f"{start}, because the program seeds itself ({own.function}() {_where(own)}). Make "
-                "the seed an argument to be able to vary it.",
+                f"{start}: they are loaded, or the program seeds itself ({own.function}() "
+                f"{_where(own)}). In that case make the seed an argument to be able to vary it.",
                 location=own.location,
             )
         return self.noted(

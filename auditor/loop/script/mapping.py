@@ -196,23 +196,26 @@ class _Slot:
 class _Counted:
     """A number, as a tensor without dimensions, that is counted in a leaf of the batch.
 
-    Frameworks hand a model how many rows, or valid targets, it is to divide its loss by.
+    Frameworks hand a model how many rows, or valid targets, it is to divide its loss by: those of
+    all batches that go into a step.
     """
 
-    def __init__(self, path: str, count: Callable[[Tensor], int], like: Tensor) -> None:
+    def __init__(self, path: str, count: Callable[[Tensor], int], like: Tensor, times: int) -> None:
         self.path = path
         self._count = count
         self._like = like
+        self._times = times
 
     @classmethod
-    def find(cls, value: Tensor, batch: Any) -> _Counted | None:
-        """Return what ``value`` counts in ``batch``, or None."""
+    def find(cls, value: Tensor, batch: Any, times: int) -> _Counted | None:
+        """Return what ``value`` counts in ``batch``, or in ``times`` batches alike; or None."""
         if value.ndim or value.dtype is torch.bool or value.is_complex():
             return None
-        for count in _COUNTS:
-            for path, leaf in batches.tensors(batch):
-                if leaf.ndim and count(leaf) == value.item():
-                    return cls(path, count, value.detach())
+        for each in sorted({1, times}):
+            for count in _COUNTS:
+                for path, leaf in batches.tensors(batch):
+                    if leaf.ndim and each * count(leaf) == value.item():
+                        return cls(path, count, value.detach(), each)
         return None
 
     def of(self, batch: Any) -> Tensor:
@@ -221,7 +224,7 @@ class _Counted:
         Raises:
             LookupError: ``batch`` has no such leaf.
         """
-        return torch.full_like(self._like, self._count(_tensor(batch, self.path)))
+        return torch.full_like(self._like, self._times * self._count(_tensor(batch, self.path)))
 
 
 def _tensor(whole: Any, path: str) -> Tensor:
@@ -267,26 +270,32 @@ class _Fixed:
 
 
 def recipe(
-    args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any, *, fix: bool = False
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: Any,
+    *,
+    fix: bool = False,
+    times: int = 1,
 ) -> Recipe | None:
     """Return how the arguments come from ``batch``; None where a tensor is not recognised.
 
-    With ``fix`` those in a tuple or list that are not recognised stay what they are.
+    With ``fix`` those in a tuple or list that are not recognised stay what they are. ``times`` is
+    how many batches were read for the step.
     """
     first = next((tensor for _, tensor in batches.tensors((args, kwargs))), None)
     if first is None:
         return None
     try:
         return Recipe(
-            tuple(_slotted(value, batch, "", fix) for value in args),
-            {name: _slotted(value, batch, name, fix) for name, value in kwargs.items()},
+            tuple(_slotted(value, batch, "", fix, times) for value in args),
+            {name: _slotted(value, batch, name, fix, times) for name, value in kwargs.items()},
             rows=len(first) if first.ndim else 0,
         )
     except LookupError:
         return None
 
 
-def _slotted(value: Any, batch: Any, name: str, fix: bool) -> Any:
+def _slotted(value: Any, batch: Any, name: str, fix: bool, times: int) -> Any:
     nested = isinstance(value, (tuple, list))
 
     def slot(leaf: Any) -> Any:
@@ -294,7 +303,7 @@ def _slotted(value: Any, batch: Any, name: str, fix: bool) -> Any:
             take = find(leaf, batch, name=name)
             if take is not None:
                 return _Slot(take)
-            if (counted := _Counted.find(leaf, batch)) is not None:
+            if (counted := _Counted.find(leaf, batch, times)) is not None:
                 return counted
             if fix and nested:
                 return _Fixed(leaf.detach())

@@ -179,7 +179,7 @@ def find_training_objects(
     whole = entry is not None and entry is leave
     how = None
     if whole and batch is not None and entry is not None:
-        how = recipe(entry.args, entry.kwargs, batch, fix=without_loader)
+        how = recipe(entry.args, entry.kwargs, batch, fix=without_loader, times=requests)
     rule = None
     if whole and leave is not None and batch is not None:
         rule = LossRule(None, own=True) if own else loss_rule(main, leave.output, batch)

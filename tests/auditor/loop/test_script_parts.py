@@ -107,6 +107,9 @@ def test_a_number_that_counts_targets_follows_from_the_batch() -> None:
     assert learnt is not None
     other = {"ids": torch.zeros(4, 2).long(), "labels": torch.tensor([1, 0, 1, -100])}
     assert learnt.fill(other)[1]["num_items"] == 3
+    summed = recipe((), {**batch, "num_items": torch.tensor(4)}, batch, times=2)
+    assert summed is not None, "of the two batches of a step"
+    assert summed.fill(batch)[1]["num_items"] == 4
     assert recipe((), {**batch, "temperature": torch.tensor(0.3)}, batch) is None
 
 
