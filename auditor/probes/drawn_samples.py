@@ -16,9 +16,11 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.trace import patched
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.seeding import source_files
 from nnaudit.report import Location
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import callstack
+from nnaudit.targets.source import source_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class DrawnSample:
 
 
 class DrawnSamples(Probe[tuple[DrawnSample, ...]]):
-    """Takes one step, and watches what is drawn with gradients enabled."""
+    """Takes one step where the source draws samples, and watches those drawn with gradients."""
 
     steps = 1
 
@@ -46,6 +48,9 @@ class DrawnSamples(Probe[tuple[DrawnSample, ...]]):
         ``log_prob``.
         """
         loop, watch = audit.loop, Draws()
+        calls = (call for file in source_files(loop) for call in source_of(file).calls)
+        if not any(call.name == "sample" for call in calls):
+            return ()
         batch = next(iter(consecutive_batches(loop, 1)), None)
         try:
             with preserved(loop.subjects), watch:
