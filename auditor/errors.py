@@ -63,6 +63,13 @@ class UnfitError(UserCodeError):
     """The user's code raised over what nnaudit put in place of its own, and is not to blame."""
 
 
+class RepeatError(UserCodeError):
+    """The user's program raised when it was executed again, as it did not the first time.
+
+    What it, or a library, remembers in the process keeps it from that, and is not to blame.
+    """
+
+
 @contextmanager
 def user_code(doing: str) -> Iterator[None]:
     """Turn whatever the user's code raises in the block into a :class:`UserCodeError`."""

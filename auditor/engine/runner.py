@@ -13,6 +13,7 @@ from nnaudit.engine.job import PLUGIN
 from nnaudit.errors import (
     NnauditError,
     OutOfBudgetError,
+    RepeatError,
     TargetError,
     UnfitError,
     UserCodeError,
@@ -89,6 +90,11 @@ def _user_crash(check: Check, error: UserCodeError, loop: Loop) -> Result:
     if isinstance(error, UnfitError):
         return check.inconclusive(
             f"Not judged: the script cannot run on a batch of another shape than its own: {error}."
+        )
+    if isinstance(error, RepeatError):
+        return check.inconclusive(
+            "Not judged: the script cannot be executed a second time in the same process: "
+            f"{describe(error.original)}."
         )
     within = error.module
     name = next((name for name, module in loop.model.named_modules() if module is within), None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nnaudit.measure.metric_names import better_when_higher
-from nnaudit.targets.definitions import imports_any
+from nnaudit.targets.imports import imports_any
 from nnaudit.targets.source import Source, called, written
 
 _SAVES = re.compile(r"save|state_dict|deepcopy", re.IGNORECASE)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from nnaudit.state import trackers
 from nnaudit.state.figures import never_shown
+from nnaudit.state.libraries import ERRORS_AS_THEY_ARE
 from nnaudit.state.namespaces import is_under
 
 WINDOWS = {"MPLBACKEND": "Agg"}
@@ -168,9 +169,9 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep trackers from sending anything, and figures from being shown."""
+    """Keep trackers from sending, figures from being shown, errors from being swallowed."""
     quiet = trackers.environment(tempfile.gettempdir())
-    with variables({**quiet, **WINDOWS}), never_shown():
+    with variables({**quiet, **WINDOWS, **ERRORS_AS_THEY_ARE}), never_shown():
         yield
 
 

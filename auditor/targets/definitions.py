@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 from nnaudit.errors import TargetError
 from nnaudit.targets import notebook
+from nnaudit.targets.imports import comes_to_torch, imports_torch
 from nnaudit.targets.source import source_of
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -100,8 +100,9 @@ def form_of(path: Path) -> Literal["module", "script"]:
     A marked function makes a module. A program that runs a training loop of its own is a script,
     whatever else it defines: its loop is what will train, and so what is to be audited. A model
     and its training data, or a framework's trainer, under conventional names make a module, unless
-    the file trains when it is imported. Any other program that does something when it is run is a
-    script. What is left, model classes or a model alone, is a module.
+    the file trains when it is imported. Any other program that does something when it is run, and
+    comes to torch by whatever it imports, is a script. What is left, model classes or a model
+    alone, is a module.
 
     Raises:
         TargetError: the file cannot be read, or is neither.
@@ -111,7 +112,7 @@ def form_of(path: Path) -> Literal["module", "script"]:
         return "module"
     if _has_all_parts(tree) and not (_trains_at_top_level(tree) or _runs_its_own_loop(tree)):
         return "module"
-    if _does_something(tree) and _imports_a_library(tree):
+    if _does_something(tree) and comes_to_torch(tree, path):
         return "script"
     if defines_model(tree):
         return "module"
@@ -133,7 +134,7 @@ def _has_all_parts(tree: ast.Module) -> bool:
     return (
         {"model", "train_loader"} <= has
         or {"model", "datamodule"} <= has
-        or ("trainer" in has and _imports_a_library(tree))
+        or ("trainer" in has and imports_torch(tree))
     )
 
 
@@ -189,30 +190,6 @@ def _does_something(tree: ast.Module) -> bool:
     )
 
 
-_LIBRARIES = frozenset(
-    {"torch", "lightning", "pytorch_lightning", "transformers", "accelerate", "ignite", "skorch",
-     "fastai", "timm", "torchvision"}
-)  # fmt: skip
-
-
-def _imports_a_library(tree: ast.Module) -> bool:
-    return imports_any(tree, _LIBRARIES)
-
-
-def imports_any(tree: ast.Module, packages: Collection[str]) -> bool:
-    """Whether the file, or something in it, imports one of the top-level ``packages``."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found = [node.module or ""]
-        else:
-            continue
-        if any(name.partition(".")[0] in packages for name in found):
-            return True
-    return False
-
-
 def _is_marked(node: ast.stmt) -> bool:
     return isinstance(node, ast.FunctionDef) and any(
         ast.unparse(decorator).split("(")[0].split(".")[-1] == "target"
@@ -233,7 +210,7 @@ def model_classes(tree: ast.Module) -> list[str]:
 def nothing_found(path: Path, tree: ast.Module) -> str:
     """Say that the file holds nothing to audit, and what it could hold."""
     known = ", ".join(NAMES["model"])
-    hint = "" if _imports_a_library(tree) else " (it does not import torch either)"
+    hint = "" if comes_to_torch(tree, path) else " (it does not import torch either)"
     return (
         f"{path} defines no model and trains none{hint}: nnaudit takes a training script, or a "
         f"file with {known} or a function marked @nnaudit.target; `nnaudit init` writes one"

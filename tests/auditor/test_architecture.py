@@ -76,10 +76,21 @@ WITHOUT_TORCH = (
     *(f"checks/{name}.py" for name in ("__init__", "catalog", "docstring", "selectors")),
     *(f"auditor/engine/{name}.py" for name in ("job", "record", "suppression")),
     "auditor/ranks/record.py",
-    *(f"auditor/targets/{name}.py" for name in ("callstack", "definitions", "notebook", "source")),
+    *(
+        f"auditor/targets/{name}.py"
+        for name in ("callstack", "definitions", "imports", "notebook", "source")
+    ),
     *(
         f"auditor/state/{name}.py"
-        for name in ("figures", "files", "landlock", "mirror", "namespaces", "trackers")
+        for name in (
+            "figures",
+            "files",
+            "landlock",
+            "libraries",
+            "mirror",
+            "namespaces",
+            "trackers",
+        )
     ),
     "auditor/callbacks/before_training.py",
     "auditor/callbacks/trackers.py",

@@ -13,7 +13,7 @@ import types
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from nnaudit.errors import TargetError, UnfitError, UserCodeError, describe
+from nnaudit.errors import RepeatError, TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import seed_everything
 from nnaudit.loop.script.channel import Close, Restart, Resume, StepRequest
 from nnaudit.loop.script.discovery import Discovery
@@ -27,8 +27,8 @@ from nnaudit.loop.script.run import EndedError, Rerun, Run, Session, TrainingLoo
 from nnaudit.loop.script.training_objects import Registers
 from nnaudit.loop.script.untrained import untrained
 from nnaudit.state.collector import older_objects_hidden
+from nnaudit.state.libraries import beginning_anew
 from nnaudit.state.snapshot import Snapshot, Subjects
-from nnaudit.state.trackers import forget_runs
 from nnaudit.targets import callstack
 
 FRUITLESS = 3
@@ -95,7 +95,8 @@ class Execution:
         with ExitStack() as stack:
             if session.executions > 1 and not self._keeps_files:
                 stack.enter_context(session.protection.fresh())
-                forget_runs()
+            if session.executions > 1:
+                stack.enter_context(beginning_anew())
             stack.enter_context(as_main(main, session.invoked))
             stack.enter_context(quiet_imports(path.parent))
             shift = (run.seed - session.seed) % 2**32
@@ -170,9 +171,11 @@ class Execution:
         state, run.state = run.state, None
         if run.rerun is not None:
             # It was executed again and did not get as far as the first time.
-            why = "" if ended.error is None else f" ({describe(ended.error)})"
-            self._dead = EndedError(
-                f"{self.session.path.name} could not be restarted after it ended{why}"
+            name = self.session.path.name
+            self._dead = (
+                EndedError(f"{name} could not be restarted after it ended")
+                if ended.error is None
+                else RepeatError(f"running {name} again", ended.error)
             )
             order: StepRequest | None = run.rerun.order
             run.rerun = None

@@ -23,6 +23,7 @@ from nnaudit.state import files
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import definitions
 from nnaudit.targets import target as targets
+from nnaudit.targets.imports import imports_any
 
 EPOCHS = 10
 """Epochs of the Lightning Trainer that stands in where the file has none."""
@@ -50,7 +51,7 @@ def trains_itself(path: Path) -> bool:
     hinted = any(
         name in names for part in ("trainer", "datamodule") for name in definitions.NAMES[part]
     )
-    if not hinted and not definitions.imports_any(tree, _HINTS):
+    if not hinted and not imports_any(tree, _HINTS):
         return False
     protecting = files.protected(lambda: Overlay(files.places_of(path)))
     with preserved(Subjects()), protecting as protection, protection.fresh():

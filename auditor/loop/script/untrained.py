@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nnaudit.errors import NnauditError, TargetError, UserCodeError
+from nnaudit.errors import NnauditError, RepeatError, TargetError, UserCodeError
 from nnaudit.loop.script.discovery import Discovery
 from nnaudit.wording import count
 
@@ -10,10 +10,12 @@ from nnaudit.wording import count
 def untrained(discovery: Discovery, error: BaseException | None) -> Exception:
     """Return the error to raise for a script that ended, with ``error`` if it did not mean to."""
     name = discovery.session.path.name
-    if isinstance(error, SystemExit):
-        return _exited(name, error, discovery.session.taps.usage)
     if isinstance(error, NnauditError):
         return error
+    if error is not None and discovery.session.executions > 1:
+        return RepeatError(f"running {name} again", error)
+    if isinstance(error, SystemExit):
+        return _exited(name, error, discovery.session.taps.usage)
     if error is not None:
         reads = ", which reads standard input: pass arguments instead"
         ahead = "its second batch" if discovery.steps else "its first optimizer step"

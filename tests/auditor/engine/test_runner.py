@@ -10,7 +10,7 @@ from torch import nn
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit, Probe, UndeclaredProbeError
 from nnaudit.engine.runner import run_check, run_checks
-from nnaudit.errors import TargetError, UserCodeError
+from nnaudit.errors import RepeatError, TargetError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.report import Kind, Location, Status
@@ -242,3 +242,12 @@ def test_what_the_first_steps_answer_is_asked_first_and_what_trains_last() -> No
     battery = [check(lambda self, audit: self.passed("so"), code=c, **k) for c, k in kinds.items()]
     list(run_checks(battery, audit_of(), on_start=lambda each: asked.append(each.code)))
     assert asked == ["TEST104", "TEST102", "TEST103", "TEST101"]
+
+
+def test_a_program_that_runs_once_in_a_process_is_not_judged_by_what_needs_it_twice() -> None:
+    def again(self: Check, audit: Audit) -> None:
+        raise RepeatError("running train.py again", ValueError("'name' is taken"))
+
+    answer = run_check(check(again), audit_of())
+    assert answer.status is Status.INCONCLUSIVE
+    assert "a second time in the same process: ValueError: 'name' is taken" in answer.message

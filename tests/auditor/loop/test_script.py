@@ -4,6 +4,7 @@ import gc
 import hashlib
 import importlib
 import io
+import random
 import sys
 import textwrap
 import threading
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnaudit.errors import TargetError, UnfitError, UserCodeError
+from nnaudit.errors import RepeatError, TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, without_dropout
 from nnaudit.loop.planned_rate import planned_lr
@@ -826,6 +827,21 @@ def test_a_relaunch_left_open_is_closed(drive: Any) -> None:
     with pytest.raises(RuntimeError, match="not running any more"):
         loop.step(None)
     left_open.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("how", ["raise ValueError('once only')", "sys.exit(1)"])
+def test_what_a_library_remembers_is_no_error_of_the_script(drive: Any, how: str) -> None:
+    text = HEAD + f"if hasattr(random, 'taken'): {how}\nrandom.taken = True\n" + BODY
+
+    def body(loop: ScriptLoop) -> None:
+        with pytest.raises(RepeatError), loop.relaunched(1):
+            pass
+        assert loop.step(first(loop)).loss > 0
+
+    try:
+        drive(text, body)
+    finally:
+        vars(random).pop("taken", None)
 
 
 def test_a_relaunch_that_crashes_is_an_error_of_the_relaunch(drive: Any) -> None:

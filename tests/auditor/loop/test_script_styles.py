@@ -73,6 +73,7 @@ STYLES = [
     Style("ignited", needs="ignite", has_val=True),
     Style("skorched", needs="skorch", model="Net"),
     Style("fastai_learner", needs="fastai", has_val=True),
+    Style("configured", ["lr=0.05"], needs="hydra"),
 ]  # fmt: skip
 
 
@@ -228,6 +229,6 @@ def fingerprint(loop: ScriptLoop) -> str:
 
 def test_packages_of_all_styles_are_known() -> None:
     """A misspelt optional package would skip its style for ever."""
-    known = {"lightning", "transformers", "accelerate", "ignite", "skorch", "fastai"}
+    known = {"lightning", "transformers", "accelerate", "ignite", "skorch", "fastai", "hydra"}
     assert {style.needs for style in STYLES} - {""} == known
     assert importlib.util.find_spec("torch") is not None
