@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, user_code
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.workers import fingerprint
+from nnaudit.state.snapshot import Snapshot, Subjects
 from nnaudit.targets import batch as batches
 
 BATCHES = 64
@@ -38,6 +40,10 @@ class Lookup:
         batch: the items put together by the loader's collate function.
         stored: how many different entries of the data set's own lie behind items that are all the
             same; 0 where it has no list or tensor of them.
+        redrawn: the same, each item read with the same random numbers; None where it makes no
+            difference.
+        sizes: how many elements the entries have that the data set's own lists and tensors hold
+            for its items, where they differ.
         apart: a field that the collate function puts in an order of its own, and one that it leaves
             in that of the items; None where it keeps them together.
     """
@@ -46,6 +52,8 @@ class Lookup:
     different: int
     batch: Any
     stored: int
+    redrawn: Any = None
+    sizes: frozenset[int] = frozenset()
     apart: tuple[str, str] | None = None
 
 
@@ -173,7 +181,28 @@ def _lookup(access: RandomAccess) -> Lookup | None:
         with suppress(UserCodeError), user_code("putting some items of the training set together"):
             apart = taken_apart(access.loader.collate_fn, items)
     stored = _stored(dataset) if different == 1 else 0
-    return Lookup(tuple(indices), different, batch, stored, apart)
+    redrawn = _redrawn(access, indices, items) if several else None
+    sizes = _sizes(dataset) if redrawn is not None else frozenset()
+    return Lookup(tuple(indices), different, batch, stored, redrawn, sizes, apart)
+
+
+def _redrawn(access: RandomAccess, indices: list[Any], items: list[Any]) -> Any:
+    """Return the batch of the items read with one random state; None where all are as before."""
+    dataset: Any = access.loader.dataset
+    snapshot = Snapshot.take(Subjects(loaders=(access.loader,)))
+    again = []
+    try:
+        with user_code("reading items of the training set"):
+            for index in indices:
+                snapshot.restore()
+                again.append(dataset[index])
+            if all(fingerprint(a) == fingerprint(b) for a, b in zip(again, items, strict=True)):
+                return None
+            return access.loader.collate_fn(again)
+    except UserCodeError:
+        return None
+    finally:
+        snapshot.restore()
 
 
 def taken_apart(collate: Callable[[list[Any]], Any], items: list[Any]) -> tuple[str, str] | None:
@@ -231,10 +260,25 @@ def _is_permutation(field: Tensor) -> bool:
 
 def _stored(dataset: Any) -> int:
     """Return how many different entries the lists and tensors of the data set show, at most 16."""
+    return max((_different(value, length) for value, length in _held(dataset)), default=0)
+
+
+def _sizes(dataset: Any) -> frozenset[int]:
+    """Return the numbers of elements of the entries of those whose entries differ."""
+    held = (value for value, length in _held(dataset) if _different(value, length) > 1)
+    return frozenset(
+        math.prod(value[0].shape)
+        for value in held
+        if isinstance(value[0], (Tensor, np.ndarray, np.generic))
+    )
+
+
+def _held(dataset: Any) -> Iterator[tuple[Any, int]]:
+    """Yield what ``dataset`` holds by itself, and beside it its length."""
     while type(dataset) is Subset:
         dataset = dataset.dataset
     values = list(vars(dataset).values()) if hasattr(dataset, "__dict__") else []
-    return max((_different(value, len(dataset)) for value in values), default=0)
+    return ((value, len(dataset)) for value in values)
 
 
 def _different(value: Any, length: int) -> int:

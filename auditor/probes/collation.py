@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError, user_code
 from nnaudit.loop.base import seed_everything
@@ -23,8 +26,8 @@ class Collation:
     Attributes:
         items: how many were collated together.
         fields: how many fields their batch has.
-        first_only: fields in which the batch holds what the first item alone has, whichever is
-            first, and nowhere what the others have there.
+        first_only: fields in which the batch holds what the first item alone has, once or in every
+            row, whichever is first, and nowhere what the others have there.
     """
 
     items: int
@@ -80,4 +83,15 @@ def _fields(audit: Audit, access: RandomAccess, items: Sequence[Any]) -> dict[st
     seed_everything(audit.seed)
     with user_code("collating items of the training set"):
         batch = access.loader.collate_fn(list(items))
-    return {str(path): fingerprint(value) for path, value in batches.leaves(batch)}
+    return {
+        str(path): fingerprint(_once(value, len(items))) for path, value in batches.leaves(batch)
+    }
+
+
+def _once(value: Any, rows: int) -> Any:
+    """Return the first row of a tensor that has the same one for each item; else ``value``."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.ndim == 0:
+        return value
+    if len(value) != rows or not torch.equal(value, value[:1].expand_as(value)):
+        return value
+    return value[:1]

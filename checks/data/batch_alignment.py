@@ -32,7 +32,8 @@ class BatchAlignment(Check):
           training step raises on such a batch and runs on the same batch cut to the shortest field;
           packed, ragged and graph batches have unequal lengths by design.
         - Identical items: it fails when the model gets the same input for all items while their
-          targets differ, or when all items are equal and the data set stores different ones. If
+          targets differ, also where random numbers alone make a difference and the data set stores
+          different inputs; or when all items are equal and the data set stores different ones. If
           nothing shows that other items exist, it warns.
         - Order: it fails when the collate function, given the same items in another order, sorts
           one field and leaves another in the items' order. A batch that holds the permutation
@@ -80,7 +81,7 @@ class BatchAlignment(Check):
             )
         if lookup.apart is not None:
             return self._apart(audit, *lookup.apart)
-        if _same_input(audit, lookup):
+        if _same_input(audit, lookup.batch, count) or _same_but_for_chance(audit, lookup):
             return self.failed(
                 f"All {count} items read from across the epoch have the same input but different "
                 "targets.",
@@ -141,15 +142,25 @@ class BatchAlignment(Check):
         )
 
 
-def _same_input(audit: Audit, lookup: Lookup) -> bool:
+def _same_but_for_chance(audit: Audit, lookup: Lookup) -> bool:
+    """Whether inputs differ by the random numbers drawn alone, of a data set that stores others.
+
+    What it draws in place of reading it, such as a generator's noise, has no stored counterpart.
+    """
+    if lookup.redrawn is None or not _same_input(audit, lookup.redrawn, len(lookup.indices)):
+        return False
+    fields = [t for _, t in batches.tensors(lookup.redrawn) if t.ndim > 1]
+    return any(_constant(t) and t[0].numel() > 1 and t[0].numel() in lookup.sizes for t in fields)
+
+
+def _same_input(audit: Audit, batch: Any, rows: int) -> bool:
     """Whether what the model is given is the same in every row, while the targets are not."""
-    rows = len(lookup.indices)
-    fields = [t for _, t in batches.tensors(lookup.batch) if t.ndim > 0 and t.shape[0] == rows]
+    fields = [t for _, t in batches.tensors(batch) if t.ndim > 0 and t.shape[0] == rows]
     if not any(_constant(t) for t in fields):
         return False
     try:
         with preserved(audit.loop.subjects):
-            call = call_on(audit.loop, lookup.batch)
+            call = call_on(audit.loop, batch)
     except UserCodeError:
         return False
     if call is None or call.target is None:

@@ -17,8 +17,8 @@ class CollatedItems(Check):
         and the network is trained on questions that belong to other pictures.
     How: Collates six items from all over the training set one by one, and together with each of
         them first, with the same random numbers.
-        - Fails when a field of the batch equals, bit for bit, what the first item alone gives,
-          whichever is first, though not all items give the same.
+        - Fails when a field of the batch equals, bit for bit, what the first item alone gives, or
+          holds that in every row, whichever is first, though not all items give the same.
         - Fields that are equal for all items (positions), and those that depend on all (the longest
           length), pass.
     Fix: In collate_fn, use all items: `torch.stack([item["input_ids"] for item in items])`.

@@ -239,7 +239,9 @@ def _not_normalised(pair: Pair) -> str:
         (pair.val, pair.train, "Validation"),
         (pair.train, pair.val, "Training"),
     ):
-        unit = raw.low >= 0 and raw.high <= 1 and raw.high > 0.9 and raw.low < 0.1
+        filled = raw.high > 0.9 and raw.low < 0.1
+        moved = raw.high > 0.5 and bool((abs(other.mean - raw.mean) > raw.deviation).all())
+        unit = raw.low >= 0 and raw.high <= 1 and (filled or moved)
         wide = other.low < -0.2 and bool((other.deviation > 1.5 * raw.deviation).all())
         if unit and wide:
             against = "training" if raw is pair.val else "validation"

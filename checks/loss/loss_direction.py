@@ -31,6 +31,9 @@ _TOWARD = (0.3, 0.9)
 _PLACES, _NEAR = (-0.9, -0.3, 0.3, 0.9), 0.05
 """Where the slope of a term is read, and over which distance to both sides."""
 
+_DEEP = 5.0
+"""The logarithm of a wrong answer falls so many times farther than that of a right one rises."""
+
 _GROUPS = 8
 """Parts of the batch that must agree, each moved alone."""
 
@@ -83,7 +86,8 @@ class LossDirection(Check):
           every distance and in each of 8 parts of the batch alone, so that weights of either sign,
           such as rewards, do not count.
         - Besides, outputs that are not probabilities must get cheaper without limit as they get
-          worse: distances, energies and standardised targets have a lower bound. Probabilities of
+          worse: distances, energies and standardised targets have a lower bound; or fall to a
+          floor that is five times as far as they can rise (log(p + 1e-8)). Probabilities of
           the right classes must cost more than those of any other labelling, since a loss may
           renumber classes.
         - Where the total loss is a sum, fails for a term that depends on the targets and rises
@@ -414,11 +418,27 @@ class _Trial:
             near, far, farthest = (self.loss(way.far(t)) for t in (1.0, 10.0, 100.0))
             # At a floor nothing more is to be had; without one there is always more.
             endless = self.base > near > far > farthest and far - farthest > 0.9 * (near - far)
-            return endless or way.dense
+            return endless or way.dense or self._falls_to_a_floor(way)
         if way.swapped is None or way.classes < 3:
             return False
         right, *others = (self.loss(way.swapped(k)) for k in range(min(way.classes, 6)))
         return right - max(others) > 0.1 * (right - min(others))
+
+    def _falls_to_a_floor(self, way: OutputDirection) -> bool:
+        """Whether wrong logits are the cheaper ones by far, down to the floor of an epsilon.
+
+        The logarithm of a probability with something added or clamped has a bound on both sides:
+        near its start where the answer is right, far below it where it is wrong. A bounded loss of
+        which the labels are numbered otherwise rises as far as it falls.
+        """
+        if way.name != "logits" or way.far is None:
+            return False
+        start = self.loss(self.output * 0.0)
+        worse = [self.loss(way.far(t)) for t in (10.0, 100.0)]
+        better = [self.loss(way.far(-t)) for t in (10.0, 100.0)]
+        fall, rise = start - worse[1], better[1] - start
+        settled = abs(better[1] - better[0]) < 0.1 * rise and abs(worse[1] - worse[0]) < 0.5 * fall
+        return settled and rise > 0 and fall > _DEEP * rise
 
     def slopes(self, way: OutputDirection) -> Tensor | None:
         """Return by how much each term rises toward the target: (terms, places, parts).

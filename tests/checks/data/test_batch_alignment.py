@@ -300,3 +300,29 @@ def test_inputs_of_which_one_is_constant_are_no_fault() -> None:
 
     data = TensorDataset(torch.ones(100, 4), torch.arange(100), torch.arange(100) % 2)
     assert ask(DataLoader(data, 16, shuffle=True), Field).status is Status.PASS
+
+
+class Drawn(Rows):
+    """Every input has noise; ``place`` is the stored row that it is added to."""
+
+    def __init__(self, place: Any, stored: bool = True) -> None:
+        super().__init__()
+        self.place = place
+        if not stored:
+            self.x = self.x[:, :1]
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[self.place(i)] + torch.randn(4), i % 2
+
+
+@pytest.mark.parametrize(
+    ("data", "fails"),
+    [
+        (Drawn(lambda i: -1), True),
+        (Drawn(lambda i: i), False),
+        (Drawn(lambda i: -1, stored=False), False),
+    ],
+)
+def test_one_input_with_other_noise_each_time(data: Drawn, fails: bool) -> None:
+    result = ask(DataLoader(data, batch_size=10, shuffle=True))
+    assert (result.status is Status.FAIL) is fails, result.message

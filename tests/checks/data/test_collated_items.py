@@ -52,6 +52,13 @@ def test_a_field_of_the_first_item_fails(field: str) -> None:
     assert field in result.message
 
 
+def test_a_field_of_the_first_item_in_every_row_fails() -> None:
+    result = audited(
+        lambda items: {**whole(items), "y": torch.tensor([items[0][2] for _ in items])}
+    )
+    assert result.status is Status.FAIL
+
+
 @pytest.mark.parametrize(
     "collate",
     [

@@ -84,6 +84,10 @@ FAULTS: dict[str, tuple[Tensor, Tensor]] = {
     "only validation is divided": (255 * colours(200, 0), colours(100, 9)),
     "bytes": (colours(200, 0), (255 * colours(100, 9)).byte()),
     "not normalised": ((colours(200, 0) - MEAN) / SD, colours(100, 9)),
+    "not normalised, of little contrast": (
+        (0.3 + 0.4 * colours(200, 0) - 0.5) / 0.15,
+        0.3 + 0.4 * colours(100, 9),
+    ),
     "only validation is normalised": (colours(200, 0), (colours(100, 9) - MEAN) / SD),
     "one channel": ((digits()[:1400] / 16 - 0.3) / 0.37, digits()[1400:] / 16),
     "other colours": (colours(400, 0), colours(200, 9).flip(1)),

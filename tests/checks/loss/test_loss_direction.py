@@ -52,6 +52,7 @@ FAULTS: list[tuple[Any, ...]] = [
     (lambda o, y: -F.cross_entropy(o, y),),
     (lambda o, y: F.nll_loss(-F.log_softmax(o, 1), y),),
     (lambda o, y: picked(o.log_softmax(1), y).mean(),),
+    (lambda o, y: (picked(o.softmax(1), y) + 1e-8).log().mean(),),
     (lambda o, y: picked(o, y).mean(), CLASSES, nn.Softmax(1)),
     (lambda o, y: picked(o.log(), y).mean(), CLASSES, nn.Softmax(1)),
     (lambda o, y: ((2 * y - 1) * o).sigmoid().log().mean(), SIGNS),
@@ -109,6 +110,8 @@ UNCLEAR: list[tuple[Any, ...]] = [
     # Distances and energies: the least is best.
     (lambda o, y: -picked((-o).log_softmax(1), y).mean(),),
     (lambda o, y: F.cross_entropy(-o, y),),
+    (lambda o, y: -(picked((-o).softmax(1), y) + 1e-8).log().mean(),),
+    (lambda o, y: 1 - picked((-o).softmax(1), y).mean(),),
     (lambda o, y: dice((-o).sigmoid(), 1 - y), SIGNS),
     (lambda o, y: (y * o**2 + (1 - y) * F.relu(1 - o) ** 2).mean(), SIGNS, nn.Sigmoid()),
 ]
