@@ -35,7 +35,7 @@ _ENOUGH = 40
 """Steps that are enough where they take all of the time: more than 32."""
 
 _SECONDS = 20.0
-"""Time for these."""
+"""Time for these; three times as much where it is not enough for :data:`_ENOUGH`."""
 
 _CLOSE = 0.1
 """Distance, relative to the weights, below which one network was copied from the other.
@@ -200,7 +200,8 @@ def _stands(audit: Audit, pair: Pair) -> int:
         audit.loop.step(batch)
         if taken % 10 == 0 and _has_moved(pair):
             return 0
-        if time.monotonic() - begun > _SECONDS:
+        spent = time.monotonic() - begun
+        if spent > _SECONDS and (taken >= _ENOUGH or spent > 3 * _SECONDS):
             return taken + STEPS if taken >= _ENOUGH and not _has_moved(pair) else 0
     return 0 if _has_moved(pair) else _PATIENCE + STEPS
 

@@ -16,6 +16,9 @@ FEW = 0.5
 not been loaded. Where more is loaded, but not all, it is a warning: a few blocks may be left out on
 purpose, but hardly with a tensor of the same shape left empty for each of them."""
 
+_CERTAIN = 2
+"""Tensors whose names differ by a part that is put in or left out: one may be by chance."""
+
 LOST = 0.9
 """Share of the loaded weights that must have been overwritten for a failure: initialising the upper
 layers anew is a way to fine-tune, initialising all of them is not."""
@@ -30,10 +33,11 @@ class PretrainedWeights(Check):
         and load_state_dict are recorded. The weight tensors read (two dimensions or more) are
         compared exactly with those in the network when training begins. It fails in four cases: a
         state dict that holds weights gives none to its module; less than half of it is loaded, and
-        the rest fits the shapes of tensors that stayed empty; 90% or more of what was loaded has
-        another value, unrelated to the loaded one (correlation below 0.2); no network holds any of
-        the weights of a file that was read, while all of the network's weights change with the
-        seed.
+        the rest fits the shapes of tensors that stayed empty, or two tensors that were not loaded
+        and two that stayed empty have one shape and one name but for a part that is put in
+        (`q.weight`, `q.base.weight`); 90% or more of what was loaded has another value, unrelated
+        to the loaded one (correlation below 0.2); no network holds any of the weights of a file
+        that was read, while all of the network's weights change with the seed.
         - Shrunk, averaged or merged weights are still related to the loaded ones.
         - It warns where a download failed and the program went on.
         - It warns where a call with pretrained=True, under no condition, reads no file and all
@@ -106,7 +110,10 @@ class PretrainedWeights(Check):
             "measured": f"{100 * share:.0f}% not loaded",
             "threshold": f"{100 * FEW:.0f}%",
         }
-        return self.failed(message, **details) if share > FEW else self.warned(message, **details)
+        inserted = len(renamed(misnamed, loading.missing))
+        if share > FEW or inserted >= _CERTAIN:
+            return self.failed(message, **details)
+        return self.warned(message, **details)
 
     def _overwritten(self, seen: Provenance) -> Result | None:
         lost, held = seen.fate.overwritten, seen.fate.held
@@ -218,6 +225,27 @@ def _renaming(loading: Loading) -> str:
     if prefix:
         return f'state = {{f"{prefix}{{k}}": v for k, v in state.items()}}'
     return "rename the keys of the state dict to the network's names before load_state_dict(state)"
+
+
+def renamed(offered: dict[str, Any], missing: dict[str, Any]) -> list[str]:
+    """Return what was offered under the name of a missing one but for parts put in or left out.
+
+    ``attn.q.weight`` and ``attn.q.base.weight``: the layer was wrapped before it was loaded.
+    """
+    return [
+        name
+        for name, tensor in offered.items()
+        if any(
+            tensor.shape == other.shape and (_is_within(name, own) or _is_within(own, name))
+            for own, other in missing.items()
+        )
+    ]
+
+
+def _is_within(short: str, long: str) -> bool:
+    """Whether the parts of one dotted name come in the other in the same order."""
+    parts = iter(long.split("."))
+    return all(part in parts for part in short.split("."))
 
 
 def _common_prefix(longer: dict[str, Any], shorter: dict[str, Any]) -> str:

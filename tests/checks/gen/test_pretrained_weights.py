@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnaudit.checks.gen.pretrained_weights import PretrainedWeights
+from nnaudit.checks.gen.pretrained_weights import PretrainedWeights, renamed
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
@@ -174,6 +174,13 @@ def test_weights_that_are_used_are_no_finding(tmp_path: Path, body: str) -> None
     path = program(tmp_path, body)
     for result in (ask(path), ask_script(path)):
         assert result.status in (Status.PASS, Status.SKIP), result.message
+
+
+def test_names_that_differ_by_a_part_that_is_put_in() -> None:
+    square, other = torch.zeros(2, 2), torch.zeros(2, 3)
+    offered = {"blocks.0.q.weight": square, "head.weight": other, "blocks.1.q.weight": square}
+    assert renamed(offered, {"blocks.0.q.base.weight": square}) == ["blocks.0.q.weight"]
+    assert not renamed(offered, {"blocks.0.q.base.weight": other, "blocks.2.q.weight": square})
 
 
 def test_a_file_that_holds_no_weights_is_none_of_its_business(tmp_path: Path) -> None:

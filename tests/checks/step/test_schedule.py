@@ -271,6 +271,13 @@ def test_a_warm_up_beyond_what_is_followed_fails() -> None:
     assert "more than 2,000 steps" in result.message
 
 
+def test_a_cosine_over_the_epochs_that_the_loop_counts_fails() -> None:
+    make = lambda o: schedulers.CosineAnnealingLR(o, 12)  # noqa: E731
+    result = planned(make, every_batch, counted_epochs=12, runs_whole=False)
+    assert result.status is Status.FAIL
+    assert "T_max is the number of epochs" in result.message
+
+
 @pytest.mark.parametrize(
     ("period", "body", "epochs", "status"),
     [

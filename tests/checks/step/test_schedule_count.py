@@ -22,6 +22,12 @@ def test_a_plan_for_the_optimizers_steps_that_is_used_up_sooner() -> None:
     assert not Count(planned(240), 1, 240, None).runs_out
 
 
+def test_a_schedule_that_stays_at_a_tenth_has_ended() -> None:
+    falling = [1.0 - 0.9 * step / 60 for step in range(60)]
+    assert Plan(0, "LambdaLR", {}, (*falling, *[0.1] * 40)).end == 60
+    assert Plan(0, "LambdaLR", {}, (*[1.0] * 60, *[0.5] * 40)).end is None
+
+
 SCRIPT = """
 import torch
 from torch import nn
