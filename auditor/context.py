@@ -66,6 +66,8 @@ class Audit:
         ranks: what was seen of a run of several processes; None where one process is audited.
         broken: the codes of exact checks that have failed by now: what others find may follow.
 
+    ``elapsed`` seconds of the ``budget`` are used up already.
+
     A probe whose result is handed over in ``measured`` is not measured: so tests ask a check about
     a measurement of their own making.
     """
@@ -76,6 +78,7 @@ class Audit:
         *,
         seed: int = 0,
         budget: float | None = None,
+        elapsed: float = 0.0,
         options: Mapping[str, Mapping[str, float]] | None = None,
         known_fatal: Mapping[str, str] | None = None,
         measured: Mapping[type[Probe[Any]], Any] | None = None,
@@ -85,7 +88,7 @@ class Audit:
         self.loop = loop
         self.ranks = ranks
         self.seed = seed
-        self.clock = Clock(budget)
+        self.clock = Clock(budget, time.perf_counter() - elapsed)
         self.options = dict(options or {})
         self.broken: set[str] = set()
         self._start: tuple[tuple[int, ...], Snapshot] | None = None

@@ -160,11 +160,11 @@ def run_audit(
     known_fatal = known_fatal or {}
     registry = Registry.load()
     battery = selected(registry, settings)
-    budget = None if settings.budget is None else max(settings.budget - elapsed, 0.0)
     audit = Audit(
         loop,
         seed=settings.seed,
-        budget=budget,
+        budget=settings.budget,
+        elapsed=elapsed,
         options={registry.find(name).code: o for name, o in settings.thresholds.items()},
         known_fatal=known_fatal,
         on_measure=lambda probe, begins: emit(Measuring(probe=probe, begins=begins)),

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nnaudit.state.parts import Undo, attributes_of, loader_attributes, script_attributes, slots_of
+from nnaudit.state.parts import (
+    Undo,
+    attributes_of,
+    loader_attributes,
+    script_attributes,
+    slots_of,
+)
 
 
 def keep_class(obj: Any) -> Undo:
@@ -152,39 +158,54 @@ def keep_loader(obj: Any) -> Undo:
     return undo
 
 
-def keep_torch_generator(obj: torch.Generator) -> Undo:
-    """A sampler's or a loader's own random numbers."""
-    return partial(obj.set_state, obj.get_state())
+def generator_state(obj: Any) -> Any:
+    """Return where a generator of random numbers is; None for what is none, or has no state."""
+    if isinstance(obj, torch.Generator):
+        return obj.get_state()
+    if isinstance(obj, np.random.Generator):
+        return obj.bit_generator.state
+    if isinstance(obj, np.random.RandomState):
+        return obj.get_state(legacy=False)
+    if isinstance(obj, random.Random) and not isinstance(obj, random.SystemRandom):
+        return obj.getstate()
+    return None
 
 
-def keep_numpy_generator(obj: np.random.Generator) -> Undo:
-    """A NumPy generator; its state is a dictionary, which reading copies."""
-    return partial(setattr, obj.bit_generator, "state", obj.bit_generator.state)
-
-
-def keep_numpy_random_state(obj: np.random.RandomState) -> Undo:
-    """A legacy NumPy generator."""
-    return partial(obj.set_state, obj.get_state(legacy=False))
-
-
-def keep_python_random(obj: random.Random) -> Undo | None:
-    """A generator of the standard library; the operating system's entropy has no state."""
-    if isinstance(obj, random.SystemRandom):
-        return None
-    return partial(obj.setstate, obj.getstate())
+def set_generator_state(obj: Any, state: Any) -> None:
+    """Put a generator to where :func:`generator_state` says that one of its kind was."""
+    if isinstance(obj, np.random.Generator):
+        obj.bit_generator.state = state
+    elif isinstance(obj, random.Random):
+        obj.setstate(state)
+    else:
+        obj.set_state(state)
 
 
 def keep_generator(obj: Any) -> Undo | None:
     """A generator of random numbers of any kind; None for what is none, or has no state."""
-    return next((keep(obj) for kind, keep in GENERATORS if isinstance(obj, kind)), None)
+    state = generator_state(obj)
+    return None if state is None else partial(set_generator_state, obj, state)
 
 
-GENERATORS: tuple[tuple[Any, Callable[[Any], Undo | None]], ...] = (
-    (torch.Generator, keep_torch_generator),
-    (np.random.Generator, keep_numpy_generator),
-    (np.random.RandomState, keep_numpy_random_state),
-    (random.Random, keep_python_random),
-)
+def keep_torch_generator(obj: torch.Generator) -> Undo:
+    """A sampler's or a loader's own random numbers."""
+    return partial(set_generator_state, obj, generator_state(obj))
+
+
+def keep_numpy_generator(obj: np.random.Generator) -> Undo:
+    """A NumPy generator; its state is a dictionary, which reading copies."""
+    return partial(set_generator_state, obj, generator_state(obj))
+
+
+def keep_numpy_random_state(obj: np.random.RandomState) -> Undo:
+    """A legacy NumPy generator."""
+    return partial(set_generator_state, obj, generator_state(obj))
+
+
+def keep_python_random(obj: random.Random) -> Undo | None:
+    """A generator of the standard library; the operating system's entropy has no state."""
+    return keep_generator(obj)
+
 
 OBJECTS: tuple[tuple[Any, Callable[[Any], Undo | None]], ...] = (
     (object, keep_class),
@@ -198,6 +219,9 @@ OBJECTS: tuple[tuple[Any, Callable[[Any], Undo | None]], ...] = (
     (np.ndarray, keep_array),
     (torch.jit.ScriptModule, keep_script),
     (DataLoader, keep_loader),
-    *GENERATORS,
+    (torch.Generator, keep_torch_generator),
+    (np.random.Generator, keep_numpy_generator),
+    (np.random.RandomState, keep_numpy_random_state),
+    (random.Random, keep_python_random),
 )
 """By kind: every object of it goes through the keeper. The order matters."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Undo = Callable[[], object]
 """Puts back what was kept."""
+
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+"""Kinds of objects that hold random numbers of their own."""
 
 
 def attributes_of(obj: Any) -> dict[str, Any] | None:

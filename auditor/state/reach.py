@@ -6,7 +6,6 @@ import argparse
 import enum
 import functools
 import logging
-import random
 import sys
 import threading
 import types
@@ -25,6 +24,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nnaudit.state.parts import (
+    GENERATORS,
     attributes_of,
     gradient_of,
     loader_attributes,
@@ -40,9 +40,6 @@ _HOLDERS = (types.SimpleNamespace, argparse.Namespace)
 _OPAQUE = (type, enum.Enum, threading.Thread, logging.Logger, logging.Handler, BaseException)
 _NOT_USERS = sys.stdlib_module_names | {"torch", "numpy"}
 _SEQUENCES = (list, tuple, set, frozenset, deque)
-GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-"""Random numbers of their own."""
-
 # Generators hide a few objects deep in a data set: Subset -> Compose -> list -> transform.
 _DATA_DEPTH = 5
 _SMALL = 1000

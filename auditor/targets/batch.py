@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 Leaf = Tensor | np.ndarray
 
@@ -52,9 +53,16 @@ def tensors(batch: Any) -> Iterator[tuple[str, Tensor]]:
         elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
             yield path, torch.from_numpy(leaf)
         elif _is_opaque(leaf):
-            for name, value in vars(leaf).items():
-                if isinstance(value, Tensor):
-                    yield f"{path}.{name}", value
+            yield from _held(leaf, path)
+
+
+def _held(opaque: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that an object holds; of a distribution also those of its parts."""
+    for name, value in vars(opaque).items():
+        if isinstance(value, Tensor):
+            yield f"{path}.{name}", value
+        elif isinstance(value, Distribution):
+            yield from _held(value, f"{path}.{name}")
 
 
 def map_leaves(batch: Any, function: Callable[[Any], Any]) -> Any:

@@ -33,6 +33,7 @@ class OwnBatches:
         self._steps = steps
         self._moves = True
         self._full_batch: bool | None = None
+        self._whole = Own(None)
 
     def drawn(self) -> Iterator[Any]:
         """Yield what the script draws by itself, step after step, the steps undone.
@@ -62,10 +63,10 @@ class OwnBatches:
         with masks over one graph, there is one batch, and the random numbers go on.
         """
         if self._uses_one_batch():
-            yield self._seen(Own(None))
+            yield self._whole
             return
         for _ in range(LOOKED_AT):
-            yield self._seen(self._next())
+            yield self._look(self._next())[1]
 
     @cached_property
     def repeats(self) -> bool:
@@ -76,16 +77,17 @@ class OwnBatches:
         if self._uses_one_batch():
             return True
         batch = self._next()
-        first, again = (batches.digest(self._seen(batch)) for _ in range(2))
+        first, again = (batches.digest(self._look(batch)[1]) for _ in range(2))
         return first == again
 
     def _next(self) -> Own:
-        return Own(int(torch.randint(2**31, ())), self._steps.rewinds())
+        return Own(int(torch.randint(2**31, ())), self._steps.states())
 
-    def _seen(self, batch: Own) -> Own:
-        """Return ``batch`` with what is drawn for it; the step is undone.
+    def _look(self, batch: Own) -> tuple[Call, Own]:
+        """Return the call of the network, and ``batch`` with what is drawn for it.
 
-        Where the script's own generators of random numbers are is not, for it draws from them.
+        The step is undone. Where the script's own generators of random numbers are is not, for it
+        draws from them.
         """
         self._steps.prepare(batch)
         with self._steps.undone():
@@ -99,16 +101,12 @@ class OwnBatches:
         same = isinstance(target, Tensor) and bool((target == target.reshape(-1)[:1]).all())
         # One number for all rows is not drawn: the program makes it, as adversarial training does.
         fed = ModelInputs(call.args, call.kwargs, None if same else target)
-        return Own(batch.seed, batch.rewinds, fed)
+        return call, Own(batch.seed, batch.states, fed)
 
     def _uses_one_batch(self) -> bool:
         if self._full_batch is None:
-            calls = []
-            for _ in range(2):
-                with self._steps.undone():
-                    order = self._steps.command(StepRequest(None, watch=True, dry=True))
-                    calls.append(self._steps.entry_of(order))
-            self._full_batch = _in_one_place(*calls)
+            (one, self._whole), (other, _) = (self._look(Own(None)) for _ in range(2))
+            self._full_batch = _in_one_place(one, other)
         return self._full_batch
 
     def _draw(self) -> tuple[Call, Any]:

@@ -23,7 +23,7 @@ from torch import nn
 from nnaudit.errors import is_library, is_ours
 from nnaudit.loop.script.frameworks import keeps_the_log, ties_to_run
 from nnaudit.loop.script.training_objects import KINDS, Registers
-from nnaudit.state.reach import GENERATORS
+from nnaudit.state.parts import GENERATORS
 from nnaudit.targets import callstack
 
 Pair = tuple[Any, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,8 @@ from nnaudit.loop.observer import Observer
 from nnaudit.loop.script.channel import Call, Invoke, Resume, StepRequest
 from nnaudit.loop.script.run import EndedError, Run
 from nnaudit.loop.total_loss import call_worth
-from nnaudit.state.objects import keep_generator
+from nnaudit.state.objects import generator_state, set_generator_state
+from nnaudit.state.parts import GENERATORS
 from nnaudit.state.process import (
     keep_accelerator_rng,
     keep_numpy_rng,
@@ -47,12 +49,12 @@ class Own:
     def __init__(
         self,
         seed: int | None,
-        rewinds: tuple[Callable[[], object], ...] = (),
+        states: tuple[Any, ...] = (),
         fed: ModelInputs | None = None,
     ) -> None:
-        """``rewinds`` put generators back; ``fed`` is how the network was called, once seen."""
+        """``states`` are those of the generators; ``fed`` is how the network was called."""
         self.seed = seed
-        self.rewinds = rewinds
+        self.states = states
         self.fed = fed
         for i, (_, tensor) in enumerate(batches.tensors((fed.args, fed.kwargs)) if fed else ()):
             setattr(self, f"input{i}", tensor)
@@ -103,15 +105,16 @@ class ScriptSteps:
         if isinstance(batch, Own):
             if batch.seed is not None:
                 seed_everything(batch.seed)
-            for rewind in batch.rewinds:
-                rewind()
+            self.rewind(batch.states)
             return None
         return batch
 
     def prepare(self, batch: Any) -> None:
         """Get the batches that a script looking ahead has already drawn out of the way."""
         # One that is paused where it calls its network has drawn the batch that it calls it with.
-        lookahead = 1 if isinstance(batch, Own) else self.roles.lookahead
+        lookahead = self.roles.lookahead
+        if isinstance(batch, Own):
+            lookahead = 0 if batch.seed is None else 1
         if not lookahead:
             return
         digest = f"own {batch.seed}" if isinstance(batch, Own) else batches.digest(batch)
@@ -132,14 +135,19 @@ class ScriptSteps:
         with preserved(self.run.subjects):
             yield
             after = [keep() for keep in _GENERATORS]
-            after += [*self.rewinds(), _keep_statistics(self.model)]
+            after += [partial(self.rewind, self.states()), _keep_statistics(self.model)]
         for undo in after:
             undo()
 
-    def rewinds(self) -> tuple[Callable[[], object], ...]:
-        """Return what puts the script's own generators of random numbers back to where they are."""
-        kept = (keep_generator(each) for each in self.roles.helpers)
-        return tuple(undo for undo in kept if undo is not None)
+    def states(self) -> tuple[Any, ...]:
+        """Return where the script's own generators of random numbers are."""
+        return tuple(generator_state(each) for each in self.roles.helpers)
+
+    def rewind(self, states: tuple[Any, ...]) -> None:
+        """Put them to where they were; the states may be those of another run of the script."""
+        for generator, state in zip(self.roles.helpers, states, strict=False):
+            if isinstance(generator, GENERATORS) and state is not None:
+                set_generator_state(generator, state)
 
     def undone_step(self, batch: Any, train: bool | None) -> StepRequest:
         """Do a step on ``batch`` and undo it: what it showed is wanted, not what it did."""

@@ -17,7 +17,7 @@ from nnaudit.loop.script.mapping import LossRule, Recipe, find, loss_rule, recip
 from nnaudit.loop.script.origins import Register
 from nnaudit.loop.total_loss import call_worth, is_total
 from nnaudit.report import Location
-from nnaudit.state.reach import GENERATORS
+from nnaudit.state.parts import GENERATORS
 from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 from nnaudit.targets.model_inputs import own_loss

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from nnaudit.targets import batch as batches
 
@@ -185,3 +186,9 @@ def test_the_same_values_are_told_from_as_many_others() -> None:
     assert not batches.same_values(square, square.T)
     assert not batches.same_values(square, square[:1])
     assert not batches.same_values(square, square.to_sparse())
+
+
+def test_a_distribution_holds_the_tensors_of_its_parts() -> None:
+    mixture = MixtureSameFamily(Categorical(logits=X), Normal(X, X.exp()))
+    found = [tensor for _, tensor in batches.tensors(mixture)]
+    assert sum(torch.equal(tensor, X.exp()) for tensor in found) == 1
