@@ -342,7 +342,11 @@ class DirectLoop(Loop):
         return Forward(seen.output, value, tuple(seen.loss_calls))
 
     def _loss_without_step(self, batch: Any) -> Callable[[], Tensor | None]:
-        """Return what computes the loss of a forward pass: None where only a whole step does."""
+        """Return what computes the loss of a forward pass.
+
+        Where only a whole step does, that is done and undone; of several networks that train each
+        other it says nothing of a forward pass, hence None.
+        """
         step = self._target.training_step
         if step is None or not self._asked_for(step):
             return lambda: self._checked(self._training_loss(batch))
@@ -351,11 +355,19 @@ class DirectLoop(Loop):
         fed = self.called_with(batch)
 
         def compute() -> Tensor | None:
+            if self._target.loss is None and len(self.optimizers) == 1:
+                return self._loss_of_undone_step(batch)
             output = self.model(*fed.args, **fed.kwargs)
             known = self._target.loss is not None or own_loss(output) is not None
             return self._checked(self._loss_of(output, fed)) if known else None
 
         return compute
+
+    def _loss_of_undone_step(self, batch: Any) -> Tensor:
+        # cuDNN's recurrent layers have no backward pass in eval mode.
+        recurrent = torch.backends.cudnn.flags(enabled=self.model.training)
+        with preserved(self.subjects), torch.enable_grad(), recurrent:
+            return torch.tensor(self._update(batch, None))
 
     @contextmanager
     def _relaunch(self, seed: int, width: float) -> Iterator[Loop]:

@@ -342,12 +342,26 @@ class TestTrainingStepThatUpdates:
         assert seen["optimizers"] == loop.optimizers
         assert seen["scheduler"] is loop.schedulers[0]
 
-    def test_the_loss_without_a_step_is_known_where_a_loss_function_is(self) -> None:
-        loop = loop_of(training_step=self.whole, loss=nn.functional.cross_entropy)
-        before = weights(loop)
-        done = loop.forward(next(loop.batches()))
-        assert done.loss is not None
-        assert loop_of(training_step=self.whole, loss=None).forward(
-            next(loop.batches())
-        ).loss is None  # fmt: skip
-        assert torch.equal(before, weights(loop))
+    @pytest.mark.parametrize("loss", [nn.functional.cross_entropy, None])
+    def test_a_forward_pass_has_the_loss_of_a_step_and_none_of_its_effects(self, loss: Any) -> None:
+        loop = loop_of(training_step=self.whole, loss=loss)
+        batch, before = next(loop.batches()), weights(loop)
+        torch.manual_seed(1)
+        done = loop.forward(batch, train=True)
+        torch.manual_seed(1)
+        assert done.loss == pytest.approx(loop.step(batch).loss)
+        assert done.output.shape == (len(batch[1]), 3)
+        assert [call.kind for call in done.loss_calls] == ["cross_entropy"]
+        assert not torch.equal(before, weights(loop))
+        assert torch.equal(before, weights(loop_of(training_step=self.whole, loss=loss)))
+
+    def test_networks_that_train_each_other_have_no_loss_of_a_forward_pass(self) -> None:
+        def step(model, batch, optimizers):
+            return self.whole(model, batch, optimizers[0])
+
+        loop = loop_of(
+            training_step=step,
+            loss=None,
+            optimizer=lambda model: [torch.optim.SGD(model.parameters(), 0.1) for _ in range(2)],
+        )
+        assert loop.forward(next(loop.batches())).loss is None
