@@ -281,6 +281,7 @@ def _import_ahead() -> None:
 
     Registry.load()
     importlib.import_module("nnaudit.loop.script")
+    importlib.import_module("torch._dynamo")  # which the first step of an optimizer would import
     for name in ("torchvision", "sklearn.datasets", "sklearn.model_selection"):
         with suppress(ImportError):
             importlib.import_module(name)
