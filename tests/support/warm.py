@@ -36,7 +36,11 @@ def command(folder: Path) -> Iterator[tuple[str, ...]]:
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
-        yield (sys.executable, "-P", "-S", __file__, "call", str(place))
+        try:
+            yield (sys.executable, "-P", "-S", __file__, "call", str(place))
+        finally:
+            # Its input ends only when no other fork of this process, as a loader's worker, has it.
+            server.terminate()
 
 
 # --- the client -----------------------------------------------------------------------------------
