@@ -49,7 +49,7 @@ def nursery() -> Iterator[Any]:
     ready.close()
 
 
-TURNS = 8
+TURNS = 12
 """Of so many programs, one is asked in both forms, and more than what it is there for."""
 
 
@@ -94,8 +94,17 @@ def _wish(path: Path, wanted: Any, form: str) -> Any:
     return replace(wish, checks=tuple(code for code in wish.checks if code not in training))
 
 
+def _programs() -> Iterator[Any]:
+    """Yield what CI audits: of the faults that only a long training shows, every other one."""
+    for path in run.programs():
+        codes = set(run.expected(path, "module").codes)
+        long = path.parent.name == "faults" and codes and codes <= set(run.TRAINING)
+        left_out = [pytest.mark.exhaustive] if long and _turn(path) % 2 else []
+        yield pytest.param(path, marks=left_out, id=_name(path))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", run.programs(), ids=_name)
+@pytest.mark.parametrize("path", list(_programs()))
 def test_program_is_answered_as_its_docstring_says(path: Path, nursery: Any) -> None:
     outcomes, found = {}, []
     for form in _forms(path):
