@@ -48,6 +48,7 @@ def _run(part: Path, said: IO[bytes], words: Sequence[str]) -> NoReturn:
     """Test ``part`` and end this process with pytest's status; what is printed goes to ``said``."""
     for stream in (1, 2):
         os.dup2(said.fileno(), stream)
+    sys.path[0] = str(HERE.parent)  # as under python -m pytest
     status: int = pytest.ExitCode.INTERNAL_ERROR
     with suppress(SystemExit):  # what nobody caught is told by the status
         deeper = ("--ignore-glob", f"{part}/*/*")
