@@ -116,13 +116,19 @@ class _NoDropout(TorchFunctionMode):
 
 @contextmanager
 def output_replaced(loop: Loop, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Put ``change(output)`` in place of the main tensor of whatever the model returns."""
+    """Put ``change(output)`` in place of the main tensor of whatever the model returns.
+
+    Where that has another shape the call is another one, as of an agent that acts between its
+    steps, and keeps what it returned: a script might remember it for later.
+    """
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         main = main_tensor(output)
         if main is None:
             return output
         replacement = change(main)
+        if replacement.shape != main.shape:
+            return output
         return batches.map_leaves(output, lambda leaf: replacement if leaf is main else leaf)
 
     handle = loop.model.register_forward_hook(hook)

@@ -424,7 +424,8 @@ def sample_of(training: Training) -> Sample | None:
     shapes = {(output.shape[1:], target.shape[1:]) for output, target in pairs}
     if len(pairs) < len(calls) or len(shapes) != 1:
         return None
-    words = pairs[0][0].ndim > 1 and pairs[0][0].shape[1] > _VOCABULARY and _is_dense(training)
+    wide = pairs[0][0].ndim > 1 and pairs[0][0].shape[1] > _VOCABULARY
+    words = wide and task == "classes" and _is_dense(training)
     return Sample(task, tuple(pairs), bool(last.val.calls), last.step, words)
 
 

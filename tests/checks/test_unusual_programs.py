@@ -518,7 +518,7 @@ PROGRAMS: dict[Callable[[], Target], tuple[str, ...]] = {
     redundancy_reduction: (),
     straight_through_codes: (),
     momentum_contrast: ("MODE103",),
-    target_network: (),
+    target_network: ("MODE108",),
     target_network_in_the_optimizer: ("GRAD107",),
     features_in_eval_mode: ("GRAD107",),
     surrogate_gradient: (),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from programs import target
 from torch import nn
 
-from nnaudit.loop.control import constant_lr, without_dropout
+from nnaudit.loop.control import constant_lr, output_replaced, without_dropout
 from nnaudit.loop.direct import DirectLoop
 
 
@@ -106,3 +106,15 @@ def test_the_authors_rate_is_the_peak_of_the_plan(scheduler, expected: float) ->
     with constant_lr(loop):
         loop.step(next(loop.batches()))
         assert rates(loop) == [pytest.approx(expected)]
+
+
+def test_an_output_is_replaced_where_it_has_the_shape_of_what_replaces_it() -> None:
+    loop = DirectLoop(target(), torch.device("cpu"), seed=0)
+    batch = next(loop.batches())
+    inputs = batch[0]
+    other = torch.full_like(loop.model(inputs), 7.0)
+    with output_replaced(loop, lambda _: other):
+        assert torch.equal(loop.model(inputs), other)
+        alone = loop.model(inputs[:1])  # an agent that acts
+    assert alone.shape[0] == 1
+    assert not torch.equal(alone, other[:1])
