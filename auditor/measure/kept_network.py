@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nnaudit.report import Location
-from nnaudit.targets.source import Source, written
+from nnaudit.targets.source import Source, assigned, written
 
 _OF_NETWORKS = frozenset({"train", "eval", "parameters", "state_dict", "load_state_dict"})
 """Methods by whose calls a variable is known to hold a network."""
@@ -50,8 +50,10 @@ def _kept_in(source: Source, condition: ast.If) -> Iterator[KeptNetwork]:
     for statement in condition.body:
         if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
             continue
-        for target, value in _pairs(statement.targets[0], statement.value):
-            if not isinstance(value, (ast.Name, ast.Attribute)):
+        if isinstance(statement.targets[0], ast.Subscript):  # one of several that are kept
+            continue
+        for target, value in assigned(statement.targets[0], statement.value):
+            if not isinstance(value, (ast.Name, ast.Attribute)) or isinstance(target, ast.Tuple):
                 continue
             name, network = written(target), written(value)
             if "best" not in name.lower() or not _is_network(source, network):
@@ -68,13 +70,6 @@ def _ancestors_in_function(source: Source, node: ast.AST) -> Iterator[ast.AST]:
         if isinstance(ancestor, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             return
         yield ancestor
-
-
-def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        yield from zip(target.elts, value.elts, strict=False)
-    elif isinstance(target, (ast.Name, ast.Attribute)):
-        yield target, value
 
 
 def _is_network(source: Source, name: str) -> bool:

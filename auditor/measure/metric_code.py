@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from nnaudit.measure.metric_names import better_when_higher
 from nnaudit.targets.imports import imports_any
-from nnaudit.targets.source import Source, called, written
+from nnaudit.targets.source import Source, assigned, called, written
 
 _SAVES = re.compile(r"save|state_dict|deepcopy", re.IGNORECASE)
 
@@ -101,7 +101,7 @@ def _of_test(node: ast.If) -> Iterator[WrongChoice]:
         for statement in ast.walk(kept)
         if isinstance(statement, ast.Assign)
         for each in statement.targets
-        for target, value in _assigned(each, statement.value)
+        for target, value in assigned(each, statement.value)
     }
     parts = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
     for test in parts:
@@ -114,14 +114,6 @@ def _of_test(node: ast.If) -> Iterator[WrongChoice]:
             kept = set_to.get(best) == metric and "best" in best.lower()
             if known and kept and _better_when_higher(metric, best) is (not rises):
                 yield WrongChoice(metric, rises, test.lineno)
-
-
-def _assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Yield what is assigned to what, ``best, bad = score, 0`` one by one."""
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-        yield from zip(target.elts, value.elts, strict=False)
-    else:
-        yield target, value
 
 
 def _better_when_higher(metric: str, best: str) -> bool | None:

@@ -1,4 +1,4 @@
-"""Listening to the tensors that torch's functions return."""
+"""Listening to what torch's functions return."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class ResultTap(TorchFunctionMode, ABC):
-    """Takes note of each call that returns a tensor, and changes nothing, in a ``with``."""
+class FunctionTap(TorchFunctionMode, ABC):
+    """Hears what each call of a function returned, and may put something in its place."""
 
     @abstractmethod
-    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
-        """Take note of a call that returned ``made``; what this calls itself is not heard."""
+    def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Return what the caller gets: ``result``, or what stands for it."""
 
     def __torch_function__(
         self,
@@ -25,8 +25,20 @@ class ResultTap(TorchFunctionMode, ABC):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        return self.heard(func, args, kwargs, func(*args, **kwargs))
+
+
+class ResultTap(FunctionTap):
+    """Takes note of each call that returns a tensor, and changes nothing, in a ``with``."""
+
+    @abstractmethod
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+        """Take note of a call that returned ``made``; what this calls itself is not heard."""
+
+    def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Note a tensor, and return what there was."""
         if isinstance(result, Tensor):
             with torch._C.DisableTorchFunction():
-                self.note(func, args, kwargs or {}, result)
+                self.note(func, args, kwargs, result)
         return result

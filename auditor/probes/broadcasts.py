@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.observation import Broadcast
+from nnaudit.measure.result_tap import FunctionTap
 from nnaudit.probes.first_steps import First, initial_steps
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
@@ -104,7 +104,7 @@ class EvalBroadcasts(Probe[tuple[Broadcast, ...]]):
         return tuple(compared.found)
 
 
-class EvalComparisons(TorchFunctionMode):
+class EvalComparisons(FunctionTap):
     """Listens, while it is entered, to comparisons of decisions made without gradients."""
 
     def __init__(self) -> None:
@@ -120,14 +120,8 @@ class EvalComparisons(TorchFunctionMode):
         self._decided.clear()
         self._rows.update(each.shape[0] for each in args if isinstance(each, Tensor) and each.ndim)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Follow decisions, and look at what they are compared with."""
         if not self._rows or torch.is_grad_enabled():
             return result
         given = [each for each in args if isinstance(each, Tensor)]

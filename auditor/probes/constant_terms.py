@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.base import Loop, seed_everything
@@ -16,6 +14,7 @@ from nnaudit.loop.control import constant_lr
 from nnaudit.loop.losses import LOSS_FUNCTIONS
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.result_tap import FunctionTap
 from nnaudit.report import Location
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import callstack
@@ -144,7 +143,7 @@ def _distance(one: list[Tensor], other: list[Tensor]) -> float:
     return max((float((a.to_dense() - b.to_dense()).abs().max()) for a, b in pairs), default=0.0)
 
 
-class _Tap(TorchFunctionMode):
+class _Tap(FunctionTap):
     """Records calls of loss functions; adds ``shift`` to what the one of that number returns."""
 
     def __init__(self, shift: tuple[int, float] | None = None) -> None:
@@ -152,30 +151,24 @@ class _Tap(TorchFunctionMode):
         self.calls: list[_Call] = []
         self._shift = shift
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        value = func(*args, **(kwargs or {}))
-        if func not in LOSS_FUNCTIONS or not isinstance(value, Tensor) or not value.numel():
-            return value
+    def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Record a loss, and add to the one that is to be moved."""
+        if func not in LOSS_FUNCTIONS or not isinstance(result, Tensor) or not result.numel():
+            return result
         live = torch.is_grad_enabled()
-        given = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Tensor)]
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
         self.calls.append(
             _Call(
                 kind=LOSS_FUNCTIONS[func],
                 location=callstack.user_line(),
-                value=float(value.detach().float().mean()),
-                constant=live and not value.requires_grad,
+                value=float(result.detach().float().mean()),
+                constant=live and not result.requires_grad,
                 equal=live and _are_equal(given),
             )
         )
         if self._shift is not None and len(self.calls) - 1 == self._shift[0]:
-            return value + self._shift[1]
-        return value
+            return result + self._shift[1]
+        return result
 
 
 def _are_equal(given: list[Tensor]) -> bool:

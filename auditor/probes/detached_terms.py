@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import seed_everything
 from nnaudit.loop.trace import parameters_of
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.result_tap import ResultTap
 from nnaudit.measure.term_gradients import FirstBackward, sums_of
 from nnaudit.report import Location
 from nnaudit.state.snapshot import preserved
@@ -152,37 +151,30 @@ def _read(audit: Audit, batch: Any, moved: float) -> Reading:
     return reading
 
 
-class _Tap(TorchFunctionMode):
+class _Tap(ResultTap):
     """Notes the numbers without a graph that are added to numbers with one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.addends: list[_Addend] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+        """Note the operand without a graph of a sum that has one."""
         name = getattr(func, "__name__", "")
         if name not in _ADD and name not in _SUBTRACT:
-            return result
-        if not isinstance(result, Tensor) or result.numel() != 1 or result.grad_fn is None:
-            return result
+            return
+        if made.numel() != 1 or made.grad_fn is None:
+            return
         if len(args) != 2 or kwargs or len(self.addends) >= 64:
-            return result
+            return
         if name in _SUBTRACT and float(args[0]) == float(args[1]):
-            return result  # loss - loss.detach(): the value goes, and the gradient is to stay
+            return  # loss - loss.detach(): the value goes, and the gradient is to stay
         for place, (operand, other) in enumerate((args, args[::-1])):
             if _is_dead(operand) and isinstance(other, Tensor) and other.requires_grad:
                 sign = -1.0 if name in _SUBTRACT and place == 1 else 1.0
                 self.addends.append(
-                    _Addend(float(operand), sign, result.grad_fn, result, callstack.user_line())
+                    _Addend(float(operand), sign, made.grad_fn, made, callstack.user_line())
                 )
-        return result
 
 
 def _is_dead(operand: Any) -> bool:

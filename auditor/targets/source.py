@@ -297,3 +297,11 @@ def _first_line(function: ast.AST | None) -> int:
 def _lines(node: ast.AST) -> range:
     first: int = node.lineno  # type: ignore[attr-defined]
     return range(first, (node.end_lineno or first) + 1)  # type: ignore[attr-defined]
+
+
+def assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Yield what is assigned to what, ``best, bad = score, 0`` one by one."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        yield from zip(target.elts, value.elts, strict=False)
+    else:
+        yield target, value

@@ -122,25 +122,27 @@ def _parameter_pairs(was: nn.Module, now: nn.Module) -> Iterator[Pair]:
 
 def _generator_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[Pair]:
     """Return the generators of random numbers: where the old ones were is where the run goes on."""
-    if len(old) != len(new):
-        return []
     return [
         (was, now)
-        for was, now in zip(old, new, strict=True)
+        for was, now in _in_pairs(old, new)
         if isinstance(now, GENERATORS) and type(was) is type(now)
     ]
 
 
 def _helper_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[Pair]:
-    if len(old) != len(new):
-        return []
     return [
         (was, now)
-        for was, now in zip(old, new, strict=True)
+        for was, now in _in_pairs(old, new)
         if not isinstance(was, GENERATORS)
         and hasattr(was, "__dict__")
         and type(was).__qualname__ == type(now).__qualname__
     ]
+
+
+def _in_pairs(old: tuple[Any, ...], new: tuple[Any, ...]) -> Iterator[Pair]:
+    """Yield what stands at the same place; nothing where there are not as many."""
+    if len(old) == len(new):
+        yield from zip(old, new, strict=True)
 
 
 def _redirect(news: list[Any], alias: dict[int, Any]) -> None:
