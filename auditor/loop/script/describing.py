@@ -61,7 +61,8 @@ def _parts(loop: Loop, run: Run) -> Iterator[Part]:
 
 def _which_loop(run: Run) -> Iterator[Part]:
     before = run.phase - 1
-    text = f"training loop {run.phase}; {count(before, 'loop')} before it: not audited"
+    student = ", whose network learns from one that was trained before" * run.session.is_students
+    text = f"training loop {run.phase}{student}; {count(before, 'loop')} before it: not audited"
     text = text if before else "the first training loop that the script comes to"
     yield Part(name="loop", description=text, origin="user", location=run.training_at)
     others = [

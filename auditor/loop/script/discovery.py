@@ -21,14 +21,16 @@ from nnaudit.errors import TargetError
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script import frameworks
 from nnaudit.loop.script.batch_count import counts_batches
+from nnaudit.loop.script.channel import Unwind
 from nnaudit.loop.script.driver import Driver
 from nnaudit.loop.script.evaluation import validation_loader
-from nnaudit.loop.script.listener import ScriptListener
+from nnaudit.loop.script.listener import ScriptListener, Unwinding
 from nnaudit.loop.script.loop_tracker import CallSite, LoopTracker, elsewhere, place
 from nnaudit.loop.script.patches import TappedIterator
 from nnaudit.loop.script.planned_run import PlannedRun, counted_span
 from nnaudit.loop.script.reading import LoaderReads
 from nnaudit.loop.script.run import Run
+from nnaudit.loop.script.scouting import Scout
 from nnaudit.loop.script.training_objects import (
     Propagated,
     StepLog,
@@ -61,6 +63,7 @@ class Discovery(ScriptListener):
         calls_networks: modules with parameters were called.
         waiting_since: when training without a loader began, where one with a loader is awaited.
         phases: the training loops that it has come to.
+        scout: where it only shows which loop to audit, what has been learnt of that.
     """
 
     def __init__(self, run: Run, calls: ExitStack) -> None:
@@ -72,6 +75,7 @@ class Discovery(ScriptListener):
         self.calls_networks = False
         self.waiting_since: float | None = None
         self.phases = LoopTracker()
+        self.scout: Scout | None = None
         self._calls = calls
         self._log = StepLog()
         self._waiting: StepLog | None = None
@@ -98,8 +102,9 @@ class Discovery(ScriptListener):
 
     @property
     def passing_by(self) -> bool:
-        """Whether the script is in a training loop before the one that is to be audited."""
-        return self.session.loop is not None and self.phases.current < self.session.loop
+        """Whether control is not to be taken in the training loop that the script is in."""
+        loop = self.session.loop
+        return self.scout is not None or (loop is not None and self.phases.current < loop)
 
     def leave(self) -> None:
         """Take away what listens, and keep which losses it saw."""
@@ -154,12 +159,15 @@ class Discovery(ScriptListener):
         if torch.is_grad_enabled():
             self._enter_phase()
         if self.passing_by:
+            self._end_if_settled()
             return iterator.draw()
         self.leave()
         self._idle = 0
         if self._waiting is not None and not iterator.count and torch.is_grad_enabled():
             self._begin_to_learn()
         if self.steps and torch.is_grad_enabled() and self._reads.feeds_training(iterator):
+            if self._begins_to_scout():
+                return iterator.draw()
             return self._take_over(iterator.loader).on_next_batch(iterator)
         return self._pass_on(iterator)
 
@@ -191,8 +199,9 @@ class Discovery(ScriptListener):
 
     def _begin_to_learn(self) -> None:
         """Forget the training before: the one to be audited may begin here."""
-        for log in (self._waiting, self._log):
-            self._past.update(log.stepped if log is not None else ())
+        for log in filter(None, (self._waiting, self._log)):
+            self._past.update(log.stepped)
+            self.phases.leave_behind(p.location for p in log.propagated if p.location is not None)
         self._log, self._waiting, self._initial = StepLog(), None, None
         self._reads.live, self._last = {}, None
         self.backwards = self.steps = 0
@@ -206,6 +215,8 @@ class Discovery(ScriptListener):
         if next(module.parameters(), None) is None or self._is_being_built(module):
             return run(args, kwargs)
         self.calls_networks = True
+        if self.scout is not None:
+            self.scout.called(module, args, kwargs)
         if torch.is_grad_enabled():
             self.run.evaluated.rest()
             if not self._reads.being_read():
@@ -231,7 +242,7 @@ class Discovery(ScriptListener):
                 self.leave()
                 self._waiting, self._log = self._log, StepLog()
         elif self._due:
-            return self._take_over_without_loader()
+            return None if self._begins_to_scout() else self._take_over_without_loader()
         elif not (self.backwards or self.steps or self._reads.being_read()):
             # The first training call of a script without a loader: nothing has changed yet.
             optimizers = len(self.run.registers.of["optimizer"])
@@ -311,7 +322,8 @@ class Discovery(ScriptListener):
         ``closure``, is led from here: within a step, hooks on it would miss its beginning.
         """
         if closure and self._due and not (self.passing_by or self._waits()):
-            self._take_over_without_loader().on_step_start(optimizer, closure)
+            if not self._begins_to_scout():
+                self._take_over_without_loader().on_step_start(optimizer, closure)
             return
         self.passes.begin_step()
         if not self.passing_by:
@@ -327,6 +339,9 @@ class Discovery(ScriptListener):
         self.phases.step(len(self.run.registers.of["optimizer"]))
         if passed:
             self._past.add(optimizer)
+            if self.scout is not None:
+                self.scout.stepped(optimizer, self.phases.number)
+                self._end_if_settled()
             return
         self.steps += 1
         self._idle += 1
@@ -343,6 +358,35 @@ class Discovery(ScriptListener):
             self._last = list(dict.fromkeys(stepped))[-1]
         self._due = self._last is optimizer
         self._by_call = True
+
+    # --- which loop it is to be -------------------------------------------------------------------
+
+    def _begins_to_scout(self) -> bool:
+        """Let the script go on where its text shows another training; returns whether it does."""
+        session = self.session
+        if session.loop is not None or session.objects or self.run.rerun is not None:
+            return False
+        if not self._elsewhere():
+            return False
+        self.scout = Scout(self.phases.current, self._log.stepped)
+        self._reads = LoaderReads()
+        self.leave()
+        return True
+
+    def _end_if_settled(self) -> None:
+        """End the script where it has shown which loop to audit.
+
+        Raises:
+            Unwind: it has.
+        """
+        if self.scout is not None and self.scout.over:
+            self.run.state = self.session.taps.listener = Unwinding(self.run)
+            raise Unwind
+
+    def _elsewhere(self) -> dict[str, tuple[int, ...]]:
+        script = self.session.path
+        lines = {p.location.line for p in self._log.propagated if p.location is not None}
+        return elsewhere(script, place(), lines, self.phases.past(script))
 
     # --- taking control ---------------------------------------------------------------------------
 
@@ -422,9 +466,8 @@ class Discovery(ScriptListener):
 
     def _look_around(self, roles: TrainingObjects) -> None:
         """Note what else the script trains, in other loops or in other rounds of this one."""
-        here, script = place(), self.session.path
-        lines = {p.location.line for p in self._log.propagated if p.location is not None}
-        self.run.elsewhere = elsewhere(script, here, lines, self.phases.past(script))
+        here = place()
+        self.run.elsewhere = self._elsewhere()
         self.run.in_rounds = here.loops and self._built_at.get(roles.optimizer) == here
 
     def _go_back(self) -> None:

@@ -73,8 +73,10 @@ class Execution:
         if ended is not None and not discovery.found and discovery.waiting_since is not None:
             # It was in vain: what has trained without a loader was all there is.
             self.session.without_loader = True
-            self.run.registers, self.run.evaluated = Registers(), EvaluationLog()
-            discovery, ended = self._once()
+            discovery, ended = self._anew()
+        if (scout := discovery.scout) is not None:
+            self.session.loop, self.session.is_students = scout.loop, scout.found_student
+            discovery, ended = self._anew()
         if ended is not None and not discovery.found:
             raise untrained(discovery, ended.error)
         if ended is not None and not self.run.handed_over:
@@ -83,6 +85,11 @@ class Execution:
             raise ended.error or TargetError(f"{name} kept running after nnaudit took control")
         while ended is not None and self._wait_after(ended):
             _, ended = self._once()
+
+    def _anew(self) -> tuple[Discovery, Ended | None]:
+        """Execute the script once more, as if it had not been: control was not taken of it."""
+        self.run.registers, self.run.evaluated = Registers(), EvaluationLog()
+        return self._once()
 
     def _once(self) -> tuple[Discovery, Ended | None]:
         """Execute the script once; return how it ended, None where it was unwound."""

@@ -8,11 +8,12 @@ with an optimizer that was made after the first had begun.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from nnaudit.report import Location
 from nnaudit.targets import callstack
 from nnaudit.targets.source import Call, source_of
 
@@ -78,6 +79,10 @@ class LoopTracker:
         """Note the lines that back-propagate for the first step of a loop that is passed by."""
         if not self._stepped:
             self._lines |= {(f.f_code.co_filename, f.f_lineno) for f in callstack.user_frames()}
+
+    def leave_behind(self, backwards: Iterable[Location]) -> None:
+        """Note the lines that back-propagated in a loop that is not the one to be audited."""
+        self._lines |= {(where.file, where.line) for where in backwards}
 
     def past(self, script: Path) -> set[int]:
         """Return the lines of ``script`` that were at work in the loops passed by."""

@@ -55,6 +55,7 @@ class Session:
         trainer: whose loop it is then.
         loop: which of the script's training loops to audit, from 1; None for the first, or, in a
             script that speaks of loaders, the first that has one.
+        is_students: ``loop`` was chosen, for its network learns from one that was trained before.
         without_loader: the loop that is audited has none; None until the first run has come to it.
         executions: how often the script was executed.
         validates_whole: its validation is never cut short, for it failed when it was.
@@ -70,6 +71,7 @@ class Session:
     objects: bool = False
     trainer: Part | None = None
     loop: int | None = None
+    is_students: bool = False
     without_loader: bool | None = None
     executions: int = 0
     validates_whole: bool = False

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nnaudit.errors import TargetError, UserCodeError
-from nnaudit.loop.script import ScriptLoop, run_script
+from nnaudit.loop.script import ScriptLoop, run_script, scouting
 from nnaudit.loop.script.loop_tracker import CallSite, LoopTracker
 
 HEAD = """
@@ -78,6 +78,28 @@ for epoch in range(2):
     train(teacher, first)
 for epoch in range(5):
     train(student, second, teacher)
+"""
+
+PROBE = """
+head = nn.Linear(6, 2)
+probing = torch.optim.SGD(head.parameters(), lr=0.05)
+for epoch in range(2):
+    for a, b in loader:
+        with torch.no_grad():
+            code = encoder(a)
+        probing.zero_grad()
+        nn.functional.cross_entropy(head(code), b).backward()
+        probing.step()
+"""
+
+BIGGER = """
+bigger = nn.Linear(4, 2)
+others = torch.optim.SGD(bigger.parameters(), lr=0.05)
+for epoch in range(2):
+    for a, b in loader:
+        others.zero_grad()
+        nn.functional.cross_entropy(bigger(a), b).backward()
+        others.step()
 """
 
 BY_HAND = """
@@ -313,6 +335,26 @@ def test_copies_that_learn_a_task_each_are_led(drive: Any) -> None:
     drive(HEAD + COPIES, None, body)
 
 
+def is_students(loop: ScriptLoop) -> None:
+    """The second loop of ``DISTILLATION`` is audited."""
+    assert parts(loop)["optimizer"] == "SGD, lr 0.2"
+    assert loop.model.bias is None
+    assert "other loops" not in parts(loop)
+    replicated(loop)
+
+
+def test_the_students_training_is_audited_not_its_teachers(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        assert parts(loop)["loop"] == (
+            "training loop 2, whose network learns from one that was trained before; 1 loop before "
+            "it: not audited"
+        )
+        is_students(loop)
+
+    drive(HEAD + DISTILLATION, None, body)
+    drive(HEAD + DISTILLATION, 2, is_students)
+
+
 def test_a_function_may_train_in_two_loops(drive: Any) -> None:
     script = HEAD + DISTILLATION
 
@@ -320,15 +362,29 @@ def test_a_function_may_train_in_two_loops(drive: Any) -> None:
         other = line_of("train(student", script)
         assert parts(loop)["other loops"].startswith(f"train() is called at line {other} too. ")
 
-    drive(script, None, body)
+    drive(script, 1, body)
 
-    def student(loop: ScriptLoop) -> None:
-        assert parts(loop)["optimizer"] == "SGD, lr 0.2"
-        assert loop.model.bias is None
-        assert "other loops" not in parts(loop)
+
+@pytest.mark.parametrize("later", [PROBE, BIGGER], ids=["probe", "another"])
+def test_what_learns_from_no_teacher_is_not_chosen(drive: Any, later: str) -> None:
+    """A head on an encoder's outputs judges the encoder; another network is no student."""
+
+    def body(loop: ScriptLoop) -> None:
+        assert loop.run.session.executions == 2, "the script was followed to its end"
+        assert parts(loop)["loop"] == "the first training loop that the script comes to"
         steps(loop)
 
-    drive(script, 2, student)
+    drive(HEAD + PRETRAINING + later, None, body)
+
+
+def test_a_script_is_not_followed_for_long(drive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scouting, "LONGEST", 0.0)
+
+    def body(loop: ScriptLoop) -> None:
+        assert parts(loop)["loop"] == "the first training loop that the script comes to"
+        assert "other loops" in parts(loop)
+
+    drive(HEAD + DISTILLATION, None, body)
 
 
 def test_the_head_is_warmed_up_before_all_is_trained(drive: Any) -> None:
