@@ -49,7 +49,7 @@ def nursery() -> Iterator[Any]:
     ready.close()
 
 
-TURNS = 12
+TURNS = 24
 """Of so many programs, one is asked in both forms, and more than what it is there for."""
 
 
