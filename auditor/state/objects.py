@@ -80,9 +80,24 @@ def keep_slots(obj: Any) -> Undo | None:
     return undo if any("__slots__" in vars(cls) for cls in type(obj).__mro__) else None
 
 
+TIES = ("_trainer", "_fabric")
+"""The attributes by which a LightningModule is tied to the trainer that runs it.
+
+A snapshot does not bring them back: after the script was executed again that is another trainer.
+"""
+
+
 def keep_dict(obj: dict[Any, Any]) -> Undo:
     """Keys, values by reference, and their order, which is the order of ``parameters()``."""
-    return partial(refill, obj, list(_methods(obj).items(obj)))
+    saved = list(_methods(obj).items(obj))
+    if not any(name in obj for name in TIES):
+        return partial(refill, obj, saved)
+
+    def undo() -> None:
+        ties = {name: obj[name] for name in TIES if name in obj}
+        refill(obj, [(key, ties.get(key, value)) for key, value in saved])
+
+    return undo
 
 
 def _methods(obj: dict[Any, Any]) -> type[dict[Any, Any]]:

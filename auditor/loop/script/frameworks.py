@@ -21,6 +21,7 @@ import torch
 from torch.optim import Optimizer
 
 from nnaudit.loop.script.patches import Patches
+from nnaudit.state.objects import TIES
 from nnaudit.targets import callstack
 
 FOREVER = 2**62
@@ -90,7 +91,7 @@ def ties_to_run(module: Any) -> dict[str, Any]:
     """
     if not any(cls.__name__ == "LightningModule" for cls in type(module).__mro__):
         return {}
-    return {name: vars(module)[name] for name in ("_trainer", "_fabric") if name in vars(module)}
+    return {name: vars(module)[name] for name in TIES if name in vars(module)}
 
 
 def keeps_the_log(module: Any) -> bool:

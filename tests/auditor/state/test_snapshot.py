@@ -1346,3 +1346,15 @@ def test_functions_name_generators_of_their_file_closure_and_object() -> None:
     found = generators_of((partial(step), stepper.step, None, nn.ReLU()))
     assert {id(each) for each in found} == {id(own), id(OF_THE_FILE), id(stepper.rng)}
     assert unused not in found
+
+
+def test_who_runs_a_lightning_module_is_not_for_a_snapshot_to_say() -> None:
+    """A script that was executed again has another trainer."""
+    module = nn.Linear(2, 2)
+    module._trainer = first = types.SimpleNamespace(stage="train")  # type: ignore[assignment]
+    snapshot = Snapshot.take(Subjects(models=(module,)))
+    module._trainer = second = types.SimpleNamespace(stage="train")  # type: ignore[assignment]
+    module.counted, first.stage = 3, None
+    snapshot.restore()
+    assert module._trainer is second
+    assert not hasattr(module, "counted")
