@@ -32,6 +32,8 @@ class Job(Model):
         known_fatal: probes and stages during which an earlier child died, with the reason. They are
             not tried again.
         elapsed: seconds that earlier children used of the budget.
+        began: when this child was started, by the monotonic clock that processes share; None for
+            when it comes to its job.
         inspect: only say what the target is.
         battery: only say which checks the settings select; there is no target.
         scratch: a folder for what the program writes.
@@ -47,6 +49,7 @@ class Job(Model):
     remaining: tuple[str, ...] | None = None
     known_fatal: dict[str, str] = Field(default_factory=dict)
     elapsed: float = 0.0
+    began: float | None = None
     inspect: bool = False
     battery: bool = False
     scratch: str = ""

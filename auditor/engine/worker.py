@@ -111,7 +111,8 @@ def audit_file(job: Job, emit: Emit) -> None:
     device = engine.device_for(settings.device)
     sys.path[:] = path  # torch 2.8 adds a folder, of which a script under python knows nothing
 
-    began = time.monotonic()
+    # What it takes to start is of the budget, too.
+    began = time.monotonic() if job.began is None else job.began
     seen: Ranks | None = None
     if settings.nproc_per_node is not None and not job.inspect:
         seen = _ranks(job, form, emit)
