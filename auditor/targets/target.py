@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnaudit.errors import (
+    NnauditError,
     TargetError,
     describe,
     is_user,
@@ -120,10 +121,10 @@ def found_in(module: ModuleType, path: Path) -> Target:
     """Return the target that ``module``, which is the file at ``path`` executed, defines.
 
     Raises:
-        TargetError: it defines no model, or a marked function returns something else.
+        TargetError: it defines no model, or a marked function fails or returns something else.
     """
     marked = [v for v in vars(module).values() if getattr(v, TARGET_MARK, False)]
-    found = marked[0]() if marked else _by_names(module, path)
+    found = _made_by(marked[0], path) if marked else _by_names(module, path)
     if not isinstance(found, Target):
         raise TargetError(
             f"{path}: {marked[0].__name__}() is marked @nnaudit.target and returned a "
@@ -155,7 +156,7 @@ def _import(path: Path) -> ModuleType:
             'put that behind if __name__ == "__main__":'
         ) from error
     except Exception as error:
-        raise _import_failure(path, error) from error
+        raise _failure(path, "importing the file failed", error) from error
     return module
 
 
@@ -166,8 +167,18 @@ def forget(module: ModuleType) -> None:
     vars(module).clear()
 
 
-def _import_failure(path: Path, error: Exception) -> TargetError:
-    failure = TargetError(f"{_place(error, path)}: importing the file failed: {describe(error)}")
+def _made_by(function: Callable[[], Any], path: Path) -> Any:
+    """Call the function that is marked as the target of the file at ``path``."""
+    try:
+        return function()
+    except NnauditError:
+        raise
+    except Exception as error:
+        raise _failure(path, f"{function.__name__}() failed", error) from error
+
+
+def _failure(path: Path, what: str, error: Exception) -> TargetError:
+    failure = TargetError(f"{_place(error, path)}: {what}: {describe(error)}")
     failure.add_note(user_traceback(error))
     return failure
 

@@ -63,6 +63,12 @@ def test_a_marked_function_must_return_a_target(tmp_path: Path) -> None:
         targets.load(file(tmp_path, text))
 
 
+def test_a_marked_function_that_fails_is_the_users(tmp_path: Path) -> None:
+    text = "import nnaudit\n@nnaudit.target\ndef mine():\n    return nnaudit.Target(modell=3)\n"
+    with pytest.raises(TargetError, match=r"py:4: mine\(\) failed: TypeError: .*'modell'"):
+        targets.load(file(tmp_path, text))
+
+
 def test_a_lone_model_class_is_taken(tmp_path: Path) -> None:
     text = (
         "from torch import nn\nclass Block(nn.Module):\n    def __init__(self, n):\n"
