@@ -33,7 +33,12 @@ _THROUGH = frozenset(
 """Calls that leave decisions decisions, and scores scores."""
 
 _MODULES = frozenset({"np", "numpy", "torch", "jnp"})
-_DECIDES = frozenset({"argmax", "round", "predict", "sign"})
+_DECIDES = frozenset({"argmax", "sign"})
+
+_CLASSIFIER = re.compile(r"Classifier(CV)?$|^LogisticRegression|SVC$|NB$|DiscriminantAnalysis$")
+"""Classes of scikit-learn and skorch whose ``predict`` gives classes; that of a regressor, of a
+booster or of a program's own class may well give scores."""
+
 _DEEPEST = 12
 """Names that are followed one after the other before a value counts as unknown."""
 
@@ -141,17 +146,34 @@ class _Values:
         return self._given.get(written(value), [])
 
     def _of_call(self, call: ast.Call, depth: int) -> bool:
-        name = called(call)
+        name, method = called(call), call.func
         if name in _DECIDES:
-            return not any(k.arg in ("decimals", "ndigits") for k in call.keywords)
+            return True
+        if name == "predict":
+            return isinstance(method, ast.Attribute) and self._is_classifier(method.value)
+        of_module = isinstance(method, ast.Name) or (
+            isinstance(method, ast.Attribute) and written(method.value) in _MODULES
+        )
+        if name == "round":  # to whole numbers, not to so many digits
+            return len(call.args) == int(of_module) and not call.keywords
         if name not in _THROUGH:
             return False
-        of_module = isinstance(call.func, ast.Name) or (
-            isinstance(call.func, ast.Attribute) and written(call.func.value) in _MODULES
-        )
-        if not of_module and isinstance(call.func, ast.Attribute):
-            return self.are_decisions(call.func.value, depth + 1)
+        if not of_module and isinstance(method, ast.Attribute):
+            return self.are_decisions(method.value, depth + 1)
         return bool(call.args) and self.are_decisions(call.args[0], depth + 1)
+
+    def _is_classifier(self, value: ast.expr) -> bool:
+        made = [value] if isinstance(value, ast.Call) else self._given.get(written(value), [])
+        return bool(made) and all(_CLASSIFIER.search(_class_of(each)) for each in made)
+
+
+def _class_of(made: ast.expr) -> str:
+    """Return ``SVC`` of ``SVC(C=2)`` and of ``SVC(C=2).fit(x, y)``; nothing of anything else."""
+    if not isinstance(made, ast.Call):
+        return ""
+    if called(made) == "fit" and isinstance(made.func, ast.Attribute):
+        return _class_of(made.func.value)
+    return called(made)
 
 
 def _gives(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:

@@ -32,7 +32,15 @@ _OBJECTS = re.compile(
 
 _PERPLEXITY = re.compile(r"(^|_)(ppl|perplexity)(_|$)", re.IGNORECASE)
 
-_LOADER = re.compile(r"loader|(^|_)dl\b|batches", re.IGNORECASE)
+_LOADER = re.compile(r"loader(?!s)|(^|_)dl(_|$)|batches", re.IGNORECASE)
+"""Names of what yields batches."""
+
+_LOADERS = re.compile(r"loaders|(^|_)dls(_|$)", re.IGNORECASE)
+"""Names of several such: a loop over them is one over data sets, folds or phases."""
+
+_BY_ROW = re.compile(r"len\(|size|shape|batch")
+"""What the bound of a ``range`` over the rows of a batch is written with."""
+
 _STEPS = frozenset({"validation_step", "test_step"})
 
 
@@ -168,10 +176,37 @@ def batch_means(source: Source) -> tuple[BatchMean, ...]:
 
 
 def _over_batches(source: Source) -> Iterator[ast.For]:
-    for loop in source.find(ast.For):
-        over = written(loop.iter)
-        if _LOADER.search(over) and not over.startswith("range("):
-            yield loop
+    return (loop for loop in source.find(ast.For) if any(_loaders(loop.iter)))
+
+
+def _loaders(node: ast.expr) -> Iterator[str]:
+    """Yield the loaders, as they are written, whose batches a loop over ``node`` gets.
+
+    Those by their name, one of several (``loaders["val"]``), one that is made there
+    (``DataLoader(rows, 64)``), and those in a call that hands batches on (``tqdm(loader)``). A
+    loader's data set is none, and so are several loaders.
+    """
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        if _LOADER.search(_last_name(node)):
+            yield written(node)
+    elif isinstance(node, ast.Subscript):
+        name = _last_name(node.value)
+        if _LOADER.search(name) or _LOADERS.search(name):
+            yield written(node)
+    elif isinstance(node, ast.Call) and called(node) not in ("range", "len"):
+        if _LOADER.search(called(node)):
+            yield written(node)
+            return
+        inside = [*node.args]
+        if isinstance(node.func, ast.Attribute):
+            inside.append(node.func.value)
+        for each in inside:
+            yield from _loaders(each)
+
+
+def _last_name(node: ast.expr) -> str:
+    """Return ``c`` of ``a.b.c``."""
+    return written(node).rpartition(".")[2]
 
 
 def _logged(source: Source) -> Iterator[BatchMean]:
@@ -212,7 +247,7 @@ def _in_loop(source: Source, loop: ast.For) -> Iterator[BatchMean]:
             and any(called(call) == "exp" for call in _behind(node.value, loop))
         ):
             yield BatchMean(written(node.target), over, False, node.lineno, exponential=True)
-    yield from _divided_hits(source, set(_hits(loop)), over)
+    yield from _divided_hits(source, set(_hits(loop)), loop.iter)
     yield from _in_meters(source, loop)
 
 
@@ -225,12 +260,12 @@ def _in_sums(source: Source) -> Iterator[BatchMean]:
         made = total.args[0]
         if not isinstance(made, (ast.GeneratorExp, ast.ListComp)) or not _counts_hits(made.elt):
             continue
-        over = written(made.generators[0].iter)
-        if _LOADER.search(over) and _is_mean_over(source, division, over):
-            yield BatchMean(written(made.elt), over, True, division.lineno)
+        over = made.generators[0].iter
+        if _is_mean_over(source, division, over):
+            yield BatchMean(written(made.elt), written(over), True, division.lineno)
 
 
-def _divided_hits(source: Source, hits: set[str], over: str) -> Iterator[BatchMean]:
+def _divided_hits(source: Source, hits: set[str], over: ast.expr) -> Iterator[BatchMean]:
     """Yield the names in ``hits`` that are divided by the number of batches of ``over``."""
     for division in source.find(ast.BinOp):
         if not _is_mean_over(source, division, over):
@@ -241,13 +276,40 @@ def _divided_hits(source: Source, hits: set[str], over: str) -> Iterator[BatchMe
             yield BatchMean(name, loader, True, division.lineno)
 
 
-def _is_mean_over(source: Source, division: ast.BinOp, over: str) -> bool:
-    """Whether it divides by ``len`` of the loader that ``over`` iterates, and nothing else does."""
-    if not isinstance(division.op, ast.Div) or not written(division.right).startswith("len("):
+def _is_mean_over(source: Source, division: ast.BinOp, over: ast.expr) -> bool:
+    """Whether it divides by ``len`` of a loader that ``over`` iterates, and nothing else does."""
+    number = division.right
+    if not isinstance(division.op, ast.Div) or not isinstance(number, ast.Call):
         return False
-    loader = written(division.right)[len("len(") : -1]
-    same = re.search(rf"(?<![\w.]){re.escape(loader)}(?![\w.])", over)
-    return same is not None and _is_whole(source, division)
+    if called(number) != "len" or len(number.args) != 1:
+        return False
+    loader = written(number.args[0])
+    return (
+        loader in _loaders(over)
+        and not _yields_single_rows(source, loader)
+        and _is_whole(source, division)
+    )
+
+
+def _yields_single_rows(source: Source, loader: str) -> bool:
+    """Whether ``loader`` is a DataLoader that is made, somewhere, with batches of one row."""
+    for node in source.find(ast.Assign):
+        for target in node.targets:
+            for name, made in assigned(target, node.value):
+                if written(name) != loader or not isinstance(made, ast.Call):
+                    continue
+                if called(made) == "DataLoader" and _batch_of_one(made):
+                    return True
+    return False
+
+
+def _batch_of_one(made: ast.Call) -> bool:
+    """Whether a call of DataLoader names the batch size 1, or leaves it at its default, 1."""
+    if any(keyword.arg in (None, "batch_sampler") for keyword in made.keywords):
+        return False
+    given = [keyword.value for keyword in made.keywords if keyword.arg == "batch_size"]
+    given += made.args[1:2]
+    return not given or (isinstance(given[0], ast.Constant) and given[0].value == 1)
 
 
 def _in_meters(source: Source, loop: ast.For) -> Iterator[BatchMean]:
@@ -308,12 +370,31 @@ def _values_of(value: ast.AST, scope: ast.AST) -> list[ast.expr]:
 
 
 def _gathered(loop: ast.For) -> Iterator[ast.expr]:
-    """Yield what is added up, or appended, in ``loop``."""
-    for node in ast.walk(loop):
+    """Yield what is added up, or appended, in ``loop`` for a batch as a whole."""
+    for node in _of_batch(loop):
         if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
             yield node.value
         elif isinstance(node, ast.Call) and called(node) in ("append", "update") and node.args:
             yield node.args[0]
+
+
+def _of_batch(loop: ast.For) -> Iterator[ast.AST]:
+    """Yield the nodes of ``loop`` but those of loops over the rows of its batch.
+
+    A loop in it is over rows unless it counts something else, as classes: ``range(classes)``.
+    """
+    for node in ast.iter_child_nodes(loop):
+        yield from _beside_rows(node)
+
+
+def _beside_rows(node: ast.AST) -> Iterator[ast.AST]:
+    if isinstance(node, ast.For):
+        counts = isinstance(node.iter, ast.Call) and called(node.iter) == "range"
+        if not counts or _BY_ROW.search(written(node.iter)):
+            return
+    yield node
+    for each in ast.iter_child_nodes(node):
+        yield from _beside_rows(each)
 
 
 def _hits(loop: ast.For) -> Iterator[str]:
@@ -336,5 +417,7 @@ def _counts_hits(value: ast.expr) -> bool:
 
 def _is_whole(source: Source, division: ast.BinOp) -> bool:
     """Whether nothing else is divided by: ``hits / len(loader) / batch_size`` is right."""
+    if any(isinstance(node, ast.Div) for node in ast.walk(division.left)):
+        return False
     parent = next(source.ancestors(division), None)
     return not (isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Div))

@@ -30,6 +30,15 @@ from sklearn.metrics import roc_curve
 guess = (torch.sigmoid(model(x)) > 0.5).float()
 roc_curve(y, guess.squeeze(1))
 """,
+    "a classifier's classes": """
+from sklearn.metrics import roc_auc_score
+baseline = LogisticRegression(C=0.1).fit(x, y)
+roc_auc_score(y_val, baseline.predict(x_val))
+""",
+    "whole numbers": """
+from sklearn.metrics import roc_auc_score
+roc_auc_score(y, np.round(probabilities))
+""",
 }
 
 SWAPPED = {
@@ -90,6 +99,17 @@ precision_score(model(x).argmax(1), y)
     "rounded to digits": """
 from sklearn.metrics import roc_auc_score
 roc_auc_score(y, probability.round(decimals=4))
+roc_auc_score(y, [round(p, 4) for p in np.round(probabilities, 6)])
+""",
+    "a function of one's own that predicts probabilities": """
+from sklearn.metrics import average_precision_score
+average_precision_score(frame.y, predict(model, val_set))
+""",
+    "what a network, a trainer or a booster predicts": """
+from sklearn.metrics import roc_auc_score
+roc_auc_score(y, torch.cat(trainer.predict(model, val_loader)))
+booster = lightgbm.train(parameters, rows)
+roc_auc_score(y, booster.predict(x))
 """,
     "of another function": """
 from sklearn.metrics import roc_auc_score

@@ -151,6 +151,17 @@ for x, y in test_loader:
     hits += (model(x).argmax(1) == y).sum().item()
 print(100.0 * hits / len(test_loader))
 """,
+    "hits of one of several loaders": """
+test_loader = DataLoader(rows, 64)
+for x, y in tqdm(self.loaders["val"], leave=False):
+    hits += (model(x).argmax(1) == y).sum().item()
+print(hits / len(self.loaders["val"]))
+""",
+    "by class": """
+for x, y in val_loader:
+    for c in range(classes):
+        scores.append(roc_auc_score(y == c, model(x)[:, c]))
+""",
 }
 
 WHOLE = {
@@ -211,7 +222,37 @@ print(total / len(loader))
     "rows": """
 for x, y in loader:
     hits += (model(x).argmax(1) == y).sum().item()
-print(hits / len(loader.dataset), hits / len(loader) / size)
+print(hits / len(loader.dataset), hits / len(loader) / size, hits / size / len(loader))
+""",
+    "rows of a data set whose loader is made in the loop's head": """
+for x, y in DataLoader(val_set, batch_size=512):
+    hits += (model(x).argmax(1) == y).sum().item()
+acc = sum((net(x).argmax(1) == y).sum() for x, y in DataLoader(val_set, 512)) / len(val_set)
+print(hits / len(val_set))
+""",
+    "rows of a loader's data set": """
+for x, y in val_loader.dataset:
+    hits += (model(x[None]).argmax(1) == y).sum().item()
+print(hits / len(val_loader.dataset))
+""",
+    "batches of one row": """
+test_loader, train_loader = DataLoader(rows, shuffle=False), DataLoader(rows, 64)
+for x, y in test_loader:
+    hits += (model(x).argmax(1) == y).sum().item()
+print(hits / len(test_loader))
+""",
+    "several loaders": """
+for name, loader in test_loaders.items():
+    results.append(roc_auc_score(*predict(model, loader)))
+for train_loader, val_loader in fold_loaders:
+    results.append(f1_score(*fit(train_loader, val_loader)))
+""",
+    "by row": """
+for x, y in val_loader:
+    for truth, scores in zip(y, model(x)):
+        precisions.append(average_precision_score(truth, scores))
+    for i in range(len(y)):
+        precisions.append(average_precision_score(y[i], model(x)[i]))
 """,
 }
 
