@@ -55,7 +55,7 @@ def shared_by_folds(source: Source) -> tuple[SharedByFolds, ...]:
         entered = [functions[called(call)] for call in calls if called(call) in functions]
         inside = calls + [c for f in entered for c in ast.walk(f) if isinstance(c, ast.Call)]
         trains = any(called(call) in ("backward", "fit") for call in inside)
-        names = {called(call) for call in inside}
+        names = {called(call) for call in inside} | set(_applied(inside))
         fresh = any(_FRESH.search(name) and not _ELSE.search(name) for name in names)
         if not trains or fresh:
             continue
@@ -63,6 +63,13 @@ def shared_by_folds(source: Source) -> tuple[SharedByFolds, ...]:
         for name in sorted(set(_trained(calls, functions)) & made.keys()):
             found.append(SharedByFolds(name, made[name], loop.lineno))
     return tuple(found)
+
+
+def _applied(calls: list[ast.Call]) -> Iterator[str]:
+    """Yield the functions that are handed on: ``reset_weights`` of ``net.apply(reset_weights)``."""
+    for call in calls:
+        if called(call) == "apply":
+            yield from map(written, call.args)
 
 
 def _is_over_folds(loop: ast.For, splitters: set[str]) -> bool:

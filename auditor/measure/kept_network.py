@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nnaudit.report import Location
-from nnaudit.targets.source import Source, assigned, written
+from nnaudit.targets.source import Source, assigned, called, written
 
 _OF_NETWORKS = frozenset({"train", "eval", "parameters", "state_dict", "load_state_dict"})
 """Methods by whose calls a variable is known to hold a network."""
@@ -37,8 +37,9 @@ class KeptNetwork:
 def kept_networks(source: Source) -> tuple[KeptNetwork, ...]:
     """Return where ``source`` binds a name with "best" to the network that it goes on training.
 
-    The statement is under a condition within a loop that does not make the network anew (one for
-    each fold or setting is kept by its name alone), and does not leave the loop.
+    The statement is under a condition within a loop that does not make the network anew, itself or
+    in a function of the file that it calls (one for each fold or setting is kept by its name
+    alone), and does not leave the loop.
     """
     return tuple(kept for node in source.find(ast.If) for kept in _kept_in(source, node))
 
@@ -58,7 +59,7 @@ def _kept_in(source: Source, condition: ast.If) -> Iterator[KeptNetwork]:
             name, network = written(target), written(value)
             if "best" not in name.lower() or not _is_network(source, network):
                 continue
-            if any(_bound_in(loop) & _leading_to(network) for loop in loops):
+            if any(_bound_in(part) & _leading_to(network) for part in _run_by(source, loops)):
                 continue
             used = _first_use(source, name, condition)
             where = Location(file=source.file, line=statement.lineno)
@@ -76,13 +77,27 @@ def _is_network(source: Source, name: str) -> bool:
     return any(call.receiver == name and call.name in _OF_NETWORKS for call in source.calls)
 
 
-def _bound_in(loop: ast.AST) -> set[str]:
-    """Return the names that ``loop`` binds, by whatever statement."""
-    return {
-        written(node)
-        for node in ast.walk(loop)
+def _run_by(source: Source, loops: list[ast.AST]) -> list[ast.AST]:
+    """Return ``loops`` and the functions of the file that they call, or that those call."""
+    functions = {function.name: function for function in source.find(ast.FunctionDef)}
+    run = list(loops)
+    for part in run:  # it grows
+        names = {called(call) for call in ast.walk(part) if isinstance(call, ast.Call)}
+        run += [functions.pop(name) for name in sorted(names & functions.keys())]
+    return run
+
+
+def _bound_in(part: ast.AST) -> set[str]:
+    """Return the names that a loop binds, by whatever statement, or a function beyond its end."""
+    stored = [
+        node
+        for node in ast.walk(part)
         if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store)
-    }
+    ]
+    if isinstance(part, ast.FunctionDef):
+        shared = {n for node in ast.walk(part) if isinstance(node, ast.Global) for n in node.names}
+        stored = [n for n in stored if isinstance(n, ast.Attribute) or n.id in shared]
+    return {written(node) for node in stored}
 
 
 def _leading_to(name: str) -> set[str]:

@@ -39,8 +39,10 @@ class Refit:
 def refits(source: Source) -> tuple[Refit, ...]:
     """Return the fits of ``source`` to rows named as held-out ones are.
 
-    A class counts that is fitted to rows named as training rows, too: each set then has numbers
-    of its own for the same thing. A fit to both (``pd.concat([train, test])``) is none.
+    A class counts that is fitted to training rows of the same name, too (``train.city`` and
+    ``test.city``), or an object that is: each set then has numbers of its own for the same thing.
+    A fit to both (``pd.concat([train, test])``) is none, nor is one to something else, as a
+    projection of validation's embeddings for a plot.
     """
     kinds = {
         written(target): called(node.value)
@@ -48,8 +50,8 @@ def refits(source: Source) -> tuple[Refit, ...]:
         if isinstance(node.value, ast.Call) and called(node.value) in _KINDS
         for target in node.targets
     }
-    training: dict[str, int] = {}
-    held_out: list[tuple[str, str, int]] = []
+    training: list[_Fit] = []
+    held_out: list[_Fit] = []
     for call in source.find(ast.Call):
         if called(call) not in ("fit", "fit_transform") or not call.args:
             continue
@@ -58,10 +60,31 @@ def refits(source: Source) -> tuple[Refit, ...]:
         rows = written(call.args[0])
         if kind not in _KINDS or bool(_TRAINING.search(rows)) is bool(_HELD_OUT.search(rows)):
             continue
-        if _TRAINING.search(rows):
-            training.setdefault(kind, call.lineno)
-        else:
-            held_out.append((kind, rows, call.lineno))
-    return tuple(
-        Refit(kind, rows, line, training[kind]) for kind, rows, line in held_out if kind in training
-    )
+        place = training if _TRAINING.search(rows) else held_out
+        place.append(_Fit(kind, "" if isinstance(of, ast.Call) else written(of), rows, call.lineno))
+    pairs = ((fit, [of for of in training if _same(of, fit)]) for fit in held_out)
+    return tuple(Refit(fit.kind, fit.rows, fit.line, of[0].line) for fit, of in pairs if of)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A fit of an object ``of`` a class (empty without a name) to ``rows``, as they are written."""
+
+    kind: str
+    of: str
+    rows: str
+    line: int
+
+
+def _same(training: _Fit, held_out: _Fit) -> bool:
+    """Whether both fits are of the same thing: by one object, or to rows of the same name."""
+    if training.kind != held_out.kind:
+        return False
+    first, second = _named(training.rows), _named(held_out.rows)
+    return training.of == held_out.of != "" or first <= second or second <= first
+
+
+def _named(rows: str) -> set[str]:
+    """Return the words of ``rows`` but those that say of which split they are."""
+    words = set(re.findall(r"[a-z]+", rows.lower()))
+    return {word for word in words if not _TRAINING.search(word) and not _HELD_OUT.search(word)}

@@ -72,6 +72,13 @@ net = Net()
 for train, val in KFold(5).split(X, y):
     train_fold(net)
 """,
+    "reset by apply": f"""
+net = Net()
+for train, val in KFold(5).split(X, y):
+    net.apply(reset_weights)
+    net.train()
+{TRAINING}
+""",
     "a copy": f"""
 base = Net()
 for train, val in KFold(5).split(X, y):

@@ -54,6 +54,14 @@ model.fit(x_val, y_val)
 inputs = StandardScaler().fit(x_train)
 shown = PCA(2).fit_transform(x_test)
 """,
+    "a projection for a plot": """
+inputs = PCA(50).fit(x_train)
+shown = PCA(2).fit_transform(val_embeddings)
+""",
+    "another column": """
+towns = LabelEncoder().fit(train.town)
+numbers = LabelEncoder().fit(test.submission_id)
+""",
     "the latest rows": """
 a = StandardScaler().fit(latest)
 b = StandardScaler().fit(x_train)

@@ -85,6 +85,12 @@ AFTER
 """
 
 
+FUNCTIONS = """
+def build(self): self.net = Net()
+def renew(): global net; net = Net()
+"""
+
+
 @pytest.mark.parametrize(
     ("body", "after", "found"),
     [
@@ -118,6 +124,8 @@ def test_what_a_line_keeps_under_a_condition(
         ("", "best_net = copy.deepcopy(net)", "best_net.eval()", None),
         ("", "best_net = net; break", "best_net.eval()", None),
         ("net = build(epoch)", "best_net = net", "best_net.eval()", None),  # one for each fold
+        ("self.build()", "self.best = self.net", "test(self.best)", None),
+        ("renew()", "best_net = net", "best_net.eval()", None),
         ("", "best_score = score", "print(best_score)", None),
     ],
 )
@@ -126,7 +134,7 @@ def test_what_keeps_the_network_itself(
 ) -> None:
     file = tmp_path / "train.py"
     text = LOOP.replace("train()", f"{before or 'pass'}\n    net.train(); self.net.train()")
-    file.write_text(text.replace("BODY", body).replace("AFTER", f"done()\n{after}"))
+    file.write_text(text.replace("BODY", body).replace("AFTER", f"done()\n{after}\n{FUNCTIONS}"))
     found = kept_networks(source_of(file))
     assert [kept.used for kept in found] == ([] if used is None else [used])
 
