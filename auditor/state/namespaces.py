@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import multiprocessing.util
 import os
 import shutil
 import stat
@@ -43,6 +44,12 @@ _KEPT_FLAGS = {
 
 SYSTEM = ("/dev", "/proc", "/run", "/sys")
 """Devices, the kernel's own files and the sockets of services: nobody keeps results there."""
+
+_SOCKETS = "ipc"
+"""Folder in the scratch folder that every root shows, for the sockets of multiprocessing."""
+
+_LONGEST = 64
+"""Characters of its path: with what multiprocessing adds, a socket's may have 107."""
 
 
 def enter_namespaces(flags: int) -> None:
@@ -146,6 +153,7 @@ class Layers:
         if not self._takes_layers():
             # In memory, then: by default up to a half of it.
             _mount("nnaudit", self.scratch, "tmpfs", options="mode=700")
+        os.mkdir(f"{self.scratch}/{_SOCKETS}")
 
     def _real(self, path: str) -> str:
         """Return the way to ``path`` as the host sees it, from within any root."""
@@ -181,11 +189,18 @@ class Layers:
             if not any(is_under(path, folder) for folder in SYSTEM):
                 _mount(self._real(path), root + path, flags=_BIND | _RECURSIVE)
         with suppress(OSError):  # where a folder of the system hides it, there is nothing to hide
-            _mount("nnaudit", root + self.scratch, "tmpfs", _READ_ONLY, "size=4k,mode=700")
+            self._hide_scratch(root + self.scratch)
         for path in self._essential:
             if path in self.refused:
                 raise OSError(errno.EROFS, "no overlay can lie over it", path)
         return root
+
+    def _hide_scratch(self, target: str) -> None:
+        """Show an empty folder in its place, with what processes of several roots meet in."""
+        _mount("nnaudit", target, "tmpfs", options="size=4k,mode=700")
+        os.mkdir(f"{target}/{_SOCKETS}")
+        _mount(self._real(f"{self.scratch}/{_SOCKETS}"), f"{target}/{_SOCKETS}", flags=_BIND)
+        _make_read_only(target)
 
     def _cover(self, mount: Mount, place: str) -> None:
         """Put the mount into the root at ``place``, under an overlay where it can be written."""
@@ -268,8 +283,10 @@ class Layers:
         """Take ``root`` for the root of this process, and work in ``folder`` there."""
         os.chroot(root)
         os.chdir(folder)
-        if self._own_users and not self._current:
-            os.rename, os.replace = _moving_folders(os.rename), _moving_folders(os.replace)
+        if not self._current:
+            _meet_in(f"{self.scratch}/{_SOCKETS}")
+            if self._own_users:
+                os.rename, os.replace = _moving_folders(os.rename), _moving_folders(os.replace)
         self._current = root
 
     @contextmanager
@@ -293,6 +310,21 @@ class Layers:
         while folder not in self.refused and folder not in self.written and folder != "/":
             folder = os.path.dirname(folder)
         return folder in self.refused
+
+
+def _meet_in(folder: str) -> None:
+    """Have multiprocessing make its sockets in ``folder``.
+
+    A DataLoader's workers that persist were started in another root than the one in which their
+    loader is read later; what they send comes by a socket, which has a path.
+    """
+    if not os.path.isdir(folder) or len(folder) > _LONGEST:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
 
 
 def _moving_folders(rename: Callable[..., None]) -> Callable[..., None]:

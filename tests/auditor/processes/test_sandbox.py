@@ -184,6 +184,29 @@ print(sorted(os.listdir()))
     assert [Path(name).name for name in ended.names] == ["last.pt"]
 
 
+@pytest.mark.usefixtures("kernel")
+def test_workers_that_live_on_are_reached_in_another_execution(run: Callable[..., Ran]) -> None:
+    text = """
+import os
+from multiprocessing.connection import Client, Listener
+listener = Listener(family="AF_UNIX")
+if os.fork() == 0:
+    for _ in range(3):
+        with listener.accept() as connection: connection.send("here")
+    os._exit(0)
+said = []
+def ask():
+    with Client(listener.address) as connection: said.append(connection.recv())
+ask()
+with fresh():
+    ask()
+ask()
+print(*said)
+"""
+    _, ended, output = run(text, sandbox="kernel")
+    assert (ended.code, output) == (0, "here here here\n")
+
+
 def test_what_is_allowed_is_written_for_real(run: Callable[..., Ran], project: Path) -> None:
     cache = project.parent / ".cache" / "torch"
     cache.mkdir(parents=True)
