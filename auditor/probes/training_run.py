@@ -142,6 +142,14 @@ class Training:
         """Whether its losses compare with classes, or with the same numbers in every step."""
         return compare_with_labels(self.calls.values())
 
+    @property
+    def ending(self) -> str:
+        """Why the run ended before its time; empty where it did not."""
+        if self.broke is None:
+            return ""
+        why = self.error or "the loss is NaN or infinite from then on"
+        return f"The run ended at step {self.broke}: {why}."
+
     def last(self, share: float = 1 / 3) -> tuple[float, ...]:
         """The losses of the last ``share`` of the run."""
         return self.losses[-max(1, round(share * len(self.losses))) :]

@@ -109,8 +109,8 @@ class InputDependence(Check):
         """Believe unseen rows that are predicted; look closely where they are not."""
         training = audit.probe(TrainingRun)
         details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
-        if training.broke is not None:
-            return self.inconclusive("The loss of the run became NaN or infinite: see FIT104.")
+        if training.ending:
+            return self.inconclusive(training.ending)
         last = training.moments[-1]
         score = score_of(last.val.calls)
         if score is not None and score.z > _SURE:

@@ -52,9 +52,8 @@ class LossDecreases(Check):
     def run(self, audit: Audit) -> Result:
         """Hold the end of the run against the best constant."""
         training = audit.probe(TrainingRun)
-        if training.broke is not None:
-            why = training.error or "the loss is NaN or infinite from then on"
-            return self.inconclusive(f"The run ended at step {training.broke}: {why}.")
+        if training.ending:
+            return self.inconclusive(training.ending)
         finite = [loss for loss in training.losses if math.isfinite(loss)]
         if len(finite) < len(training.losses):
             return self.inconclusive("Some losses of the run are NaN or infinite: see FIT104.")

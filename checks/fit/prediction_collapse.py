@@ -134,8 +134,8 @@ class PredictionCollapse(Check):
     def run(self, audit: Audit) -> Result:
         """Look at the predictions at the end of the run."""
         training = audit.probe(TrainingRun)
-        if training.broke is not None:
-            return self.inconclusive("The loss of the run became NaN or infinite: see FIT104.")
+        if training.ending:
+            return self.inconclusive(training.ending)
         look, where = _looked_at(training)
         found = spread_of(look.calls) if look.calls else _of_outputs(look)
         if found is None or (math.isnan(found.variation) and not found.predicted):

@@ -86,10 +86,11 @@ class SimpleBaseline(Check):
         """Compare where there is something to gain."""
         training = audit.probe(TrainingRun)
         own = score_of(training.moments[-1].val.calls)
-        if training.broke is not None or own is None:
+        if training.ending or own is None:
             return self.inconclusive(
-                "Not judged: the predictions on the validation set cannot be compared with its "
-                "targets, or the loss became NaN."
+                training.ending
+                or "Not judged: the predictions on the validation set cannot be compared with its "
+                "targets."
             )
         details: dict[str, Any] = {"evidence": (curve_of_run(training),)}
         steps = len(training.losses)

@@ -80,11 +80,8 @@ class TargetLeak(Check):
         training = audit.probe(TrainingRun)
         calls = training.moments[0].fixed.calls
         call = next(iter(calls), None)
-        if call is None or training.broke is not None:
-            return self.inconclusive(
-                "Not judged: the loss is composite or hand-written, or it became NaN, so the "
-                "targets cannot be read off it."
-            )
+        if call is None or training.ending:
+            return self.inconclusive(training.ending or _why_not_read(training))
         if reason := _why_no_labels(calls, batches.size(training.fixed[0])):
             return self.skipped(reason)
         column = column_of(*training_columns(audit))
@@ -146,6 +143,12 @@ class TargetLeak(Check):
             fix="do not pass the target, or anything made from it, to the model",
             **details,
         )
+
+
+def _why_not_read(training: Training) -> str:
+    known = training.moments[0].fixed.losses
+    why = "is composite or hand-written" if known else "cannot be computed in eval mode"
+    return f"Not judged: the loss {why}, so the targets cannot be read off it."
 
 
 def _why_no_labels(calls: Sequence[LossCall], rows: int) -> str:

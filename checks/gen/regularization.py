@@ -93,12 +93,9 @@ class Regularization(Check):
         moments = tuple(m for m in training.moments if m.val.losses and m.fixed.losses)
         advised = next_factor(factors)
         evidence = (*_curves(moments), *_numbers(moments), _table(factors, advised))
-        if len(moments) < 2 or training.broke is not None:
-            return self.inconclusive(
-                "The losses on training and validation batches could not be compared: the run was "
-                "too short or its loss became NaN.",
-                evidence=evidence,
-            )
+        if len(moments) < 2 or training.ending:
+            said = training.ending or _not_compared(training)
+            return self.inconclusive(said, evidence=evidence)
         first, last = moments[0], moments[-1]
         if not _comparable(first):
             return self.inconclusive(
@@ -217,3 +214,14 @@ def _table(factors: tuple[OverfittingFactor, ...], advised: OverfittingFactor) -
             for each in factors
         ),
     )
+
+
+def _not_compared(training: Training) -> str:
+    """Say why there are no two moments at which both losses are known."""
+    for which, seen in (
+        ("training", [moment.fixed for moment in training.moments]),
+        ("validation", [moment.val for moment in training.moments]),
+    ):
+        if not any(result.losses for result in seen):
+            return f"The loss of {which} batches cannot be computed with the network in eval mode."
+    return "The run was too short to compare the losses on training and validation batches."

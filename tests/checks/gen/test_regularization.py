@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.measure.eval_result import EvalResult
-from nnaudit.probes.overfitting_factors import OverfittingFactors, next_factor
-from nnaudit.probes.training_run import EvalPoint
+from nnaudit.probes.overfitting_factors import OverfittingFactor, OverfittingFactors, next_factor
+from nnaudit.probes.training_run import EvalPoint, Training, TrainingRun
 from nnaudit.report import Result, Status, Table
 from nnaudit.targets.target import Target
+from support.measurements import at_the_end, training
+from support.verdicts import verdict
 
 
 def rows(count: int, seed: int, noise: float = 0.0) -> TensorDataset:
@@ -100,6 +103,24 @@ def test_losses_that_differ_before_training_are_not_compared() -> None:
         val_loader=lambda: DataLoader(far, batch_size=64),
     )
     assert ask(what).status is Status.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (training([1.0] * 40, moments=at_the_end(val=EvalResult((1.0,)))), "training batches"),
+        (training([1.0] * 40, moments=at_the_end(EvalResult((1.0,)))), "validation batches"),
+        (training([1.0], moments=at_the_end(EvalResult((1.0,)), EvalResult((1.0,)))), "too short"),
+        (training([1.0, math.nan], broke=1), "NaN or infinite"),
+        (training([1.0, math.nan], broke=1, error="KeyError: 3"), "KeyError: 3"),
+    ],
+)
+def test_why_losses_are_not_compared_is_said(run: Training, said: str) -> None:
+    factor = OverfittingFactor("weight decay", on=True, setting="", line="")
+    measured = {TrainingRun: run, OverfittingFactors: (factor,)}
+    result = verdict(Regularization, measured, target=target(rows(64, 1)))
+    assert result.status is Status.INCONCLUSIVE
+    assert said in result.message
 
 
 class Jittered(Dataset[Any]):
