@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -40,6 +40,8 @@ class Repeat:
         labelled: there are targets, and they are not made of the inputs (as in reconstruction).
         declared: names of the random transforms that the data set holds.
         called: one of them was called meanwhile.
+        sampled: the items are the same, the collate function draws beside them, and some inputs
+            stay: a node with sampled neighbours, a query with random negatives.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class Repeat:
     labelled: bool
     declared: tuple[str, ...]
     called: bool = False
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,28 @@ def _looked_up(audit: Audit, loader: Any) -> Repeat | None:
         except UserCodeError:
             # What worker_init_fn sets up exists in workers only.
             return None
-    return _compared(audit, pairs, transforms, bool(calls))
+    found = _compared(audit, pairs, transforms, bool(calls))
+    if found is None or not found.inputs:
+        return found
+    return replace(found, sampled=_is_sampled(audit, access, pairs))
+
+
+def _is_sampled(audit: Audit, access: RandomAccess, pairs: list[tuple[Any, Any]]) -> bool:
+    """Whether only what the collate function draws differs, beside inputs that stay as they are."""
+    inputs = Layout.of(audit.loop, pairs[0][0]).inputs
+    stay = [
+        path
+        for path in inputs
+        if not any(
+            _differing(_values(columns_of(one), [path]), _values(columns_of(other), [path]))
+            for one, other in pairs
+        )
+    ]
+    kinds = {row for one, _ in pairs for row in _row_prints(_values(columns_of(one), stay))}
+    dataset = access.loader.dataset
+    return len(kinds) > 1 and all(
+        fingerprint((dataset[i],)) == fingerprint((dataset[i],)) for i in access.spread(CHUNK)
+    )
 
 
 def _pairs_of(audit: Audit, access: RandomAccess) -> Iterator[tuple[Any, Any]]:

@@ -31,7 +31,8 @@ class Augmentation(Check):
           for masks, and says nothing of numbers, which may be no coordinates.
         - Validation: a warning when inputs differ between the readings while their labels do not. A
           note when targets differ too, or have the inputs' shape (masked words, added noise): the
-          task is generated at random.
+          task is generated at random. So it is when the items themselves stay and the collate
+          function draws something to go with them (sampled neighbours of a node).
         - Training: a warning when the data set holds a random transform that is called, yet no
           input differs; a note when the transform is never called (features computed once, for
           instance).
@@ -94,6 +95,12 @@ class Augmentation(Check):
             return self.noted(
                 f"{message}: the task seems to be generated at random. Seed it so that epochs can "
                 "be compared.",
+                evidence=(_numbers("Validation", val),),
+            )
+        if val.sampled:
+            return self.noted(
+                f"{message}: the collate function draws a part of them at random, as sampled "
+                "neighbours or negatives. Seed it so that epochs can be compared.",
                 evidence=(_numbers("Validation", val),),
             )
         return self.warned(

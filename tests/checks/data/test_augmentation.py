@@ -147,6 +147,40 @@ def test_mixing_in_the_collate_function_is_augmentation() -> None:
     assert ask(Images(), Images(), collate_fn=mixed_up).status is Status.PASS
 
 
+def with_neighbours(items: list[Any]) -> Any:
+    x, y = torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
+    return (x, x + torch.randn_like(x)), y
+
+
+class Beside(Images):
+    """Something random in the items, beside a part that stays."""
+
+    def __getitem__(self, i: int) -> Any:
+        return (self.x[i], torch.randn(4)), i % 2
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(torch.cat([a, b], 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "collate", "status"),
+    [(Images(), with_neighbours, Status.NOTE), (Beside(), None, Status.WARN)],
+)
+def test_what_collating_samples_beside_an_item_is_noted(
+    data: Images, collate: Any, status: Status
+) -> None:
+    loader = DataLoader(data, 8, collate_fn=collate)
+    target = Target(TwoInputs, loader, DataLoader(data, 8, collate_fn=collate))
+    audit = Audit(DirectLoop(target, torch.device("cpu"), 0))
+    assert run_check(Augmentation, audit).status is status
+
+
 def test_a_stream_is_inconclusive() -> None:
     batches = [(torch.randn(16, 4), torch.arange(16) % 2)] * 4
     target = Target(lambda: nn.Linear(4, 2), lambda: batches)
