@@ -85,9 +85,10 @@ def _lost(
     }
     others = restored - networks
     consistent = any(name in others for each in names.values() for name in each)
+    forwarded = set(_forwarded(source))
     for what, found in names.items():
         for name, thing in found.items():
-            if name not in others and (consistent or not others):
+            if name not in others | forwarded and (consistent or not others):
                 yield f"the {what} ({type(thing).__name__})", name
 
 
@@ -102,6 +103,28 @@ def _told(loop: Loop, source: Source, scheduler: Any) -> bool:
     place = loop.locate(scheduler)
     calls = source.calls_at(place.line) if place is not None else []
     return any(keyword.arg == "last_epoch" for call in calls for keyword in call.node.keywords)
+
+
+def _forwarded(source: Source) -> Iterator[str]:
+    """Yield the schedulers that are stepped to where they were.
+
+    ``for _ in range(start_epoch): scheduler.step()``, or ``scheduler.step(epoch)``, which needs no
+    state.
+    """
+    counters = _counters(source) | COUNTERS
+    for call in source.calls:
+        if call.name not in ("step", "step_update") or not call.receiver:
+            continue
+        loops = (node for node in source.ancestors(call.node) if isinstance(node, ast.For))
+        told = [*call.node.args]
+        told += [
+            loop.iter.args[0]
+            for loop in loops
+            if isinstance(loop.iter, ast.Call) and called(loop.iter) == "range"
+            if len(loop.iter.args) == 1
+        ]
+        if any(_last(written(n)) in counters for each in told for n in ast.walk(each)):
+            yield _last(call.receiver)
 
 
 def _names(loop: Loop, source: Source, things: Iterable[Any]) -> dict[str, Any]:

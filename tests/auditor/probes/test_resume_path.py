@@ -97,3 +97,24 @@ def test_a_checkpoint_that_is_loaded_to_be_tested_is_no_resumption(tmp_path: Pat
 def test_a_scheduler_that_is_told_its_epoch_is_restored(tmp_path: Path) -> None:
     told = SCRIPT.replace("StepLR(optimizer, 4)", "StepLR(optimizer, 4, last_epoch=start)")
     assert lost(tmp_path, OPTIMIZER, text=told) == ()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "for _ in range(start): scheduler.step()",
+        "for _ in range(start * len(loader)):\n    scheduler.step()",
+        "scheduler.step(start)",
+    ],
+)
+def test_a_scheduler_that_is_stepped_to_where_it_was_is_restored(tmp_path: Path, step: str) -> None:
+    stepped = SCRIPT.replace("for epoch in", f"{step}\nfor epoch in")
+    assert lost(tmp_path, OPTIMIZER, text=stepped) == ()
+
+
+@pytest.mark.parametrize("step", ["scheduler.step()", "scheduler.step(val_loss)"])
+def test_a_scheduler_that_is_stepped_in_training_alone_begins_anew(
+    tmp_path: Path, step: str
+) -> None:
+    stepped = SCRIPT.replace("train()", step)
+    assert lost(tmp_path, OPTIMIZER, text=stepped) == ("the scheduler (StepLR)",)
