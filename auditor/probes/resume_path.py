@@ -111,20 +111,24 @@ def _forwarded(source: Source) -> Iterator[str]:
     ``for _ in range(start_epoch): scheduler.step()``, or ``scheduler.step(epoch)``, which needs no
     state.
     """
-    counters = _counters(source) | COUNTERS
+    read = _counters(source)
     for call in source.calls:
         if call.name not in ("step", "step_update") or not call.receiver:
             continue
         loops = (node for node in source.ancestors(call.node) if isinstance(node, ast.For))
-        told = [*call.node.args]
-        told += [
+        bounds = [
             loop.iter.args[0]
             for loop in loops
             if isinstance(loop.iter, ast.Call) and called(loop.iter) == "range"
             if len(loop.iter.args) == 1
         ]
-        if any(_last(written(n)) in counters for each in told for n in ast.walk(each)):
+        if _named(bounds) & read or _named(call.node.args) & (read | COUNTERS):
             yield _last(call.receiver)
+
+
+def _named(values: Iterable[ast.expr]) -> set[str]:
+    """Return what ``values`` name, the last parts."""
+    return {_last(written(node)) for value in values for node in ast.walk(value)}
 
 
 def _names(loop: Loop, source: Source, things: Iterable[Any]) -> dict[str, Any]:
