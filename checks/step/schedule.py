@@ -151,9 +151,15 @@ class Schedule(Check):
 
     def _by_hand(self, audit: Audit, trace: Trace) -> Result:
         """Judge a rate that no scheduler sets: is it multiplied by a factor with every batch?"""
-        factor = decay_by_hand([max(step.step.lr, default=0.0) for step in trace.steps])
+        rates = [max(step.step.lr, default=0.0) for step in trace.steps]
+        factor = decay_by_hand(rates)
         if factor is None:
-            return self.skipped("No learning rate scheduler is used.")
+            return self.skipped(
+                "No scheduler of torch.optim.lr_scheduler is used."
+                if len(set(rates)) < 2
+                else "The learning rate changes, but not by a scheduler of "
+                "torch.optim.lr_scheduler: its plan is unknown."
+            )
         handed = max(step.step.handed for step in trace.steps)
         epoch = batches_per_epoch(audit.loop) // handed
         dead = math.ceil(math.log(_DEAD) / math.log(factor))

@@ -457,6 +457,13 @@ def test_a_rate_that_the_script_lowers_with_every_batch(factor: float, status: S
     assert ask(Schedule, target(**LONG), multiplied(factor)).status is status
 
 
+@pytest.mark.parametrize(("factor", "said"), [(1.0, "No scheduler"), (1.05, "plan is unknown")])
+def test_a_rate_that_no_scheduler_sets_is_told_from_one_that_stays(
+    factor: float, said: str
+) -> None:
+    assert said in ask(Schedule, target(**LONG), multiplied(factor)).message
+
+
 def test_a_rate_by_hand_that_is_no_decay() -> None:
     assert decay_by_hand([0.1, 0.09, 0.081, 0.0729]) == pytest.approx(0.9)
     assert decay_by_hand([0.1, 0.09, 0.08, 0.07]) is None
