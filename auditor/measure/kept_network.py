@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nnaudit.report import Location
@@ -77,10 +77,10 @@ def _is_network(source: Source, name: str) -> bool:
     return any(call.receiver == name and call.name in _OF_NETWORKS for call in source.calls)
 
 
-def _run_by(source: Source, loops: list[ast.AST]) -> list[ast.AST]:
+def _run_by(source: Source, loops: Iterable[ast.AST]) -> list[ast.AST]:
     """Return ``loops`` and the functions of the file that they call, or that those call."""
     functions = {function.name: function for function in source.find(ast.FunctionDef)}
-    run = list(loops)
+    run: list[ast.AST] = list(loops)
     for part in run:  # it grows
         names = {called(call) for call in ast.walk(part) if isinstance(call, ast.Call)}
         run += [functions.pop(name) for name in sorted(names & functions.keys())]
