@@ -118,6 +118,7 @@ class Execution:
             run.state = discovery
             stack.callback(lambda: run.state.leave() if run.state is not None else None)
             seed_everything(run.seed)
+            session.temporary.begin()
             taps.listener = discovery
             error: BaseException | None = None
             try:

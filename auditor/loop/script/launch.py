@@ -18,6 +18,7 @@ from nnaudit.loop.script.main_module import Invocation, path_kept
 from nnaudit.loop.script.overlay import Overlay
 from nnaudit.loop.script.patches import Patches
 from nnaudit.loop.script.run import Run, Session
+from nnaudit.loop.script.temporary_folders import temporary_folders
 from nnaudit.state import files
 from nnaudit.state.files import variables
 from nnaudit.state.snapshot import Subjects, preserved
@@ -89,6 +90,7 @@ def run_script(
             protection,
             commands,
             start,
+            stack.enter_context(temporary_folders()),
             device=device,
             objects=objects,
             loop=loop,

@@ -24,6 +24,7 @@ from nnaudit.loop.script.evaluation import EvaluationLog
 from nnaudit.loop.script.main_module import Invocation
 from nnaudit.loop.script.patches import Listener, Patches
 from nnaudit.loop.script.planned_run import PlannedRun
+from nnaudit.loop.script.temporary_folders import TemporaryFolders
 from nnaudit.loop.script.training_objects import Registers, TrainingObjects
 from nnaudit.loop.script.variables import ScriptVariables
 from nnaudit.report import Location, Part
@@ -50,6 +51,7 @@ class Session:
 
     Attributes:
         invoked: how it is started.
+        temporary: what names its temporary folders.
         objects: the file does not train when it is run, but hands over an object that does: it is
             executed as a module, and :func:`objects.training_of` says what follows.
         trainer: whose loop it is then.
@@ -67,6 +69,7 @@ class Session:
     protection: Protection
     commands: CommandChannel
     on_first: Callable[[Run], None]
+    temporary: TemporaryFolders
     device: str = "cpu"
     objects: bool = False
     trainer: Part | None = None
