@@ -133,6 +133,7 @@ class Driver(ScriptListener):
         """Let the script do ``order``."""
         run = self.run
         run.counters.write()
+        run.note_modes()
         self.order = order
         self._round_over = False
         if (order.watch or order.evaluates) and not run.without_loader:

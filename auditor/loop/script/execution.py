@@ -156,6 +156,7 @@ class Execution:
         Returns whether the script is to be executed again.
         """
         order = self._unfinished(ended)
+        self.run.restore_modes()
         if order is not None and not self._settle(order, ended):
             # It ended for want of another round of its loop: that round begins a new execution.
             self._prepare_rerun(order)

@@ -191,6 +191,7 @@ class Run:
         optimizer_lasts: the audited optimizer has stepped for the auditor.
         nests_training: other trainings take place within the audited one's steps.
         handed_over: the auditor has, or had, control.
+        modes: whether each module was in train mode when the script set off on its latest order.
     """
 
     def __init__(self, session: Session, seed: int) -> None:
@@ -219,6 +220,21 @@ class Run:
         self.counts_batches = self.stops_at_loader_end = False
         self.optimizer_lasts = self.nests_training = False
         self.handed_over = False
+        self.modes: list[tuple[nn.Module, bool]] = []
+
+    def note_modes(self) -> None:
+        """Note in which mode the script trains its networks on."""
+        assert self.roles is not None
+        modules = (m for model in self.roles.models for m in model.modules())
+        self.modes = [(module, module.training) for module in modules]
+
+    def restore_modes(self) -> None:
+        """Put the networks into the modes in which the script trained them.
+
+        One that has ended has left them in those of its last validation, in which no step is taken.
+        """
+        for module, training in self.modes:
+            module.training = training
 
     @property
     def starting(self) -> bool:

@@ -243,6 +243,30 @@ def test_a_script_that_swallows_everything_is_still_ended(drive: Any) -> None:
 # --- the end of a script --------------------------------------------------------------------------
 
 
+def test_a_script_that_has_ended_goes_on_in_the_modes_of_its_training(drive: Any) -> None:
+    """It has left those of its last validation, and a state that is kept then would come back."""
+    text = HEAD.replace("loader = ", "_ = ") + textwrap.dedent("""
+        for epoch in range(2):
+            model.train()
+            for rows in torch.randperm(64).split(16):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(x[rows]), x[rows].sum(1, keepdim=True)).backward()
+                optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                model(x)
+        """)
+
+    def body(loop: ScriptLoop) -> None:
+        batch = next(loop.batches())
+        for _ in range(20):
+            loop.step(batch)
+            assert loop.model.training
+        assert loop.run.reruns > 1
+
+    drive(text, body)
+
+
 def test_what_a_library_makes_as_it_is_imported_is_made_once(
     drive: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
