@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.seeding import Seeding, watching_seeds, without_seeding
 from nnaudit.measure.workers import fingerprint, reachable
 from nnaudit.probes.rows import Layout, columns_of
 from nnaudit.state.snapshot import preserved
@@ -40,6 +41,9 @@ class Repeat:
         labelled: there are targets, and they are not made of the inputs (as in reconstruction).
         declared: names of the random transforms that the data set holds.
         called: one of them was called meanwhile.
+        seeding: a call of the program's that seeds a global generator for an item.
+        unseeded: how many rows come out with another input where such calls do nothing; counted
+            where no row did with them.
     """
 
     rows: int
@@ -48,6 +52,8 @@ class Repeat:
     labelled: bool
     declared: tuple[str, ...]
     called: bool = False
+    seeding: Seeding | None = None
+    unseeded: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,21 @@ def _looked_up(audit: Audit, loader: Any) -> Repeat | None:
             if isinstance(transform, nn.Module):
                 hook = transform.register_forward_hook(lambda *_: calls.append(1))
                 stack.callback(hook.remove)
+        watch = stack.enter_context(watching_seeds())
         try:
             pairs = list(_pairs_of(audit, access))
         except UserCodeError:
             # What worker_init_fn sets up exists in workers only.
             return None
-    return _compared(audit, pairs, transforms, bool(calls))
+    found = _compared(audit, pairs, transforms, bool(calls))
+    if found is None or found.inputs or not watch.seen:
+        return found
+    try:
+        with without_seeding():
+            other = _compared(audit, list(_pairs_of(audit, access)), transforms, False)
+    except UserCodeError:
+        return found
+    return replace(found, seeding=watch.seen[0], unseeded=other.inputs if other else 0)
 
 
 def _pairs_of(audit: Audit, access: RandomAccess) -> Iterator[tuple[Any, Any]]:
