@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nnaudit.measure.early_fits import BY_INPUTS, BY_TARGET
+from nnaudit.measure.early_fits import BY_INPUTS, BY_TARGET, HELD_OUT, TRAINING
 from nnaudit.targets.source import Source, called, written
 
 _KINDS = (
@@ -16,8 +16,8 @@ _KINDS = (
 )
 """Classes of scikit-learn whose result depends on the rows that they were fitted to."""
 
-_HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|test|dev|holdout)([^a-z]|$)", re.I)
-_TRAINING = re.compile(r"(^|[^a-z])(train|training|tr)([^a-z]|$)", re.I)
+CATEGORICAL = "Categorical"
+"""The codes of pandas' categories, which count the values that occur."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,43 @@ def refits(source: Source) -> tuple[Refit, ...]:
     }
     training: dict[str, int] = {}
     held_out: list[tuple[str, str, int]] = []
+    for kind, rows, line in (*_fits(source, kinds), *_codes(source)):
+        if bool(TRAINING.search(rows)) is bool(HELD_OUT.search(rows)):
+            continue
+        if TRAINING.search(rows):
+            training.setdefault(kind, line)
+        else:
+            held_out.append((kind, rows, line))
+    return tuple(
+        Refit(kind, rows, line, training[kind]) for kind, rows, line in held_out if kind in training
+    )
+
+
+def _fits(source: Source, kinds: dict[str, str]) -> Iterator[tuple[str, str, int]]:
+    """Yield class, rows and line of each fit of one of :data:`_KINDS`."""
     for call in source.find(ast.Call):
         if called(call) not in ("fit", "fit_transform") or not call.args:
             continue
         of = call.func.value if isinstance(call.func, ast.Attribute) else call
         kind = called(of) if isinstance(of, ast.Call) else kinds.get(written(of), "")
-        rows = written(call.args[0])
-        if kind not in _KINDS or bool(_TRAINING.search(rows)) is bool(_HELD_OUT.search(rows)):
+        if kind in _KINDS:
+            yield kind, written(call.args[0]), call.lineno
+
+
+def _codes(source: Source) -> Iterator[tuple[str, str, int]]:
+    """Yield the same of ``rows.astype("category").cat.codes`` and ``pd.Categorical(rows).codes``.
+
+    Those that are given their categories are left out.
+    """
+    for node in source.find(ast.Attribute):
+        made = node.value
+        if isinstance(made, ast.Attribute) and made.attr == "cat":
+            made = made.value
+        if node.attr != "codes" or not isinstance(made, ast.Call) or made.keywords:
             continue
-        if _TRAINING.search(rows):
-            training.setdefault(kind, call.lineno)
-        else:
-            held_out.append((kind, rows, call.lineno))
-    return tuple(
-        Refit(kind, rows, line, training[kind]) for kind, rows, line in held_out if kind in training
-    )
+        named = [each.value for each in made.args if isinstance(each, ast.Constant)]
+        if called(made) == "astype" and named == ["category"]:
+            if isinstance(made.func, ast.Attribute):
+                yield CATEGORICAL, written(made.func.value), node.lineno
+        elif called(made) == "Categorical" and len(made.args) == 1:
+            yield CATEGORICAL, written(made.args[0]), node.lineno
