@@ -173,7 +173,7 @@ class _FunctionRecorder(TorchFunctionMode):
             arguments={k: v.detach() if isinstance(v, Tensor) else v for k, v in live.items()},
             value=None,
             location=callstack.user_line(),
-            **provenance(prediction),
+            **provenance(live.get("log_probs") if prediction is None else prediction),
         )
         position = len(self._observation.loss_calls)
         self._observation.loss_calls.append(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,6 +27,23 @@ BY_INPUTS = frozenset(
     }
 )  # fmt: skip
 """Those that look at the inputs alone."""
+
+SCORES = frozenset(
+    {
+        "chi2", "f_classif", "f_regression", "mutual_info_classif", "mutual_info_regression",
+        "r_regression",
+    }
+)  # fmt: skip
+"""Functions of scikit-learn's that score each column by the targets, its second argument."""
+
+CORRELATIONS = frozenset({"corrcoef", "corrwith", "pearsonr", "pointbiserialr", "spearmanr"})
+"""Functions that do so where the second argument is the targets, as its name says."""
+
+HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|test|dev|holdout)([^a-z]|$)", re.I)
+TRAINING = re.compile(r"(^|[^a-z])(train|training|tr)([^a-z]|$)", re.I)
+"""Names of the rows of one set: ``x_val``, ``test_df``, ``X_train``."""
+
+_TARGETS = re.compile(r"(^|[^a-z])(y|ys|target|targets|label|labels|outcome)([^a-z]|$)", re.I)
 
 _SPLITS = frozenset({"train_test_split", "random_split"})
 
@@ -58,6 +76,8 @@ class _Fit:
         results: names of what was transformed, and of what has been made of that.
         transformer: the name of what was fitted; empty where it has none.
         splits: lines that split the rows, which count if the transformed ones are used later.
+        scores: it is no transformer but a function that scores columns: names of the scores, and
+            of what has been made of them. Columns that are chosen by them are results.
     """
 
     kind: str
@@ -67,6 +87,7 @@ class _Fit:
     results: set[str] = field(default_factory=set)
     transformer: str = ""
     splits: list[int] = field(default_factory=list)
+    scores: set[str] | None = None
 
     def follow(self, statement: ast.stmt, assigned: set[str]) -> None:
         """Note what ``statement`` makes of the rows, and of the transformed ones."""
@@ -77,11 +98,18 @@ class _Fit:
         if self.node in nodes and called(self.node) == "fit" and len(assigned) == 1:
             (self.transformer,) = assigned
         result = self.is_result(value)
+        if self.scores is not None:
+            scored = self.node in nodes or _mentions(value, self.scores)
+            self.scores = (
+                self.scores | assigned if scored and not result else self.scores - assigned
+            )
         self.rows = self.rows | assigned if _mentions(value, self.rows) else self.rows - assigned
         self.results = self.results | assigned if result else self.results - assigned
 
     def is_result(self, value: ast.expr) -> bool:
-        """Whether ``value`` has something of the transformed rows in it."""
+        """Whether ``value`` has something of the transformed rows in it, or of chosen columns."""
+        if self.scores is not None:
+            return _mentions(value, self.results) or self._chooses(value)
         return _mentions(value, self.results) or any(
             called(call) in _TRANSFORMS
             and (call is self.node or self.transformer == _receiver(call) != "")
@@ -89,13 +117,24 @@ class _Fit:
             if isinstance(call, ast.Call)
         )
 
+    def _chooses(self, value: ast.expr) -> bool:
+        """Whether ``value`` takes elements by the scores, of anything but these themselves."""
+        scores = self.scores or set()
+        return any(
+            isinstance(node, ast.Subscript)
+            and (_mentions(node.slice, scores) or self.node in ast.walk(node.slice))
+            and not _mentions(node.value, scores)
+            for node in ast.walk(value)
+        )
+
 
 def early_fits(source: Source) -> tuple[EarlyFit, ...]:
     """Return the fits of ``source`` to rows that a later line of the same function splits.
 
     Names are followed: what is made of the rows is of the rows, and a name that is given something
-    else is not any more. A fit whose transformed rows are neither split nor used after the split,
-    as for a plot, is none.
+    else is not any more. A split is one of scikit-learn's or torch's, or rows that are sliced and
+    named as training or held-out ones are (``x_train, x_val = x[:800], x[800:]``). A fit whose
+    transformed rows are neither split nor used after the split, as for a plot, is none.
     """
     found: list[EarlyFit] = []
     for scope in (source.tree, *source.find(ast.FunctionDef)):
@@ -109,16 +148,31 @@ def early_fits(source: Source) -> tuple[EarlyFit, ...]:
                     found += [_early(fit, line) for line in fit.splits]
                     fit.splits.clear()
             fits += [new for call in calls if (new := _fit(call, made)) is not None]
-            for split in (call for call in calls if called(call) in _SPLITS and call.args):
+            for parts in _split_by(statement, calls, assigned):
                 for fit in fits:
-                    if any(map(fit.is_result, split.args)):
-                        found.append(_early(fit, split.lineno))
-                    elif _mentions(split.args[0], fit.rows):
-                        fit.splits.append(split.lineno)
+                    if any(map(fit.is_result, parts)):
+                        found.append(_early(fit, statement.lineno))
+                    elif _mentions(parts[0], fit.rows):
+                        fit.splits.append(statement.lineno)
             for fit in fits:
                 fit.follow(statement, assigned)
             made.update(_transformers(statement, assigned))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
+
+
+def _split_by(
+    statement: ast.stmt, calls: list[ast.Call], assigned: set[str]
+) -> Iterator[list[ast.expr]]:
+    """Yield what ``statement`` splits: the arguments of a call, or names whose rows it slices."""
+    yield from (call.args for call in calls if called(call) in _SPLITS and call.args)
+    if any(TRAINING.search(name) or HELD_OUT.search(name) for name in assigned):
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+                whole = node.value
+                while isinstance(whole, ast.Attribute):  # .iloc, .values
+                    whole = whole.value
+                if isinstance(whole, ast.Name) and not _takes_columns(node.slice):
+                    yield [whole]
 
 
 def _early(fit: _Fit, split: int) -> EarlyFit:
@@ -143,6 +197,8 @@ def _statements(scope: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _fit(call: ast.Call, made: dict[str, str]) -> _Fit | None:
+    if called(call) in SCORES | CORRELATIONS:
+        return _score(call)
     if called(call) not in ("fit", "fit_transform") or not isinstance(call.func, ast.Attribute):
         return None
     receiver = call.func.value
@@ -154,6 +210,19 @@ def _fit(call: ast.Call, made: dict[str, str]) -> _Fit | None:
         return None
     given = len(call.args) + sum(keyword.arg == "y" for keyword in call.keywords)
     return _Fit(kind, kind in BY_TARGET and given > 1, call, {rows}, transformer=_receiver(call))
+
+
+def _score(call: ast.Call) -> _Fit | None:
+    """Return the scoring of all columns of a table by the targets of all rows."""
+    given = list(call.args)
+    if called(call) == "corrwith" and isinstance(call.func, ast.Attribute):
+        given.insert(0, call.func.value)
+    names = [_rows(each) for each in given[:2]]
+    if len(names) < 2 or not all(names):
+        return None
+    if called(call) in CORRELATIONS and not _TARGETS.search(names[1]):
+        return None
+    return _Fit(called(call), True, call, {names[0]}, scores=set())
 
 
 def _receiver(call: ast.Call) -> str:

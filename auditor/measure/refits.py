@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nnaudit.measure.early_fits import BY_INPUTS, BY_TARGET
+from nnaudit.measure.early_fits import BY_INPUTS, BY_TARGET, HELD_OUT, TRAINING
 from nnaudit.targets.source import Source, called, written
 
 _KINDS = (
@@ -16,8 +17,8 @@ _KINDS = (
 )
 """Classes of scikit-learn whose result depends on the rows that they were fitted to."""
 
-_HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|test|dev|holdout)([^a-z]|$)", re.I)
-_TRAINING = re.compile(r"(^|[^a-z])(train|training|tr)([^a-z]|$)", re.I)
+CATEGORICAL = "Categorical"
+"""The codes of pandas' categories, which count the values that occur."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,10 @@ def refits(source: Source) -> tuple[Refit, ...]:
     }
     training: list[_Fit] = []
     held_out: list[_Fit] = []
-    for call in source.find(ast.Call):
-        if called(call) not in ("fit", "fit_transform") or not call.args:
+    for fit in (*_fits(source, kinds), *_codes(source)):
+        if bool(TRAINING.search(fit.rows)) is bool(HELD_OUT.search(fit.rows)):
             continue
-        of = call.func.value if isinstance(call.func, ast.Attribute) else call
-        kind = called(of) if isinstance(of, ast.Call) else kinds.get(written(of), "")
-        rows = written(call.args[0])
-        if kind not in _KINDS or bool(_TRAINING.search(rows)) is bool(_HELD_OUT.search(rows)):
-            continue
-        place = training if _TRAINING.search(rows) else held_out
-        place.append(_Fit(kind, "" if isinstance(of, ast.Call) else written(of), rows, call.lineno))
+        (training if TRAINING.search(fit.rows) else held_out).append(fit)
     pairs = ((fit, [of for of in training if _same(of, fit)]) for fit in held_out)
     return tuple(Refit(fit.kind, fit.rows, fit.line, of[0].line) for fit, of in pairs if of)
 
@@ -87,4 +82,35 @@ def _same(training: _Fit, held_out: _Fit) -> bool:
 def _named(rows: str) -> set[str]:
     """Return the words of ``rows`` but those that say of which split they are."""
     words = set(re.findall(r"[a-z]+", rows.lower()))
-    return {word for word in words if not _TRAINING.search(word) and not _HELD_OUT.search(word)}
+    return {word for word in words if not TRAINING.search(word) and not HELD_OUT.search(word)}
+
+
+def _fits(source: Source, kinds: dict[str, str]) -> Iterator[_Fit]:
+    """Yield each fit of one of :data:`_KINDS`."""
+    for call in source.find(ast.Call):
+        if called(call) not in ("fit", "fit_transform") or not call.args:
+            continue
+        of = call.func.value if isinstance(call.func, ast.Attribute) else call
+        kind = called(of) if isinstance(of, ast.Call) else kinds.get(written(of), "")
+        if kind in _KINDS:
+            name = "" if isinstance(of, ast.Call) else written(of)
+            yield _Fit(kind, name, written(call.args[0]), call.lineno)
+
+
+def _codes(source: Source) -> Iterator[_Fit]:
+    """Yield the same of ``rows.astype("category").cat.codes`` and ``pd.Categorical(rows).codes``.
+
+    Those that are given their categories are left out.
+    """
+    for node in source.find(ast.Attribute):
+        made = node.value
+        if isinstance(made, ast.Attribute) and made.attr == "cat":
+            made = made.value
+        if node.attr != "codes" or not isinstance(made, ast.Call) or made.keywords:
+            continue
+        named = [each.value for each in made.args if isinstance(each, ast.Constant)]
+        if called(made) == "astype" and named == ["category"]:
+            if isinstance(made.func, ast.Attribute):
+                yield _Fit(CATEGORICAL, "", written(made.func.value), node.lineno)
+        elif called(made) == "Categorical" and len(made.args) == 1:
+            yield _Fit(CATEGORICAL, "", written(made.args[0]), node.lineno)

@@ -30,9 +30,10 @@ _MOST_NUMBERS = 64
 
 _KINDS = frozenset(
     {
-        "animal", "article", "author", "donor", "document", "doc", "family", "group", "household",
-        "individual", "participant", "patient", "person", "recording", "scaffold", "scene",
-        "slide", "speaker", "specimen", "subject", "user", "video", "volunteer",
+        "animal", "article", "author", "case", "donor", "document", "doc", "family", "group",
+        "household", "individual", "participant", "patient", "person", "recording", "scaffold",
+        "scan", "scene", "slide", "speaker", "specimen", "study", "subject", "user", "video",
+        "volunteer",
     }
 )  # fmt: skip
 _BESIDE = frozenset(
@@ -116,9 +117,15 @@ def _of_files(
     name: str, values: Sequence[Any], rows: tuple[int, ...]
 ) -> Iterator[tuple[_Named, _Column]]:
     """Yield what the names of files say, where all of them say it."""
-    if not isinstance(_file(values[rows[0]]), str):
-        return
-    found = [_NUMBERED.search(str(_file(values[i]))) for i in rows]
+    if isinstance(_file(values[rows[0]]), str):
+        yield from _told_by_names(name, [values[i] for i in rows], rows)
+
+
+def _told_by_names(
+    name: str, files: Sequence[Any], rows: tuple[int, ...]
+) -> Iterator[tuple[_Named, _Column]]:
+    """Yield the group of each of ``rows``, where the names of all their ``files`` say it."""
+    found = [_NUMBERED.search(str(_file(each))) for each in files]
     told = [match for match in found if match is not None]
     kinds = {match[1].lower() for match in told}
     if len(told) == len(rows) and len(kinds) == 1:
@@ -141,7 +148,18 @@ def _held(base: Any, length: int) -> Iterator[tuple[str, Sequence[Any]]]:
                 if isinstance(column, str) and kind_of(column):
                     yield column, value[column].tolist()
         elif _is_listed(value) and len(value) == length:
-            yield name, value
+            if all(isinstance(record, Mapping) for record in value):
+                yield from _of_records(value)
+            else:
+                yield name, value
+
+
+def _of_records(records: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield the fields that tell groups, or may, and that all records have."""
+    for name in records[0] if len(records) else ():
+        told = isinstance(name, str) and (kind_of(name) or _file(records[0][name]) is not None)
+        if told and all(name in record for record in records):
+            yield name, [record[name] for record in records]
 
 
 def _is_listed(value: Any) -> bool:
@@ -154,7 +172,7 @@ def _of_items(base: Any, rows: tuple[int, ...]) -> Iterator[tuple[_Named, _Colum
     """Yield the fields of the items, where these have names."""
     with user_code("reading items of a data set"):
         first = _fields(base[rows[0]])
-        names = [name for name, value in first.items() if kind_of(name)]
+        names = [name for name, value in first.items() if kind_of(name) or _file(value) is not None]
         if not names:
             return
         order = np.random.default_rng(0).permutation(len(rows))[:MOST_ITEMS]
@@ -165,6 +183,10 @@ def _of_items(base: Any, rows: tuple[int, ...]) -> Iterator[tuple[_Named, _Colum
             read.append(rows[i])
             found.append(_fields(base[rows[i]]))
     for name in names:
+        if not kind_of(name):
+            files = [each.get(name) for each in found]
+            yield from _told_by_names(name, files, tuple(read))
+            continue
         values = tuple(_plain(each.get(name)) for each in found)
         if all(value is not None for value in values):
             yield (kind_of(name), name), (tuple(read), values)

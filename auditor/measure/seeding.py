@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nnaudit.errors import is_user
 from nnaudit.loop.base import Loop
 from nnaudit.loop.seeders import RESTORERS, SEEDERS, is_torch_inside
@@ -173,6 +175,16 @@ def watching_seeds() -> Iterator[SeedWatch]:
             setattr(owner, name, _forgiving(original, _short(owner), watch))
             stack.callback(setattr, owner, name, original)
         yield watch
+
+
+@contextmanager
+def without_seeding() -> Iterator[None]:
+    """Leave the global generators as they are, whoever seeds them, for the time of a ``with``."""
+    with ExitStack() as stack:
+        for owner, name in SEEDERS:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, lambda *_, **__: torch.default_generator)
+        yield
 
 
 def _short(owner: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
+from nnaudit.loop.autograd import producer_of
 from nnaudit.loop.base import Loop
 from nnaudit.loop.trace import parameters_of, patched
 from nnaudit.measure.consecutive import consecutive_batches
@@ -22,6 +23,9 @@ STEPS = 4
 
 _ONE_WAY = 0.2
 """Share of the gradient's size by which its sum has a sign: less is a loss that pulls both ways."""
+
+_NUMBERS = 4096
+"""So many numbers of the rows are kept."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Round:
         made: its own loss, on the maker's, detached.
         through: the maker's loss, on the maker's.
         location: the line at which the maker's loss is back-propagated.
+        activation: the autograd node that computed the maker's outputs, as they were judged.
+        rows: some numbers of the rows that are none of the maker's, flat.
     """
 
     judge: int
@@ -43,6 +49,8 @@ class Round:
     made: int
     through: int
     location: Location | None
+    activation: str = ""
+    rows: Tensor | None = None
 
 
 class Adversaries(Probe[tuple[Round, ...]]):
@@ -79,6 +87,8 @@ class _Call:
     judge: int
     maker: int | None
     attached: bool
+    producer: str = ""
+    rows: Tensor | None = None
     ways: list[tuple[int, Location | None]] = field(default_factory=list)
 
 
@@ -116,7 +126,12 @@ class _Watch:
             made = _way(call for call in mine if call.maker == maker and not call.attached)
             through = _way(call for call in mine if call.maker == maker and call.attached)
             if real and made and through and maker is not None:
-                yield Round(judge, maker, real[0], made[0], through[0], through[1])
+                makers = {call.producer for call in mine if call.maker == maker and call.attached}
+                rows = [call.rows for call in mine if call.rows is not None]
+                yield Round(
+                    judge, maker, real[0], made[0], through[0], through[1],
+                    makers.pop() if len(makers) == 1 else "", torch.cat(rows) if rows else None,
+                )  # fmt: skip
 
     def _backward(self, real: Callable[..., None]) -> Callable[..., None]:
         @wraps(real)
@@ -138,7 +153,9 @@ class _Watch:
             given = [each for each in args if isinstance(each, Tensor)]
             if len(given) == 1 and output.requires_grad and _is_verdict(output):
                 maker = self._maker_of(given[0], which)
-                call = _Call(which, maker, given[0].requires_grad)
+                call = _Call(which, maker, given[0].requires_grad, producer_of(given[0]))
+                if maker is None and not call.attached and given[0].is_floating_point():
+                    call.rows = _some_of(given[0])
                 self._calls.append(call)
                 output.register_hook(self._noting(call))  # type: ignore[no-untyped-call]
             self._made.append((which, output))
@@ -188,6 +205,12 @@ def _way(calls: Iterator[_Call]) -> tuple[int, Location | None] | None:
     """Return the way that all gradients of ``calls`` go; None where they differ, or none came."""
     ways = [way for call in calls for way in call.ways]
     return ways[0] if ways and len({way for way, _ in ways}) == 1 and ways[0][0] else None
+
+
+def _some_of(rows: Tensor) -> Tensor:
+    """Return up to :data:`_NUMBERS` of the numbers of ``rows``, evenly spread."""
+    flat = rows.detach().flatten()
+    return flat[:: max(1, len(flat) // _NUMBERS)].float().cpu()
 
 
 def _is_verdict(output: Tensor) -> bool:

@@ -30,7 +30,7 @@ _CANDIDATES = 8
 """So many of the last layers' outputs are tried for each loss."""
 
 _LOG_SOFTMAX = frozenset({F.log_softmax, torch.log_softmax, Tensor.log_softmax})
-_LOSSES = frozenset({F.cross_entropy, F.nll_loss})
+_LOSSES = frozenset({F.cross_entropy, F.nll_loss, F.ctc_loss})
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Layout:
         axis: the layer's axis of channels, as many as there are classes.
         mixed: the share of the loss's rows whose numbers are not of one place along that axis.
         crossed: rows and targets go through the same two dimensions, one row by row and the other
-            column by column; the two lengths, as the targets have them.
+            column by column; the two lengths, as the targets have them. Of ``ctc_loss``, which
+            wants time first, those of a tensor that was given that shape without being turned.
         location: the user's line.
     """
 
@@ -118,7 +119,7 @@ class Tap(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _LOSSES or func in _LOG_SOFTMAX:
-            given = args[0] if args else kwargs.get("input")
+            given = args[0] if args else kwargs.get("input", kwargs.get("log_probs"))
             if isinstance(given, Tensor) and given.grad_fn is not None and given.ndim >= 2:
                 with torch._C.DisableTorchFunction():
                     self._look(func, given, args, kwargs)
@@ -133,7 +134,7 @@ class Tap(TorchFunctionMode):
     def _look(self, func: Any, given: Tensor, args: tuple[Any, ...], kwargs: Any) -> None:
         second = args[1] if len(args) > 1 else None
         target = None if func in _LOG_SOFTMAX else kwargs.get("target", second)
-        dim = _dim(args, kwargs) if func in _LOG_SOFTMAX else 1
+        dim = _dim(args, kwargs) if func in _LOG_SOFTMAX else -1 if func is F.ctc_loss else 1
         if not isinstance(dim, int) or given.numel() > _MOST:
             return
         for made in reversed(self._made):
@@ -143,7 +144,11 @@ class Tap(TorchFunctionMode):
             places = places_of(given, made.output, scale)
             if places is not None:
                 layout = layout_of(places.movedim(dim, -1), made.output.shape, made.axis)
-                crossed = self._crossed(layout.order, target)
+                crossed = (
+                    reshaped(layout.order, given.shape)
+                    if func is F.ctc_loss
+                    else self._crossed(layout.order, target)
+                )
                 if layout.mixed > 0.0 or crossed:
                     self.found.append(
                         Layout(
@@ -277,6 +282,15 @@ def is_crossed(order: tuple[int, int], target: Tensor, given: Tensor) -> bool:
     values = given.detach().to(target.device)
     rows, columns = values.reshape(-1), values.t().reshape(-1)
     return torch.equal(target.detach(), rows) and not torch.equal(rows, columns)
+
+
+def reshaped(order: tuple[int, int] | None, given: torch.Size) -> tuple[int, int] | None:
+    """Return ``order`` where (N, T, C) was viewed as ``given`` = (T, N, C), and not transposed.
+
+    Seen where T and N differ.
+    """
+    swapped = len(given) == 3 and given[0] != given[1] and order == (given[1], given[0])
+    return order if swapped else None
 
 
 def layouts(found: tuple[Layout, ...]) -> Iterator[Layout]:

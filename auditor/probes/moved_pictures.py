@@ -2,19 +2,21 @@
 
 Read several times, an item comes out in several ways. Where one reading's picture is the exact
 mirror image of another's, or turned, its mask must be that of the other's mask, and coordinates
-must have changed.
+must have changed: those along the axis of the move, and so that corners keep their order.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnaudit import stats
@@ -38,6 +40,18 @@ _MOST_NUMBERS = 400
 _RHO, _Z = 0.5, 5.0
 """Of a rank correlation, and times the root of the items: chance reaches this once in two million,
 and what goes with the shape of things, such as their kind, does not reach the first."""
+
+_UNRELATED = 0.25
+"""Numbers of less correlation with where things lie along an axis have nothing to do with it."""
+
+_FEWEST = 16
+"""Validation items below which nothing is said of them."""
+
+_CORNERS = 4
+"""Numbers of a box: left, top, right and bottom."""
+
+_AXES = {"mirrored": -1, "turned upside down": -2}
+"""Moves that change the coordinates along one axis only."""
 
 Move = Callable[[Tensor], Tensor]
 
@@ -63,6 +77,8 @@ class LeftBehind:
         left: how many of these targets did not move as the picture did.
         follows: on validation items such targets are where the picture has something; None without
             enough of these.
+        inverted: how many times a move put the right side of a box to the left of its left one, or
+            its bottom above its top, which no validation item has.
     """
 
     target: str
@@ -71,13 +87,21 @@ class LeftBehind:
     moved: int
     left: int
     follows: bool | None
+    inverted: int = 0
 
 
 @dataclass
 class _Seen:
+    """What was seen of one target.
+
+    ``partly`` counts, by move, the columns of coordinates that stood still while others changed.
+    """
+
     mask: bool
     moves: list[str]
     left: int = 0
+    inverted: int = 0
+    partly: Counter[tuple[str, tuple[bool, ...]]] = field(default_factory=Counter)
 
 
 class MovedPictures(Probe[tuple[LeftBehind, ...]]):
@@ -110,13 +134,29 @@ class MovedPictures(Probe[tuple[LeftBehind, ...]]):
         except UserCodeError:
             return ()  # what worker_init_fn sets up exists in workers only
         return tuple(
-            LeftBehind(
-                path, each.mask, move := Counter(each.moves).most_common(1)[0][0],
-                len(each.moves), each.left, _follows(audit, layout, path, each.mask, move),
-            )
+            found
             for path, each in seen.items()
-            if each.left
-        )  # fmt: skip
+            if (found := _left_behind(audit, layout, path, each)) is not None
+        )
+
+
+def _left_behind(audit: Audit, layout: Layout, path: str, seen: _Seen) -> LeftBehind | None:
+    """Judge one target by validation items; None where it moves with its picture."""
+    if not (seen.left or seen.inverted or seen.partly):
+        return None
+    items = _held_out(audit, layout)
+    pairs = [(item.picture, item.targets[path]) for item in items if path in item.targets]
+    move = Counter(seen.moves).most_common(1)[0][0]
+    moved = len(seen.moves)
+    if seen.left:
+        follows = _follows(pairs, mask=seen.mask, move=move)
+        return LeftBehind(path, seen.mask, move, moved, seen.left, follows)
+    if seen.inverted and len(pairs) >= _FEWEST and all(_is_upright(each) for _, each in pairs):
+        return LeftBehind(path, False, move, moved, 0, None, inverted=seen.inverted)
+    for (name, still), times in seen.partly.most_common(1):
+        if follows_still_columns(pairs, _AXES[name], still):
+            return LeftBehind(path, False, name, moved, times, True)
+    return None
 
 
 @dataclass(frozen=True)
@@ -158,10 +198,16 @@ def _compare(readings: Sequence[_Item], seen: dict[str, _Seen]) -> None:
             if later is None or not (mask or _are_coordinates(target)):
                 continue
             left = is_left(target, later, MOVES[name]) if mask else torch.equal(target, later)
-            if left is not None:
-                noted = seen.setdefault(path, _Seen(mask, []))
-                noted.moves.append(name)
-                noted.left += left
+            if left is None:
+                continue
+            noted = seen.setdefault(path, _Seen(mask, []))
+            noted.moves.append(name)
+            noted.left += left
+            if not mask and not left and target.shape == later.shape:
+                noted.inverted += _is_upright(target) != _is_upright(later)
+                still = still_columns(target, later)
+                if name in _AXES and any(still):
+                    noted.partly[name, still] += 1
 
 
 def move_between(one: Tensor, other: Tensor) -> str | None:
@@ -194,16 +240,34 @@ def _are_coordinates(target: Tensor) -> bool:
     return target.is_floating_point() and 1 < target.numel() <= _MOST_NUMBERS
 
 
+def still_columns(one: Tensor, other: Tensor) -> tuple[bool, ...]:
+    """Return which numbers are the same in all boxes or points, (..., L), of both."""
+    tables = [each.reshape(-1, each.shape[-1]) for each in (one, other)]
+    return tuple((tables[0] == tables[1]).all(0).tolist())
+
+
+def _is_upright(target: Tensor) -> bool:
+    """Whether boxes (..., 4) have their right side right of the left one, and the bottom below.
+
+    True of what are no boxes.
+    """
+    if not target.ndim or target.shape[-1] != _CORNERS:
+        return True
+    left, top, right, bottom = target.reshape(-1, _CORNERS).T
+    return bool((left <= right).all() and (top <= bottom).all())
+
+
 # --- whether targets are where the picture has something ------------------------------------------
 
 
-def _follows(audit: Audit, layout: Layout, path: str, mask: bool, name: str) -> bool | None:
-    items = list(_held_out(audit, layout))
-    pairs = [(item.picture, item.targets[path]) for item in items if path in item.targets]
+_Pairs = Sequence[tuple[Tensor, Tensor]]
+"""Pictures of validation items, each with a target."""
+
+
+def _follows(pairs: _Pairs, *, mask: bool, move: str) -> bool | None:
     if mask:
-        return masks_follow(pairs, MOVES[name])
-    axis = -2 if name == "turned upside down" else -1
-    return coordinates_follow(pairs, axis)
+        return masks_follow(pairs, MOVES[move])
+    return coordinates_follow(pairs, _AXES.get(move, -1))
 
 
 def _held_out(audit: Audit, layout: Layout) -> Iterator[_Item]:
@@ -221,10 +285,10 @@ def _held_out(audit: Audit, layout: Layout) -> Iterator[_Item]:
             return
 
 
-def masks_follow(pairs: Sequence[tuple[Tensor, Tensor]], move: Move) -> bool | None:
+def masks_follow(pairs: _Pairs, move: Move) -> bool | None:
     """Whether masks have more to do with their pictures as they are than with moved ones.
 
-    A sign test over the items, at :data:`nnaudit.stats.ALPHA`; None for fewer than 16.
+    A sign test over the items, at :data:`nnaudit.stats.ALPHA`; None for fewer than :data:`_FEWEST`.
     """
     wins = trials = 0
     for picture, mask in pairs:
@@ -235,7 +299,7 @@ def masks_follow(pairs: Sequence[tuple[Tensor, Tensor]], move: Move) -> bool | N
         own, moved = _correlation(gray, shape), _correlation(move(gray), shape)
         trials += own != moved
         wins += own > moved
-    return None if trials < 16 else stats.binomial_sf(wins, trials, 0.5) < stats.ALPHA
+    return None if trials < _FEWEST else stats.binomial_sf(wins, trials, 0.5) < stats.ALPHA
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
@@ -243,20 +307,47 @@ def _correlation(one: Tensor, other: Tensor) -> float:
     return abs(float(torch.corrcoef(table)[0, 1].nan_to_num()))
 
 
-def coordinates_follow(pairs: Sequence[tuple[Tensor, Tensor]], axis: int) -> bool | None:
+def coordinates_follow(pairs: _Pairs, axis: int) -> bool | None:
     """Whether some number of the targets goes with where the picture's weight lies along ``axis``.
 
     By rank correlation; None for fewer than 48 items. Of several boxes the means are taken.
+    """
+    found = _correlations(pairs, axis)
+    return None if found is None else bool((found > _bound(pairs)).any())
+
+
+def follows_still_columns(pairs: _Pairs, axis: int, still: Sequence[bool]) -> bool:
+    """Whether only numbers that stood ``still`` go with where things lie along ``axis``.
+
+    Those that changed have nothing to do with it: the picture was moved along one axis, and its
+    boxes or key points along the other.
+    """
+    found = _correlations(pairs, axis)
+    if found is None or len(found) != len(still):
+        return False
+    stood = np.array(still)
+    return bool((found[stood] > _bound(pairs)).any() and (found[~stood] < _UNRELATED).all())
+
+
+def _bound(pairs: _Pairs) -> float:
+    return max(_RHO, _Z / math.sqrt(len(pairs)))
+
+
+def _correlations(pairs: _Pairs, axis: int) -> NDArray[np.float64] | None:
+    """Return how each number of the targets goes with where the weight lies; None for too few.
+
+    0 for numbers of one or two values.
     """
     lengths = {target.shape[-1] if target.ndim else 1 for _, target in pairs}
     if len(pairs) < 48 or len(lengths) != 1:
         return None
     centres = np.array([_centre(picture, axis) for picture, _ in pairs])
     table = np.stack([target.double().reshape(-1, *lengths).mean(0).numpy() for _, target in pairs])
-    return any(
-        abs(stats.spearman(centres, column)) > max(_RHO, _Z / len(pairs) ** 0.5)
-        for column in table.T
-        if len(np.unique(column)) > 2
+    return np.array(
+        [
+            abs(stats.spearman(centres, column)) if len(np.unique(column)) > 2 else 0.0
+            for column in table.T
+        ]
     )
 
 

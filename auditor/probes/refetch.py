@@ -16,6 +16,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.measure.random_access import RandomAccess
+from nnaudit.measure.seeding import Seeding, watching_seeds, without_seeding
 from nnaudit.measure.workers import fingerprint, reachable
 from nnaudit.probes.rows import Layout, columns_of
 from nnaudit.state.snapshot import preserved
@@ -42,6 +43,9 @@ class Repeat:
         called: one of them was called meanwhile.
         sampled: the items are the same, the collate function draws beside them, and some inputs
             stay: a node with sampled neighbours, a query with random negatives.
+        seeding: a call of the program's that seeds a global generator for an item.
+        unseeded: how many rows come out with another input where such calls do nothing; counted
+            where no row did with them.
     """
 
     rows: int
@@ -51,6 +55,8 @@ class Repeat:
     declared: tuple[str, ...]
     called: bool = False
     sampled: bool = False
+    seeding: Seeding | None = None
+    unseeded: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,15 +96,29 @@ def _looked_up(audit: Audit, loader: Any) -> Repeat | None:
             if isinstance(transform, nn.Module):
                 hook = transform.register_forward_hook(lambda *_: calls.append(1))
                 stack.callback(hook.remove)
+        watch = stack.enter_context(watching_seeds())
         try:
             pairs = list(_pairs_of(audit, access))
         except UserCodeError:
             # What worker_init_fn sets up exists in workers only.
             return None
     found = _compared(audit, pairs, transforms, bool(calls))
-    if found is None or not found.inputs:
-        return found
-    return replace(found, sampled=_is_sampled(audit, access, pairs))
+    if found is not None and found.inputs:
+        return replace(found, sampled=_is_sampled(audit, access, pairs))
+    if found is not None and watch.seen:
+        unseeded = _changing_unseeded(audit, access, transforms)
+        return replace(found, seeding=watch.seen[0], unseeded=unseeded)
+    return found
+
+
+def _changing_unseeded(audit: Audit, access: RandomAccess, transforms: list[Any]) -> int:
+    """Count the rows that come out with another input where calls that seed do nothing."""
+    try:
+        with without_seeding():
+            found = _compared(audit, list(_pairs_of(audit, access)), transforms, False)
+    except UserCodeError:
+        return 0
+    return found.inputs if found is not None else 0
 
 
 def _is_sampled(audit: Audit, access: RandomAccess, pairs: list[tuple[Any, Any]]) -> bool:

@@ -39,6 +39,9 @@ _CROWD = 20
 _BY_CHANCE = 0.1
 """Of all pictures, so many may be near another by chance; a third is needed for a finding."""
 
+_STEPS = 16
+"""Fewer steps than this make no signal whose copies could be told."""
+
 _NEAR = 0.25
 """Of that distance. The nearest of unrelated pictures is hardly nearer than the twentieth: in many
 dimensions distances concentrate (Beyer et al., 1999)."""
@@ -123,8 +126,8 @@ class Shared:
             copies. 0 unless there are a few of them, or all of them are so.
         windows: the share of validation rows the middle of which lies in a training row, at any
             place: windows of one series that overlap.
-        near: the share of validation pictures that have a near copy among the training pictures,
-            as it is or mirrored, and no equal one.
+        near: the share of validation pictures or signals that have a near copy among those of
+            training, as it is or mirrored, and no equal one.
     """
 
     by_number: Overlap | None
@@ -190,13 +193,14 @@ def overlapping_windows(train: Rows, val: Rows) -> float:
 
 
 def near_copies(train: Rows, val: Rows) -> float:
-    """Return the share of pictures of ``val`` with a near copy in ``train``, and no equal one.
+    """Return the share of ``val`` with a near copy in ``train``, and no equal one.
 
-    Near is a quarter of the distance to the twentieth nearest picture. A copy may be mirrored. 0
+    Of pictures, and of signals of several steps and channels. Near is a quarter of the distance to
+    the twentieth nearest one. A copy may be mirrored. 0
     for pictures of few degrees of freedom, such as a disc somewhere, whose nearest ones are near
     without being copies.
     """
-    mine, theirs = _pictures(train), _pictures(val)
+    mine, theirs = _planes(train), _planes(val)
     if mine is None or theirs is None or mine.shape[1:] != theirs.shape[1:]:
         return 0.0
     if len(mine) <= 5 * _CROWD or len(theirs) < _FEWEST_NEAR:
@@ -229,8 +233,11 @@ def _near_by_chance(crowd: Tensor, larger: Tensor) -> float:
     return float(3.0 * (1.0 - (1.0 - _NEAR**dimensions) ** (_CROWD - 1)))
 
 
-def _pictures(rows: Rows) -> Tensor | None:
-    """The first rows as (N, C, H, W); None where they are no pictures of one size."""
+def _planes(rows: Rows) -> Tensor | None:
+    """The first rows as (N, C, H, W); None where they are no pictures or signals of one size.
+
+    Signals (N, T, C) or (N, C, T) become (N, 1, T, C) and (N, 1, C, T).
+    """
     if len(rows.sample) != 1:
         return None
     (values,) = rows.sample.values()
@@ -238,8 +245,11 @@ def _pictures(rows: Rows) -> Tensor | None:
     if not values or not values[0].is_floating_point() or len({v.shape for v in values}) != 1:
         return None
     table = torch.stack(values).float()
-    plane = table.ndim == 4 and min(table.shape[-2:]) > 4
-    return table if plane and bool(torch.isfinite(table).all()) else None
+    if not bool(torch.isfinite(table).all()):
+        return None
+    if table.ndim == 3 and max(table.shape[1:]) >= _STEPS:
+        return table[:, None]
+    return table if table.ndim == 4 and min(table.shape[-2:]) > 4 else None
 
 
 def _sequences(rows: Rows) -> NDArray[Any] | None:

@@ -57,6 +57,7 @@ class TokenTargets:
         own: the labels are the texts' own tokens, as in language modelling.
         offsets: by loss call of the first step, how many tokens ahead its targets are; calls of
             which that cannot be told are left out.
+        filled: the share of the first step's targets that only fill rows up to one length.
     """
 
     rows: int
@@ -71,6 +72,7 @@ class TokenTargets:
     end: int = -1
     share: float = 1.0
     shift: LabelShift | None = None
+    filled: float = 0.0
 
 
 class TokenTargeting(Probe[TokenTargets | None]):
@@ -105,6 +107,7 @@ class TokenTargeting(Probe[TokenTargets | None]):
             counts.rows, counts.unsupervised, counts.batches, counts.empty, ended, unlearnt,
             counts.padding, counts.own, offsets, end, counts.targets / max(counts.tokens, 1),
             None if counts.own else label_shift(counts.texts, counts.ignored),
+            max(_filled(audit.loop, first, calls), default=0.0),
         )  # fmt: skip
 
 
@@ -231,6 +234,38 @@ def _offsets(loop: Loop, first: First, calls: list[LossCall]) -> Iterator[int]:
             offset = offset_of(ids.cpu(), call.target.cpu(), call.arguments.get("ignore_index"))
             if offset is not None:
                 yield offset
+
+
+def _filled(loop: Loop, first: First, calls: list[LossCall]) -> Iterator[float]:
+    fed = _taken_apart(loop, first.batches[0]) if first.batches else None
+    ids = _ids_of(fed) if fed is not None else None
+    for call in calls if ids is not None else ():
+        if _has_ignored(call) and call.reduction in ("mean", "sum") and call.compares:
+            weight = call.arguments.get("weight")
+            if weight is None and ids is not None:
+                yield filled_share(call.target.cpu(), len(ids), call.arguments["ignore_index"])
+
+
+def filled_share(target: Tensor, rows: int, ignored: Any) -> float:
+    """Return the share of targets that repeat the last token of their row up to its end.
+
+    ``target`` is ``(N, T)`` of ``rows`` texts, or flattened. 0 unless half of the rows end with two
+    or more of one and the same token, which stands nowhere else, and begin to at three places or
+    more. The first in each row may be its end, and is not counted.
+    """
+    whole = target.dtype in (torch.int64, torch.int32)
+    if not whole or not rows or not target.numel() or target.numel() % rows:
+        return 0.0
+    table = target.reshape(rows, -1)
+    token = int(table[:, -1].mode().values)
+    tail = (table == token).flip(1).cumprod(1).flip(1)
+    lengths = tail.sum(1)
+    padded = lengths[lengths > 1]
+    elsewhere = bool(((table == token) & (tail == 0)).any())
+    if token == ignored or elsewhere or 2 * len(padded) < rows or len(torch.unique(padded)) < 3:
+        return 0.0
+    valid = table != ignored if ignored is not None else torch.ones_like(table, dtype=torch.bool)
+    return float((padded - 1).sum()) / max(int(valid.sum()), 1)
 
 
 def offset_of(ids: Tensor, target: Tensor, ignored: Any) -> int | None:

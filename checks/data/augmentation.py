@@ -7,6 +7,7 @@ from typing import ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.measure.seeding import Seeding
 from nnaudit.probes.moved_pictures import LeftBehind, MovedPictures
 from nnaudit.probes.refetch import Refetch, Repeat
 from nnaudit.report import Kind, Numbers, Result
@@ -28,14 +29,19 @@ class Augmentation(Check):
           validation shows that such targets are where their pictures have something: masks that go
           with the picture more than with the moved one (a sign test, p < 1e-4), coordinates that go
           with where the picture's weight lies (a rank correlation of 0.5, p < 1e-6). Else it warns
-          for masks, and says nothing of numbers, which may be no coordinates.
+          for masks, and says nothing of numbers, which may be no coordinates. Coordinates that are
+          moved along the other axis fail likewise: those that stay go with the picture's weight
+          along the axis of the move, those that change do not (below 0.25). So do four numbers a
+          row that are upright boxes in all validation items, and of which a move makes the left
+          side the right one.
         - Validation: a warning when inputs differ between the readings while their labels do not. A
           note when targets differ too, or have the inputs' shape (masked words, added noise): the
           task is generated at random. So it is when the items themselves stay and the collate
           function draws something to go with them (sampled neighbours of a node).
         - Training: a warning when the data set holds a random transform that is called, yet no
-          input differs; a note when the transform is never called (features computed once, for
-          instance).
+          input differs, or when inputs differ only where calls that seed a global generator for
+          each item do nothing; a note when the transform is never called (features computed once,
+          for instance).
     Fix: Use two data sets with transforms of their own: `Subset(Images(root, plain), val_indices)`;
         cache before the random transform, not after it; do not seed in `__getitem__`; give mask,
         boxes and key points to the transform together with the picture.
@@ -68,6 +74,8 @@ class Augmentation(Check):
 
     def _parted(self, audit: Audit, seen: LeftBehind) -> Result | None:
         """Say that targets stay where they are while their pictures move."""
+        if seen.inverted >= self.option(audit, "left"):
+            return self._inverted(audit, seen)
         if seen.left < self.option(audit, "left") or not (seen.follows or seen.mask):
             return None
         what = "mask" if seen.mask else "coordinates"
@@ -85,6 +93,19 @@ class Augmentation(Check):
             if seen.mask
             else "move both: image = image.flip(-1); boxes[:, [0, 2]] = width - boxes[:, [2, 0]]; "
             "torchvision.transforms.v2 does so for tv_tensors",
+        )
+
+    def _inverted(self, audit: Audit, seen: LeftBehind) -> Result:
+        """Say that the sides of boxes change places when their picture is moved."""
+        return self.failed(
+            f"Augmentation turns boxes inside out: in {seen.inverted} of {seen.moved} readings of "
+            f"which the picture is moved (most often {seen.move}), the right side of a box "
+            f"(item{seen.target}) is left of its left side, or its bottom above its top.",
+            measured=f"{seen.inverted} of {seen.moved} with sides exchanged",
+            threshold="0",
+            location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
+            or audit.loop.locate("train_loader"),
+            fix="boxes[:, [0, 2]] = width - boxes[:, [2, 0]]  # and the sides change places",
         )
 
     def _validation(self, audit: Audit, val: Repeat) -> Result | None:
@@ -121,6 +142,8 @@ class Augmentation(Check):
                 f"time{beside}.",
                 evidence=evidence,
             )
+        if not train.declared and train.seeding is not None and train.unseeded:
+            return self._seeded(train, train.seeding)
         if not train.declared:
             return self.skipped(
                 "No random transform is declared, and items are the same at every reading."
@@ -140,6 +163,18 @@ class Augmentation(Check):
             or audit.loop.locate("train_loader"),
             fix="do not seed in __getitem__, and cache items before the random transform, not "
             "after",
+        )
+
+    def _seeded(self, train: Repeat, seeding: Seeding) -> Result:
+        return self.warned(
+            f"Items are the same at every reading, because {seeding.function}() is called for each "
+            f"(line {seeding.location.line}): without it {train.unseeded} of {train.rows} differ. "
+            "Each item is augmented in the same way in every epoch.",
+            measured=f"0 of {train.rows} items differ, {train.unseeded} without the seed",
+            threshold="at least 1 item",
+            evidence=(_numbers("Training", train),),
+            location=seeding.location,
+            fix="do not seed in __getitem__: workers get seeds of their own from the DataLoader",
         )
 
 

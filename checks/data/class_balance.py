@@ -183,6 +183,9 @@ class ClassBalance(Check):
           was read more than once: 10 classes into the 1,000 outputs of a pretrained head.
         - One label: warns when all rows (at least 64) have the same, unless the step makes others.
           It never fails, for the right one of several candidates may be the first by construction.
+        - Left out: warns when the loss's `ignore_index` is a class of the network, and more than
+          `expected` rows with one label each have it. It does not fail, for that number may mean
+          rows without a label.
         - Lost by a cast: fails when the loader's targets are fractions from 0 to 1, of no more than
           256 levels, and fewer classes than the network has outputs are left when they are made
           integers: a mask divided by 255.
@@ -222,6 +225,9 @@ class ClassBalance(Check):
         if (levels := _truncated(first, main)) is not None:
             return self._cut_off(audit, main, *levels)
         train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
+        left_out = rows_left_out(main.calls[0], train.targets, batches.size(first.batches[0]))
+        if left_out > self.option(audit, "expected"):
+            return self._left_out(audit, main, left_out, len(train))
         counts = _counted(first, main, train, val)
         if counts is None or counts.train.sum() == 0:
             return self.skipped("The classes of the rows could not be counted.")
@@ -262,6 +268,17 @@ class ClassBalance(Check):
             location=main.calls[0].location or audit.loop.locate("train_loader"),
             fix="do not scale the targets: no ToTensor() and no / 255 for masks; "
             "torch.from_numpy(mask).long()",
+        )
+
+    def _left_out(self, audit: Audit, main: MainLoss, rows: int, total: int) -> Result:
+        ignored = main.calls[0].arguments["ignore_index"]
+        return self.warned(
+            f"{rows:,} of {total:,} training rows have label {ignored}, which is the loss's "
+            "ignore_index: they are left out of the loss, and the network never learns this class.",
+            measured=f"{rows:,} rows of class {ignored} ignored",
+            threshold="an ignore_index that is no class",
+            location=main.calls[0].location or audit.loop.locate("loss"),
+            fix="nn.CrossEntropyLoss()  # without ignore_index, if this is a class like the others",
         )
 
     def _one_class(self, audit: Audit, first: First, counts: Counts) -> Result | None:
@@ -435,6 +452,19 @@ def _truncated(first: First, main: MainLoss) -> tuple[int, int] | None:
     classes = _number_of_classes(main.calls[0])
     lost = len(kept) < min(len(levels), classes) and len(levels) <= _LEVELS and max(levels) <= 1.0
     return (len(levels), len(kept)) if lost else None
+
+
+def rows_left_out(call: LossCall, labels: NDArray[np.generic] | None, size: int) -> int:
+    """Return how many ``labels``, one per row, are a class that the loss ignores.
+
+    0 where a batch of ``size`` rows has more labels than rows, as texts and masks have.
+    """
+    ignored = call.arguments.get("ignore_index")
+    if labels is None or labels.ndim != 1 or ignored is None or call.kind not in CLASSES:
+        return 0
+    if call.target.shape != (size,) or not 0 <= ignored < _number_of_classes(call):
+        return 0
+    return int((labels == ignored).sum())
 
 
 def _cut_to(values: Tensor, classes: Tensor) -> bool:

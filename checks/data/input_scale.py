@@ -35,6 +35,7 @@ class InputScale(Check):
           sum of differences between neighbours is below `scrambled` of what it is, and less in 95%
           of them. They were reshaped from (height, width, colour), not permuted; a picture that is
           read rightly becomes rougher, and noise stays as it is.
+        - Warns when a convolution is given one value only, at all places of at least 32 rows.
         - Warns when the root mean square (RMS) of a channel is above `large`: ten times what
           standardised inputs reach, and above the raw values 0 to 16 of small images.
         - Warns when the norm of whole inputs (of a kernel's patch, for a convolution) is below
@@ -66,6 +67,9 @@ class InputScale(Check):
             return self._constant(audit, inputs)
         if (scrambled := self._scrambled(audit)) is not None:
             return scrambled
+        for layer in inputs.layers:
+            if _is_blank(layer):
+                return self._blank(audit, layer)
         if not inputs.layers:
             return self.skipped("No layer with weights reads raw numeric inputs.")
         layers = [
@@ -145,6 +149,17 @@ class InputScale(Check):
             fix="print(next(iter(train_loader)))  # find where the inputs become constant",
         )
 
+    def _blank(self, audit: Audit, layer: FirstLayer) -> Result:
+        return self.warned(
+            f"All inputs of {_named(layer)} are {layer.low:.4g}, at every place in "
+            f"{layer.rows:,} rows: there is nothing in its inputs to learn from.",
+            measured="1 value",
+            threshold="inputs that vary",
+            module=layer.name,
+            location=audit.loop.locate(layer.module) or audit.loop.locate("train_loader"),
+            fix="print(next(iter(train_loader)))  # find where they are lost: // 255, an int cast",
+        )
+
     def _large(self, audit: Audit, layer: FirstLayer, *, hidden: bool = False) -> Result:
         large = self.option(audit, "large")
         count = int((layer.rms > large).sum())
@@ -195,16 +210,24 @@ class InputScale(Check):
 def roughness_as_pixels(pictures: Tensor) -> Tensor:
     """Return how rough ``pictures`` (N, C, H, W) are when their values are read as (H, W, C).
 
-    One number for each: the sum of differences between neighbours, over what it is as they are.
+    One number for each: the sum of differences between neighbours, over what it is as they are. 1
+    for a blank one, which has no order.
     """
     n, colours, height, width = pictures.shape
     as_pixels = pictures.reshape(n, height, width, colours).permute(0, 3, 1, 2)
-    return _roughness(as_pixels) / _roughness(pictures).clamp_min(1e-12)
+    rough = _roughness(pictures)
+    return (_roughness(as_pixels) / rough.clamp_min(1e-12)).where(rough > 0, 1.0)
 
 
 def _roughness(pictures: Tensor) -> Tensor:
     across, down = (pictures.diff(dim=axis).abs().flatten(1).mean(1) for axis in (-1, -2))
     return across + down
+
+
+def _is_blank(layer: FirstLayer) -> bool:
+    """Whether a convolution is given one value only, at all places and in many rows."""
+    convolved = isinstance(layer.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return convolved and layer.rows >= LEAST_ROWS and layer.low == layer.high
 
 
 def _has_pixels(layer: FirstLayer) -> bool:

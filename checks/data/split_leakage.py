@@ -51,17 +51,19 @@ class SplitLeakage(Check):
         - Warns on overlapping windows of one series: at least `windows` of the validation rows have
           a middle half that lies in a training row, bit by bit. A split by time leaves at most half
           of them, at the seam.
-        - Warns on near copies: at least `near` of the validation pictures have a training picture,
-          as it is or mirrored, at a quarter of the distance of the twentieth nearest. Unrelated
-          pictures are hardly nearer than that: distances concentrate in many dimensions.
+        - Warns on near copies: at least `near` of the validation pictures, or signals of several
+          steps and channels, have one of training, as it is or mirrored, at a quarter of the
+          distance of the twentieth nearest. Unrelated ones are hardly nearer than that: distances
+          concentrate in many dimensions.
         - Fails when the program makes new loaders in every epoch, goes on training the same
           network, and at least `resplit` of the second epoch's validation rows were trained on, and
           not validated on, in the first.
         - Warns when a network that the source makes before a loop over the folds of scikit-learn's
           KFold and the like is trained in that loop, and nothing there gives it other weights.
         - Fails when the source fits a selection of features, or another of scikit-learn's classes
-          that look at the targets, to rows that it splits afterwards; notes it of scalers and the
-          like, which see inputs alone.
+          that look at the targets, to rows that it splits afterwards, or chooses columns by their
+          scores or correlations with the targets of all rows; notes it of scalers and the like,
+          which see inputs alone.
         - Warns when at least `groups` of the validation rows are of a patient, a speaker, a
           document or another group that training has rows of, as a column of the data set, its
           table or its items says (`patient_id`), or the names of its files (`patient_012/3.png`):
@@ -191,14 +193,14 @@ class SplitLeakage(Check):
 
     def _selected(self, file: str, fit: EarlyFit) -> Result:
         return self.failed(
-            f"{fit.kind} is fitted to the targets of all rows in line {fit.line}, and line "
+            f"{fit.kind} is given the targets of all rows in line {fit.line}, and line "
             f"{fit.split} splits them afterwards: the features were chosen by the validation "
             "targets, too, so the score is too good.",
-            measured=f"fitted in line {fit.line}, split in line {fit.split}",
-            threshold="fitted to training rows",
+            measured=f"all rows in line {fit.line}, split in line {fit.split}",
+            threshold="training rows alone",
             location=Location(file=file, line=fit.line),
-            fix=f"split first, then fit to the training part: {fit.kind}(...).fit(x_train, "
-            "y_train), and transform both parts",
+            fix="split first, then choose the columns by the training part: "
+            f"{fit.kind} of x_train and y_train, and the same columns of both parts",
         )
 
     def _scaled(self, file: str, fit: EarlyFit, rows: Result) -> Result:
@@ -251,10 +253,10 @@ class SplitLeakage(Check):
 
     def _near_copies(self, audit: Audit, found: Shared) -> Result:
         return self.warned(
-            f"{found.near:.0%} of the validation pictures are near copies of a training picture, "
-            "four times nearer than the twentieth nearest: they were augmented, or cut from one "
+            f"{found.near:.0%} of the validation rows are near copies of a training row, four "
+            "times nearer than the twentieth nearest: they were augmented, or cut from one "
             "recording, before the split.",
-            measured=f"{found.near:.0%} of validation pictures have a near copy in training",
+            measured=f"{found.near:.0%} of validation rows have a near copy in training",
             threshold=f"{self.option(audit, 'near'):.0%}",
             location=audit.loop.locate("val_loader"),
             fix="split first, then augment the training part; keep all rows of one source on one "

@@ -13,7 +13,7 @@ from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.measure.refits import Refit, refits
+from nnaudit.measure.refits import CATEGORICAL, Refit, refits
 from nnaudit.probes.channels import Channels, Pair
 from nnaudit.probes.rows import TrainRows, ValRows
 from nnaudit.probes.unmodified_inputs import UnmodifiedInputs
@@ -33,6 +33,8 @@ _COLUMNS_OFF = 0.5
 _FAR = 3.0
 _UNLIKE = 30.0
 """The widest column has so many times the deviation of the narrowest: they have units."""
+_BEYOND = 10.0
+"""A mean so many standard deviations away is no drift, whatever the units."""
 _WITNESSES = 2.0
 """So many independent columns must be off: series that move together do so by nature."""
 _SWAPPED = 0.1
@@ -56,13 +58,15 @@ class SplitShift(Check):
         - Fails when the images of one set lie in [0, 1] and those of the other are normalised.
         - Fails when the columns of one set are standardised and those of the other are in units:
           standard deviations that differ thirtyfold among columns, half of which, at least two
-          independent ones, are more than 3 standard deviations or a factor of 3 away.
+          independent ones, are more than 3 standard deviations or a factor of 3 away. Half of
+          the columns with means more than 10 standard deviations away show units, too.
         - Fails when validation is standardised by statistics of its own: over all its rows (20 to
           1,024) nine in ten columns, of at least three that are no flags, have mean 0 and standard
           deviation 1 to four digits. Scaled with the training set's, they miss it by about one over
           the root of the number of rows.
         - Warns when the source fits an encoder or a scaler of scikit-learn's to rows named as
-          training rows are and again to rows named as held-out ones are (`x_val`, `test_df`).
+          training rows are and again to rows named as held-out ones are (`x_val`, `test_df`), or
+          takes the codes of pandas' categories of both, each by the values that occur in it.
         - Fails when colour means match only in reverse order.
         - Windows of a series are noted at most. Inputs that the training step changes before the
           network sees them warn at most: what it does to validation is not seen.
@@ -93,7 +97,9 @@ class SplitShift(Check):
             threshold="fitted to training rows",
             evidence=result.evidence,
             location=Location(file=file, line=refit.line),
-            fix=f"transform({refit.rows})  # with what was fitted to training rows",
+            fix=f"pd.Categorical({refit.rows}, categories=those_of_training).codes"
+            if refit.kind == CATEGORICAL
+            else f"transform({refit.rows})  # with what was fitted to training rows",
         )
 
     def _of_numbers(self, audit: Audit) -> Result:
@@ -269,7 +275,9 @@ def _not_standardised(pair: Pair) -> str:
         if usual[columns].mean() < 0.8 or far[columns].mean() < _COLUMNS_OFF:
             continue
         units = ratio[columns].max() / ratio[columns].min()
-        if units > _UNLIKE and pair.witnesses(far) >= _WITNESSES:
+        beyond = np.abs(other.mean - standard.mean) > _BEYOND * deviation
+        in_units = units > _UNLIKE or beyond[columns].mean() >= _COLUMNS_OFF
+        if in_units and pair.witnesses(far) >= _WITNESSES:
             return (
                 f"Columns of {against} have mean 0 and standard deviation 1, but {int(far.sum())} "
                 f"of {int(columns.sum())} columns of {which} are far from that: {which} is not "

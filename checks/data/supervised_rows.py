@@ -11,6 +11,8 @@ from nnaudit.wording import count
 
 _FEWEST = 32
 _SOME, _MOST = 0.05, 0.5
+_FILLED = 0.2
+"""Share of targets that are padding from which much of the training goes into it."""
 
 
 class SupervisedRows(Check):
@@ -26,6 +28,8 @@ class SupervisedRows(Check):
         - Fails when, in all padded rows (at least 8) that end with one token, that token is ignored
           while the one before it is a target. It must be the last attended token of nine in ten
           padded rows, or the one that fills the padding.
+        - Warns when more than a fifth of the targets that reach the loss are padding: one token to
+          the end of half of the rows or more, from different places on, and nowhere else.
         - Only labels that are the text's own tokens are judged (language modelling): rows without
           a label may be by design in semi-supervised tagging.
     Fix: Raise the maximum length, or drop rows whose labels are all ignored. Give the padding a
@@ -50,6 +54,8 @@ class SupervisedRows(Check):
             return self._unsupervised(audit, seen, share)
         if seen.ended >= 8 and seen.unlearnt == seen.ended:
             return self._endless(audit, seen)
+        if seen.filled > _FILLED:
+            return self._filled(audit, seen)
         return self.passed(
             f"{seen.rows - seen.unsupervised:,} of {seen.rows:,} rows have tokens to learn; "
             f"{100 * seen.share:.0f}% of the tokens are targets."
@@ -68,6 +74,16 @@ class SupervisedRows(Check):
             or audit.loop.locate("train_loader"),
             fix="Raise the maximum length so that the answers are not cut off, or leave out the "
             "rows whose labels are all ignored.",
+        )
+
+    def _filled(self, audit: Audit, seen: TokenTargets) -> Result:
+        return self.warned(
+            f"{100 * seen.filled:.0f}% of the targets are padding: one token that repeats to the "
+            "end of the rows counts in the loss like the text.",
+            measured=f"{100 * seen.filled:.0f}% of the targets",
+            threshold=f"{100 * _FILLED:.0f}%",
+            location=audit.loop.locate("loss") or audit.loop.locate("train_loader"),
+            fix="F.cross_entropy(logits, targets, ignore_index=pad)  # or labels of -100 there",
         )
 
     def _endless(self, audit: Audit, seen: TokenTargets) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,11 +17,18 @@ from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Observation
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.output_softmax import OutputSoftmax, OutputSoftmaxes
+from nnaudit.probes.overlap_terms import OverlapTerm, OverlapTerms
 from nnaudit.report import Kind, Numbers, Result
 
 _SQUASHING = ("Softmax", "SafeSoftmax", "Sigmoid")
 _LOGARITHMS = ("LogSoftmax", "Log", "Log2", "Log10", "Log1P", "LogSigmoid", "Logsumexp")
 _LAYERS = ("Addmm", "Mm", "Convolution", "Add", "Baddbmm")
+
+_NORMALIZED = 0.1
+"""How far the logarithm of a sum of probabilities may be from 0: bfloat16 has three digits."""
+
+_SEVERAL = 0.01
+"""Share of rows with two labels or more from which labels do not exclude one another."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,18 @@ class DoubleActivation(Check):
         - `nll_loss` and `kl_div`: fails on probabilities, and when more than 1% of the entries are
           above 0.001, which log-probabilities cannot be, unless arithmetic followed the logarithm
           (a focal weight, an advantage).
-        - `binary_cross_entropy`: fails on values outside [0, 1]; it and its form with logits fail
-          on a softmax or log-softmax over one value, which is always 1 or 0.
+        - `ctc_loss`: fails on probabilities, on a log-softmax over time or over the batch, and on
+          inputs of which no logarithm was taken and whose exponentials do not sum to 1.
+        - `binary_cross_entropy`: fails on values outside [0, 1], and on a softmax over classes
+          where rows have several labels; it and its form with logits fail on a softmax or
+          log-softmax over one value, which is always 1 or 0.
         - A softmax over the wrong dimension is recognised by columns that sum to 1 instead of rows.
           Fails, too, on one that the program takes itself of the model's output (N, C), for a loss
           that is written by hand, over the N rows, where each has a label. (Contrastive
           losses have as many columns as rows, and are left out.)
+        - Fails on a dice or a Jaccard loss that is written by hand and computed of outputs outside
+          [0, 1]: the gradient of a term on the output is that of the formula without a sigmoid or
+          a softmax (a cosine above 0.9999).
         - Warns on logits that stay within [0, 1] and reach both ends, without proof of a sigmoid.
           `log_softmax` before `cross_entropy` changes nothing and passes.
     Fix: Return logits from the model and leave the activation to the loss; apply softmax or sigmoid
@@ -66,7 +79,7 @@ class DoubleActivation(Check):
 
     code, name, kind = "LOSS101", "double-activation", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (FirstSteps, OutputSoftmaxes)
+    probes = (FirstSteps, OutputSoftmaxes, OverlapTerms)
     options: ClassVar[dict[str, float]] = {"rows": 256}
 
     def run(self, audit: Audit) -> Result:
@@ -91,11 +104,24 @@ class DoubleActivation(Check):
             )
         if (over_rows := _over_rows(audit.probe(OutputSoftmaxes), first)) is not None:
             return self._over_rows(audit, over_rows)
+        if (overlap := audit.probe(OverlapTerms)) is not None:
+            return self._overlap(audit, overlap)
         if not series:
             first.require()
             return self.skipped("No loss function that expects logits or probabilities is called.")
         kinds = ", ".join(sorted({calls[0].kind for calls in series}))
         return self.passed(f"The input of {kinds} is what the loss expects.")
+
+    def _overlap(self, audit: Audit, seen: OverlapTerm) -> Result:
+        return self.failed(
+            f"The {seen.name} loss is computed of outputs from {seen.low:.3g} to {seen.high:.3g}, "
+            "without a sigmoid or a softmax: it is no overlap then, and has poles where the sums "
+            "cancel.",
+            fix="probability = output.sigmoid()  # or softmax(dim=1), before the overlap",
+            measured=f"outputs from {seen.low:.3g} to {seen.high:.3g}",
+            threshold="probabilities from 0 to 1",
+            location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+        )
 
     def _over_rows(self, audit: Audit, seen: OutputSoftmax) -> Result:
         rows, classes = seen.shape
@@ -127,12 +153,20 @@ def _judged(first: First) -> list[list[LossCall]]:
     found: dict[object, list[LossCall]] = {}
     for observation in first.observations:
         for call in observation.loss_calls:
+            call = _with_input(call)  # noqa: PLW2901
             if call.kind in _RULES and isinstance(call.arguments.get("input"), Tensor):
                 if call.input.numel() == 0 or not call.input.is_floating_point():
                     continue
                 line = call.location.line if call.location else 0
                 found.setdefault((call.kind, line, call.producer, call.before), []).append(call)
     return list(found.values())
+
+
+def _with_input(call: LossCall) -> LossCall:
+    """Return a call of ``ctc_loss`` with its log-probabilities as the input; others as they are."""
+    if call.kind != "ctc":
+        return call
+    return replace(call, arguments={**call.arguments, "input": call.arguments.get("log_probs")})
 
 
 def _faults(calls: list[LossCall], rows: int) -> Iterator[Fault]:
@@ -219,10 +253,49 @@ def _kl_div(calls: list[LossCall], enough: int) -> Iterator[Fault]:
         )
 
 
+def _ctc(calls: list[LossCall], enough: int) -> Iterator[Fault]:
+    producer = _operation(calls[0].producer)
+    if all(call.input.ndim < 2 or _class_dim(call, -1) < 2 for call in calls):
+        return
+    if producer in ("Softmax", "SafeSoftmax") or _are_probabilities(calls, -1, enough):
+        yield Fault(
+            "ctc_loss gets probabilities instead of log-probabilities: paths through likely "
+            "symbols cost as much as through unlikely ones.",
+            "log_probs = output.log_softmax(-1)",
+        )
+    elif producer == "LogSoftmax":
+        if any(_over_another(call) for call in calls):
+            yield _wrong_dimension("ctc_loss", "time or the batch", "log_softmax(dim=-1)")
+    elif not _has_logarithm(calls[0]) and _share_unnormalized(calls) > 0.5:
+        yield Fault(
+            "ctc_loss gets logits instead of log-probabilities: their exponentials do not sum to "
+            "1, and the loss falls without bound as all of them grow.",
+            "log_probs = output.log_softmax(-1)",
+        )
+
+
+def _over_another(call: LossCall) -> bool:
+    """Whether log-probabilities (T, N, C) sum to 1 over time or the batch, and not over classes."""
+    table = call.input.float()
+    if _is_zero(torch.logsumexp(table, dim=-1)):
+        return False
+    return any(_is_zero(torch.logsumexp(table, dim=dim)) for dim in range(table.ndim - 1))
+
+
+def _share_unnormalized(calls: list[LossCall]) -> float:
+    sums = torch.cat([torch.logsumexp(_classes_last(call, -1), dim=1) for call in calls])
+    return float((sums.abs() > _NORMALIZED).float().mean())
+
+
 def _bce(calls: list[LossCall], enough: int) -> Iterator[Fault]:
-    del enough
     if fault := _constant(calls, "binary_cross_entropy"):
         yield fault
+    elif share := _share_of_several(calls, enough):
+        yield Fault(
+            f"binary_cross_entropy gets a softmax over the classes, but {share:.0%} of the rows "
+            "have several labels: probabilities that sum to 1 cannot all be near 1.",
+            "Use binary_cross_entropy_with_logits on the output itself, without the softmax.",
+        )
     outside = [call for call in calls if _outside_unit(call.input)]
     if outside:
         low, high = (float(v) for v in torch.aminmax(outside[0].input))
@@ -256,6 +329,21 @@ def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
         )
 
 
+def _share_of_several(calls: list[LossCall], enough: int) -> float:
+    """Return the share of rows with two labels or more, under a softmax; 0 for next to none."""
+    if _operation(calls[0].producer) not in ("Softmax", "SafeSoftmax"):
+        return 0.0
+    pairs = [(call.input, call.target) for call in calls if call.input.ndim == 2]
+    if not pairs or any(given.shape != target.shape for given, target in pairs):
+        return 0.0
+    labels = torch.cat([target for _, target in pairs])
+    normalized = all(_rows_are_one(given.float()) for given, _ in pairs)
+    if not normalized or len(labels) < enough or bool(((labels != 0) & (labels != 1)).any()):
+        return 0.0
+    share = float((labels.sum(1) > 1).float().mean())
+    return share if share > _SEVERAL else 0.0
+
+
 def _constant(calls: list[LossCall], function: str) -> Fault | None:
     """A softmax over one value, which is always 1, or its logarithm, which is always 0."""
     producer = _operation(calls[0].producer)
@@ -275,6 +363,7 @@ _RULES = {
     "kl_div": _kl_div,
     "bce": _bce,
     "bce_with_logits": _bce_with_logits,
+    "ctc": _ctc,
 }
 
 
@@ -292,11 +381,13 @@ def _named(operation: str) -> str:
     return names.get(operation, "log_softmax")
 
 
-def _wrong_dimension(function: str) -> Fault:
+def _wrong_dimension(
+    function: str, over: str = "the rows of the batch", right: str = "log_softmax(dim=1)"
+) -> Fault:
     return Fault(
-        f"{function} gets a log_softmax over the wrong dimension: probabilities sum to 1 over the "
-        "rows of the batch, not over the classes.",
-        "Use log_softmax(dim=1), the class dimension.",
+        f"{function} gets a log_softmax over the wrong dimension: probabilities sum to 1 over "
+        f"{over}, not over the classes.",
+        f"Use {right}, the class dimension.",
     )
 
 
@@ -374,8 +465,9 @@ def _measured(calls: list[LossCall]) -> str:
 
 def _numbers(calls: list[LossCall]) -> Numbers:
     values = torch.cat([call.input.reshape(-1).float() for call in calls])
+    dims = [-1 if call.kind == "ctc" else 1 if call.input.ndim > 1 else 0 for call in calls]
     sums = torch.cat(
-        [_classes_last(call, 1 if call.input.ndim > 1 else 0).sum(1) for call in calls]
+        [_classes_last(call, dim).sum(1) for call, dim in zip(calls, dims, strict=True)]
     )
     return Numbers(
         title=f"Input of {calls[0].kind}",

@@ -37,6 +37,15 @@ _DEEP = 5.0
 _GROUPS = 8
 """Parts of the batch that must agree, each moved alone."""
 
+_ENDLESS = (1e2, 1e3, 1e4)
+"""Outputs are raised and lowered by so many times their spread."""
+
+_LINEAR = (9.0, 11.0)
+"""A straight line falls ten times as far over ten times the distance."""
+
+_UNBOUNDED = ("Addmm", "Mm", "Convolution", "Bmm")
+"""What makes outputs of any size: a layer without an activation behind it."""
+
 _DENSE = 16
 """Answers per sample from which they are a mask."""
 
@@ -98,6 +107,10 @@ class LossDirection(Check):
           towards it and pushes wrong ones further away, in each of 8 parts of the batch: a focal
           loss with p ** gamma for (1 - p) ** gamma. Gradients are read, not values: a weight that
           is detached turns nothing.
+        - Fails for a loss against quantities without a lower bound: it falls along a straight line
+          when all outputs of a layer are raised (or lowered) by 100, 1,000 and 10,000 times their
+          spread, and does so for each of 8 parts of the batch: a pinball loss of which one side has
+          the wrong sign. Losses that do not depend on the targets, as a critic's, are left out.
         - Not judged: embeddings, margins, and targets in several parts. `maximize=True` in the
           optimizer reverses the answer.
     Fix: `loss = -log_probability.mean()`, `loss = 1 - dice`; output first, target second.
@@ -117,7 +130,7 @@ class LossDirection(Check):
             return self._climbing(audit, answer)
         if answer.status is Status.FAIL or any(group.get("maximize") for group in groups):
             return answer
-        return self._by_slopes(audit) or answer
+        return self._by_slopes(audit) or self._bottomless(audit) or answer
 
     def _climbing(self, audit: Audit, answer: Result) -> Result:
         """Reverse the answer: the optimizer climbs, so better outputs must raise the loss."""
@@ -222,6 +235,31 @@ class LossDirection(Check):
         for n, term in enumerate(terms):
             if term.of_targets and all(_opposes(each, n) for each in slopes):
                 return self._opposed(audit, found, n)
+        return None
+
+    def _bottomless(self, audit: Audit) -> Result | None:
+        """Fail where a loss that is none of torch's falls for ever as all outputs grow."""
+        first = audit.probe(FirstSteps)
+        names = (seen.made_by.rstrip("0123456789") for seen in first.completed)
+        made = {name.removesuffix("Backward") for name in names}
+        if first.main_loss is not None or not made <= {*_UNBOUNDED}:
+            return None
+        trial = _Trial(audit, first)
+        if trial.reason or not trial.compares_quantities():
+            return None
+        for sign, done in ((1.0, "raised"), (-1.0, "lowered")):
+            losses = trial.slide(sign)
+            if losses is not None:
+                told = ", ".join(f"{loss:.3g}" for loss in losses)
+                return self.failed(
+                    f"The loss has no lower bound: with all outputs {done} by 100, 1,000 and "
+                    f"10,000 times their spread it falls to {told}, whatever the targets are.",
+                    fix="Let it rise on both sides of the target: for quantiles torch.max(q * "
+                    "error, (q - 1) * error), with error = target - output.",
+                    measured=told,
+                    threshold="a loss that rises far from the targets",
+                    location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+                )
         return None
 
     def _repelling(self, audit: Audit) -> Result:
@@ -456,6 +494,46 @@ class _Trial:
             products = torch.stack([(each * along).double() for each in gradients])
             found.append(torch.stack([products[:, rows].flatten(1).sum(1) for rows in parts], 1))
         return torch.stack(found, 1)
+
+    def compares_quantities(self) -> bool:
+        """Whether the targets are quantities, and the loss depends on them."""
+        target = self.target
+        if not target.is_floating_point() or target.numel() < _GROUPS:
+            return False
+        if len(torch.unique(target)) < _GROUPS:
+            return False
+        turned = batches.map_leaves(
+            self._batch, lambda leaf: leaf.roll(1, 0) if self._is_target(leaf) else leaf
+        )
+        try:
+            other = self._audit.loop.forward(turned).loss
+        except UserCodeError:
+            return False
+        return other is not None and other != self.base
+
+    def _is_target(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.ndim > 0 and batches.same_values(leaf, self.target)
+
+    def slide(self, sign: float) -> tuple[float, ...] | None:
+        """Return the losses of outputs that are raised ever further, where they fall for ever.
+
+        None where they do not, or not along a straight line, or not in each part of the batch.
+        """
+        spread = float(self.output.std(correction=0)) + float(self.target.std(correction=0))
+        if not math.isfinite(spread) or spread == 0.0:
+            return None
+        steps = [sign * size * spread for size in _ENDLESS]
+        losses = [self.loss(self.output + step) for step in steps]
+        near, far, farthest = losses
+        if not self.base > near > far > farthest:
+            return None
+        if not _LINEAR[0] < (far - farthest) / (near - far) < _LINEAR[1]:
+            return None
+        size = self.output.shape[0]
+        for part in torch.arange(size).chunk(min(_GROUPS, size)):
+            if not self.loss(self._only(part, self.output + steps[-1])) < self.base:
+                return None
+        return tuple(losses)
 
     def _only(self, rows: Tensor, moved: Tensor) -> Tensor:
         mixed = self.output.clone()

@@ -6,7 +6,11 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.loss_layout import Layout, LossLayout, layouts
+from nnaudit.probes.running_sums import RunningSum, RunningSums
 from nnaudit.report import Kind, Result
+
+_APART = 1e-3
+"""Losses of the same rows in two orders differ by less, as a share of one, by rounding."""
 
 
 class LossLayoutOfClasses(Check):
@@ -17,13 +21,19 @@ class LossLayoutOfClasses(Check):
         flattened beside targets of shape (N, T) compares each word with another's tag. Nothing is
         raised, and the loss falls a little, as far as the frequencies of the classes go.
     How: Exact. In one step, numbers are sent back through the graph from the argument of
-        `cross_entropy`, `nll_loss` or `log_softmax` to the last layer (linear, convolution, batch
-        normalisation, interpolation) with as many channels as the loss has classes: through views,
-        permutations, slices and a constant factor they arrive where the loss's numbers were.
+        `cross_entropy`, `nll_loss`, `ctc_loss` or `log_softmax` to the last layer (linear,
+        convolution, batch normalisation, interpolation) with as many channels as the loss has
+        classes: through views, permutations, slices and a constant factor they arrive where the
+        loss's numbers were.
         - Fails when most rows of the loss take their numbers from several places of that output.
           Rows that run along another whole dimension (scores of positions, as for spans) pass.
         - Fails when the rows go through the output's other two dimensions in one order and the
           targets, a field of the batch flattened, in the other. Seen where these differ in length.
+        - Fails when `ctc_loss` gets an output (N, T, C) that was viewed as (T, N, C) instead of
+          being transposed: each text then meets slices of all recordings.
+        - Fails when a `cumsum` or a `logcumsumexp` runs over the rows' outputs in the order of the
+          loader, which is that of no number of theirs, and the loss of one batch differs by more
+          than 0.1% with the same rows in another order: risk sets of a Cox loss without sorting.
         Anything but views between layer and loss is not judged.
     Fix: `output.permute(0, 2, 3, 1).reshape(-1, C)`, or no view at all:
         `cross_entropy(output, target)` takes (N, C, H, W) beside (N, H, W).
@@ -32,13 +42,28 @@ class LossLayoutOfClasses(Check):
 
     code, name, kind = "LOSS109", "loss-layout", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (LossLayout,)
+    probes = (LossLayout, RunningSums)
 
     def run(self, audit: Audit) -> Result:
         """Judge what was read across the layer's output."""
         for seen in layouts(audit.probe(LossLayout)):
             return self._mixes(seen) if seen.crossed is None else self._crosses(seen)
+        unsorted = audit.probe(RunningSums)
+        if unsorted is not None and _differs(unsorted):
+            return self._unsorted(unsorted)
         return self.passed("The loss reads classes and rows in the order of the last layer.")
+
+    def _unsorted(self, seen: RunningSum) -> Result:
+        one, other = seen.losses
+        return self.failed(
+            f"{seen.function} runs over the rows of the batch in the order in which they come, and "
+            f"they are sorted by nothing: the loss of one batch is {one:.5g}, and {other:.5g} with "
+            "the same rows in another order.",
+            measured=f"{one:.5g} and {other:.5g}",
+            threshold="the same loss",
+            location=seen.location,
+            fix="order = time.argsort(descending=True); risk, event = risk[order], event[order]",
+        )
 
     def _mixes(self, seen: Layout) -> Result:
         order = [i for i in range(len(seen.made)) if i != seen.axis] + [seen.axis]
@@ -57,6 +82,15 @@ class LossLayoutOfClasses(Check):
 
     def _crosses(self, seen: Layout) -> Result:
         shape = seen.crossed
+        if len(seen.read) == 3:
+            return self.failed(
+                f"ctc_loss gets the output {seen.made} viewed as {seen.read}: its rows are still "
+                "in the old order, so each sequence is made of pieces of several.",
+                measured=f"a view of {seen.made}",
+                threshold="a transposed tensor",
+                location=seen.location,
+                fix="log_probs = log_probs.transpose(0, 1)  # (N, T, C) to (T, N, C)",
+            )
         return self.failed(
             f"The loss goes through the output {seen.made} in another order than through the "
             f"targets {shape}: both are flattened, and each output meets the target of another "
@@ -66,3 +100,9 @@ class LossLayoutOfClasses(Check):
             location=seen.location,
             fix="output.transpose(0, 1).reshape(-1, C)",
         )
+
+
+def _differs(seen: RunningSum) -> bool:
+    """Whether the order of the rows changes the loss beyond rounding and noise; never for NaN."""
+    one, other = seen.losses
+    return abs(one - other) > max(_APART * abs(one), 10 * seen.noise)

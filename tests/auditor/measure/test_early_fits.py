@@ -25,6 +25,30 @@ rows = np.arange(len(X))
 train, val = train_test_split(rows)
 x_train, x_val = best.transform(X)[train], best.transform(X)[val]
 """,
+    "rows sliced by hand": """
+X = SelectKBest(k=50).fit_transform(X, y)
+order = rng.permutation(len(X))
+x_train, x_val = X[order[:800]], X[order[800:]]
+""",
+    "a table sliced by hand": """
+df = pd.DataFrame(SelectKBest().fit_transform(df, df["y"]))
+train = df.iloc[:800]
+val = df.iloc[800:]
+""",
+    "scores of the columns": """
+scores, _ = f_classif(genes, outcome)
+top = np.argsort(scores)[-100:]
+genes = genes[:, top]
+x_train, x_test = train_test_split(genes)
+""",
+    "correlations, column by column": """
+def load(x, y):
+    corr = np.array([np.corrcoef(x[:, j], y)[0, 1] for j in range(x.shape[1])])
+    keep = np.abs(corr) > 0.2
+    n = int(0.8 * len(x))
+    x_train, x_val = x[:n], x[n:]
+    return x_train[:, keep], x_val[:, keep]
+""",
 }
 
 LATE = {
@@ -50,6 +74,27 @@ X_train, X_test = train_test_split(X)
 best = SelectKBest().fit(X, y)
 print(best.scores_)
 X_train, X_test = train_test_split(X)
+""",
+    "correlations to look at": """
+corr = np.array([pearsonr(X[:, j], y)[0] for j in range(9)])
+top = np.argsort(corr)[-3:]
+print(top, corr[top])
+X_train, X_test = train_test_split(X)
+plt.bar(range(9), corr)
+""",
+    "correlations among columns": """
+twins = np.corrcoef(X, Z)
+X = X[:, twins[0] < 0.9]
+X_train, X_test = train_test_split(X)
+""",
+    "scores of the training part": """
+x_train, x_val = X[:800], X[800:]
+top = np.argsort(f_classif(x_train, y_train)[0])[-20:]
+x_train, x_val = x_train[:, top], x_val[:, top]
+""",
+    "columns sliced": """
+X = SelectKBest().fit_transform(X[:800], y[:800])
+train_columns = X[:, :3]
 """,
     "another function": """
 def explore(X, y):

@@ -28,9 +28,22 @@ scaler = MinMaxScaler()
 a = scaler.fit_transform(X[train])
 b = scaler.fit_transform(X[val])
 """,
+    "codes of categories": """
+for c in columns:
+    train[c] = train[c].astype("category").cat.codes
+    val[c] = pd.Categorical(val[c]).codes
+""",
 }
 
 ONCE = {
+    "categories that are given": """
+train[c] = pd.Categorical(train[c]).codes
+val[c] = pd.Categorical(val[c], categories=levels).codes
+""",
+    "other columns": """
+codes = df["town"].astype("category").cat.codes
+val["n"] = val["n"].astype("category").cat.as_ordered()
+""",
     "transformed": """
 encoder = OrdinalEncoder()
 codes = encoder.fit_transform(train_df[columns])

@@ -44,10 +44,36 @@ class Spoken(Dataset):
         return Item(torch.zeros(2), self.held[i])
 
 
+class Slices(Dataset):
+    """Slices with a file each, whose name is in a list of records or in the items alone."""
+
+    def __init__(self, patients: list[int], *, records: bool) -> None:
+        files = [f"patient{p:03d}_slice{i:02d}.png" for i, p in enumerate(patients)]
+        self.records = [{"file": name, "label": 0} for name in files] if records else None
+        self.files = dict(enumerate(files))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Any:
+        x = torch.zeros(2)
+        return {"x": x} if self.records else {"x": x, "name": self.files[i]}
+
+
 def stored(data: Dataset) -> Stored:
     found = Stored.of(RandomAccess.of(DataLoader(data, 4, collate_fn=list)))
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_names_of_files_in_records_and_in_items_tell_the_group(records: bool) -> None:
+    one, other = (stored(Slices([p, q] * 6, records=records)) for p, q in ((1, 2), (2, 3)))
+    (groups,) = groups_of(one, other)
+    assert groups.column == ("file" if records else "name")
+    assert (groups.kind, set(groups.train), set(groups.val)) == (
+        "patient", {"001", "002"}, {"002", "003"},
+    )  # fmt: skip
 
 
 def test_fields_of_the_items_tell_the_group() -> None:

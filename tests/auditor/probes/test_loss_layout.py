@@ -54,6 +54,19 @@ def seen_enlarged(out: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(large.view(-1, C), y.repeat_interleave(4))
 
 
+def by_ctc(log_probs: Tensor) -> Tensor:
+    ones = torch.ones(N, dtype=torch.long)
+    return F.ctc_loss(log_probs, ones[:, None], T * ones, ones)
+
+
+def test_time_and_batch_that_are_exchanged_by_a_view_for_ctc() -> None:
+    net, x, y = words()
+    (seen,) = read(net, x, y, lambda out, _: by_ctc(out.log_softmax(-1).view(T, N, C)))
+    assert seen.crossed == (N, T)
+    assert not read(net, x, y, lambda out, _: by_ctc(out.log_softmax(-1).transpose(0, 1)))
+    assert not read(*words(time_first=True), lambda out, _: by_ctc(out.log_softmax(-1)))
+
+
 @pytest.mark.parametrize("loss", [seen_as_rows, seen_after_log_softmax, seen_enlarged])
 def test_pixels_for_classes(loss: Loss) -> None:
     (seen,) = read(*pictures(), loss)

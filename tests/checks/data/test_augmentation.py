@@ -126,6 +126,17 @@ def test_random_transforms_that_repeat_are_warned_of(kind: Any) -> None:
     assert "RandomShift is declared" in result.message
 
 
+def at_random(x: Tensor) -> Tensor:
+    return x + torch.randn(())
+
+
+@pytest.mark.parametrize(("seeded", "status"), [(at_random, "warn"), (None, "skip")])
+def test_items_that_seed_before_they_draw_are_warned_of(seeded: Any, status: str) -> None:
+    result = ask(SeededByIndex(seeded))
+    assert result.status == status, result.message
+    assert ("torch.manual_seed() is called for each" in result.message) is (status == "warn")
+
+
 def test_transforms_that_are_not_called_are_noted() -> None:
     assert ask(Precomputed(RandomShift())).status is Status.NOTE
 
@@ -238,8 +249,10 @@ class Squares(Dataset[Any]):
     def __getitem__(self, i: int) -> Any:
         picture, target = self.pictures[i], self.targets[i].clone()
         if self.flipped and torch.rand(()) < 0.5:
-            picture = picture.flip(-1)
-            if self.flipped == "both":
+            picture = picture.flip(-2 if self.flipped == "other axis" else -1)
+            if self.flipped == "inside out":
+                target[[0, 2]] = 1 - target[[0, 2]]
+            elif self.flipped != "picture":
                 if target.ndim == 2:
                     target = target.flip(-1)
                 else:
@@ -272,6 +285,18 @@ def test_a_flip_that_leaves_the_target_where_it_was(masks: bool, flipped: str) -
     assert ("mirrored" in result.message) is (flipped == "picture")
 
 
+@pytest.mark.parametrize("flipped", ["other axis", "inside out"])
+def test_a_flip_that_moves_boxes_in_another_way(flipped: str) -> None:
+    target = Target(
+        lambda: Segmenter(masks=False),
+        lambda: DataLoader(Squares(64, False, flipped), 16, shuffle=True),
+        val_loader=lambda: DataLoader(Squares(128, False, seed=1), 32),
+        loss=nn.functional.mse_loss,
+    )
+    result = run_check(Augmentation, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+    assert result.status is Status.FAIL, result.message
+
+
 def left_behind(**parts: Any) -> LeftBehind:
     return LeftBehind(**{"target": "[1]", "mask": False, "move": "mirrored", "moved": 20,
                          "left": 20, "follows": True, **parts})  # fmt: skip
@@ -286,6 +311,8 @@ def left_behind(**parts: Any) -> LeftBehind:
         (left_behind(follows=False), Status.PASS),
         (left_behind(follows=None), Status.PASS),
         (left_behind(left=2), Status.PASS),
+        (left_behind(left=0, inverted=12, follows=None), Status.FAIL),
+        (left_behind(left=0, inverted=2, follows=None), Status.PASS),
     ],
 )
 def test_what_is_left_behind_fails_where_it_is_known_to_follow(

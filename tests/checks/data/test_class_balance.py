@@ -416,3 +416,11 @@ def test_one_output_for_each_row_without_a_dimension_of_its_own() -> None:
 
     result = ask(labels(300, 100), loss=loss, net=Flat)
     assert result.status is Status.FAIL, result.message
+
+
+def test_a_class_that_the_loss_ignores_warns() -> None:
+    y = labels(100, 100, 100)
+    result = ask(y, loss=nn.CrossEntropyLoss(ignore_index=0), outputs=3)
+    assert result.status is Status.WARN
+    assert "100 of 300" in result.message
+    assert ask(y, loss=nn.CrossEntropyLoss(ignore_index=7), outputs=3).status is Status.PASS

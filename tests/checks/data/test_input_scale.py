@@ -315,6 +315,32 @@ def test_pictures_that_were_reshaped_fail_and_permuted_ones_pass(grey: bool) -> 
     assert ask(x.permute(0, 3, 1, 2).contiguous(), colour_cnn).status is Status.PASS
 
 
+def test_blank_pictures_have_no_order_either() -> None:
+    assert bool((roughness_as_pixels(torch.ones(4, 3, 8, 8)) == 1).all())
+
+
+class Asked(nn.Module):
+    """A picture and a question, of which one side may be blank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.read = nn.Conv2d(3, 4, 3), nn.Linear(6, 4)
+
+    def forward(self, picture: Tensor, question: Tensor) -> Tensor:
+        return self.see(picture).mean((2, 3))[:, :2] + self.read(question)[:, :2]
+
+
+@pytest.mark.parametrize(("contrast", "status"), [(0.0, Status.WARN), (1.0, Status.PASS)])
+def test_a_convolution_over_blank_pictures_warns(contrast: float, status: Status) -> None:
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        picture, question = batch
+        return F.cross_entropy(model(picture, question), (question[:, 0] > 0).long())
+
+    x = contrast * pixels(64, 3, 16, 16) - 1.0
+    result = ask(x, Asked, y=normal(64, 6), training_step=step)
+    assert result.status is status, result.message
+
+
 def test_noise_has_no_order_to_be_told() -> None:
     assert ask(pixels(64, 3, 16, 16), colour_cnn).status is Status.PASS
     ratios = roughness_as_pixels(pixels(64, 3, 16, 16))

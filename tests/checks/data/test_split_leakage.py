@@ -506,6 +506,15 @@ def test_pictures_augmented_before_the_split_warn(mirrored: bool) -> None:
     assert "near copies" in result.message
 
 
+@pytest.mark.parametrize(("sources", "status"), [(75, Status.WARN), (300, Status.PASS)])
+def test_signals_with_noise_added_before_the_split_warn(sources: int, status: Status) -> None:
+    x = pictures_made_of(sources, 300 // sources).reshape(300, 2, 32)
+    y = torch.arange(300) % 2
+    train, val = TensorDataset(x[:230], y[:230]), TensorDataset(x[230:], y[230:])
+    result = ask(*loaders(train, val))
+    assert result.status is status, result.message
+
+
 def test_pictures_of_their_own_pass() -> None:
     x, y = pictures_made_of(300, 1), torch.arange(300) % 2
     train, val = TensorDataset(x[:230], y[:230]), TensorDataset(x[230:], y[230:])

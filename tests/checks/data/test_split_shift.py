@@ -95,6 +95,10 @@ FAULTS: dict[str, tuple[Tensor, Tensor]] = {
     "wine as it is": (standardised(WINE[:130], WINE[:130]), WINE[130:]),
     "only validation standardised": (WINE[:130], standardised(WINE[130:], WINE[:130])),
     "cancer as it is": (standardised(CANCER[:450], CANCER[:450]), CANCER[450:]),
+    "sensors of like units": (
+        torch.randn(200, 4, generator=generator()),
+        20 + torch.randn(80, 4, generator=generator(1)),
+    ),
     "diabetes as it is": (standardised(DIABETES[:350], DIABETES[:350]), DIABETES[350:]),
 }
 

@@ -15,7 +15,7 @@ from nnaudit.checks.data.supervised_rows import SupervisedRows
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.token_targets import TokenTargets
+from nnaudit.probes.token_targets import TokenTargets, filled_share
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
 
@@ -46,6 +46,27 @@ def test_an_end_that_is_padding_and_never_a_target_fails() -> None:
     assert judged(ended=90, unlearnt=90).status is Status.FAIL
     assert judged(ended=90, unlearnt=89).status is Status.PASS
     assert judged(ended=4, unlearnt=4).status is Status.PASS
+
+
+def test_much_padding_among_the_targets_warns() -> None:
+    assert judged(filled=0.5).status is Status.WARN
+    assert judged(filled=0.1).status is Status.PASS
+
+
+def padded(*lengths: int, width: int = 10, filling: int = 0) -> Tensor:
+    rows = torch.arange(1, 1 + len(lengths) * width).reshape(len(lengths), width)
+    return rows.masked_fill(torch.arange(width) >= torch.tensor(lengths)[:, None], filling)
+
+
+def test_what_fills_rows_is_told_by_its_place() -> None:
+    target = padded(4, 5, 6, 10)
+    assert filled_share(target, 4, -100) == pytest.approx((5 + 4 + 3) / 40)
+    assert filled_share(target.flatten(), 4, -100) == filled_share(target, 4, -100)
+    assert filled_share(target, 4, 0) == 0.0  # it is ignored
+    assert filled_share(padded(5, 5, 5, 5), 4, -100) == 0.0  # an answer of one length
+    target[3, 2] = 0  # a token like the others
+    assert filled_share(target, 4, -100) == 0.0
+    assert filled_share(padded(10, 10, 10, 8), 4, -100) == 0.0
 
 
 class Reader(nn.Module):

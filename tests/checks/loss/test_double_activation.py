@@ -44,6 +44,21 @@ def one_hot(y: Tensor) -> Tensor:
     return F.one_hot(y, CLASSES).float()
 
 
+def ctc(log_probs: Tensor) -> Tensor:
+    """CTC of 64 rows as 8 sequences of 8 steps each, time first, with one symbol per sequence."""
+    ones = torch.ones(8, dtype=torch.long)
+    return F.ctc_loss(log_probs.reshape(8, 8, CLASSES), ones[:, None], 8 * ones, ones)
+
+
+def dice(given: Tensor, target: Tensor, dim: int | None = None) -> Tensor:
+    parts = ((given * target).sum(dim), given.sum(dim) + target.sum(dim))
+    return ((2 * parts[0] + 1) / (parts[1] + 1)).mean()
+
+
+def two_labels(y: Tensor) -> Tensor:
+    return one_hot(y) + one_hot((y + 1) % CLASSES)
+
+
 class Opaque(torch.autograd.Function):
     """A softmax that autograd knows by another name."""
 
@@ -100,6 +115,16 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
         net(),
         lambda out, y: F.kl_div(out, one_hot(y), reduction="batchmean"),
     ),
+    "logits to ctc_loss": (net(), lambda out, y: ctc(out)),
+    "probabilities to ctc_loss": (net(nn.Softmax(1)), lambda out, y: ctc(out)),
+    "log_softmax over time to ctc_loss": (
+        net(),
+        lambda out, y: ctc(out.view(8, 8, CLASSES).log_softmax(0)),
+    ),
+    "softmax for several labels": (
+        net(nn.Softmax(1)),
+        lambda out, y: F.binary_cross_entropy(out, two_labels(y)),
+    ),
     "one of two terms": (
         net(),
         lambda out, y: F.cross_entropy(out, y) + F.cross_entropy(out.softmax(1), y),
@@ -114,6 +139,18 @@ def test_it_fails(name: str) -> None:
     assert result.status is Status.FAIL, result.message
     assert result.fix
     assert result.location is not None
+
+
+def two_terms(out: Tensor, y: Tensor) -> Tensor:
+    overlap = dice(out, one_hot(y), dim=1)
+    return 0.3 * F.binary_cross_entropy_with_logits(out, one_hot(y)) + 0.7 * (1 - overlap)
+
+
+@pytest.mark.parametrize("loss", [lambda out, y: 1 - dice(out, one_hot(y)), two_terms])
+def test_a_dice_loss_of_logits_fails(loss: Callable[..., Tensor]) -> None:
+    result = audited(net(), loss)
+    assert result.status is Status.FAIL
+    assert "dice" in result.message
 
 
 HEALTHY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
@@ -146,6 +183,23 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     "softmax of two and bce": (
         net(),
         lambda out, y: F.binary_cross_entropy(out[:, :2].softmax(1)[:, 1], (y > 2).float()),
+    ),
+    "log_softmax and ctc_loss": (net(nn.LogSoftmax(1)), lambda out, y: ctc(out)),
+    "a penalty on blanks in ctc_loss": (
+        net(nn.LogSoftmax(1)),
+        lambda out, y: ctc(out - 2.0 * F.one_hot(torch.zeros_like(y), CLASSES)),
+    ),
+    "softmax and one label, by bce": (
+        net(nn.Softmax(1)),
+        lambda out, y: F.binary_cross_entropy(out, one_hot(y)),
+    ),
+    "sigmoid and several labels": (
+        net(nn.Sigmoid()),
+        lambda out, y: F.binary_cross_entropy(out, two_labels(y)),
+    ),
+    "dice of probabilities": (
+        net(),
+        lambda out, y: F.cross_entropy(out, y) + 1 - dice(out.softmax(1), one_hot(y)),
     ),
     "sigmoid and bce": (
         net(nn.Sigmoid()),

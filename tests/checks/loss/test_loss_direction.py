@@ -128,6 +128,36 @@ OPPOSED: list[tuple[Any, ...]] = [
 ]
 
 
+def pinball(output: Tensor, y: Tensor, *, wrong: bool) -> Tensor:
+    """The loss of three quantiles; one side of it has the wrong sign."""
+    q, error = torch.tensor([0.1, 0.5, 0.9]), y[:, None] - output
+    below = (1 - q) if wrong else (q - 1)
+    return torch.where(error > 0, q * error, below * error).sum(1).mean()
+
+
+ROWS = 2.0 * X[:, 0] + X[:, 1]
+
+
+def test_a_loss_without_a_lower_bound_fails() -> None:
+    result = audited(lambda o, y: pinball(o, y, wrong=True), ROWS)
+    assert result.status is Status.FAIL
+    assert "no lower bound" in result.message
+
+
+@pytest.mark.parametrize(
+    ("loss", "last"),
+    [
+        (lambda o, y: pinball(o, y, wrong=False), None),
+        (lambda o, y: (o[:, 0].exp() - y.abs() * o[:, 0]).mean(), None),  # Poisson
+        (lambda o, y: -(o[:, 0] * y).mean(), nn.Tanh()),  # a return on what is bought
+        (lambda o, y: -(o[:, 0] * y).mean(), None),  # rows of either sign
+        (lambda o, y: o.mean() + 0 * y.mean(), None),  # a critic
+    ],
+)
+def test_losses_that_only_seem_to_fall_for_ever(loss: Any, last: nn.Module | None) -> None:
+    assert audited(loss, ROWS, last).status is not Status.FAIL
+
+
 @pytest.mark.parametrize("fault", OPPOSED, ids=lambda fault: "")
 def test_one_term_with_the_wrong_sign_fails(fault: tuple[Any, ...]) -> None:
     result = audited(*fault)

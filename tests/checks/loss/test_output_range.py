@@ -12,8 +12,12 @@ from nnaudit.checks.loss.output_range import OutputRange
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
+from nnaudit.probes.adversaries import Adversaries, Round
+from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.output_reach import OutputReach
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
+from support.verdicts import verdict
 
 
 def audited(
@@ -103,3 +107,73 @@ def test_few_targets() -> None:
     assert audited(nn.ReLU(), as_it_is, n=128).status is Status.FAIL
     assert audited(nn.ReLU(), as_it_is, n=32).status is Status.INCONCLUSIVE
     assert audited(nn.ReLU(), torch.abs, n=128).status is Status.INCONCLUSIVE
+
+
+class Corners(nn.Module):
+    """Centres and sizes behind a sigmoid, as the corners of boxes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = x.sigmoid()
+        return torch.cat([inside - 0.5 * inside, inside + 0.5 * inside], 1)
+
+
+@pytest.mark.parametrize(("size", "status"), [(1.0, Status.SKIP), (48.0, Status.FAIL)])
+def test_boxes_in_pixels_for_fractions(size: float, status: Status) -> None:
+    result = audited(Corners(), lambda x: size * torch.rand(len(x), 2))
+    assert result.status is status, result.message
+
+
+class Cosines(nn.Module):
+    """Scores of each row beside all rows, as in contrastive learning."""
+
+    def __init__(self, scale: float, *, learnt: bool = False) -> None:
+        super().__init__()
+        self.net, self.scale = nn.Linear(6, 8), scale
+        self.learnt = nn.Parameter(torch.zeros(())) if learnt else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.normalize(self.net(x), dim=1)
+        others = F.normalize(x.repeat(1, 2)[:, :8], dim=1)
+        return z @ others.T * (self.scale + self.learnt)
+
+
+def contrast(scores: Tensor, _: Tensor) -> Tensor:
+    rows = torch.arange(len(scores))
+    return (F.cross_entropy(scores, rows) + F.cross_entropy(scores.T, rows)) / 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "learnt", "status"),
+    [
+        (1 / 0.07, False, Status.SKIP),
+        (1.0, False, Status.SKIP),
+        (0.07, False, Status.FAIL),
+        (0.07, True, Status.SKIP),
+    ],
+)
+def test_a_temperature_that_multiplies(scale: float, learnt: bool, status: Status) -> None:
+    x = torch.randn(128, 6, generator=torch.Generator().manual_seed(0))
+    data = DataLoader(TensorDataset(x, x), batch_size=32)
+    target = Target(lambda: Cosines(scale, learnt=learnt), data, loss=contrast)
+    audit = Audit(DirectLoop(target, torch.device("cpu"), seed=0))
+    result = run_check(OutputRange, audit)
+    assert result.status is status, result.message
+
+
+@pytest.mark.parametrize(
+    ("activation", "low", "high", "status"),
+    [
+        ("TanhBackward0", -0.42, 2.82, Status.FAIL),
+        ("TanhBackward0", 0.0, 1.0, Status.SKIP),
+        ("TanhBackward0", -1.2, 1.2, Status.SKIP),  # noise on real rows
+        ("SigmoidBackward0", -1.0, 1.0, Status.FAIL),
+        ("AddmmBackward0", -9.0, 9.0, Status.SKIP),
+    ],
+)
+def test_real_rows_that_a_generator_cannot_make(
+    activation: str, low: float, high: float, status: Status
+) -> None:
+    rows = torch.linspace(low, high, 2000)
+    seen = Round(1, 0, 1, -1, 1, None, activation, rows)
+    measured = {FirstSteps: First((), (), ()), OutputReach: (), Adversaries: (seen,)}
+    assert verdict(OutputRange, measured).status is status
