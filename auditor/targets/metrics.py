@@ -203,3 +203,14 @@ def _by_class(guess: Tensor, truth: Tensor) -> Iterator[tuple[float, float, floa
         either = float((said | is_so).sum())
         total = float(said.sum() + is_so.sum())
         yield both / float(is_so.sum()), 2 * both / total, both / either
+
+
+def extremes(output: Tensor) -> tuple[float, float]:
+    """Return what stands for no and yes in such outputs: probabilities, their logs, or logits.
+
+    Decisions of 0 and 1 are probabilities of these.
+    """
+    low, high = float(output.min()), float(output.max())
+    if low >= 0.0 and high <= 1.0:
+        return 0.0, 1.0
+    return (-20.0, 0.0) if high <= 0.0 else (-10.0, 10.0)
