@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from nnaudit.measure.metric_names import best_is_one
 from nnaudit.measure.seeding import source_files
 from nnaudit.report import Location
 from nnaudit.targets import batch as batches
-from nnaudit.targets.metrics import extremes
+from nnaudit.targets.metrics import FORMS
 
 _ROWS = 512
 """Rows that are kept of what a function is given."""
@@ -43,6 +43,7 @@ class MetricFunction:
         prediction: what it was given for predictions, (N, ...).
         target: the field of the batch that it was given for targets, of more batches: (M, ...).
         location: its definition.
+        says: what stands for no and yes in a prediction that is made up.
     """
 
     name: str
@@ -50,7 +51,16 @@ class MetricFunction:
     prediction: Tensor
     target: Tensor
     location: Location
+    says: tuple[float, float] = (0.0, 1.0)
     of_library: bool = False
+
+    def forms(self) -> Iterator[MetricFunction]:
+        """Yield it with each way in which such predictions may say no and yes.
+
+        Numbers between 0 and 1 may be logits, and negative ones logits or logs of probabilities.
+        """
+        known = FORMS if self.prediction.is_floating_point() else FORMS[:1]
+        yield from (replace(self, says=form) for form in known)
 
     def ideal(self, said: Tensor) -> Tensor:
         """Return the prediction that says ``said`` with certainty, in the form of the real ones.
@@ -60,13 +70,13 @@ class MetricFunction:
         """
         given = self.prediction
         axis = _class_axis(given, said)
-        low, high = extremes(given)
+        low, high = self.says
         if axis is not None:
             made = torch.full((len(said), *given.shape[1:]), low, dtype=given.dtype)
             return made.scatter_(axis, said.long().unsqueeze(axis), high)
         said = said.reshape(len(said), *given.shape[1:])
         binary = bool(((self.target == 0) | (self.target == 1)).all())
-        if binary and given.is_floating_point() and (low, high) != (0.0, 1.0):
+        if binary and given.is_floating_point():
             return torch.where(said > 0.5, high, low).to(given.dtype)
         return said.to(given.dtype)
 

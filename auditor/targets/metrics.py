@@ -205,12 +205,13 @@ def _by_class(guess: Tensor, truth: Tensor) -> Iterator[tuple[float, float, floa
         yield both / float(is_so.sum()), 2 * both / total, both / either
 
 
-def extremes(output: Tensor) -> tuple[float, float]:
-    """Return what stands for no and yes in such outputs: probabilities, their logs, or logits.
+FORMS = ((0.0, 1.0), (-10.0, 10.0), (-20.0, 0.0))
+"""What stands for no and yes in outputs: probabilities (or decisions), logits, logs of these."""
 
-    Decisions of 0 and 1 are probabilities of these.
-    """
+
+def extremes(output: Tensor) -> tuple[float, float]:
+    """Return what stands for no and yes in such outputs, one of :data:`FORMS`."""
     low, high = float(output.min()), float(output.max())
     if low >= 0.0 and high <= 1.0:
-        return 0.0, 1.0
-    return (-20.0, 0.0) if high <= 0.0 else (-10.0, 10.0)
+        return FORMS[0]
+    return FORMS[2] if high <= 0.0 else FORMS[1]

@@ -179,8 +179,9 @@ class MetricMeaning(Check):
             if len(function.target) < FEWEST:
                 continue
             with suppress(UserCodeError):
-                if (finding := self._wrong(audit, function, function)) is not None:
-                    return finding
+                found = [self._wrong(audit, each, each) for each in function.forms()]
+                if all(finding is not None for finding in found):
+                    return found[0]
         return None
 
     def _never_reset(self, audit: Audit, metric: Collected) -> Result:

@@ -55,7 +55,8 @@ class EvalPurity(Check):
           network of the program's that moves toward the trained weights. To train on from the
           average is a method of its own.
         - Warns about other buffers (counters, hidden states, memories) that keep their shape and
-          dtype; a buffer that takes a new shape is a cache.
+          dtype, which is a note in a program without validation: a queue of keys may be filled by
+          the forward of the training. A buffer that takes a new shape is a cache.
     Fix: `if self.training: ...` around every update of a buffer in `forward`.
     References: PyTorch documentation of nn.Module.register_buffer and nn.BatchNorm2d.
     """
@@ -161,7 +162,8 @@ class EvalPurity(Check):
                 f"A forward pass in eval mode changes only {count(len(changed), 'cache')} "
                 f"({changed[0]}), which also changes its shape."
             )
-        return self.warned(
+        answer = self.warned if validated else self.noted
+        return answer(
             f"A forward pass in eval mode changes {count(len(others), 'buffer')} ({others[0]}).",
             measured=f"{count(len(others), 'buffer')} changed",
             fix="unless it is a cache or a state kept by design: if self.training: ...",

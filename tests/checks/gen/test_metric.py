@@ -490,6 +490,8 @@ def used(function: str, task: str, shown: str = "output") -> Result:
          "classes", "output"),
         ("((p > 0) == t).float().mean()", "binary", "output"),
         ("((p > 0.5) == (t > 0.5)).float().mean()", "binary", "output.sigmoid()"),
+        ("((p.sigmoid() >= 0.5) == t).float().mean()", "binary", "output.sigmoid()"),
+        ("(p.sigmoid().round() == t).float().mean()", "binary", "-output.abs()"),
         ("2 * (p * t).sum() / (p.sum() + t.sum())", "binary", "(output > 0).float()"),
     ],
 )  # fmt: skip
