@@ -27,9 +27,15 @@ _ELEMENTWISE = frozenset(
         torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__,
         torch.sub, Tensor.sub, Tensor.__sub__, Tensor.clamp, torch.clamp,
         torch.masked_fill, Tensor.masked_fill, Tensor.masked_fill_, torch.where, Tensor.where,
+        torch.exp, Tensor.exp, Tensor.exp_, torch.relu, F.relu, Tensor.relu,
     }
 )  # fmt: skip
-"""What is done to scores: scaled, masked, given a bias."""
+"""What is done to scores: scaled, masked, given a bias, made positive."""
+
+_DIVISIONS = frozenset(
+    {torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__}
+)
+_SUMS = frozenset({torch.sum, Tensor.sum})
 
 _KEPT = frozenset(
     {
@@ -48,13 +54,15 @@ _RESHAPED = frozenset({torch.reshape, Tensor.reshape, Tensor.view, torch.flatten
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """A sum whose weights a softmax made of products of two activations.
+    """A sum whose weights were made of products of two activations, and normalised.
+
+    By a softmax, or by a division by their own sum.
 
     Attributes:
-        shape: of the weights, as the softmax made them.
+        shape: of the weights, as they were normalised.
         normalised: the axis of ``shape`` over which they sum to one.
         summed: the axis of ``shape`` over which the sum goes.
-        location: the user's line of the softmax.
+        location: the user's line of the softmax, or of the division.
     """
 
     shape: tuple[int, ...]
@@ -65,7 +73,7 @@ class WeightedSum:
 
 @dataclass(frozen=True)
 class _Weights:
-    """What a softmax made, wherever its axes are by now: ``axes[i]`` is where axis i began."""
+    """Normalised weights, wherever their axes are by now: ``axes[i]`` is where axis i began."""
 
     shape: tuple[int, ...]
     normalised: int
@@ -81,6 +89,7 @@ class AttentionTracker:
         self._sums = sums
         self._scores: dict[int, weakref.ref[Tensor]] = {}
         self._weights: dict[int, tuple[weakref.ref[Tensor], _Weights]] = {}
+        self._totals: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], int]] = {}
 
     def note(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
@@ -92,6 +101,8 @@ class AttentionTracker:
             self._product(func, args, value)
         elif func in _SOFTMAX:
             self._softmax(args, kwargs, value)
+        elif func in _SUMS:
+            self._total(args, kwargs, value)
         elif func in _ELEMENTWISE or func in _KEPT:
             self._elementwise(func, args, value)
         elif isinstance(args[0], Tensor) and (weights := self._weights_of(args[0])) is not None:
@@ -120,16 +131,42 @@ class AttentionTracker:
 
     def _softmax(self, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> None:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if not isinstance(dim, int) or not self._is_scores(args[0]):
-            return
+        if isinstance(dim, int) and self._is_scores(args[0]):
+            self._normalised(value, dim % value.ndim)
+
+    def _normalised(self, value: Tensor, axis: int) -> None:
         where = callstack.user_line()
-        made = _Weights(tuple(value.shape), dim % value.ndim, tuple(range(value.ndim)), where)
+        made = _Weights(tuple(value.shape), axis, tuple(range(value.ndim)), where)
         self._weights[id(value)] = (weakref.ref(value), made)
+
+    def _total(self, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> None:
+        """Note the sum of scores over one axis, which is kept: they may be divided by it."""
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        keeps = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
+        if isinstance(dim, int) and keeps and self._is_scores(args[0]):
+            held = (weakref.ref(value), weakref.ref(args[0]), dim % value.ndim)
+            self._totals[id(value)] = held
+
+    def _total_of(self, tensor: Any) -> tuple[Tensor | None, int]:
+        """Return what ``tensor`` is the sum of, and the axis of that."""
+        reference, scores, axis = self._totals.get(id(tensor), (None, None, 0))
+        known = reference is not None and scores is not None and reference() is tensor
+        return (scores(), axis) if known and scores is not None else (None, 0)
 
     def _elementwise(self, func: Callable[..., Any], args: tuple[Any, ...], value: Tensor) -> None:
         tensors = [each for each in args if isinstance(each, Tensor) and not is_lazy(each)]
         given = [each for each in tensors if each.shape == value.shape]
         weights = [each for each in map(self._weights_of, given) if each is not None]
+        if len(tensors) == 1:  # a small number is added to a sum, against a division by zero
+            scores, axis = self._total_of(tensors[0])
+            if scores is not None:
+                self._totals[id(value)] = (weakref.ref(value), weakref.ref(scores), axis)
+                return
+        if func in _DIVISIONS and len(tensors) == 2:
+            scores, axis = self._total_of(tensors[1])
+            if scores is not None and scores is tensors[0]:
+                self._normalised(value, axis)
+                return
         if weights and func in _KEPT:
             self._weights[id(value)] = (weakref.ref(value), weights[0])
         elif any(map(self._is_scores, given)):

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grad
 
 from nnaudit.errors import is_user
@@ -89,7 +90,8 @@ class Event:
         clipped: of a step: for every clip of this optimizer's gradients since its last step, the
             limit and what is there now.
         closure: of a step: the optimizer was given one, and computes its gradients itself.
-        stale: of a backward in a closure: it adds to gradients that were made at other weights.
+        stale: of a backward: it adds to gradients that were made at other weights; outside of a
+            closure, at other values of every parameter that has one.
         within: of a backward: the optimizer whose closure it happened in; -1 outside.
         skipped: of an attempt: the scaler met infinities and left the step out.
         ahead: of a schedule: the optimizer had not stepped before.
@@ -188,6 +190,7 @@ class Recorder:
         self._awaited: set[int] = set()
         self._scale = 1.0
         self._versions: dict[int, list[int]] = {}
+        self._weights: dict[int, tuple[float, ...]] = {}
         self._multiplied: deque[Any] = deque(maxlen=_MULTIPLIED)
         self._norm_type = 2.0
         self._clips: list[Clip] = []
@@ -294,9 +297,19 @@ class Recorder:
         return scale
 
     def _is_stale(self, within: int) -> bool:
-        """Whether an optimizer's closure goes back onto gradients of other weights."""
+        """Whether backward goes onto gradients of other weights, in an optimizer's closure or not.
+
+        What a closure changes, the optimizer changes; the program itself may do so without a trace
+        (``p.data.add_``), and is told by a few values.
+        """
         if within < 0:
-            return False
+            held = {id(p): p for parameters in self._parameters for p in parameters}
+            now = {key: _some_values(p) for key, p in held.items()}
+            before, self._weights = self._weights, now
+            used = [key for key, p in held.items() if p.grad is not None and now[key]]
+            others = all(before.get(key, now[key]) != now[key] for key in used)
+            norms = [_norm_or_none([held[key]]) for key in used]
+            return bool(norms) and others and all(norms)
         parameters = self._parameters[within]
         versions = [parameter._version for parameter in parameters]
         other, self._versions[within] = versions != self._versions.get(within, versions), versions
@@ -534,3 +547,11 @@ def own_line() -> Location | None:
     """Return the user's line that is being executed; None where nnaudit writes the loop."""
     calls = callstack.own_call(Role.STANDS_IN)
     return callstack.location(calls[-1]) if calls else None
+
+
+def _some_values(parameter: Tensor) -> tuple[float, ...]:
+    """Return the first and the last of the values of ``parameter``; none where it is not dense."""
+    if is_lazy(parameter) or parameter.layout is not torch.strided or parameter.is_complex():
+        return ()
+    values = parameter.detach().reshape(-1)
+    return tuple(torch.cat([values[:3], values[-3:]]).float().tolist())

@@ -1,11 +1,12 @@
-"""Target networks that a program's source copies once and never again."""
+"""Networks that are to follow another, and that a program's source does not let follow."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from nnaudit.report import Location
 from nnaudit.targets.source import Source, called, written
@@ -26,19 +27,34 @@ _ONCE = frozenset({"", "__init__", "build", "main", "setup"})
 """Functions that run once: a copy that is made in them is the first one."""
 
 
+_PLAIN_BASES = frozenset({"ABC", "Module", "object"})
+"""Classes whose methods nothing calls but the program, and torch by the names it has for them."""
+
+
+class Cause(StrEnum):
+    """Why a network does not follow."""
+
+    NEVER = "no statement updates it"
+    PERIOD = "the steps are counted anew before it is to be updated"
+    REBOUND = "a loop over its parameters binds a name anew"
+    UNCALLED = "the function that updates it is never called"
+
+
 @dataclass(frozen=True)
 class UnsyncedNetwork:
-    """A network named as a target that is made as a copy, and that no statement updates.
+    """A network that is made as a copy, and that does not follow.
 
     Attributes:
-        name: of the variable or attribute.
+        name: of the variable or attribute; of the function where that is never called.
         location: where the copy is made, or where it is to be updated.
         period: the optimizer steps after which a statement is to update it; 0 where none does.
+        cause: why not.
     """
 
     name: str
     location: Location
     period: int = 0
+    cause: Cause = Cause.NEVER
 
 
 def unsynced_networks(source: Source) -> tuple[UnsyncedNetwork, ...]:
@@ -85,7 +101,97 @@ def periodic_networks(source: Source) -> Iterator[UnsyncedNetwork]:
         if period and counts and steps:
             for name in sorted(updated):
                 where = Location(file=source.file, line=node.lineno)
-                yield UnsyncedNetwork(name, where, period)
+                yield UnsyncedNetwork(name, where, period, Cause.PERIOD)
+
+
+def idle_updates(sources: Sequence[Source]) -> Iterator[UnsyncedNetwork]:
+    """Yield updates of a network's parameters that change nothing, and those never called.
+
+    ``for k, q in zip(key.parameters(), query.parameters()): k = 0.9 * k + 0.1 * q`` sets a variable
+    of the loop, which nothing reads afterwards. A function with such a loop, right or wrong, is
+    never called where its name occurs nowhere else; a framework may call a method of its class.
+    """
+    used = {name for source in sources for name in _mentioned(source)}
+    for source in sources:
+        for loop in source.find(ast.For):
+            names = _paired_names(loop)
+            for name, written_as in names.items():
+                if (line := _rebound(loop, name)) is not None:
+                    where = Location(file=source.file, line=line)
+                    yield UnsyncedNetwork(written_as, where, cause=Cause.REBOUND)
+            function = next(
+                (each for each in source.ancestors(loop) if isinstance(each, ast.FunctionDef)), None
+            )
+            if function is None or not _sets_any(loop, names) or function.name in used:
+                continue
+            if _is_own(source, function):
+                where = Location(file=source.file, line=function.lineno)
+                yield UnsyncedNetwork(function.name, where, cause=Cause.UNCALLED)
+
+
+def _mentioned(source: Source) -> Iterator[str]:
+    for node in source.nodes:
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            yield _last(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value  # getattr(model, "update")
+
+
+def _paired_names(loop: ast.For) -> dict[str, str]:
+    """Return the variables of a loop over two networks' parameters, with the networks' names."""
+    pairs = loop.iter
+    if not isinstance(pairs, ast.Call) or called(pairs) != "zip" or len(pairs.args) != 2:
+        return {}
+    of = [each for each in pairs.args if isinstance(each, ast.Call) and called(each) in _WEIGHTS]
+    if len(of) != 2 or not isinstance(loop.target, ast.Tuple):
+        return {}
+    names: dict[str, str] = {}
+    for target, call in zip(loop.target.elts, of, strict=False):
+        variables = target.elts[-1:] if isinstance(target, ast.Tuple) else [target]
+        owner = call.func.value if isinstance(call.func, ast.Attribute) else call.func
+        names.update({_last(each): written(owner) for each in variables if _last(each)})
+    return names
+
+
+def _rebound(loop: ast.For, name: str) -> int | None:
+    """Return the line that binds ``name`` anew by itself, if nothing in the loop reads it after."""
+    for statement in loop.body:
+        if not isinstance(statement, ast.Assign) or [_last(t) for t in statement.targets] != [name]:
+            continue
+        reads = [
+            (node.lineno, node.col_offset)
+            for node in ast.walk(loop)
+            if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+        ]
+        own = [node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)]
+        end = (statement.end_lineno or 0, statement.end_col_offset or 0)
+        is_name = all(isinstance(target, ast.Name) for target in statement.targets)
+        if is_name and name in own and max(reads) < end:
+            return statement.lineno
+    return None
+
+
+def _sets_any(loop: ast.For, names: Iterable[str]) -> bool:
+    """Whether the loop does anything with its variables but read them."""
+    return any(
+        isinstance(node, (ast.Assign, ast.AugAssign, ast.Expr))
+        and any(isinstance(each, ast.Name) and each.id in names for each in ast.walk(node))
+        for node in loop.body
+    )
+
+
+def _is_own(source: Source, function: ast.FunctionDef) -> bool:
+    """Whether only the program can call ``function``."""
+    if function.decorator_list and not all(
+        "no_grad" in written(each) or "inference_mode" in written(each)
+        for each in function.decorator_list
+    ):
+        return False
+    owner = next(source.ancestors(function), None)
+    if not isinstance(owner, ast.ClassDef):
+        return isinstance(owner, ast.Module)
+    private = function.name.startswith("__")
+    return not private and all(_last(base) in _PLAIN_BASES for base in owner.bases)
 
 
 def _every(source: Source, test: ast.expr) -> tuple[str, int]:
@@ -149,7 +255,8 @@ def _method_updates(source: Source, method: ast.Attribute) -> bool:
     """Whether ``network.method`` may set the weights to others."""
     if method.attr in _WEIGHTS:
         loops = (each for each in source.ancestors(method) if isinstance(each, ast.For))
-        return not _only_freezes(next(loops, None))
+        loop = next(loops, None)
+        return not _only_freezes(loop) and not _only_reads(loop, written(method.value))
     if method.attr == "load_state_dict":
         return _is_repeated(source, method)
     call = next(source.ancestors(method), None)
@@ -157,6 +264,41 @@ def _method_updates(source: Source, method: ast.Attribute) -> bool:
     return method.attr not in _HARMLESS and (
         not is_called or _UPDATES.search(method.attr) is not None
     )
+
+
+def _only_reads(loop: ast.For | None, network: str) -> bool:
+    """Whether ``loop`` goes through two networks' weights and only reads those of ``network``."""
+    names = {} if loop is None else _paired_names(loop)
+    own = [name for name, owner in names.items() if owner == network]
+    return loop is not None and len(own) == 1 and len(names) == 2 and not _changes(loop, own[0])
+
+
+def _changes(loop: ast.For, name: str) -> bool:
+    """Whether anything in ``loop`` may set the values of its variable ``name``."""
+    for node in (each for statement in loop.body for each in ast.walk(statement)):
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(_root(target) == name for target in targets):
+                return True
+        elif isinstance(node, ast.Call):
+            method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if _root(node.func) == name and method.endswith("_"):
+                return True
+            given = any(_root(each) == name for each in node.args)
+            if given and _root(node.func) not in (*_names_in(loop.target), "torch"):
+                return True  # a function of the program's own
+    return False
+
+
+def _root(node: ast.AST) -> str:
+    """Return the variable that an expression such as ``p.data.mul_(2).add_`` begins with."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
 def _is_repeated(source: Source, node: ast.expr) -> bool:

@@ -8,22 +8,31 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from nnaudit.context import Audit, Probe
-from nnaudit.loop.base import Loop
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import parameters_of
-from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.consecutive import batches_per_epoch, consecutive_batches
 from nnaudit.measure.living import living
 from nnaudit.measure.movement import same
 from nnaudit.measure.seeding import source_files
-from nnaudit.measure.synced_network import UnsyncedNetwork, periodic_networks, unsynced_networks
+from nnaudit.measure.synced_network import (
+    UnsyncedNetwork,
+    idle_updates,
+    periodic_networks,
+    unsynced_networks,
+)
+from nnaudit.probes.reference_networks import modal_layers
 from nnaudit.state.snapshot import Subjects, preserved
+from nnaudit.targets import batch as batches
 from nnaudit.targets.source import source_of
 
 STEPS = 3
@@ -73,7 +82,12 @@ class AveragedCopy:
             the same in all steps; None where it was not.
         by_torch: it is torch's ``AveragedModel``, made without ``use_buffers``: an average that
             leaves the statistics, whenever its first update comes.
+        updates: optimizer steps of the whole run; 0 where that is not known.
         moved: its weights changed in the steps that were taken.
+        awake: dropouts and normalisations in it, all of them in train mode, when it was called
+            with a validation batch, without gradients; 0 where it was called in eval mode.
+        behind: weights that stood still, bit for bit, while others of the copy moved and the
+            trained ones went so far that these would have shown it; of modules that were called.
         unsynced: it stands still, the steps of training call it, and this is the target network
             that the source copies once and never again, or after fewer steps than were taken.
     """
@@ -90,7 +104,10 @@ class AveragedCopy:
     stood: int = 0
     decay: float | None = None
     by_torch: bool = False
+    updates: int = 0
     moved: bool = True
+    awake: int = 0
+    behind: tuple[str, ...] = ()
     unsynced: UnsyncedNetwork | None = None
 
 
@@ -102,6 +119,9 @@ class Pair:
         before, trained: what both held at first.
         calls, others: of the copy and of the trained network: whether they, or parts of them, were
             in eval mode, for each call that is none of training.
+        called: names of the copy's modules that ran.
+        inputs: copies of the tensors that the copy was first called with in train mode, without
+            gradients, after these were forgotten.
         left: the share of the distance that each step left.
         headings: for each step that moved the copy, the cosine between that and the way to the
             trained weights, after the step or before it.
@@ -114,6 +134,8 @@ class Pair:
     trained: dict[str, Tensor]
     calls: list[bool] = field(default_factory=list)
     others: list[bool] = field(default_factory=list)
+    called: set[str] = field(default_factory=set)
+    inputs: list[Tensor] = field(default_factory=list)
     left: list[float] = field(default_factory=list)
     headings: list[float] = field(default_factory=list)
 
@@ -135,10 +157,11 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
         with ExitStack() as stack:
             stack.enter_context(preserved(Subjects(models=tuple(pair.copy for pair in pairs))))
             batch = None
+            handed = 1
             for batch in consecutive_batches(loop, STEPS):
                 audit.clock.check()
                 was = [both_of(pair) for pair in pairs]
-                loop.step(batch)
+                handed = max(handed, loop.step(batch).handed)
                 for pair, (old, trained) in zip(pairs, was, strict=True):
                     pair.left.append(_left(pair, old))
                     pair.headings += headings(pair, old, trained)
@@ -146,11 +169,19 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
                 for network, calls in ((pair.copy, pair.calls), (pair.source, pair.others)):
                     for module in _hookable(network):  # a part may be called by itself
                         stack.callback(module.register_forward_pre_hook(_listening(calls)).remove)
+                for name, module in pair.copy.named_modules():
+                    if not isinstance(module, torch.jit.ScriptModule):
+                        hook = module.register_forward_pre_hook(_naming(pair.called, name))
+                        stack.callback(hook.remove)
+                if not isinstance(pair.copy, torch.jit.ScriptModule):
+                    hook = pair.copy.register_forward_pre_hook(_keeping(pair.inputs))
+                    stack.callback(hook.remove)
             loop.step(batch)
             within = [(len(pair.calls), len(pair.others)) for pair in pairs]
             for pair in pairs:
                 pair.calls.clear()
                 pair.others.clear()
+                pair.inputs.clear()
             audit.clock.check()
             ended = loop.next_epoch(batch) is not None
             recomputed = _recomputes(loop)
@@ -158,8 +189,19 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
                 _judged(pair, counts, ended=ended, recomputed=recomputed)
                 for pair, counts in zip(pairs, within, strict=True)
             ]
+            updates = planned_updates(loop, handed)
+            found = [
+                replace(each, updates=updates, awake=_awake(loop, pair) if ended else 0)
+                for each, pair in zip(found, pairs, strict=True)
+            ]
             called = [calls > 0 for calls, _ in within]
             return tuple(_followed(audit, found, pairs, called))
+
+
+def planned_updates(loop: Loop, handed: int) -> int:
+    """Return the optimizer steps of the whole run, of ``handed`` batches each; 0 where unknown."""
+    epochs = loop.counted_epochs or loop.planned_epochs
+    return epochs * batches_per_epoch(loop) // handed
 
 
 def _followed(
@@ -177,19 +219,23 @@ def _followed(
             yield replace(copy, unsynced=unsynced)
         elif copy.alone and _is_close(pair) and (stood := _stands(audit, pair)):
             yield replace(copy, stood=stood)
+        elif copy.awake:
+            yield copy
 
 
 def _unsynced(audit: Audit, pair: Pair) -> UnsyncedNetwork | None:
-    """Return the target network that the source never updates, or would have by now."""
+    """Return the network that the source never updates, or would have by now, or means to."""
     sources = [source_of(file) for file in source_files(audit.loop)]
     never = [network for source in sources for network in unsynced_networks(source)]
     if never:
         return never[0]
     due = [network for source in sources for network in periodic_networks(source)]
     soon = [network for network in due if 2 * network.period < _PATIENCE]
-    if not soon or _stands(audit, pair) <= 2 * soon[0].period:
-        return None
-    return soon[0]
+    idle = [] if due or not _is_close(pair) else list(idle_updates(sources))
+    for network in soon[:1] or idle[:1]:
+        if _stands(audit, pair) > 2 * network.period:
+            return network
+    return None
 
 
 def _stands(audit: Audit, pair: Pair) -> int:
@@ -245,24 +291,27 @@ def values_of(module: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
     """Return parameters and floating buffers by name, without the names of wrappers."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {
-        _plain(name): value.detach().clone() if copy else value
+        plain_name(name): value.detach().clone() if copy else value
         for name, value in named
-        if value.is_floating_point()
+        if not is_lazy(value) and value.is_floating_point()
     }
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the name of a parameter or buffer without those of wrappers before it."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
 
 
 def _statistics(module: nn.Module) -> list[str]:
-    return [_plain(name) for name, b in module.named_buffers() if b.is_floating_point()]
+    named = module.named_buffers()
+    return [plain_name(n) for n, b in named if not is_lazy(b) and b.is_floating_point()]
 
 
 def _weights(module: nn.Module) -> list[str]:
-    return [_plain(name) for name, _ in module.named_parameters()]
+    named = module.named_parameters()
+    return [plain_name(n) for n, p in named if not is_lazy(p) and p.is_floating_point()]
 
 
 def _has_moved(pair: Pair) -> bool:
@@ -285,7 +334,7 @@ def alignment_of(pair: Pair) -> float:
     names = _weights(pair.copy)
     now, trained = both_of(pair)
     start = _vector(pair.before, names)
-    whole = _cosine(now - start, trained - start)
+    whole = cosine(now - start, trained - start)
     return max(whole, min(pair.headings, default=0.0))
 
 
@@ -298,12 +347,17 @@ def headings(pair: Pair, old: Tensor, trained: Tensor) -> list[float]:
     now, after = both_of(pair)
     if same(now, old):
         return []
-    return [max(_cosine(now - old, toward - old) for toward in (trained, after))]
+    return [max(cosine(now - old, toward - old) for toward in (trained, after))]
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    length = float(a.norm() * b.norm())
-    return float(a @ b) / length if length > 0.0 else 0.0
+def cosine(way: Tensor, goal: Tensor) -> float:
+    """Return the cosine of two vectors over the elements that ``way`` has; 0 where one is zero.
+
+    A copy that follows with some of its weights alone heads for the trained ones with these.
+    """
+    toward = goal[way != 0.0]
+    length = float(way.norm() * toward.norm())
+    return float(way @ goal) / length if length > 0.0 else 0.0
 
 
 def _hookable(network: nn.Module) -> Iterator[nn.Module]:
@@ -329,9 +383,16 @@ def _left(pair: Pair, old: Tensor) -> float:
 
     NaN where the copy has not moved straight toward them.
     """
-    names = _weights(pair.copy)
-    trained = _vector(values_of(pair.source), names)
-    before, after = old - trained, _vector(values_of(pair.copy), names) - trained
+    now, trained = both_of(pair)
+    return straight_share(old, now, trained)
+
+
+def straight_share(old: Tensor, now: Tensor, goal: Tensor) -> float:
+    """Return the share of the way from ``old`` to ``goal`` that is left at ``now``.
+
+    NaN where ``now`` is not on the straight line between the two, or there is no way to go.
+    """
+    before, after = old - goal, now - goal
     size = float(before @ before)
     if size == 0.0:
         return math.nan
@@ -353,6 +414,63 @@ def _listening(calls: list[bool]) -> Any:
             calls.append(not module.training)
 
     return called
+
+
+def _naming(called: set[str], name: str) -> Any:
+    def note(module: nn.Module, args: Any) -> None:
+        called.add(plain_name(name))
+
+    return note
+
+
+def _behind(pair: Pair) -> tuple[str, ...]:
+    """Return the weights that stand still while the copy follows with others.
+
+    One whose source is nearer than what would change it by more than rounding may have followed,
+    too, and so may one of a module that nothing calls.
+    """
+    now, trained = values_of(pair.copy), values_of(pair.source)
+    names = _weights(pair.copy)
+    moved = [name for name in names if not same(now[name], pair.before[name])]
+    still = [name for name in names if name not in moved and now[name].numel()]
+    if not moved or not still:
+        return ()
+    gone = _vector(now, moved) - _vector(pair.before, moved)
+    way = _vector(trained, moved) - _vector(pair.before, moved)
+    share = float(gone @ way) / max(float(way @ way), 1e-30)
+    found = []
+    for name in still:
+        rounding = torch.finfo(now[name].dtype).eps * float(now[name].abs().max())
+        gap = (trained[name] - now[name]).abs().max()
+        follows = same(trained[name], pair.trained[name]) or share * float(gap) < 32 * rounding
+        if not follows and name.rpartition(".")[0] in pair.called:
+            found.append(name)
+    return tuple(found)
+
+
+def _keeping(inputs: list[Tensor]) -> Any:
+    """Return a hook that keeps what a network is first called with in train mode, no gradients."""
+
+    def called(module: nn.Module, args: Any) -> None:
+        if module.training and not torch.is_grad_enabled() and not inputs:
+            inputs.extend(tensor.detach().clone() for _, tensor in batches.tensors(args))
+
+    return called
+
+
+def _awake(loop: Loop, pair: Pair) -> int:
+    """Return how many layers of the copy saw a validation batch in train mode: all, or 0.
+
+    Where its statistics are recomputed it sees batches of training.
+    """
+    layers = list(modal_layers(pair.copy))
+    if any(pair.calls) or not pair.inputs or not all(layer.training for layer in layers):
+        return 0
+    if loop.lacks(Needs.VAL_LOADER):
+        return 0
+    held = islice(loop.val_batches(), 1)
+    seen = any(batches.paths_of(batch, pair.inputs[0]) for batch in held)
+    return len(layers) if seen else 0
 
 
 def _recomputes(loop: Loop) -> bool:
@@ -387,4 +505,5 @@ def _judged(pair: Pair, within: tuple[int, int], *, ended: bool, recomputed: boo
         decay=_decay(pair.left),
         by_torch=isinstance(pair.copy, AveragedModel) and not pair.copy.use_buffers,
         moved=_has_moved(pair),
+        behind=_behind(pair),
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.observation import Broadcast
 from nnaudit.measure.result_tap import FunctionTap
 from nnaudit.probes.first_steps import First, initial_steps
@@ -66,6 +69,13 @@ def _differ(one: Broadcast, other: Broadcast) -> bool:
 
 _EQUALS = frozenset({torch.eq, Tensor.eq, Tensor.__eq__})
 
+_SUBTRACTS = frozenset(
+    {
+        torch.sub, Tensor.sub, Tensor.__sub__, Tensor.__rsub__, torch.subtract, F.mse_loss,
+        F.l1_loss, F.smooth_l1_loss, F.huber_loss,
+    }
+)  # fmt: skip
+
 _DECIDES = frozenset(
     {
         torch.argmax, Tensor.argmax, torch.max, Tensor.max, torch.round, Tensor.round, torch.gt,
@@ -75,11 +85,17 @@ _DECIDES = frozenset(
 """Functions whose result is a prediction that was decided for."""
 
 
+_MOST = 3
+"""Differences that are kept, and validation batches that their targets are looked for in."""
+
+
 class EvalBroadcasts(Probe[tuple[Broadcast, ...]]):
-    """Ends an epoch, and looks for decided predictions that are compared with each other's labels.
+    """Ends an epoch, and looks for predictions that are compared with each other's labels.
 
     ``(N, 1) == (N,)``, where one is made of a decision and the other is not, and N is the number
-    of rows that a network was evaluated on: all N x N pairs are compared.
+    of rows that a network was evaluated on: all N x N pairs are compared. So are those of
+    ``(N, 1) - (N,)``, where one is made of the network's output and the other is a field of the
+    batch.
     """
 
     def measure(self, audit: Audit) -> tuple[Broadcast, ...]:
@@ -97,28 +113,52 @@ class EvalBroadcasts(Probe[tuple[Broadcast, ...]]):
                 for model in loop.models:
                     if not isinstance(model, torch.jit.ScriptModule):
                         stack.callback(model.register_forward_pre_hook(compared.called).remove)
+                        stack.callback(model.register_forward_hook(compared.returned).remove)
                 stack.enter_context(compared)
                 loop.next_epoch(batch)
             except UserCodeError:
                 return ()
-        return tuple(compared.found)
+        return (*compared.found, *_of_fields(loop, compared.differences))
+
+
+def _of_fields(loop: Loop, differences: Sequence[tuple[Broadcast, Tensor]]) -> Iterator[Broadcast]:
+    """Yield the differences whose second operand is a field of a validation batch."""
+    if not differences or loop.lacks(Needs.VAL_LOADER):
+        return
+    held = [batches.clone(batch) for batch in islice(loop.val_batches(), _MOST)]
+    for each, target in differences:
+        if any(batches.paths_of(batch, target) for batch in held):
+            yield each
 
 
 class EvalComparisons(FunctionTap):
-    """Listens, while it is entered, to comparisons of decisions made without gradients."""
+    """Listens, while it is entered, to comparisons of predictions made without gradients.
+
+    Attributes:
+        found: comparisons of decisions with labels.
+        differences: of outputs and other tensors, and a copy of the latter.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Broadcast] = []
+        self.differences: list[tuple[Broadcast, Tensor]] = []
         self._rows: set[int] = set()
         self._decided: list[Tensor] = []
+        self._predicted: list[Tensor] = []
 
     def called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note how many rows a network is evaluated on, and forget the batch before."""
         if torch.is_grad_enabled() and module.training:
             return
         self._decided.clear()
+        self._predicted.clear()
         self._rows.update(each.shape[0] for each in args if isinstance(each, Tensor) and each.ndim)
+
+    def returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note what a network predicts."""
+        if not (torch.is_grad_enabled() and module.training):
+            self._predicted += [tensor for _, tensor in batches.tensors(output)]
 
     def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Follow decisions, and look at what they are compared with."""
@@ -129,17 +169,30 @@ class EvalComparisons(FunctionTap):
         if func in _EQUALS and len(given) == 2 and made[0] is not made[1]:
             labels = given[made.index(False)]
             if len(torch.unique(labels)) < labels.numel():  # as a list of classes is not
-                self._compared(*given)
+                self.found += [seen] if (seen := self._pairs(*given)) is not None else []
         elif func in _DECIDES or any(made):
             results = result if isinstance(result, tuple) else (result,)
             self._decided += [each for each in results if isinstance(each, Tensor)]
+        elif isinstance(result, Tensor):
+            self._followed(func, given, result)
         return result
 
-    def _compared(self, left: Tensor, right: Tensor) -> None:
+    def _followed(self, func: Any, given: list[Tensor], result: Tensor) -> None:
+        """Follow predictions, and look at what they are subtracted from."""
+        made = [any(each is known for known in self._predicted) for each in given]
+        if func in _SUBTRACTS and len(given) == 2 and made[0] is not made[1]:
+            seen, target = self._pairs(*given), given[made.index(False)]
+            if seen is not None and len(self.differences) < _MOST:
+                self.differences.append((seen, target.detach().clone()))
+        elif any(made):
+            self._predicted.append(result)
+
+    def _pairs(self, left: Tensor, right: Tensor) -> Broadcast | None:
+        """Return what is computed of all pairs of rows; None where it is not."""
         if {left.ndim, right.ndim} != {1, 2}:
-            return
+            return None
         column, flat = (left, right) if left.ndim == 2 else (right, left)
         rows = flat.shape[0]
-        if rows in self._rows and rows > 1 and tuple(column.shape) == (rows, 1):
-            shapes = (tuple(left.shape), tuple(right.shape))
-            self.found.append(Broadcast(shapes, callstack.user_line()))
+        if rows not in self._rows or rows < 2 or tuple(column.shape) != (rows, 1):
+            return None
+        return Broadcast((tuple(left.shape), tuple(right.shape)), callstack.user_line())

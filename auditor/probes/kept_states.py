@@ -6,12 +6,13 @@ import ast
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
@@ -79,9 +80,8 @@ class KeptStates(Probe[tuple[KeptState, ...] | None]):
                     return None
             if not calls and loop.makes_batches:
                 return None
-            before = {id(call): call.values() for call in calls}
             try:
-                loop.step(batch)
+                before = _values_before(loop, batch, calls)
             except UserCodeError:
                 return None
         found = [_kept(call, before[id(call)]) for call in calls if id(call) in before]
@@ -95,6 +95,23 @@ class KeptNetworks(Probe[tuple[KeptNetwork, ...]]):
         """Return what keeps it, in the order of the files."""
         sources = map(source_of, source_files(audit.loop))
         return tuple(kept for source in sources for kept in kept_networks(source))
+
+
+def _values_before(loop: Loop, batch: Any, calls: list[_Call]) -> dict[int, dict[str, Tensor]]:
+    """Take a step; return what each state dict held before the optimizer changed the weights.
+
+    A program that makes its batches itself may keep one within the step, before that.
+    """
+    before = {id(call): call.values() for call in calls}
+
+    def steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        before.update({id(c): c.values() for c in calls if id(c) not in before})
+
+    with ExitStack() as stack:
+        for optimizer in loop.optimizers:
+            stack.callback(optimizer.register_step_pre_hook(steps).remove)
+        loop.step(batch)
+    return before
 
 
 def _goes_on(loop: Loop, batch: Any) -> bool:

@@ -54,7 +54,7 @@ class ReferenceNetworks(Probe[tuple[ReferenceNetwork, ...]]):
         before = {n: [p.detach().clone() for p in m.parameters()] for n, m in networks.items()}
         with ExitStack() as stack:
             for network in networks.values():
-                for layer in _modal(network):
+                for layer in modal_layers(network):
                     stack.callback(layer.register_forward_pre_hook(_noting(active)).remove)
             for batch in consecutive_batches(loop, STEPS):
                 audit.clock.check()
@@ -73,11 +73,11 @@ def _untrained(loop: Loop) -> Iterator[tuple[int, nn.Module]]:
     held = {id(p) for p in held_by(loop)}
     for number, model in enumerate(loop.models):
         ids = {id(p) for p in model.parameters()}
-        if number > 0 and ids and held.isdisjoint(ids) and any(True for _ in _modal(model)):
+        if number > 0 and ids and held.isdisjoint(ids) and any(True for _ in modal_layers(model)):
             yield number, model
 
 
-def _modal(network: nn.Module) -> Iterator[nn.Module]:
+def modal_layers(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers whose mode makes a difference."""
     for layer in network.modules():
         drops = isinstance(layer, Dropout) and layer.p > 0.0
@@ -95,6 +95,6 @@ def _noting(active: set[int]) -> Callable[..., None]:
 
 
 def _described(number: int, network: nn.Module, active: set[int]) -> ReferenceNetwork:
-    layers = [layer for layer in _modal(network) if id(layer) in active]
+    layers = [layer for layer in modal_layers(network) if id(layer) in active]
     dropouts = sum(isinstance(layer, Dropout) for layer in layers)
     return ReferenceNetwork(number, type(network).__name__, dropouts, len(layers) - dropouts)

@@ -14,7 +14,7 @@ from nnaudit.loop.base import Loop
 from nnaudit.measure.seeding import source_files
 from nnaudit.probes.resumed_run import COUNTERS
 from nnaudit.report import Location
-from nnaudit.targets.source import Source, called, source_of, written
+from nnaudit.targets.source import Source, assigned, called, source_of, written
 
 _NETWORKS = frozenset({"model", "net", "network", "module"})
 
@@ -46,8 +46,9 @@ class ResumePaths(Probe[ResumePath | None]):
 def _resumed(loop: Loop, source: Source) -> ResumePath | None:
     """Return how ``source`` resumes.
 
-    It loads with torch.load, gives a network its state, and begins a ``range`` with a counter that
-    it reads off what was loaded. What it loads the best weights for, to test them, begins none.
+    It loads with torch.load, gives a network its state, and begins a ``range`` or a ``while`` with
+    a counter that it reads off what was loaded. What it loads the best weights for, to test them,
+    begins none.
     """
     restored = {
         _last(call.receiver): call for call in source.calls if call.name == "load_state_dict"
@@ -156,8 +157,9 @@ def _counters(source: Source) -> set[str]:
     return {
         _last(written(target))
         for node in source.find(ast.Assign)
-        if any(_reads_counter(part) for part in ast.walk(node.value))
-        for target in node.targets
+        for each in node.targets
+        for target, value in assigned(each, node.value)
+        if any(_reads_counter(part) for part in ast.walk(value))
     }
 
 
@@ -171,12 +173,12 @@ def _reads_counter(node: ast.AST) -> bool:
 
 
 def _starts(source: Source) -> set[str]:
-    """Return the variables that a ``range`` is given."""
+    """Return the variables that a ``range`` is given, or that a ``while`` compares."""
+    given = [each for call in source.calls if call.name == "range" for each in call.node.args]
+    given += [node.test for node in source.find(ast.While) if isinstance(node.test, ast.Compare)]
     return {
         _last(written(part))
-        for call in source.calls
-        if call.name == "range"
-        for argument in call.node.args
+        for argument in given
         for part in ast.walk(argument)
         if isinstance(part, (ast.Name, ast.Attribute))
     }

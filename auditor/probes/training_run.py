@@ -30,7 +30,7 @@ from nnaudit.probes.first_steps import is_given
 from nnaudit.probes.moved_inputs import MovedInputs, moved_inputs
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
-from nnaudit.targets.layers import BatchNorm, Dropout, StatisticsNorm
+from nnaudit.targets.layers import BatchNorm, mode_matters
 from nnaudit.training.fitting import without_input
 from nnaudit.training.loss_bounds import best_constant
 from nnaudit.training.loss_reader import LossReader
@@ -50,7 +50,6 @@ _GAP_ROWS, _GAP_BATCHES = 256, 8
 _SETTLING_ROWS, _SETTLING_BATCHES = 1024, 20
 _OBSERVED_EVERY = 5
 _CALL_BYTES = 64 * 2**20
-_WITH_MODES = (Dropout, StatisticsNorm)
 _PERSISTENT = 5
 """So many losses in a row that are no number are no skipped step of mixed precision."""
 
@@ -104,8 +103,8 @@ class Training:
         error: what the user's code raised once training had begun; else empty.
         cut: the time was up before the run had its full length.
         seconds: what the steps took, as on a quiet machine.
-        asleep: steps in whose calls, gradients on, the network was in eval mode, with every
-            dropout and every normalisation by statistics in it.
+        asleep: steps in whose calls, gradients on, the network was in eval mode, with every module
+            in it to which the mode matters.
         modes: what batch normalisation makes of the two modes in the end, or why that is not known;
             None where the run did not come to a finite end.
         moved: where :attr:`calls` are not known, the loss of :attr:`val` in the end, and with
@@ -264,7 +263,7 @@ class _Run:
     def reading_modes(self) -> Iterator[None]:
         """Note with every call that gradients flow through whether the network is in eval mode."""
         model = self.audit.loop.model
-        parts = [m for m in model.modules() if isinstance(m, _WITH_MODES)]
+        parts = [m for m in model.modules() if mode_matters(m)]
 
         def called(module: nn.Module, args: Any) -> None:
             if torch.is_grad_enabled():

@@ -77,3 +77,27 @@ def dropout_rates(module: nn.Module) -> dict[str, float]:
         for name, value in values.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
     }
+
+
+_CONTAINERS = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
+"""They read the mode only to choose a faster way to the same result."""
+
+
+def mode_matters(module: nn.Module) -> bool:
+    """Whether ``module`` itself, its children aside, computes something else in eval mode."""
+    if isinstance(module, _CONTAINERS):
+        return False
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return float(module.dropout) > 0.0
+    if isinstance(module, Dropout):
+        return module.p > 0.0
+    if isinstance(module, StatisticsNorm):
+        return module.running_mean is not None
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names

@@ -203,3 +203,15 @@ def _by_class(guess: Tensor, truth: Tensor) -> Iterator[tuple[float, float, floa
         either = float((said | is_so).sum())
         total = float(said.sum() + is_so.sum())
         yield both / float(is_so.sum()), 2 * both / total, both / either
+
+
+FORMS = ((0.0, 1.0), (-10.0, 10.0), (-20.0, 0.0))
+"""What stands for no and yes in outputs: probabilities (or decisions), logits, logs of these."""
+
+
+def extremes(output: Tensor) -> tuple[float, float]:
+    """Return what stands for no and yes in such outputs, one of :data:`FORMS`."""
+    low, high = float(output.min()), float(output.max())
+    if low >= 0.0 and high <= 1.0:
+        return FORMS[0]
+    return FORMS[2] if high <= 0.0 else FORMS[1]

@@ -35,7 +35,8 @@ _GOOD = 0.5
 class Column:
     """An input column that holds the target: which of the model's tensors, which element.
 
-    ``quantity`` says that the target is one, such as the next value of a series, and no class.
+    ``quantity`` says that the target is one, such as the next value of a series, and no class;
+    ``certain``, that there is no other explanation.
     """
 
     tensor: int
@@ -43,6 +44,7 @@ class Column:
     columns: int
     words: str
     quantity: bool
+    certain: bool = True
 
 
 class TargetLeak(Check):
@@ -56,7 +58,9 @@ class TargetLeak(Check):
     the network (at least 64, and eight of each class): is an element of the input a function of the
     target? For classes: the same for all examples of a class and, alone or with other such
     elements, different for every two classes. For quantities: correlated with the target by 1 -
-    1e-9. Both halves of the rows must show it, which by chance has a probability below 1e-9.
+    1e-9. Both halves of the rows must show it, which by chance has a probability below 1e-9. An
+    element that rises (or falls) with a quantity without one exception, such as its logarithm, is a
+    warning: the time of a count that only grows does so, too.
     Second, only where unseen examples are predicted well (half of the way from chance or more): the
     labels of every batch are permuted anew and your own loop takes 80 steps. A network that cannot
     see the labels cannot beat the best constant prediction then. It fails when the mean loss of the
@@ -105,8 +109,9 @@ class TargetLeak(Check):
     def _found(self, audit: Audit, column: Column) -> Result:
         where = f"element {column.element} of {column.columns}" if column.columns > 1 else "it"
         drop = f"leave element {column.element} out of the inputs"
-        return self.failed(
-            f"The target is among the inputs: in input {column.tensor} of the network, {where} "
+        answer, said = (self.failed, "is") if column.certain else (self.warned, "may be")
+        return answer(
+            f"The target {said} among the inputs: in input {column.tensor} of the network, {where} "
             f"{column.words}.",
             measured=column.words,
             threshold="no input that is a function of the target alone",
@@ -187,11 +192,13 @@ def column_of(inputs: Sequence[Tensor], target: Tensor) -> Column | None:
             continue
         columns = values.double()
         quantity = target.is_floating_point() and _many(target)
-        search = _of_quantity if quantity else _of_classes
-        halves = [search(columns[part], target[part]) for part in (slice(half), slice(half, None))]
-        if all(found is not None for found in halves):
-            element, words = halves[0] or (0, "")
-            return Column(which, element, values.shape[1], words, quantity)
+        parts = (slice(half), slice(half, None))
+        for search in (_of_quantity, _of_rank) if quantity else (_of_classes,):
+            halves = [search(columns[part], target[part]) for part in parts]
+            if all(found is not None for found in halves):
+                element, words = halves[0] or (0, "")
+                certain = search is not _of_rank
+                return Column(which, element, values.shape[1], words, quantity, certain)
     return None
 
 
@@ -229,6 +236,18 @@ def _of_quantity(columns: Tensor, target: Tensor) -> tuple[int, str] | None:
     if not bool(same.any()):
         return None
     return int(same.nonzero()[0]), "is the target, up to scale and shift"
+
+
+def _of_rank(columns: Tensor, target: Tensor) -> tuple[int, str] | None:
+    """A column that rises, or falls, wherever the target rises, and is level where that is."""
+    ordered, order = target.double().sort()
+    steps = columns[order].diff(dim=0)
+    rises = (ordered.diff() > 0)[:, None]
+    level = (steps == 0) | rises
+    same = level.all(0) & (((steps > 0) | ~rises).all(0) | ((steps < 0) | ~rises).all(0))
+    if not bool(same.any()):
+        return None
+    return int(same.nonzero()[0]), "has the order of the target without one exception"
 
 
 def _curve(run: Permuted) -> Curve:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,11 +22,12 @@ from nnaudit.measure.metric_code import BatchMean, WrongChoice, batch_means, wro
 from nnaudit.measure.metric_names import best_is_one
 from nnaudit.probes.broadcasts import EvalBroadcasts, broadcasts_of_rows
 from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.metric_functions import MetricFunction, MetricFunctions
 from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import Training, TrainingRun
 from nnaudit.report import Kind, Location, Result, Table
 from nnaudit.targets import batch as batches
-from nnaudit.targets.metrics import Metric, Task, plain
+from nnaudit.targets.metrics import Metric, Task, extremes, plain
 from nnaudit.targets.source import source_of
 
 REPEATS = 20
@@ -74,7 +76,7 @@ class Sample:
         """Return the output that says ``target`` with certainty, in the form of the real ones."""
         if self.task == "numbers":
             return target.clone().float()
-        low, high = _extremes(self.output)
+        low, high = extremes(self.output)
         if self.task == "binary":
             return torch.where(target > 0.5, high, low)
         output = torch.full((len(target), *self.output.shape[1:]), low)
@@ -85,14 +87,6 @@ class Sample:
         """The share of the most frequent class."""
         counts = torch.unique(self.target.long(), return_counts=True)[1]
         return float(counts.max() / counts.sum())
-
-
-def _extremes(output: Tensor) -> tuple[float, float]:
-    """Return what stands for no and yes in such outputs: probabilities, their logs, or logits."""
-    low, high = float(output.min()), float(output.max())
-    if low >= 0.0 and high <= 1.0:
-        return 0.0, 1.0
-    return (-20.0, 0.0) if high <= 0.0 else (-10.0, 10.0)
 
 
 class MetricMeaning(Check):
@@ -108,10 +102,15 @@ class MetricMeaning(Check):
         40 exchanges of 10% are judged better than perfect (by chance 2 ** -40). Or a metric named
         accuracy, F1, IoU, recall and the like (and not for their loss) is neither 1 nor 100 nor the
         number of rows on perfect predictions.
+        - A function of two arguments that validation calls with predictions and a field of the
+          batch, and whose name is accuracy, F1, IoU, recall or the like, is tried in the same way,
+          in the form of the predictions that it is given. One that counts classes that do not occur
+          as 0 is not judged where some do not.
         - It also fails when the training loop asks whether tensors of shapes (N, 1) and (N,) are
           equal, N being the rows of the batch, with a row less too, and not both are fields of
           the batch: all pairs are compared. So it does in validation, where one of the two comes
-          from a decision (argmax, a threshold) and N is the rows that the network was given.
+          from a decision (argmax, a threshold) and N is the rows that the network was given; and
+          where a field of the batch is subtracted from the output there, as for a mean error.
         - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
           where the two are compared, a network saved and a name with "best" set, or in a callback's
           `monitor` and `mode`; and when hits are summed over batches and divided by their number,
@@ -142,13 +141,16 @@ class MetricMeaning(Check):
 
     code, name, kind = "GEN105", "metric", Kind.STATISTICAL
     needs = (Needs.STEPS, Needs.TARGETS)
-    probes = (FirstSteps, EvalBroadcasts, MetricResets, TrainingRun)
+    probes = (FirstSteps, EvalBroadcasts, MetricResets, MetricFunctions, TrainingRun)
     trains = True
     options: ClassVar[dict[str, float]] = {"batches": 0.02, "majority": 0.9}
 
     def run(self, audit: Audit) -> Result:
         """Try each metric, then look at what they say of the network."""
-        if (wrong := self._used_wrongly(audit) or self._written_wrongly(audit)) is not None:
+        wrong = (
+            self._used_wrongly(audit) or self._written_wrongly(audit) or self._of_functions(audit)
+        )
+        if wrong is not None:
             return wrong
         sample = sample_of(audit.probe(TrainingRun))
         if sample is None or len(sample.target) < FEWEST:
@@ -170,6 +172,17 @@ class MetricMeaning(Check):
                 f"that the loss is given ({error.original}).",
                 location=error.location,
             )
+
+    def _of_functions(self, audit: Audit) -> Result | None:
+        """Try the functions that validation calls, in the place of metrics that are handed over."""
+        for function in audit.probe(MetricFunctions):
+            if len(function.target) < FEWEST:
+                continue
+            with suppress(UserCodeError):
+                found = [self._wrong(audit, each, each) for each in function.forms()]
+                if all(finding is not None for finding in found):
+                    return found[0]
+        return None
 
     def _never_reset(self, audit: Audit, metric: Collected) -> Result:
         *_, before, after = metric.updates
@@ -270,15 +283,17 @@ class MetricMeaning(Check):
     def _compares_all_pairs(self, seen: Broadcast) -> Result:
         column, flat = sorted(seen.shapes, key=len, reverse=True)
         return self.failed(
-            f"Tensors of shapes {column} and {flat} are compared: each prediction with each label, "
-            f"{column[0]} x {flat[0]} comparisons in place of {column[0]}.",
-            measured=f"{column} == {flat}",
+            f"Tensors of shapes {column} and {flat} are compared: each prediction with each "
+            f"target, {column[0]} x {flat[0]} comparisons in place of {column[0]}.",
+            measured=f"{column} and {flat}",
             threshold="equal shapes",
             location=seen.location,
             fix="compare equal shapes: predictions.squeeze(1) == labels",
         )
 
-    def _wrong(self, audit: Audit, metric: Metric, sample: Sample) -> Result | None:
+    def _wrong(
+        self, audit: Audit, metric: Metric | MetricFunction, sample: Sample | MetricFunction
+    ) -> Result | None:
         """Return what is wrong with ``metric`` on predictions of known quality."""
         target = sample.target
         perfect = metric.value(sample.ideal(target), target)
@@ -294,7 +309,9 @@ class MetricMeaning(Check):
             evidence = _trial(name, best, [values[name] for values in tenths], mean)
             details: dict[str, Any] = {
                 "evidence": (evidence,),
-                "location": audit.loop.locate("metric"),
+                "location": metric.location
+                if isinstance(metric, MetricFunction)
+                else audit.loop.locate("metric"),
                 "measured": f"{best:.4g} on perfect predictions, {mean:.4g} on random ones",
             }
             if varied and all(value == best for value in chance):
@@ -455,7 +472,9 @@ def _pair(task: Task, call: LossCall) -> tuple[Tensor, Tensor] | None:
     return (output, target) if binary or task == "numbers" else None
 
 
-def _exchanged(metric: Metric, sample: Sample, share: float, seed: int) -> dict[str, float]:
+def _exchanged(
+    metric: Metric | MetricFunction, sample: Sample | MetricFunction, share: float, seed: int
+) -> dict[str, float]:
     """Return the metric of perfect predictions, the given share of them exchanged at random."""
     generator = torch.Generator().manual_seed(seed)
     target = sample.target

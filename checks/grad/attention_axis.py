@@ -21,7 +21,8 @@ class AttentionAxis(Check):
         have the same number; the network trains, and stays behind what it could reach.
     How: In the first step, a softmax over a product of two activations (scores, scaled or masked)
         is followed through dropout, transposing and reshaping to the product that its weights are
-        used in (matmul, bmm, einsum). It warns when that sums over another axis than the softmax
+        used in (matmul, bmm, einsum). So is a softmax that is written out: scores that are divided
+        by their own sum over an axis. It warns when that sums over another axis than the softmax
         did.
         - A softmax over an axis of length 1, which makes every weight 1, warns likewise.
         - It is no failure, because attention may be normalised over the queries by design

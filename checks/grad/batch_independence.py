@@ -27,10 +27,13 @@ from nnaudit.probes.perturbation import (
     stand_in,
     warmed_up,
 )
-from nnaudit.report import Kind, Location, Result, Table
+from nnaudit.report import Kind, Location, Result, Status, Table
 from nnaudit.targets import batch as batches
 from nnaudit.targets.layers import BatchNorm
 from nnaudit.targets.model_inputs import main_tensor
+
+_OUTPUTS = 4
+"""Outputs of a model that are looked at."""
 
 _PLACES = 3
 """Samples that are replaced by another; most of those that can be must show the effect."""
@@ -73,6 +76,7 @@ class BatchIndependence(Check):
           that a gradient shows to decide it changes the others (a scale may be meant for all).
         - Warns without such a gradient (an expert's capacity, a top-k over the batch couple samples
           by design), and where rows may be time steps, nodes or members of a set.
+        - Of several outputs the main one is judged so; another one only where it certainly fails.
         - Models that draw random numbers are not asked for the reversed batch. Samples are looked
           for along dimension 1 where the loader's batch size is found there.
     Fix: `permute` instead of `view`; `batch_first=True`; `dim=-1` or `dim=1` instead of `dim=0`.
@@ -104,16 +108,33 @@ class BatchIndependence(Check):
             if answer is None and not audit.loop.lacks(Needs.OWN_STEPS):
                 warmed_up(audit)
                 answer = self._asked(audit, call, layout)
+            if answer is not None and answer.status is Status.PASS:
+                answer = self._of_others(audit, call, layout) or answer
         except UserCodeError as error:
             return self.inconclusive(f"The model cannot be called again: {error} (see MODE102).")
         return answer or self.inconclusive(
             "Replacing samples of the first batch changes no output at all."
         )
 
-    def _asked(self, audit: Audit, call: Call, layout: Layout) -> Result | None:
+    def _asked(self, audit: Audit, call: Call, layout: Layout, which: int = 0) -> Result | None:
         with Replay(audit.loop, call) as replay:
-            trial = _Trial(audit, call, layout, replay)
+            trial = _Trial(audit, call, layout, replay, which)
             return self.skipped(trial.reason) if trial.reason else self._judged(audit, trial)
+
+    def _of_others(self, audit: Audit, call: Call, layout: Layout) -> Result | None:
+        """Return what is certainly wrong with a further output of the model's.
+
+        One that is meant to compare samples, as a similarity or an assignment, is not judged by
+        less than that.
+        """
+        with Replay(audit.loop, call) as replay:
+            number = len(_outputs(replay(), layout.count))
+        for which in range(1, min(number, _OUTPUTS)):
+            audit.clock.check()
+            answer = self._asked(audit, call, layout, which)
+            if answer is not None and answer.status is Status.FAIL:
+                return answer
+        return None
 
     def _judged(self, audit: Audit, trial: _Trial) -> Result | None:
         """Return the answer, or None where nothing changes at all."""
@@ -247,21 +268,32 @@ class _Accident:
 class _Trial:
     """The outputs on the first batch, and on changed ones."""
 
-    def __init__(self, audit: Audit, call: Call, layout: Layout, replay: Replay) -> None:
-        self._audit, self._call, self._replay = audit, call, replay
+    def __init__(
+        self, audit: Audit, call: Call, layout: Layout, replay: Replay, which: int = 0
+    ) -> None:
+        self._audit, self._call, self._replay, self._which = audit, call, replay, which
         self.layout = layout
         self.reason = ""
-        output = _chosen(replay(), layout.count)
+        output = self._chosen(replay())
         if output is None:
             self.reason = "The model's output has no batch dimension."
             return
         if not bool(torch.isfinite(output).all()):
             self.reason = "The outputs are NaN or infinite."
         self._base = output
-        again = _chosen(replay(), layout.count)
+        again = self._chosen(replay())
         same = again if again is not None and again.shape == output.shape else output
         self._eps = eps_of(audit.loop.model)
         self._floor = tolerance(output, same, eps=self._eps)
+
+    def _chosen(
+        self, output: Any, count: int | None = None, *, detach: bool = True
+    ) -> Tensor | None:
+        """Return the floating output that is looked at; None where there is none."""
+        found = _outputs(output, self.layout.count if count is None else count)
+        if self._which >= len(found):
+            return None
+        return compact(found[self._which]) if detach else found[self._which]
 
     def exchanged(self) -> list[_Effect]:
         """Replace samples at the start, in the middle and near the end of the batch."""
@@ -280,7 +312,7 @@ class _Trial:
             output = self._replay(samples(self._call.inputs, self.layout, order, states=states))
         except UserCodeError:  # packed sequences are sorted by length
             return None
-        chosen = _chosen(output, self.layout.count)
+        chosen = self._chosen(output)
         return chosen if chosen is not None and chosen.shape == self._base.shape else None
 
     def _effect(self, sample: int, output: Tensor) -> _Effect:
@@ -322,7 +354,7 @@ class _Trial:
         # Deep networks amplify roundings, and a row's arithmetic depends a little on its place.
         if not least > max(self._floor, _POSITION * spread, 1000 * self._eps * spread):
             return None
-        other = _chosen(self._replay(seed=self._audit.seed + 12345), self.layout.count)
+        other = self._chosen(self._replay(seed=self._audit.seed + 12345))
         draws = other is None or not torch.equal(other, self._base)
         return None if draws else least
 
@@ -336,7 +368,7 @@ class _Trial:
             output = self._replay(samples(self._call.inputs, self.layout, fewer))
         except UserCodeError:
             return False
-        smaller = main_tensor(output)
+        smaller = self._chosen(output, count - 1)
         return smaller is not None and smaller.shape[:2] == (count - 1, count - 1)
 
     def accident(self, module: str) -> _Accident:
@@ -380,7 +412,7 @@ class _Trial:
         count = self.layout.count
 
         def pick(output: Any) -> Tensor:
-            chosen = _chosen(output, count, detach=False)
+            chosen = self._chosen(output, detach=False)
             if chosen is None:
                 raise TypeError("no output")
             row = chosen.movedim(_dims(chosen, count)[0], 0)[other]
@@ -432,15 +464,15 @@ def _others_change(before: Tensor, after: Tensor, dim: int, sample: int) -> floa
     return float(change.max())
 
 
-def _chosen(output: Any, count: int, *, detach: bool = True) -> Tensor | None:
-    """Return the floating output that has a dimension of the size of the batch."""
+def _outputs(output: Any, count: int) -> list[Tensor]:
+    """Return the floating outputs with a dimension of the size of the batch, the main one first."""
     main = main_tensor(output)
-    candidates: Iterator[Tensor] = (t for _, t in batches.tensors(output))
-    for tensor in [*([main] if main is not None else []), *candidates]:
-        fits = tensor.is_floating_point() and tensor.layout is torch.strided
-        if fits and _dims(tensor, count):
-            return compact(tensor) if detach else tensor
-    return None
+    others = (tensor for _, tensor in batches.tensors(output) if tensor is not main)
+    return [
+        tensor
+        for tensor in [*([main] if main is not None else []), *others]
+        if tensor.is_floating_point() and tensor.layout is torch.strided and _dims(tensor, count)
+    ]
 
 
 def _dims(tensor: Tensor, count: int) -> list[int]:

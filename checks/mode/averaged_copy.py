@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.measure.synced_network import UnsyncedNetwork
+from nnaudit.measure.synced_network import Cause, UnsyncedNetwork
 from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
+from nnaudit.probes.validated_weights import ValidatedAverage, ValidatedWeights
 from nnaudit.report import Kind, Result
 from nnaudit.wording import count
 
@@ -39,7 +40,16 @@ class AveragedCopyStatistics(Check):
           one bit of the copy's weights changes in some 150 steps and between two epochs.
         - Warns of a target network that the steps call and that stands still, where the source
           copies it once and no statement can update it. A reference may be meant to stay. So it
-          does of one that is to be updated every so many steps and is not in twice as many.
+          does of one that is to be updated every so many steps and is not in twice as many; and of
+          a copy that the steps call and that stands still where the source has a function that
+          updates it and is never called, or a loop that binds a name anew (`k = m * k + ...`).
+        - An average that is kept in a dict or a list, and copied into the network for validation,
+          is found by its values, and judged in the same way.
+        - Warns when validation uses an average that keeps the same share of itself in each step,
+          and by the end of the run, where its length is known, more than `start` (0.5) of what it
+          began with: such a decay is made for a longer run.
+        - Fails when weights of an average stand still, bit for bit, whose trained ones went far
+          enough to be seen, while its others follow; modules that nothing calls do not count.
         - A copy whose statistics follow, by copying or by its own forward pass in train mode,
           passes. One that stands still beside a network that is validated too (a teacher, a
           reference) is not judged.
@@ -51,26 +61,23 @@ class AveragedCopyStatistics(Check):
 
     code, name, kind = "MODE108", "averaged-copy", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (AveragedCopies,)
-    options: ClassVar[dict[str, float]] = {"forgets": 0.1}
+    probes = (AveragedCopies, ValidatedAverage)
+    options: ClassVar[dict[str, float]] = {"forgets": 0.1, "start": 0.5}
 
     def run(self, audit: Audit) -> Result:
         """Judge the copies that follow the trained network, and those that should."""
         copies = audit.probe(AveragedCopies)
-        for copy in copies:
-            if copy.stood:
-                return self._stands_still(audit, copy)
-            if copy.unsynced is not None:
-                return self._unsynced(copy.unsynced)
+        loaded = audit.probe(ValidatedAverage)
         averages = [each for each in copies if each.alignment >= _TOWARD or each.by_torch]
-        if not averages:
+        wrong = (
+            self._standing(audit, copies)
+            or (None if loaded is None else self._loaded(audit, loaded))
+            or self._of_copies(audit, averages)
+        )
+        if wrong is not None:
+            return wrong
+        if not averages and (loaded is None or loaded.alignment < _TOWARD):
             return self.skipped("No moving average of the network was found.")
-        for copy in averages:
-            if copy.decay is not None and 0.0 < copy.decay < self.option(audit, "forgets"):
-                return self._forgets(audit, copy, copy.decay)
-        for copy in averages:
-            if copy.stale and copy.stale == copy.statistics:
-                return self._stale(audit, copy)
         return self.passed(
             "The average of the network follows it"
             + (
@@ -78,6 +85,82 @@ class AveragedCopyStatistics(Check):
                 if any(copy.statistics for copy in averages)
                 else "."
             )
+        )
+
+    def _standing(self, audit: Audit, copies: tuple[AveragedCopy, ...]) -> Result | None:
+        """Return what to say of a copy that stands still where it should not."""
+        for copy in copies:
+            if copy.stood:
+                return self._stands_still(audit, copy)
+            if copy.unsynced is not None:
+                return self._unsynced(copy.unsynced)
+        return None
+
+    def _of_copies(self, audit: Audit, averages: list[AveragedCopy]) -> Result | None:
+        """Return what is wrong with networks that are averages."""
+        for copy in averages:
+            if copy.decay is not None and 0.0 < copy.decay < self.option(audit, "forgets"):
+                return self._forgets(audit, copy.type, copy.source, copy.decay)
+        for copy in averages:
+            if copy.behind:
+                return self._behind(audit, copy)
+        for copy in averages:
+            if copy.stale and copy.stale == copy.statistics:
+                return self._stale(audit, copy)
+        slow = (
+            self._slow(audit, copy.type, copy.decay, copy.updates)
+            for copy in averages
+            if copy.evaluated and copy.decay is not None
+        )
+        return next((each for each in slow if each is not None), None)
+
+    def _loaded(self, audit: Audit, average: ValidatedWeights) -> Result | None:
+        """Return what is wrong with an average that is in the network while it is validated."""
+        where = audit.loop.locate("val_loader") or audit.loop.locate("model")
+        if average.stood:
+            return self.failed(
+                f"For validation the network is given weights that are kept in a {average.held}, "
+                f"and not one of them changed in {count(average.stood, 'step')} and between two "
+                "epochs: it scores the weights as they were when that was made.",
+                measured=f"0 of {count(average.weights, 'tensor')} changed",
+                threshold="an average that moves toward the trained weights",
+                location=where,
+                fix="update the average in place after every step, under torch.no_grad(): "
+                "average[name].mul_(decay).add_(weight, alpha=1 - decay)",
+            )
+        if average.alignment < _TOWARD:
+            return None
+        if average.decay is not None and 0.0 < average.decay < self.option(audit, "forgets"):
+            return self._forgets(audit, average.held, "", average.decay)
+        if average.stale and average.stale == average.statistics:
+            return self.failed(
+                f"The average of the network (kept in a {average.held}) follows its weights, but "
+                f"not its buffers: {count(average.stale, 'running statistic')} changed in training "
+                "and were bit for bit the same in two validations, which use the average with "
+                "them.",
+                measured=f"{average.stale} of {average.statistics} statistics unchanged",
+                threshold="0",
+                location=where,
+                fix="average the buffers, too, or copy them: for name, b in model.named_buffers(): "
+                "average[name].copy_(b)",
+            )
+        if average.decay is None:
+            return None
+        return self._slow(audit, average.held, average.decay, average.updates)
+
+    def _slow(self, audit: Audit, held: str, decay: float, updates: int) -> Result | None:
+        """Return what to say of an average that the run is too short for."""
+        share = decay**updates if updates else 0.0
+        if share <= self.option(audit, "start"):
+            return None
+        return self.warned(
+            f"The average of the network ({held}) keeps {decay:.6g} of itself in each step: after "
+            f"the {updates:,} steps of the run {share:.0%} of it are still the weights that it "
+            "began with, and validation uses it.",
+            measured=f"{share:.0%} of the first weights",
+            threshold=f"at most {self.option(audit, 'start'):.0%}",
+            location=audit.loop.locate("val_loader") or audit.loop.locate("model"),
+            fix="decay = min(decay, (1 + step) / (10 + step))  # short at first, and grows",
         )
 
     def _stands_still(self, audit: Audit, copy: AveragedCopy) -> Result:
@@ -95,31 +178,62 @@ class AveragedCopyStatistics(Check):
 
     def _unsynced(self, network: UnsyncedNetwork) -> Result:
         name, period = network.name, network.period
+        said, fix = {
+            Cause.NEVER: (
+                f"{name} is copied from the trained network once, and no statement updates it: "
+                "the steps are taken toward what the untrained network says.",
+                f"{name}.load_state_dict(network.state_dict())  # every few hundred steps",
+            ),
+            Cause.PERIOD: (
+                f"{name} is to be updated every {period} optimizer steps, and was not in more than "
+                "twice as many: the counter begins anew before it gets there.",
+                "count the updates of the whole run, not of an episode",
+            ),
+            Cause.REBOUND: (
+                f"The loop over the parameters of {name} binds its variable anew, which changes no "
+                "parameter: the copy of the trained network that the steps call stands still.",
+                "in place, under torch.no_grad(): average.mul_(m).add_(weight, alpha=1 - m)",
+            ),
+            Cause.UNCALLED: (
+                f"{name} would update a network from another, and is never called: the copy of the "
+                "trained network that the steps call stands still.",
+                f"call {name} after every optimizer step",
+            ),
+        }[network.cause]
         return self.warned(
-            f"{name} is to be updated every {period} optimizer steps, and was not in more than "
-            f"twice as many: the counter begins anew before it gets there."
-            if period
-            else f"{name} is copied from the trained network once, and no statement updates it: "
-            "the steps are taken toward what the untrained network says.",
+            said,
             measured="0 updates",
             threshold="a copy of the weights now and then, or a moving average of them",
             location=network.location,
-            fix="count the updates of the whole run, not of an episode"
-            if period
-            else f"{name}.load_state_dict(network.state_dict())  # every few hundred steps",
+            fix=fix,
         )
 
-    def _forgets(self, audit: Audit, copy: AveragedCopy, decay: float) -> Result:
+    def _forgets(self, audit: Audit, held: str, source: str, decay: float) -> Result:
         return self.failed(
-            f"The average of the network ({copy.type}) keeps only {decay:.2g} of itself in every "
+            f"The average of the network ({held}) keeps only {decay:.2g} of itself in every "
             f"step and takes {1 - decay:.4g} from the trained weights: it is the last step's "
             "weights, and no average.",
             measured=f"decay {decay:.2g}",
             threshold=f"at least {self.option(audit, 'forgets'):g}",
-            module=copy.source,
+            module=source,
             location=audit.loop.locate("model"),
             fix="exchange the two factors: "
             f"average.mul_({1 - decay:.4g}).add_(weight, alpha={decay:.2g})",
+        )
+
+    def _behind(self, audit: Audit, copy: AveragedCopy) -> Result:
+        parts = tuple(dict.fromkeys(name.rpartition(".")[0] for name in copy.behind))
+        return self.failed(
+            f"The average of the network ({copy.type}) follows it in "
+            f"{copy.weights - len(copy.behind)} of {count(copy.weights, 'tensor')}: the others "
+            f"({copy.behind[0]} first) did not change by one bit, while the trained ones did. "
+            "Its parts do not belong together.",
+            measured=f"{count(len(copy.behind), 'tensor')} unchanged",
+            threshold="0",
+            module=parts[0],
+            location=audit.loop.locate("model"),
+            fix="go through all parameters: for average, p in zip(ema.parameters(), "
+            "model.parameters()): average.lerp_(p, 1 - decay)",
         )
 
     def _stale(self, audit: Audit, copy: AveragedCopy) -> Result:

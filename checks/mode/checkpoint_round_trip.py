@@ -92,9 +92,9 @@ class CheckpointRoundTrip(Check):
           optimizer that had a state has none, or a scheduler that was stepped begins at 0.
         - Where that run does not resume by itself, it warns when the script does, by its source,
           without the state of its optimizer or scheduler: what torch.load returns sets the
-          network's weights and the epoch that a `range` begins with. Plain SGD has no state; a
-          scheduler may be told `last_epoch`. It fails where the source takes that state, to save
-          it, and never loads it.
+          network's weights and the epoch that a `range` or a `while` begins with. Plain SGD has no
+          state; a scheduler may be told `last_epoch`. It fails where the source takes that state,
+          to save it, and never loads it.
         - A difference without a proven cause is inconclusive, and so is one where the optimizer
           trains tensors of its own: float32 copies of the weights, say.
         - Hidden states and caches, which a forward pass in eval mode changes, are copied over

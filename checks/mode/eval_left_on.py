@@ -20,8 +20,9 @@ class EvalModeLeftOn(Check):
         dropout is off and batch normalisation neither uses nor updates the batch's statistics. The
         first steps, and the first of the next epoch, look right.
     How: Reads the mode at every call with gradients enabled, in the training run that other checks
-        share (some hundred steps). A step counts when the network, and every dropout and batch
-        normalisation in it, was in eval mode in all its calls.
+        share (some hundred steps). A step counts when the network, and every module in it to which
+        the mode matters (dropout, batch normalisation, a forward that reads it), was in eval mode
+        in all its calls.
         - Fails when the first step of the epoch was in train mode, and three or more consecutive
           steps of the same epoch were in eval mode.
         - Single steps in eval mode (pseudo-labels), and normalisation frozen on its own while the

@@ -14,6 +14,7 @@ from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.movement import same
+from nnaudit.probes.validated_weights import ValidatedAverage, ValidatedWeights
 from nnaudit.report import Kind, Result, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
@@ -26,6 +27,9 @@ BATCHES = 3
 _ROUNDINGS = 64
 _STRAIGHT = 1e-2
 """The part of a change that may miss the straight line: rounding of many small steps."""
+
+_TOWARD = 0.9
+"""Cosine between the way of a moving average and the way to the trained weights."""
 
 _STATISTICS = ("running_mean", "running_var", "running_std", "running_avg", "moving_average")
 
@@ -46,19 +50,28 @@ class EvalPurity(Check):
         - Warns, in a program without validation, when such parameters are frozen or move straight
           towards other parameters (a momentum encoder updated in its own forward): eval mode is
           nnaudit's choice there.
+        - Warns when a moving average of the weights is in the network while the program validates,
+          and still is in the next training step: it is found by its values in a dict, a list or a
+          network of the program's that moves toward the trained weights. To train on from the
+          average is a method of its own.
         - Warns about other buffers (counters, hidden states, memories) that keep their shape and
-          dtype; a buffer that takes a new shape is a cache.
+          dtype, which is a note in a program without validation: a queue of keys may be filled by
+          the forward of the training. A buffer that takes a new shape is a cache.
     Fix: `if self.training: ...` around every update of a buffer in `forward`.
     References: PyTorch documentation of nn.Module.register_buffer and nn.BatchNorm2d.
     """
 
     code, name, kind = "MODE103", "eval-purity", Kind.EXACT
     needs = (Needs.OWN_BATCHES,)
+    probes = (ValidatedAverage,)
     consequence_of = ("MODE101",)
 
     def run(self, audit: Audit) -> Result:
         """Run some batches and compare."""
         loop = audit.loop
+        average = audit.probe(ValidatedAverage)
+        if average is not None and average.remained and average.alignment >= _TOWARD:
+            return self._remained(audit, average)
         if not has_forward(loop.model):
             return self.skipped(IN_PARTS)
         validated = not loop.lacks(Needs.VAL_LOADER)
@@ -87,6 +100,17 @@ class EvalPurity(Check):
                 f"buffers unchanged{but}."
             )
         return self._changed(audit, changed, before, after, validated=validated)
+
+    def _remained(self, audit: Audit, average: ValidatedWeights) -> Result:
+        return self.warned(
+            f"For validation the average of the weights (kept in a {average.held}) is put into "
+            "the network, and training goes on with it: what the steps of the epoch changed is "
+            "mostly undone.",
+            measured=f"{count(average.weights, 'parameter')} not given back",
+            threshold="the trained weights, after validation",
+            location=audit.loop.locate("val_loader") or audit.loop.locate("model"),
+            fix="keep the trained weights before, and load them after validation: ema.restore()",
+        )
 
     def _changed(
         self,
@@ -138,7 +162,8 @@ class EvalPurity(Check):
                 f"A forward pass in eval mode changes only {count(len(changed), 'cache')} "
                 f"({changed[0]}), which also changes its shape."
             )
-        return self.warned(
+        answer = self.warned if validated else self.noted
+        return answer(
             f"A forward pass in eval mode changes {count(len(others), 'buffer')} ({others[0]}).",
             measured=f"{count(len(others), 'buffer')} changed",
             fix="unless it is a cache or a state kept by design: if self.training: ...",

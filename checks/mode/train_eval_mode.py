@@ -12,22 +12,13 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.loop.observation import Observation
 from nnaudit.measure.reseeded import differing_weights
+from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.reference_networks import ReferenceNetwork, ReferenceNetworks
 from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.report import Kind, Result, Table
-from nnaudit.targets.layers import Dropout, StatisticsNorm
+from nnaudit.targets.layers import Dropout, StatisticsNorm, mode_matters
 from nnaudit.wording import count, verb
-
-_CONTAINERS = (
-    nn.Transformer,
-    nn.TransformerEncoder,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoder,
-    nn.TransformerDecoderLayer,
-)
-"""They read the mode only to choose a faster way to the same result."""
-
 
 _STOCK = (Dropout, StatisticsNorm, nn.RNNBase)
 """Layers whose mode means the same in every network."""
@@ -62,6 +53,9 @@ class TrainEvalMode(Check):
         - Warns of a network beside the main one (a teacher, a reference) that is called in the
           steps, that no optimizer holds and whose weights stand still, with dropout or batch
           normalisation in train mode. An average that moves may be noisy by design.
+        - Fails when a copy of the network that no optimizer holds (a moving average) is called with
+          a validation batch, without gradients and in train mode, with all its dropouts and
+          normalisations.
         - Where nnaudit writes the loop, a model built in eval mode fails if its weights are random,
           and is a note if they are loaded: libraries return pretrained networks in eval mode.
     Fix: Call `model.train()` at the start of every epoch, after validation, and `model.eval()`
@@ -71,7 +65,7 @@ class TrainEvalMode(Check):
 
     code, name, kind = "MODE101", "train-eval-mode", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (FirstSteps, SecondEpoch, ReferenceNetworks)
+    probes = (FirstSteps, SecondEpoch, ReferenceNetworks, AveragedCopies)
 
     def run(self, audit: Audit) -> Result:
         """Read the modes of the first steps."""
@@ -84,6 +78,10 @@ class TrainEvalMode(Check):
             first.require()  # it broke off before the model had run
         if trained and audit.loop.handed_over_in_eval:
             return self._woken(audit, trained)
+        return self._between_epochs(audit) or self._beside(audit) or self._awake(modes, trained)
+
+    def _between_epochs(self, audit: Audit) -> Result | None:
+        """Judge the modes in validation, and after it."""
         second = audit.probe(SecondEpoch).seen
         later = _modes(second.training_flags, audit.loop.model) if second is not None else []
         left = [mode for mode in later if not mode.frozen]
@@ -91,11 +89,15 @@ class TrainEvalMode(Check):
             when = "in training steps after the first epoch: validation, or other code between"
             return self._asleep(audit, (second,), left, f"{when} epochs, leaves them in that mode")
         awake = _awake_in_validation(second, audit.loop.model) if second is not None else []
-        if awake:
-            return self._validated_in_train_mode(audit, awake)
+        return self._validated_in_train_mode(audit, awake) if awake else None
+
+    def _beside(self, audit: Audit) -> Result | None:
+        """Judge networks that are not trained: averages, teachers."""
+        if copy := next((each for each in audit.probe(AveragedCopies) if each.awake), None):
+            return self._copy_awake(audit, copy)
         if references := audit.probe(ReferenceNetworks):
             return self._reference_awake(audit, references[0])
-        return self._awake(modes, trained)
+        return None
 
     def _reference_awake(self, audit: Audit, network: ReferenceNetwork) -> Result:
         layers = network.dropouts or network.normalisations
@@ -112,6 +114,17 @@ class TrainEvalMode(Check):
             measured=f"{count(layers, 'layer')} in train mode",
             threshold="none",
             location=audit.loop.locate(audit.loop.models[network.model]),
+        )
+
+    def _copy_awake(self, audit: Audit, copy: AveragedCopy) -> Result:
+        return self.failed(
+            f"A copy of the network ({copy.type}) is validated in train mode, with "
+            f"{count(copy.awake, 'layer')} for which the mode matters: dropout is active in it, or "
+            "batch normalisation uses and learns the statistics of validation batches.",
+            fix="ema_model.eval()  # before validation: model.eval() does not reach it",
+            measured=f"{count(copy.awake, 'layer')} in train mode",
+            threshold="none",
+            location=audit.loop.locate("val_loader") or audit.loop.locate("model"),
         )
 
     def _validated_in_train_mode(self, audit: Audit, awake: list[Mode]) -> Result:
@@ -245,20 +258,6 @@ def _awake_in_validation(second: Observation, model: nn.Module) -> list[Mode]:
     inner = [mode for mode in modes if mode.name and not mode.frozen]
     stock = [mode for mode in inner if isinstance(modules[mode.name], _STOCK)]
     return stock if flags.get("") and all(mode.training for mode in stock) else []
-
-
-def mode_matters(module: nn.Module) -> bool:
-    """Whether ``module`` itself, its children aside, computes something else in eval mode."""
-    if isinstance(module, _CONTAINERS):
-        return False
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return float(module.dropout) > 0.0
-    if isinstance(module, Dropout):
-        return module.p > 0.0
-    if isinstance(module, StatisticsNorm):
-        return module.running_mean is not None
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and "training" in code.co_names
 
 
 def _is_frozen(name: str, modules: dict[str, nn.Module]) -> bool:

@@ -24,6 +24,9 @@ from nnaudit.training.optimizers import is_scale_free
 
 _TOO_LARGE = 1.5
 
+_TWICE = 0.01
+"""How far from 1/k a gradient may be that was divided by k twice."""
+
 _UNEVEN = 2.0
 """Batches whose numbers of targets differ by less weigh about the same anyhow."""
 
@@ -73,6 +76,9 @@ class AccumulationScale(Check):
         - Fails when accelerate was told to accumulate (`gradient_accumulation_steps` above 1), and
           yet each step has one backward pass: the optimizer was not prepared, or no `accumulate()`
           is around the step. accelerate has divided each loss for nothing.
+        - Warns when accelerate accumulates k batches and the gradient is 1/k of their mean, to
+          within 1%: the program divides each loss by k, as accelerate does. A loss may have such a
+          weight.
         - Several different losses, sums, and losses per token are not judged.
     Fix: (loss / accumulation_steps).backward(); optimizer.zero_grad() after optimizer.step() only
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
@@ -104,9 +110,8 @@ class AccumulationScale(Check):
             for step, batch in zip(trace.steps, trace.batches, strict=True)
         ]
         known = [each for each in found if each is not None]
-        uneven = _means_of_means(trace)
-        if uneven is not None and not any(each.scale >= _TOO_LARGE for each in known):
-            return self._token_means(audit, *uneven)
+        if declared is not None and _are_divided_twice(known, found, declared.count):
+            return self._divided_twice(audit, known[0], declared.count)
         return self._known(audit, trace, known)
 
     def _not_in_effect(self, audit: Audit, trace: Trace, declared: Declared) -> Result:
@@ -131,8 +136,21 @@ class AccumulationScale(Check):
             fix=fix,
         )
 
+    def _divided_twice(self, audit: Audit, seen: Accumulation, count: int) -> Result:
+        return self.warned(
+            f"accelerate divides each of the {count} losses of a step by {count}, and the program "
+            f"seems to do so, too: the gradient is {seen.scale:.3g} times their mean.",
+            measured=f"{seen.scale:.3g} times the mean gradient",
+            threshold="once",
+            location=seen.location or audit.loop.locate("training_step"),
+            fix="accelerator.backward(loss)  # not loss / accumulation_steps",
+        )
+
     def _known(self, audit: Audit, trace: Trace, known: list[Accumulation]) -> Result:
         """Judge what the steps accumulate, where it is known of all of them."""
+        uneven = _means_of_means(trace)
+        if uneven is not None and not any(each.scale >= _TOO_LARGE for each in known):
+            return self._token_means(audit, *uneven)
         if len(known) < len(trace.steps):
             return self.inconclusive(
                 "Not judged: a step has several backward passes, but they could not be shown to be "
@@ -202,6 +220,14 @@ class AccumulationScale(Check):
                 "clipping or another optimizer would not"
             )
         return self.failed(f"{said}.", **details)
+
+
+def _are_divided_twice(
+    known: list[Accumulation], found: list[Accumulation | None], count: int
+) -> bool:
+    """Whether all steps have the mean of ``count`` losses once more divided by ``count``."""
+    whole = len(known) == len(found) and all(each.count == count for each in known)
+    return whole and all(abs(each.scale * count - 1.0) < _TWICE for each in known)
 
 
 def _means_of_means(trace: Trace) -> tuple[int, int, Location | None] | None:

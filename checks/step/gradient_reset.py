@@ -32,6 +32,9 @@ class GradientReset(Check):
           finds, in every call but the first of every step seen, gradients that were made at other
           weights and adds to them: zero_grad is called outside the closure, so only the first
           gradient and the first loss are of one point.
+        - It warns when in every step seen the program itself moves all weights between two backward
+          passes, as sharpness-aware minimisation does, and the second adds to the gradients of the
+          first. A method may want both.
     Fix: call optimizer.zero_grad() once per optimizer step, before loss.backward() or after
         optimizer.step(); with a closure, inside it, first.
     References: PyTorch documentation, torch.optim.Optimizer.zero_grad.
@@ -47,8 +50,8 @@ class GradientReset(Check):
         zeroed = zeroed_before_use(trace)
         if zeroed:
             return self._zeroed_early(audit, trace, zeroed)
-        if (mixed := _mixed_by_closure(trace)) is not None:
-            return self._mixes(audit, trace, *mixed)
+        if (mixed := self._mixed(audit, trace)) is not None:
+            return mixed
         remainders = audit.probe(StepReplay)
         kept = [each for each in remainders if each.kept]
         if kept:
@@ -67,6 +70,13 @@ class GradientReset(Check):
             f"Gradients are zeroed between steps: {count(len(remainders), 'gradient')} did not "
             "depend on what .grad held before."
         )
+
+    def _mixed(self, audit: Audit, trace: Trace) -> Result | None:
+        """Return what to say of gradients of several points that are added up."""
+        if (mixed := _mixed_by_closure(trace)) is not None:
+            return self._mixes(audit, trace, *mixed)
+        second = _mixed_by_hand(trace)
+        return None if second is None else self._mixes_two_points(audit, trace, second)
 
     def _zeroed_early(self, audit: Audit, trace: Trace, zeroed: list[Event]) -> Result:
         loop, step = audit.loop, zeroed[0]
@@ -90,6 +100,18 @@ class GradientReset(Check):
             evidence=(_order(trace, len(audit.loop.optimizers)),),
             location=first.location or audit.loop.locate("training_step"),
             fix="call optimizer.zero_grad() inside the closure, before loss.backward()",
+        )
+
+    def _mixes_two_points(self, audit: Audit, trace: Trace, second: Event) -> Result:
+        return self.warned(
+            f"In all {len(trace.steps)} steps seen the program moves the weights after a backward "
+            "pass, and the next pass adds to the gradients of the first: the optimizer gets the "
+            "sum of the gradients at two points.",
+            measured="gradients of two points",
+            threshold="the gradient at the second one",
+            evidence=(_order(trace, len(audit.loop.optimizers)),),
+            location=second.location or audit.loop.locate("training_step"),
+            fix="call zero_grad() after the first pass: optimizer.first_step(zero_grad=True)",
         )
 
     def _never_zeroed(
@@ -135,6 +157,24 @@ def _mixed_by_closure(trace: Trace) -> tuple[Event, int, int] | None:
         if several and all(event.stale for event in later):
             return later[0], len(later), len(steps)
     return None
+
+
+def _mixed_by_hand(trace: Trace) -> Event | None:
+    """Return a backward onto gradients of other weights, where each step has one after another.
+
+    The weights are moved in between by the program, not by an optimizer, as in sharpness-aware
+    minimisation.
+    """
+    found = None
+    for traced in trace.steps:
+        kinds = [event.kind for event in traced.events]
+        passes = [event for event in traced.of(EventKind.BACKWARD) if event.within < 0]
+        if kinds.count(EventKind.STEP) != 1 or len(passes) < 2 or passes[0].stale:
+            return None
+        found = next((event for event in passes[1:] if event.stale), None)
+        if found is None:
+            return None
+    return found
 
 
 def _line_of_zero(trace: Trace) -> Location | None:

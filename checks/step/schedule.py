@@ -14,10 +14,13 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import Event, EventKind, parameters_of
 from nnaudit.measure.consecutive import batches_per_epoch
 from nnaudit.measure.metric_names import better_when_higher
+from nnaudit.measure.rate_variables import UnreadRate, unread_rates
+from nnaudit.measure.seeding import source_files
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace, TracedStep
 from nnaudit.report import Curve, Kind, Location, Result, Series
+from nnaudit.targets.source import source_of
 
 _DEAD = 0.0101
 _OVER = 1e-6
@@ -89,6 +92,9 @@ class Schedule(Check):
         training counts over a `range`, or a trainer is told its epochs, the length of the whole run
         is known too. These fail, except where a warning is named:
         - A learning rate that is negative or NaN within the first two values, or zero throughout.
+        - A learning rate that the source multiplies or divides in a variable within a loop, where
+          nothing reads that variable afterwards but to show it, and no line mentions the groups in
+          which an optimizer keeps its rates.
         - A scheduler that no step calls and whose variable the script never reads again, except to
           show or save it.
         - A step, multi-step or exponential decay, stepped every batch, that falls for good to 1% of
@@ -151,6 +157,9 @@ class Schedule(Check):
 
     def _by_hand(self, audit: Audit, trace: Trace) -> Result:
         """Judge a rate that no scheduler sets: is it multiplied by a factor with every batch?"""
+        sources = [source_of(file) for file in source_files(audit.loop)]
+        if trace.own_loop() and (unread := next(unread_rates(sources), None)) is not None:
+            return self._unread(audit, unread)
         rates = [max(step.step.lr, default=0.0) for step in trace.steps]
         factor = decay_by_hand(rates)
         if factor is None:
@@ -173,6 +182,17 @@ class Schedule(Check):
             threshold="a schedule that lasts for the run",
             location=audit.loop.locate("optimizer"),
             fix="lower the learning rate once per epoch, outside the loop over batches",
+        )
+
+    def _unread(self, audit: Audit, rate: UnreadRate) -> Result:
+        held = max(group["lr"] for o in audit.loop.optimizers for group in o.param_groups)
+        return self.failed(
+            f"`{rate.text}` changes a variable that no optimizer reads: the optimizer was made "
+            f"with its value then, and trains at {float(held):.3g} for the whole run.",
+            measured=f"{rate.name} is not read after it is changed",
+            threshold="a learning rate that reaches the optimizer",
+            location=rate.location,
+            fix=f'for group in optimizer.param_groups: group["lr"] = {rate.name}',
         )
 
     def _misused(self, audit: Audit, plans: tuple[Plan, ...], trace: Trace) -> Result | None:

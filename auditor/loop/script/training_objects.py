@@ -173,7 +173,7 @@ def find_training_objects(
     requests = max(log.asked.count(loader), 1)
     entry, leave = _ends(calls, log, requests)
     main, divisor, own, value = _main_loss(log, leave, requests)
-    lookahead, batch = _used(entry, loader)
+    lookahead, batch = _used(entry, calls, loader)
     if without_loader:
         lookahead, batch = 0, (_virtual(entry, main) if entry is not None else None)
     whole = entry is not None and entry is leave
@@ -334,15 +334,28 @@ def _main_loss(
     return None, 1, False, value
 
 
-def _used(entry: Call | None, loader: int) -> tuple[int, Any]:
-    """How far the script looks ahead, and the batch that reached the model in ``entry``."""
-    recent = [batch for key, batch in entry.recent if key == loader] if entry is not None else []
-    if entry is None or not recent:
+def _used(entry: Call | None, calls: list[Call], loader: int) -> tuple[int, Any]:
+    """How far the script looks ahead, and the batch that reached the model in ``entry``.
+
+    A script that draws all batches of an accumulated step before it uses the first has some in hand
+    then, and none, or those of the next step, at its last call.
+    """
+    given = [batch for key, batch in entry.recent if key == loader] if entry is not None else []
+    if entry is None or not given:
         return 0, None
-    for lookahead, batch in enumerate(recent):
-        if any(find(t, batch) is not None for _, t in batches.tensors((entry.args, entry.kwargs))):
-            return lookahead, batch
-    return 0, recent[0]
+    first = _drawn_after(entry, loader)
+    if first is None:
+        return 0, given[0]
+    last = _drawn_after(calls[-1], loader) if first else None
+    return min(first, first if last is None else last), given[first]
+
+
+def _drawn_after(call: Call, loader: int) -> int | None:
+    """How many batches were drawn after the one that reached the model in ``call``, if one did."""
+    given = (batch for key, batch in call.recent if key == loader)
+    tensors = [tensor for _, tensor in batches.tensors((call.args, call.kwargs))]
+    found = (any(find(each, batch) is not None for each in tensors) for batch in given)
+    return next((number for number, is_there in enumerate(found) if is_there), None)
 
 
 def _virtual(entry: Call, main: LossCall | None) -> Any:

@@ -59,6 +59,21 @@ def lost(tmp_path: Path, more: str, made: str = ADAM, text: str = "") -> Any:
     return None if found is None else found.lost
 
 
+WHILE = """\
+class Trainer:
+    def __init__(self, model):
+        self.model = nn.Linear(4, 2)
+        self.optimizer, self.epoch = MADE, 0
+    def load(self, path):
+        state = torch.load(path)
+        self.model.load_state_dict(state["model"])
+        self.epoch, self.best = state["epoch"], state["best"]
+        MORE
+    def fit(self):
+        while self.epoch < 12:
+            self.train()
+"""
+
 OPTIMIZER = 'optimizer.load_state_dict(checkpoint["optimizer"])'
 SCHEDULER = 'scheduler.load_state_dict(checkpoint["scheduler"])'
 
@@ -118,3 +133,8 @@ def test_a_scheduler_that_is_stepped_in_training_alone_begins_anew(
 ) -> None:
     stepped = SCRIPT.replace("train()", step)
     assert lost(tmp_path, OPTIMIZER, text=stepped) == ("the scheduler (StepLR)",)
+
+
+def test_a_while_may_go_on_counting(tmp_path: Path) -> None:
+    assert resumed(tmp_path, "pass", text=WHILE) is not None
+    assert resumed(tmp_path, "pass", text=WHILE.replace("self.epoch < 12", "self.run")) is None

@@ -177,3 +177,20 @@ def test_no_false_alarm_over_initialisations(tools, seeds):
         data = tools.Data(rows=800)
         result = tools.ask(TargetLeak, images(tools, data), seed=seed)
         assert result.status is Status.PASS, (seed, result.message)
+
+
+def test_columns_with_the_order_of_a_quantity() -> None:
+    noise = torch.randn(200, 3)
+    y = torch.rand(200) + 0.1
+    for made in (y.log(), -y.square(), y.double().exp().float()):
+        found = column_of([torch.cat([noise, made[:, None]], 1)], y)
+        assert found is not None
+        assert (found.element, found.certain) == (3, False)
+    linear = column_of([torch.cat([noise, 2 * y[:, None]], 1)], y)
+    assert linear is not None
+    assert linear.certain
+    near = y.log()
+    near[7] = near[11]  # one exception
+    for made in (near, (y > 0.5).float(), torch.ones(200)):
+        assert column_of([torch.cat([noise, made[:, None]], 1)], y) is None
+    assert column_of([y.log()[:, None]], y) is None  # the only column

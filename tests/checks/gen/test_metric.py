@@ -17,9 +17,10 @@ from torchmetrics.classification import MultilabelF1Score
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
 from nnaudit.probes.broadcasts import EvalBroadcasts, EvalComparisons
 from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.metric_functions import MetricFunction, MetricFunctions
 from nnaudit.probes.metric_resets import Collected, MetricResets
 from nnaudit.probes.training_run import TrainingRun
-from nnaudit.report import Result, Status
+from nnaudit.report import Location, Result, Status
 from nnaudit.targets.metrics import metrics_of, plain
 from support.measurements import at_the_end, eval_result, training
 from support.programs import target as program
@@ -50,13 +51,20 @@ def judged(
     output: Tensor,
     target: Tensor,
     collected: tuple[Collected, ...] = (),
+    functions: tuple[MetricFunction, ...] = (),
 ) -> Result:
     """The verdict on a network with such predictions for validation batches of 64."""
     pairs = list(zip(output.split(64), target.split(64), strict=True))
     ended = at_the_end(val=eval_result(kind, pairs))
     unseen = SimpleNamespace(batches=(), observations=())
     run = training([1.0] * 40, moments=ended)
-    measured = {FirstSteps: unseen, EvalBroadcasts: (), MetricResets: collected, TrainingRun: run}
+    measured = {
+        FirstSteps: unseen,
+        EvalBroadcasts: (),
+        MetricResets: collected,
+        MetricFunctions: functions,
+        TrainingRun: run,
+    }
     return verdict(MetricMeaning, measured, target=program(metric=metric))
 
 
@@ -411,3 +419,137 @@ def test_decided_predictions_that_are_compared_with_all_labels(*, column: bool, 
         assert (decided == (labels[:, None] if column else labels)).shape[0] == 8
         assert (labels == labels[:, None]).any()  # labels with each other: by design
     assert len(listening.found) == found
+
+
+@pytest.mark.parametrize("error", ["p - y", "(p.cpu().float() - y).abs()", "F.l1_loss(p, y)"])
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_predictions_that_all_targets_are_subtracted_from(error: str) -> None:
+    net, y = nn.Linear(4, 1), torch.randn(8)
+    listening = EvalComparisons()
+    net.register_forward_pre_hook(listening.called)
+    net.register_forward_hook(listening.returned)
+    with listening, torch.no_grad():
+        for rows in (8, 6):
+            p = net(torch.randn(rows, 4))
+            given = {"p": p, "y": y[:rows], "F": F}
+            assert eval(error, given) is not None
+            assert eval(error, {**given, "p": p.squeeze(1)}) is not None
+            assert (p - p.squeeze(1)).shape == (rows, rows)  # pairs of predictions: by design
+    assert [(seen.shapes, len(target)) for seen, target in listening.differences] == [
+        (((8, 1), (8,)), 8),
+        (((6, 1), (6,)), 6),
+    ]
+
+
+MEAN_ERROR = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(96, 4)
+train = DataLoader(TensorDataset(x, x[:, 0]), batch_size=16, shuffle=True)
+held_out = DataLoader(TensorDataset(x[:48], x[:48, 0]), batch_size=16)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(4):
+    for inputs, target in train:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(inputs)[:, 0], target).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        error = sum((model(a) - b).abs().mean() for a, b in held_out)
+    model.train()
+"""
+
+
+def test_a_script_that_subtracts_all_targets_fails(tmp_path: Path) -> None:
+    result = ask_script(MetricMeaning, tmp_path / "train.py", MEAN_ERROR)
+    assert result.status is Status.FAIL
+    assert "(16, 1) and (16,)" in result.message
+
+
+def used(function: str, task: str, shown: str = "output") -> Result:
+    """The verdict on a function of the user's that validation gives such predictions."""
+    output, target = predictions(task)
+    given = {"output": output, "target": target, "torch": torch}
+    metric = MetricFunction(
+        "accuracy", eval(f"lambda p, t: {function}", given), eval(shown, given), target,
+        Location(file="train.py", line=3),
+    )  # fmt: skip
+    return judged(None, LOSSES[task], output, target, functions=(metric,))
+
+
+@pytest.mark.parametrize(
+    ("function", "task", "shown"),
+    [
+        ("(p.argmax(1) == t).float().mean()", "classes", "output"),
+        ("(p == t).sum()", "classes", "output.argmax(1)"),
+        ("[(p.topk(k, 1).indices == t[:, None]).any(1).float().mean() for k in (1, 2)]",
+         "classes", "output"),
+        ("((p > 0) == t).float().mean()", "binary", "output"),
+        ("((p > 0.5) == (t > 0.5)).float().mean()", "binary", "output.sigmoid()"),
+        ("((p.sigmoid() >= 0.5) == t).float().mean()", "binary", "output.sigmoid()"),
+        ("(p.sigmoid().round() == t).float().mean()", "binary", "-output.abs()"),
+        ("2 * (p * t).sum() / (p.sum() + t.sum())", "binary", "(output > 0).float()"),
+    ],
+)  # fmt: skip
+def test_functions_that_are_right(function: str, task: str, shown: str) -> None:
+    assert used(function, task, shown).status in (Status.SKIP, Status.NOTE)
+
+
+@pytest.mark.parametrize(
+    ("function", "task", "shown"),
+    [
+        ("(p.argmax() == t).float().mean()", "classes", "output"),
+        ("(p.argmax(0)[:1] == t).float().mean()", "classes", "output"),
+        ("(p == t.flip(0)).float().mean()", "classes", "output.argmax(1)"),
+        ("(p * t).sum() / (p.sum() + t.sum())", "binary", "(output > 0).float()"),
+        ("((p > 0) == t).float().mean() * 0 + 1", "binary", "output"),
+    ],
+)
+def test_functions_that_are_wrong(function: str, task: str, shown: str) -> None:
+    result = used(function, task, shown)
+    assert result.status is Status.FAIL
+    assert result.location is not None
+    assert result.location.line == 3
+
+
+def test_a_function_that_raises_is_not_judged() -> None:
+    assert used("p.no_such_thing", "classes").status is not Status.FAIL
+
+
+VALIDATED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def accuracy(logits, labels):
+    return (logits.argmax(AXIS) == labels).float().mean()
+
+torch.manual_seed(0)
+x = torch.randn(96, 4)
+train = DataLoader(TensorDataset(x, x.argmax(1)), batch_size=16, shuffle=True)
+held_out = DataLoader(TensorDataset(x[:48], x[:48].argmax(1)), batch_size=16)
+model = nn.Linear(4, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(4):
+    for inputs, labels in train:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        score = sum(accuracy(model(a), b) for a, b in held_out) / len(held_out)
+    model.train()
+"""
+
+
+@pytest.mark.parametrize(("axis", "status"), [("", Status.FAIL), ("1", Status.SKIP)])
+def test_a_script_whose_validation_calls_a_function(
+    axis: str, status: Status, tmp_path: Path
+) -> None:
+    source = VALIDATED.replace("AXIS", axis)
+    result = ask_script(MetricMeaning, tmp_path / "train.py", source)
+    assert result.status is status, result.message

@@ -35,6 +35,8 @@ def sums(attend: str) -> list[WeightedSum]:
         "torch.einsum('bqk,bkd->bqd', torch.einsum('bqd,bkd->bqk', q, k).softmax(-1), v)",
         "((q @ k.mT).masked_fill(torch.ones(5, 5).triu(1) > 0, -1e9) * 0.5).softmax(-1) @ v",
         "(q[:, None] @ k[:, None].mT).softmax(-1).reshape(2, 5, 5) @ v",
+        "(lambda a: (a / a.sum(-1, keepdim=True)) @ v)((q @ k.mT).exp())",
+        "(lambda a: (a / (a.sum(dim=2, keepdim=True) + 1e-6)) @ v)((q @ k.mT / 2).relu())",
     ],
 )
 def test_weights_that_sum_to_one(attend: str) -> None:
@@ -49,6 +51,7 @@ def test_weights_that_sum_to_one(attend: str) -> None:
         ("torch.bmm(F.dropout(F.softmax(torch.bmm(q, k.transpose(1, 2)), 0), 0.1), v)", 0, 2),
         ("(k @ q.transpose(1, 2)).softmax(dim=-1).transpose(1, 2) @ v", 2, 1),
         ("torch.einsum('bqk,bkd->bqd', torch.einsum('bqd,bkd->bqk', q, k).softmax(1), v)", 1, 2),
+        ("(lambda a: (a / a.sum(1, keepdim=True)) @ v)((q @ k.mT).exp())", 1, 2),
     ],
 )
 def test_weights_that_do_not(attend: str, normalised: int, summed: int) -> None:
@@ -62,6 +65,7 @@ def test_weights_that_do_not(attend: str, normalised: int, summed: int) -> None:
         "(lambda a: (a / a.sum(-1, keepdim=True)) @ v)((q @ k.mT).softmax(1))",  # slots
         "q.softmax(-1).mT @ v",  # clusters
         "(q @ k.mT).softmax(-1).sum()",
+        "(lambda a, b: (a / b.sum(-1, keepdim=True)) @ v)((q @ k.mT).exp(), (k @ q.mT).exp())",
     ],
 )
 def test_other_uses_of_a_softmax_are_not_asked(attend: str) -> None:

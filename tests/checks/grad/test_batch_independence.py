@@ -343,3 +343,33 @@ def test_a_scale_that_one_sample_decides_for_all_warns() -> None:
     assert result.status is Status.WARN
     assert "amax reduces over the samples" in result.message
     assert audited(ScaledByOwn).status is Status.PASS
+
+
+class TwoTowers(nn.Module):
+    """Returns two embeddings, and what ``compare`` makes of them."""
+
+    def __init__(self, batch_first: bool, similarity: bool = False) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 3), nn.Linear(4, 8)
+        self.rnn, self.similarity = nn.GRU(8, 3, batch_first=batch_first), similarity
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        one, two = self.one(x.mean(1)), self.rnn(self.two(x))[0][:, -1]
+        return (one, two @ one.t()) if self.similarity else (one, two)
+
+
+def test_a_further_output_may_fail() -> None:
+    def asked(model: Callable[[], nn.Module]) -> Result:
+        data = DataLoader(TensorDataset(floats(), torch.arange(48) % 3), batch_size=12)
+
+        def loss(output: Any, y: Tensor) -> Tensor:
+            return F.cross_entropy(output[0], y) + output[1].square().mean()
+
+        target = Target(model, data, loss=loss)
+        return run_check(BatchIndependence, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+    wrong = asked(lambda: TwoTowers(batch_first=False))
+    assert wrong.status is Status.FAIL
+    assert wrong.module == "rnn"
+    assert asked(lambda: TwoTowers(batch_first=True)).status is Status.PASS
+    assert asked(lambda: TwoTowers(batch_first=True, similarity=True)).status is Status.PASS

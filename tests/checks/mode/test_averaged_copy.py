@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from nnaudit.checks.base import Check
 from nnaudit.checks.mode.averaged_copy import AveragedCopyStatistics
-from nnaudit.measure.synced_network import UnsyncedNetwork, periodic_networks, unsynced_networks
+from nnaudit.checks.mode.eval_purity import EvalPurity
+from nnaudit.measure.synced_network import (
+    Cause,
+    UnsyncedNetwork,
+    idle_updates,
+    periodic_networks,
+    unsynced_networks,
+)
 from nnaudit.probes.averaged_copies import (
     AveragedCopies,
     AveragedCopy,
@@ -22,6 +30,7 @@ from nnaudit.probes.averaged_copies import (
     recomputes,
     values_of,
 )
+from nnaudit.probes.validated_weights import ValidatedAverage, ValidatedWeights
 from nnaudit.report import Location, Result, Status
 from nnaudit.targets.source import source_of
 from support.verdicts import verdict
@@ -29,8 +38,11 @@ from support.verdicts import verdict
 STALE = AveragedCopy("Net", "", 8, 0.99, 4, 4, evaluated=True, recomputed=False)
 
 
-def judged(*copies: AveragedCopy) -> Result:
-    return verdict(AveragedCopyStatistics, {AveragedCopies: copies})
+LOADED = ValidatedWeights("dict", 8, 0.99, 0, 0.98, 500, remained=False, statistics=4, stale=0)
+
+
+def judged(*copies: AveragedCopy, loaded: ValidatedWeights | None = None) -> Result:
+    return verdict(AveragedCopyStatistics, {AveragedCopies: copies, ValidatedAverage: loaded})
 
 
 def test_the_verdict() -> None:
@@ -55,6 +67,47 @@ def test_an_average_that_is_the_last_weights_fails() -> None:
     assert judged(replace(average, decay=None)).status is Status.PASS  # a warm-up
 
 
+def test_an_average_of_some_of_the_weights_fails() -> None:
+    average = replace(STALE, stale=0, decay=0.95)
+    result = judged(replace(average, behind=("encoder.weight", "encoder.bias")))
+    assert result.status is Status.FAIL
+    assert "follows it in 6 of 8 tensors" in result.message
+    assert result.module == "encoder"
+    still = replace(average, alignment=0.0, behind=("encoder.weight",))
+    assert judged(still).status is Status.SKIP  # no average
+
+
+def test_an_average_that_the_run_is_too_short_for_warns() -> None:
+    average = replace(STALE, stale=0, decay=0.9999, updates=500)
+    result = judged(average)
+    assert result.status is Status.WARN
+    assert "95% of it are still the weights that it began with" in result.message
+    assert judged(replace(average, updates=7_000)).status is Status.PASS
+    assert judged(replace(average, updates=0)).status is Status.PASS  # of unknown length
+    assert judged(replace(average, evaluated=False)).status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        ({}, Status.PASS, "follows it"),
+        ({"alignment": 0.1}, Status.SKIP, "No moving average"),  # weights of the best epoch
+        ({"alignment": 0.0, "stood": 60}, Status.FAIL, "not one of them changed in 60 steps"),
+        ({"decay": 0.02}, Status.FAIL, "takes 0.98 from the trained weights"),
+        ({"decay": None}, Status.PASS, ""),
+        ({"decay": 0.9999}, Status.WARN, "still the weights that it began with"),
+        ({"stale": 4}, Status.FAIL, "the same in two validations"),
+        ({"stale": 1}, Status.PASS, ""),
+    ],
+)
+def test_an_average_that_is_loaded_for_validation(
+    change: dict[str, Any], status: Status, message: str
+) -> None:
+    result = judged(loaded=replace(LOADED, **change))
+    assert result.status is status
+    assert message in result.message
+
+
 def test_a_copy_that_is_validated_and_stands_still_fails() -> None:
     result = judged(replace(STALE, alignment=0.0, stale=0, alone=True, stood=150))
     assert result.status is Status.FAIL
@@ -68,8 +121,11 @@ def test_a_target_network_that_is_never_updated_warns() -> None:
     assert result.status is Status.WARN
     assert "target_net is copied from the trained network once" in result.message
     assert result.location == at
-    late = replace(copy, unsynced=UnsyncedNetwork("target_net", at, period=50))
+    late = replace(copy, unsynced=UnsyncedNetwork("target_net", at, 50, Cause.PERIOD))
     assert "every 50 optimizer steps" in judged(late).message
+    for cause, said in ((Cause.REBOUND, "binds its variable"), (Cause.UNCALLED, "never called")):
+        idle = replace(copy, unsynced=UnsyncedNetwork("key", at, cause=cause))
+        assert said in judged(idle).message
 
 
 DQN = """
@@ -96,6 +152,9 @@ class Agent:
         ("soft_update(self.q, self.target_q)", False),
         ("self.target_q = copy.deepcopy(self.q)", False),
         ("for t, p in zip(self.target_q.parameters(), ps): t.data.lerp_(p.data, 0.1)", False),
+        ("for t, p in zip(self.target_q.parameters(), self.q.parameters()): p.lerp_(t, 1)", True),
+        ("for t, p in zip(self.target_q.parameters(), self.q.parameters()): mix(t, p)", False),
+        ("for t, p in zip(self.target_q.parameters(), self.q.parameters()): t.data = p", False),
     ],
 )
 def test_what_updates_a_target_network(tmp_path: Path, update: str, *, found: bool) -> None:
@@ -133,6 +192,41 @@ def test_after_how_many_steps_a_target_is_updated(
     file.write_text(COUNTED.replace("TEST", test))
     assert [each.period for each in periodic_networks(source_of(file))] == periods
     assert not unsynced_networks(source_of(file))
+
+
+MOCO = """
+class MoCo(nn.Module):
+    @torch.no_grad()
+    def update(self):
+        for q, k in zip(self.query.parameters(), self.key.parameters()):
+            UPDATE
+
+    def forward(self, x):
+        CALL
+        return self.query(x), self.key(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("update", "call", "causes"),
+    [
+        ("k.data = m * k.data + (1 - m) * q.data", "self.update()", []),
+        ("k.lerp_(q, 0.1)", "self.update()", []),
+        ("k = m * k + (1 - m) * q", "self.update()", [Cause.REBOUND]),
+        ("k = k.data; k.mul_(m).add_(q, alpha=1 - m)", "self.update()", []),
+        ("k.lerp_(q, 0.1)", "pass", [Cause.UNCALLED]),
+        ("k.lerp_(q, 0.1)", "self.apply(getattr(self, 'update'))", []),
+    ],
+)
+def test_updates_that_change_nothing(
+    tmp_path: Path, update: str, call: str, causes: list[Cause]
+) -> None:
+    file = tmp_path / "moco.py"
+    file.write_text(MOCO.replace("UPDATE", update).replace("CALL", call))
+    assert [each.cause for each in idle_updates([source_of(file)])] == causes
+    file = tmp_path / "lit.py"  # a framework calls methods by its own names for them
+    file.write_text(MOCO.replace("nn.Module", "LightningModule").replace("UPDATE", "k.lerp_(q, 1)"))
+    assert not list(idle_updates([source_of(file)]))
 
 
 def test_an_average_heads_for_the_weights_in_each_step() -> None:
@@ -214,9 +308,58 @@ def test_a_script_that_averages_its_weights(buffers: str, status: Status, ask_sc
         ("a.copy_(0.01 * a + 0.99 * p)", Status.FAIL),
         ("a = 0.99 * a + 0.01 * p", Status.FAIL),
         ("a.lerp_(p, 0.05)", Status.PASS),
+        ("a.lerp_(p, 0.05) if a.ndim > 1 else None", Status.FAIL),  # no bias follows
     ],
 )
 def test_a_script_whose_average_is_none(update: str, status: Status, ask_script: Any) -> None:
     plain = SCRIPT.replace("nn.BatchNorm1d(8), ", "").replace("BUFFERS", "pass")
     result = ask_script(AveragedCopyStatistics, plain.replace("a.lerp_(p, 0.05)", update))
+    assert result.status is status, result.message
+
+
+SWAPPED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(96, 6)
+train = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16, shuffle=True)
+held_out = DataLoader(TensorDataset(x[:32], x[:32, :3].argmax(1)), batch_size=16)
+model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+shadow = {name: value.clone() for name, value in model.state_dict().items()}
+for epoch in range(4):
+    model.train()
+    for inputs, labels in train:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    shadow[name] = 0.9 * shadow[name] + 0.1 * value
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(shadow)
+    model.eval()
+    with torch.no_grad():
+        right = sum((model(a).argmax(1) == b).sum().item() for a, b in held_out)
+    model.load_state_dict(own)
+"""
+
+
+@pytest.mark.parametrize(
+    ("check", "line", "other", "status"),
+    [
+        (AveragedCopyStatistics, "", "", Status.PASS),
+        (EvalPurity, "", "", Status.PASS),
+        (EvalPurity, "    model.load_state_dict(own)\n", "", Status.WARN),
+        (AveragedCopyStatistics, "shadow[name] = 0.9", "average = 0.9", Status.FAIL),
+        (AveragedCopyStatistics, "value.is_floating_point()", "'running' not in name", Status.FAIL),
+    ],
+)
+def test_a_script_that_loads_its_average_for_validation(
+    check: type[Check], line: str, other: str, status: Status, ask_script: Any
+) -> None:
+    result = ask_script(check, SWAPPED.replace(line, other) if line else SWAPPED)
     assert result.status is status, result.message

@@ -106,7 +106,9 @@ class Caching(Net):
 
 
 def test_buffers_of_unknown_purpose_warn(ask) -> None:
-    assert ask(EvalPurity, Counting).status is Status.WARN
+    held_out = DataLoader(TensorDataset(torch.randn(32, 12), torch.arange(32) % 5), batch_size=16)
+    assert ask(EvalPurity, Counting, val_loader=held_out).status is Status.WARN
+    assert ask(EvalPurity, Counting).status is Status.NOTE  # eval mode is our choice
 
 
 HEALTHY: dict[str, Callable[[], nn.Module]] = {

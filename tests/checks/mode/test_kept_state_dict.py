@@ -56,7 +56,7 @@ def test_the_steps_of_a_program_without_epochs_are_watched_instead() -> None:
     model = nn.Linear(2, 2)
 
     class Steps:
-        train_loader, makes_batches, saves = None, True, True
+        train_loader, makes_batches, saves, optimizers = None, True, True, ()
 
         def batches(self) -> Iterator[Any]:
             yield None
@@ -144,7 +144,7 @@ def test_a_copy_of_the_dict_alone_is_watched_too() -> None:
     kept: list[Any] = []
 
     class Steps:
-        train_loader, makes_batches = None, True
+        train_loader, makes_batches, optimizers = None, True, ()
 
         def batches(self) -> Iterator[Any]:
             yield None

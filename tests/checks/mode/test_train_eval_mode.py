@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnaudit.checks.mode.train_eval_mode import TrainEvalMode, mode_matters
+from nnaudit.checks.mode.train_eval_mode import TrainEvalMode
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.loop.script import run_script
 from nnaudit.report import Result, Status
+from nnaudit.targets.layers import mode_matters
 from nnaudit.targets.target import Target
+from support.verdicts import ask_script
 
 
 def net() -> nn.Sequential:
@@ -268,3 +270,46 @@ class TestScripts:
     )
     def test_a_reason_for_train_mode_passes(self, run: Any, validation: str) -> None:
         assert run(5, "model.train()", validation).status is Status.PASS
+
+
+AVERAGED = """
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+x = torch.randn(96, 6)
+train = DataLoader(TensorDataset(x, x[:, :3].argmax(1)), batch_size=16, shuffle=True)
+held_out = DataLoader(TensorDataset(x[:32], x[:32, :3].argmax(1)), batch_size=16)
+model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(4):
+    model.train()
+    for inputs, labels in train:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        average.update_parameters(model)
+    model.eval()
+    BETWEEN
+"""
+
+VALIDATED = "right = sum((average(a).argmax(1) == b).sum().item() for a, b in held_out)"
+
+
+@pytest.mark.parametrize(
+    ("between", "status"),
+    [
+        (f"with torch.no_grad(): {VALIDATED}", Status.FAIL),
+        (f"average.eval(); {VALIDATED}", Status.PASS),
+        ("with torch.no_grad(): [average(a) for a, _ in train]", Status.PASS),  # its statistics
+    ],
+)
+def test_an_average_that_is_validated_in_train_mode(
+    between: str, status: Status, tmp_path: Path
+) -> None:
+    source = AVERAGED.replace("BETWEEN", between)
+    result = ask_script(TrainEvalMode, tmp_path / "train.py", source)
+    assert result.status is status, result.message

@@ -290,6 +290,17 @@ def test_accelerate_divides_and_every_batch_steps(
     assert ask(AccumulationScale, target(), accumulating(4)).status is Status.PASS
 
 
+@pytest.mark.parametrize(("divisor", "status"), [(4, Status.PASS), (16, Status.WARN)])
+def test_a_loss_that_accelerate_and_the_program_divide_warns(
+    monkeypatch: pytest.MonkeyPatch, divisor: float, status: Status
+) -> None:
+    declared = Declared(4, prepared=True)
+    monkeypatch.setattr(accumulation_scale, "declared_accumulation", lambda loop: declared)
+    result = ask(AccumulationScale, target(), accumulating(divisor))
+    assert result.status is status, result.message
+    assert ("0.25 times their mean" in result.message) is (status is Status.WARN)
+
+
 def test_only_the_accelerator_of_the_audited_network_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

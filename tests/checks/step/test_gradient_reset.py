@@ -277,3 +277,40 @@ def test_a_closure_that_is_zeroed_from_outside_fails(search: str | None) -> None
 def test_a_closure_that_adds_to_nothing_old_passes(where: str, make: Any) -> None:
     what = target(optimizer=lambda m: make(m.parameters(), lr=0.1))
     assert ask(GradientReset, what, closures(where)).status is Status.PASS
+
+
+def sharpness_aware(*, zeroes: bool, embeddings: bool = False) -> Callable[..., Tensor]:
+    """A step by the gradient at moved weights; of one layer's alone, as adversarial training."""
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        (optimizer,) = loop.optimizers
+        optimizer.zero_grad()
+        loss = loss_of(loop, batch)
+        loss.backward()
+        moved = loop.model[0].parameters() if embeddings else loop.model.parameters()
+        kept = [(p, p.detach().clone()) for p in moved]
+        for p, _ in kept:
+            assert p.grad is not None
+            p.data.add_(p.grad, alpha=0.1)
+        if zeroes:
+            optimizer.zero_grad()
+        loss_of(loop, batch).backward()
+        for p, old in kept:
+            p.data = old
+        optimizer.step()
+        return loss
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (sharpness_aware(zeroes=False), Status.WARN),
+        (sharpness_aware(zeroes=True), Status.PASS),
+        (sharpness_aware(zeroes=False, embeddings=True), Status.PASS),  # it wants the sum
+    ],
+)
+def test_gradients_of_two_points(body: Callable[..., Tensor], status: Status) -> None:
+    result = ask(GradientReset, target(), body)
+    assert result.status is status, result.message

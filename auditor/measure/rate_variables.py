@@ -1,0 +1,100 @@
+"""Learning rates that a program's source changes in a variable which no optimizer reads."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nnaudit.report import Location
+from nnaudit.targets.source import Source, called
+
+_RATE = re.compile(r"(^|_)(lr|learning_rate|eta)$", re.IGNORECASE)
+
+_SHOWS = re.compile(r"^(print|format|info|debug|warning|write|log|log_\w+|add_scalar)$")
+"""Functions that show a number and do nothing else with it."""
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+@dataclass(frozen=True)
+class UnreadRate:
+    """A statement that changes a learning rate which is only shown afterwards.
+
+    Attributes:
+        name: the variable's.
+        text: the statement.
+        location: its line.
+    """
+
+    name: str
+    text: str
+    location: Location
+
+
+def unread_rates(sources: Sequence[Source]) -> Iterator[UnreadRate]:
+    """Yield the statements that lower or raise a rate within a loop, and only there.
+
+    ``lr *= 0.1``, where nothing reads ``lr`` within or after the loop, but to show it, and no line
+    of ``sources`` mentions the groups in which an optimizer keeps its rates.
+    """
+    if any("param_groups" in source.text for source in sources):
+        return
+    for source in sources:
+        for node in source.find(ast.stmt):
+            name = _changed(node)
+            if name is None:
+                continue
+            loops = [e for e in source.ancestors(node) if isinstance(e, (ast.For, ast.While))]
+            if loops and not any(_reads(source, node, loops[-1], name)):
+                where = Location(file=source.file, line=node.lineno)
+                yield UnreadRate(name, ast.unparse(node), where)
+
+
+def _changed(node: ast.stmt) -> str | None:
+    """Return the rate that ``node`` multiplies, divides or sets by itself."""
+    target: ast.expr
+    value: ast.expr | None = None
+    if isinstance(node, ast.AugAssign) and isinstance(node.op, (ast.Mult, ast.Div)):
+        target = node.target
+    elif isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target, value = node.targets[0], node.value
+    else:
+        return None
+    if not isinstance(target, ast.Name) or not _RATE.search(target.id):
+        return None
+    own = value is None or any(
+        isinstance(part, ast.BinOp)
+        and any(isinstance(each, ast.Name) and each.id == target.id for each in ast.walk(part))
+        for part in ast.walk(value)
+    )
+    return target.id if own else None
+
+
+def _reads(source: Source, change: ast.stmt, loop: ast.stmt, name: str) -> Iterator[bool]:
+    """Yield for each use of ``name`` whether it may be more than showing it, or comes first."""
+    scope = _scope(source, change, name)
+    for node in ast.walk(scope):
+        if isinstance(node, (ast.Global, ast.Nonlocal)) and name in node.names:
+            yield True
+        if not isinstance(node, ast.Name) or node.id != name or not isinstance(node.ctx, ast.Load):
+            continue
+        around = list(source.ancestors(node))
+        shown = any(isinstance(each, ast.Call) and _SHOWS.match(called(each)) for each in around)
+        inner = next((each for each in around if isinstance(each, _SCOPES)), None)
+        outer = next((e for e in source.ancestors(change) if isinstance(e, _SCOPES)), None)
+        before = node.lineno < loop.lineno and inner is outer
+        yield not (change in around or shown or before)
+
+
+def _scope(source: Source, node: ast.AST, name: str) -> ast.AST:
+    """Return the function around ``node``; all of the file where the variable is the module's."""
+    inner = next((each for each in source.ancestors(node) if isinstance(each, _SCOPES)), None)
+    if inner is None:
+        return source.tree
+    shared = (
+        isinstance(each, (ast.Global, ast.Nonlocal)) and name in each.names
+        for each in ast.walk(inner)
+    )
+    return source.tree if any(shared) else inner
