@@ -309,7 +309,11 @@ class Driver(ScriptListener):
 
     def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note the call of an outermost module; in a script without a loader, pause before it."""
-        if next(module.parameters(), None) is None or in_transform():
+        if next(module.parameters(), None) is None:
+            return run(args, kwargs)
+        if in_transform():
+            if self.order is not None and self.order.watch:
+                self.order.calls.append(recorded(module, (), {}))
             return run(args, kwargs)
         if self.run.without_loader and torch.is_grad_enabled():
             args, kwargs = self._substituted(module, args, kwargs)
