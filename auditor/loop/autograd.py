@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 VIEWS = (
@@ -172,3 +173,11 @@ def _topological(root: Any) -> list[Any]:
         todo.append((node, True))
         todo += [(parent, False) for parent in parents_of(node) if parent not in seen]
     return order
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func (``vmap``, ``grad``) is at work.
+
+    The tensors within it stand for others, and cannot be looked at, nor kept until it is over.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nnaudit.loop.attention import AttentionTracker
-from nnaudit.loop.autograd import graph_of, producer_of, provenance
+from nnaudit.loop.autograd import graph_of, in_transform, producer_of, provenance
 from nnaudit.loop.gradients import GradientRecorder, is_finite
 from nnaudit.loop.graph import FUNCTION, LOSS, Makers, firing
 from nnaudit.loop.losses import (
@@ -79,7 +79,8 @@ class Observer:
         if not isinstance(self._model, torch.jit.ScriptModule):
 
             def note(module: nn.Module, args: Any, output: Any) -> None:
-                _note_output(self.observation, output)
+                if not in_transform():
+                    _note_output(self.observation, output)
 
             stack.callback(self._model.register_forward_hook(note).remove)
 
@@ -126,6 +127,8 @@ class _FunctionRecorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if in_transform():
+            return func(*args, **kwargs)
         if func in LOSS_FUNCTIONS:
             return self._record_loss(func, args, kwargs)
         if self._makers is None:

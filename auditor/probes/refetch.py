@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
-from nnaudit.errors import UserCodeError
+from nnaudit.errors import UserCodeError, user_code
 from nnaudit.loop.base import Needs
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.measure.seeding import Seeding, watching_seeds, without_seeding
@@ -134,9 +134,14 @@ def _is_sampled(audit: Audit, access: RandomAccess, pairs: list[tuple[Any, Any]]
     ]
     kinds = {row for one, _ in pairs for row in _row_prints(_values(columns_of(one), stay))}
     dataset = access.loader.dataset
-    return len(kinds) > 1 and all(
-        fingerprint((dataset[i],)) == fingerprint((dataset[i],)) for i in access.spread(CHUNK)
-    )
+    try:
+        with user_code("reading items twice"):
+            return len(kinds) > 1 and all(
+                fingerprint((dataset[i],)) == fingerprint((dataset[i],))
+                for i in access.spread(CHUNK)
+            )
+    except UserCodeError:  # items that can be read several at once alone
+        return False
 
 
 def _pairs_of(audit: Audit, access: RandomAccess) -> Iterator[tuple[Any, Any]]:

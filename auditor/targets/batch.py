@@ -328,6 +328,8 @@ def row_digests(tensor: Tensor) -> list[str]:
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    if tensor.is_meta:  # it has no values
+        return b""
     if tensor.layout is not torch.strided:
         return b"".join(_bytes(part) for part in parts(tensor))
     flat = tensor.detach().cpu().contiguous().reshape(-1)

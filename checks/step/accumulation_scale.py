@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from nnaudit.loop.control import without_dropout
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.trace import Event, EventKind
 from nnaudit.measure.accelerate import Declared, declared_accumulation
+from nnaudit.measure.living import living
 from nnaudit.probes.step_trace import StepTrace, Trace, TracedStep
 from nnaudit.report import Kind, Location, Numbers, Result
 from nnaudit.targets import batch as batches
@@ -67,6 +69,8 @@ class AccumulationScale(Check):
           a loss each.
         - An optimizer that divides by the gradient's size, like Adam, hides the factor; the message
           says so.
+        - Warns where it is transformers' Trainer that leaves the division to a model which does not
+          divide.
         - Where a step takes several batches and zero_grad() comes before each of their backward
           passes, from one line, it fails: only the last batch counts. Several passes over one batch
           of which the last counts, as for adversarial examples, are not accumulated.
@@ -211,8 +215,15 @@ class AccumulationScale(Check):
             "threshold": f"below {_TOO_LARGE:g} times",
             "evidence": (numbers,),
             "location": found[0].location or audit.loop.locate("training_step"),
-            "fix": f"(loss / {count}).backward(){_of_trainer(audit.loop)}",
+            "fix": f"(loss / {count}).backward()",
         }
+        if _left_to_model(audit.loop):
+            return self.warned(
+                f"{said}: transformers' Trainer leaves the division to a model whose forward takes "
+                f"**kwargs, and {type(audit.loop.model).__name__} does not divide. Clipping and "
+                "the logged loss depend on it.",
+                **{**details, "fix": "model.accepts_loss_kwargs = False  # the Trainer divides"},
+            )
         if all(map(is_scale_free, audit.loop.optimizers)) and not clipped:
             names = sorted({type(optimizer).__name__ for optimizer in audit.loop.optimizers})
             said += (
@@ -258,15 +269,18 @@ def _means_of_means(trace: Trace) -> tuple[int, int, Location | None] | None:
     return (min(counts), max(counts), place) if same and uneven else None
 
 
-def _of_trainer(loop: Loop) -> str:
-    """What to write with transformers' Trainer, which divides unless the model says it does so.
+def _left_to_model(loop: Loop) -> bool:
+    """Whether transformers' Trainer drives ``loop`` and has not divided, for the model is to do so.
 
     The Trainer assumes that a model whose forward has ``**kwargs`` divides by
-    ``num_items_in_batch``. Those of transformers that classify sequences do not (seen in 5.24).
+    ``num_items_in_batch``. Those of transformers that classify sequences do not (seen in 5.24):
+    that is the library's doing, and no fault of a program that asks it to accumulate.
     """
-    if not type(loop.model).__module__.startswith("transformers."):
-        return ""
-    return "; with transformers' Trainer set model.accepts_loss_kwargs = False, so that it divides"
+    kind = getattr(sys.modules.get("transformers.trainer"), "Trainer", None)
+    return kind is not None and any(
+        each.model is loop.model and getattr(each, "model_accepts_loss_kwargs", False)
+        for each in living(kind)
+    )
 
 
 def _repeats(loop: Loop, batch: object) -> bool:

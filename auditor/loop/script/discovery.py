@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnaudit.errors import TargetError
+from nnaudit.loop.autograd import in_transform
 from nnaudit.loop.observer import Observer
 from nnaudit.loop.script import frameworks
 from nnaudit.loop.script.batch_count import counts_batches
@@ -215,6 +216,11 @@ class Discovery(ScriptListener):
         if next(module.parameters(), None) is None or self._is_being_built(module):
             return run(args, kwargs)
         self.calls_networks = True
+        if in_transform():
+            # What it is given there can neither be kept nor replaced.
+            if self._is_of_note(module):
+                self._log.calls.append(recorded(module, (), {}, self._log.recent))
+            return run(args, kwargs)
         if self.scout is not None:
             self.scout.called(module, args, kwargs)
         if torch.is_grad_enabled():

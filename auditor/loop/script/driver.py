@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nnaudit.loop.autograd import in_transform
 from nnaudit.loop.script import frameworks
 from nnaudit.loop.script.channel import Close, Restart, Resume, StepRequest, Unwind
 from nnaudit.loop.script.gradients import fill_with_zeros, reaches_inputs
@@ -310,6 +311,10 @@ class Driver(ScriptListener):
     def on_forward(self, module: nn.Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note the call of an outermost module; in a script without a loader, pause before it."""
         if next(module.parameters(), None) is None:
+            return run(args, kwargs)
+        if in_transform():
+            if self.order is not None and self.order.watch:
+                self.order.calls.append(recorded(module, (), {}))
             return run(args, kwargs)
         if self.run.without_loader and torch.is_grad_enabled():
             args, kwargs = self._substituted(module, args, kwargs)

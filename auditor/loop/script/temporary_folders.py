@@ -46,9 +46,10 @@ class TemporaryFolders:
         return self
 
     def __next__(self) -> str:
-        place = callstack.user_line()
-        if place is None or place.line is None:
+        calls = callstack.own_call()
+        if not calls:  # nnaudit's own
             return next(self._others)
+        place = callstack.location(calls[-1])
         key = (place.file, place.line)
         self._asked[key] += 1
         drawn = Random(f"{key} {self._asked[key]}")

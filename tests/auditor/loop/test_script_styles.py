@@ -232,3 +232,48 @@ def test_packages_of_all_styles_are_known() -> None:
     known = {"lightning", "transformers", "accelerate", "ignite", "skorch", "fastai", "hydra"}
     assert {style.needs for style in STYLES} - {""} == known
     assert importlib.util.find_spec("torch") is not None
+
+
+PER_SAMPLE = """
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+x = torch.randn(64, 4)
+loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)
+model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+def one(params, a, b):
+    return nn.functional.mse_loss(functional_call(model, params, (a[None],)), b[None])
+
+for a, b in loader:
+    params = dict(model.named_parameters())
+    optimizer.zero_grad()
+    STEP
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        # Gradients by sample, with no backward pass.
+        "for n, g in vmap(grad(one), (None, 0, 0))({n: p.detach() for n, p in params.items()}, a, "
+        "b).items(): params[n].grad = g.mean(0)",
+        "vmap(one, (None, 0, 0))(params, a, b).mean().backward()",
+    ],
+)
+def test_a_network_that_is_called_in_a_transform_is_not_listened_to(
+    step: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(PER_SAMPLE.replace("STEP", step))
+
+    def body(loop: ScriptLoop) -> list[bool]:
+        before = [p.clone() for p in loop.model.parameters()]
+        loop.step(next(iter(loop.batches())))
+        return [not torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True)]
+
+    assert all(run_script(file, [], "cpu", 0, body))

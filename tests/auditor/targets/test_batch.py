@@ -165,6 +165,7 @@ def test_odd_dtypes_and_layouts_have_digests() -> None:
         torch.ones(0),
         torch.tensor(3.0),
         torch.ones(1).as_strided((1, 1), (1, 759)),
+        torch.ones(2, device="meta"),
     ):
         assert len(batches.digest(tensor)) == 32
 

@@ -20,6 +20,7 @@ class Mixed(nn.Module):
         self.plain = torch.randn(2, generator=g)
         self.array = np.full(2, float(seed))
         self.layers = [nn.Linear(2, 2)]
+        self.template = [nn.Linear(2, 2, device="meta")]
         self.count, self.name, self.gap = seed, "same", math.nan
         self.function = lambda x: x
 
@@ -44,5 +45,5 @@ def test_transplanting_removes_the_difference() -> None:
 def test_only_tensors_arrays_and_modules_are_tensorial() -> None:
     parts = anatomy(Mixed(0))
     assert [n for n in parts if is_tensorial(parts[n])] == [
-        "weight", "table", "plain", "array", "layers",
+        "weight", "table", "plain", "array", "layers", "template",
     ]  # fmt: skip

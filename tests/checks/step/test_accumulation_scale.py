@@ -49,10 +49,26 @@ def test_a_loss_that_is_not_divided_fails() -> None:
     assert result.location is not None
 
 
-def test_a_model_of_transformers_is_told_how_its_trainer_divides() -> None:
-    library = type("Bert", (nn.Sequential,), {"__module__": "transformers.models.bert"})
-    made = target(model=lambda: library(*perceptron()))
-    assert "accepts_loss_kwargs" in ask(AccumulationScale, made, accumulating(1)).fix
+class Trainer:
+    """Stands in for transformers' Trainer, which is slow to import."""
+
+    def __init__(self, model: nn.Module, accepts: bool) -> None:
+        self.model, self.model_accepts_loss_kwargs = model, accepts
+
+
+@pytest.mark.parametrize(
+    ("accepts", "status"), [(True, Status.WARN), (False, Status.FAIL), (None, Status.FAIL)]
+)
+def test_a_division_that_the_trainer_leaves_to_the_model_is_warned_of(
+    accepts: bool | None, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.trainer", SimpleNamespace(Trainer=Trainer))
+    model = nn.Sequential(*perceptron())
+    trainer = None if accepts is None else Trainer(model, accepts)
+    result = ask(AccumulationScale, target(model=model), accumulating(1))
+    assert result.status is status
+    assert ("accepts_loss_kwargs" in result.fix) is (status is Status.WARN)
+    del trainer
 
 
 def test_a_loss_divided_by_too_little_fails() -> None:
