@@ -20,6 +20,7 @@ from nnaudit.measure.batch_rows import (
     row_items,
     row_targets,
 )
+from nnaudit.measure.recurrence import Recurrence, recurrence_of
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
 
@@ -49,6 +50,7 @@ class Reading:
         continues: each batch begins where the one before ended, row by row.
         ended: the epoch ended within what was read.
         repeats: the first batches, three or more, are one and the same, of rows that differ.
+        recurrence: how rows come again, where the program makes its batches itself; else None.
     """
 
     sizes: tuple[int, ...]
@@ -59,6 +61,7 @@ class Reading:
     continues: bool
     ended: bool
     repeats: bool = False
+    recurrence: Recurrence | None = None
 
     @property
     def rows(self) -> int:
@@ -123,7 +126,7 @@ class _Notes:
         n = batches.size(fed.inputs) if targets is None else len(targets)
         if not self._sizes:
             self._next_token = is_next_token(fed)
-        if everything and self.rows < COMPARED_ROWS:
+        if everything and (self.rows < COMPARED_ROWS or self._loop.makes_batches):
             self._items += row_items(batch, n)
         if everything and self.rows < _KEPT_ROWS and (kept := first_input(fed, n)) is not None:
             self._inputs.append(kept)
@@ -140,6 +143,7 @@ class _Notes:
 
     def reading(self, ended: bool) -> Reading:
         same_shape = len({each.shape[1:] for each in self._inputs}) == 1
+        taken_apart = len(self._items) == self.rows
         return Reading(
             sizes=tuple(self._sizes),
             targets=np.concatenate(self._targets) if self._targets else None,
@@ -149,4 +153,7 @@ class _Notes:
             continues=len(self._joints) > 2 and all(self._joints),
             ended=ended,
             repeats=len(self._digests) > 2 and len(set(self._digests)) == 1 < len(set(self._items)),
+            recurrence=recurrence_of(self._items, max(self._sizes))
+            if self._loop.makes_batches and taken_apart
+            else None,
         )

@@ -15,6 +15,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs, seed_everything
 from nnaudit.measure.epoch_targets import Targets, codes_of, counts_of
+from nnaudit.measure.recurrence import Recurrence
 from nnaudit.probes.epoch_order import EpochOrder, Order, order_of
 from nnaudit.probes.recurrent_states import CarriedStates
 from nnaudit.report import Curve, Evidence, Kind, Numbers, Result, Series, Status
@@ -75,7 +76,8 @@ class Shuffling(Check):
           random order gives about one match. Fails for a loader that reads its data set in sequence
           for no reason. Warns where there is a reason (windows of one sequence, blocks of text, a
           stream, the user's own sampler) or when the sampler waits for `set_epoch()` and the script
-          does not call it between epochs.
+          does not call it between epochs. Where the program makes its batches itself, it warns
+          when 9 in 10 rows come again after one and the same number of others.
         - Warns where torch's random sampler draws the rows, and a recurrent layer begins each batch
           with the state that it had at the end of the batch before: of other rows.
         - One batch per epoch has no order, and batches that continue each other (truncated
@@ -343,6 +345,9 @@ def _single_class_batches(order: Order, targets: Targets) -> Finding | None:
 
 
 def _fixed_order(order: Order) -> Finding | None:
+    recurrence = order.first.recurrence
+    if recurrence is not None:
+        return _fixed_round(order, recurrence)
     same = order.repeated
     if same is None or order.by_itself:
         return None
@@ -359,6 +364,22 @@ def _fixed_order(order: Order) -> Finding | None:
         return Finding("order", status, f"{start}: {why}.", fix, measured)
     status, why, fix = _judged(order)
     return Finding("order", status, f"{start}{_because(why)}.", fix, measured, "90%")
+
+
+def _fixed_round(order: Order, recurrence: Recurrence) -> Finding | None:
+    """Judge batches of the program's own, in which rows come again and again."""
+    if not recurrence.period:
+        return None
+    why = "text is read in consecutive blocks" if order.first.next_token else order.sequence
+    return Finding(
+        "order",
+        Status.NOTE if why else Status.WARN,
+        f"The training order is the same in every epoch: {recurrence.again:,} rows came again, "
+        f"each {recurrence.period:,} rows after it had come before{_because(why)}.",
+        "order = torch.randperm(n)  # anew in every epoch",
+        f"one order of {recurrence.period:,} rows",
+        "an order drawn anew",
+    )
 
 
 def _judged(order: Order) -> tuple[Status, str, str]:
@@ -393,6 +414,9 @@ def _has_length(order: Order) -> bool:
 
 def _fresh_order(order: Order) -> str:
     """Say how the next epoch was seen to differ; empty where that is unknown."""
+    if (recurrence := order.first.recurrence) is not None:
+        other = recurrence.is_known and not recurrence.period
+        return f"{recurrence.again:,} rows came again in another order" if other else ""
     asked, seen = order.asked_again, order.seen_again
     found = asked if asked is not None and asked.count <= 0.9 * asked.length else seen
     if found is None or found.length == 0 or found.expected > found.length / 4:
