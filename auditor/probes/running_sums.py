@@ -6,19 +6,18 @@ loader. Otherwise the loss of a batch changes with the order in which its rows h
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.autograd import provenance
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.measure.result_tap import ResultTap
 from nnaudit.report import Location
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
@@ -97,7 +96,7 @@ def _is_sorted(batch: Any, size: int) -> bool:
     return False
 
 
-class _Tap(TorchFunctionMode):
+class _Tap(ResultTap):
     """Notes the first sum that runs over the rows of the network's outputs as they come."""
 
     def __init__(self, size: int) -> None:
@@ -106,22 +105,15 @@ class _Tap(TorchFunctionMode):
         self.location: Location | None = None
         self._size = size
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _SUMS and not self.function:
-            given = args[0] if args else kwargs.get("input")
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if isinstance(given, Tensor) and given.requires_grad and dim in (0, -given.ndim):
-                with torch._C.DisableTorchFunction():
-                    if given.shape in ((self._size,), (self._size, 1)) and not _reordered(given):
-                        self.function, self.location = func.__name__, callstack.user_line()
-        return func(*args, **kwargs)
+    def note(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Tensor) -> None:
+        if func not in _SUMS or self.function:
+            return
+        given = args[0] if args else kwargs.get("input")
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if not isinstance(given, Tensor) or not given.requires_grad or dim not in (0, -given.ndim):
+            return
+        if given.shape in ((self._size,), (self._size, 1)) and not _reordered(given):
+            self.function, self.location = func.__name__, callstack.user_line()
 
 
 def _reordered(values: Tensor) -> bool:
