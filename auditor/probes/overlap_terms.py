@@ -27,15 +27,19 @@ _SMOOTHING = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 _COLLINEAR = 0.9999
 """Cosine of two gradients from which they are one, up to rounding and a weight."""
 
-_POINTS = ((1.0, 0.0), (1.5, -0.4))
-"""Outputs times the first, plus the second: a loss with another gradient of two values, such as a
-hinge, may have that of an overlap at one of them."""
+_POINTS = 3
+"""Places at which the gradients are compared: a loss with another gradient of two values, such as a
+hinge, may have that of some overlap at one of them, but not that of the same one at all."""
+
+_SPREAD = 2.0
+"""Noise on the outputs there: those of a new network are nearly one number, and any loss then has a
+gradient of two values."""
 
 _OUTSIDE = 0.01
 """Outputs so far outside [0, 1] are no probabilities."""
 
 _LEAST = 16
-_MOST = 2**24
+_MOST = 2**19
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,21 @@ class OverlapTerms(Probe[OverlapTerm | None]):
         low, high = (float(value) for value in torch.aminmax(output.detach()))
         if low > -_OUTSIDE and high < 1 + _OUTSIDE:
             return None
-        found = [set[str]() for _ in _POINTS]
-        for names, (scale, shift) in zip(found, _POINTS, strict=True):
+        common: set[tuple[str, int]] | None = None
+        for seed in range(_POINTS):
             audit.clock.check()
-            there = output.detach() * scale + shift
-            for gradient in output_gradients(audit.loop, first.batches[0], there) or ():
-                names.add(overlap_of(there, target, gradient))
-        both = set.intersection(*found) - {""}
-        return OverlapTerm(min(both), low, high) if both else None
+            there = output.detach() + _SPREAD * _noise(output, seed)
+            gradients = output_gradients(audit.loop, first.batches[0], there) or ()
+            found = {each for g in gradients for each in overlaps_of(there, target, g)}
+            common = found if common is None else common & found
+            if not common:
+                return None
+        return OverlapTerm(min(common)[0], low, high) if common else None
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator).to(like)
 
 
 def _binary_target(first: First, output: Tensor) -> Tensor | None:
@@ -111,19 +122,21 @@ def _is_of_classes(given: Tensor, output: Tensor) -> bool:
     return given.shape == shape and int(given.min()) >= 0 and int(given.max()) < output.shape[1]
 
 
-def overlap_of(output: Tensor, target: Tensor, gradient: Tensor) -> str:
-    """Return which overlap of ``output`` and ``target`` has this ``gradient``; empty for none."""
+def overlaps_of(output: Tensor, target: Tensor, gradient: Tensor) -> Iterator[tuple[str, int]]:
+    """Yield the overlaps of ``output`` and ``target`` that have this ``gradient``.
+
+    Each by its name and by which of the ways to write it that is.
+    """
     flat = gradient.double().flatten()
     if float(flat.norm()) == 0.0:
-        return ""
-    for name, loss in _overlaps(output.ndim):
+        return
+    for way, (name, loss) in enumerate(_overlaps(output.ndim)):
         leaf = output.double().requires_grad_()
         with torch.enable_grad():
             (found,) = torch.autograd.grad(loss(leaf, target.double()), leaf)
         cosine = torch.dot(found.flatten(), flat) / (found.norm() * flat.norm()).clamp_min(1e-300)
         if float(cosine.abs()) > _COLLINEAR:
-            return name
-    return ""
+            yield name, way
 
 
 _Overlap = Callable[[Tensor, Tensor], Tensor]

@@ -153,6 +153,41 @@ def test_a_dice_loss_of_logits_fails(loss: Callable[..., Tensor]) -> None:
     assert "dice" in result.message
 
 
+def focal(out: Tensor, there: Tensor) -> Tensor:
+    entropy = F.binary_cross_entropy_with_logits(out, there, reduction="none")
+    weight = torch.where(there > 0, 0.75, 0.25)
+    return (weight * (1 - (-entropy).exp()) ** 2 * entropy).mean()
+
+
+def hinge(out: Tensor, there: Tensor) -> Tensor:
+    return (1 - (2 * there - 1) * out).clamp_min(0).mean()
+
+
+def absolute(out: Tensor, there: Tensor) -> Tensor:
+    return (out - there).abs().mean() + 0.0 * out.square().mean()
+
+
+def linear(out: Tensor, there: Tensor) -> Tensor:
+    return ((1 - 3 * there) * out).mean()
+
+
+@pytest.mark.parametrize("loss", [focal, hinge, absolute, linear])
+@pytest.mark.parametrize("bias", [-2.6, -2.2, -1.8])
+def test_nearly_equal_outputs_are_no_overlap_by_chance(
+    loss: Callable[..., Tensor], bias: float
+) -> None:
+    """Any loss of them has a gradient of two values, as that of overlaps is."""
+
+    def model() -> nn.Module:
+        layer = nn.Linear(8, 1)
+        nn.init.normal_(layer.weight, std=1e-3)
+        nn.init.constant_(layer.bias, bias)
+        return layer
+
+    rare = (torch.arange(640) % 10 == 0).float()[:, None]
+    assert audited(model, loss, loader(y=rare)).status is not Status.FAIL
+
+
 HEALTHY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
     "logits": (net(), F.cross_entropy),
     "smoothed and weighted": (
