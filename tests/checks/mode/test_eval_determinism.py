@@ -253,9 +253,12 @@ def test_a_network_without_a_forward_of_its_own_is_not_called(check: type[Check]
 
 
 def test_a_state_carried_over_shuffled_batches_warns(ask) -> None:
-    result: Result = ask(EvalDeterminism, Recurrent)
+    x = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+    held_out = DataLoader(TensorDataset(x, x[:, :5].argmax(1)), 32)
+    result: Result = ask(EvalDeterminism, Recurrent, val_loader=held_out)
     assert result.status is Status.WARN
     assert "carries" in result.message
+    assert ask(EvalDeterminism, Recurrent, val_loader=None).status is Status.NOTE
 
 
 def test_a_state_carried_along_an_order_passes(ask) -> None:
