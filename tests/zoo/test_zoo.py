@@ -81,10 +81,10 @@ def _wish(path: Path, wanted: Any, form: str) -> Any:
 
     What it is there for: a fault or a near miss its own checks, a healthy one all that are quick.
     Whether a fault makes other checks name another cause, and what the checks that train say of a
-    healthy program, takes most of the time: every :data:`TURNS` th program is asked.
+    healthy program, takes most of the time: every :data:`TURNS` th program is asked, as a module.
     """
     wish = run.quick_wish(wanted, form)
-    if _turn(path) % TURNS == 0:
+    if _turn(path) % TURNS == 0 and form == "module":
         return wish
     if wanted.codes:
         return replace(wish, checks=wanted.codes, quick=False, extend=())
