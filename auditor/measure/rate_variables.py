@@ -74,27 +74,28 @@ def _changed(node: ast.stmt) -> str | None:
 
 def _reads(source: Source, change: ast.stmt, loop: ast.stmt, name: str) -> Iterator[bool]:
     """Yield for each use of ``name`` whether it may be more than showing it, or comes first."""
-    scope = _scope(source, change, name)
-    for node in ast.walk(scope):
+    outer = _function_around(source, change)
+    for node in ast.walk(_scope(source, outer, name)):
         if isinstance(node, (ast.Global, ast.Nonlocal)) and name in node.names:
             yield True
         if not isinstance(node, ast.Name) or node.id != name or not isinstance(node.ctx, ast.Load):
             continue
         around = list(source.ancestors(node))
         shown = any(isinstance(each, ast.Call) and _SHOWS.match(called(each)) for each in around)
-        inner = next((each for each in around if isinstance(each, _SCOPES)), None)
-        outer = next((e for e in source.ancestors(change) if isinstance(e, _SCOPES)), None)
-        before = node.lineno < loop.lineno and inner is outer
+        before = node.lineno < loop.lineno and _function_around(source, node) is outer
         yield not (change in around or shown or before)
 
 
-def _scope(source: Source, node: ast.AST, name: str) -> ast.AST:
-    """Return the function around ``node``; all of the file where the variable is the module's."""
-    inner = next((each for each in source.ancestors(node) if isinstance(each, _SCOPES)), None)
-    if inner is None:
+def _function_around(source: Source, node: ast.AST) -> ast.AST | None:
+    return next((each for each in source.ancestors(node) if isinstance(each, _SCOPES)), None)
+
+
+def _scope(source: Source, function: ast.AST | None, name: str) -> ast.AST:
+    """Return ``function``; all of the file where there is none, or the variable is the module's."""
+    if function is None:
         return source.tree
     shared = (
         isinstance(each, (ast.Global, ast.Nonlocal)) and name in each.names
-        for each in ast.walk(inner)
+        for each in ast.walk(function)
     )
-    return source.tree if any(shared) else inner
+    return source.tree if any(shared) else function

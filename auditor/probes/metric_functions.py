@@ -44,6 +44,7 @@ class MetricFunction:
         target: the field of the batch that it was given for targets, of more batches: (M, ...).
         location: its definition.
         says: what stands for no and yes in a prediction that is made up.
+        of_library: never, as a :class:`~nnaudit.targets.metrics.Metric` may be.
     """
 
     name: str

@@ -7,7 +7,7 @@ gives another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -62,7 +62,7 @@ class OverlapTerms(Probe[OverlapTerm | None]):
     probes = (FirstSteps,)
 
     def measure(self, audit: Audit) -> OverlapTerm | None:
-        """Differentiate each term by the model's output, at that and at another.
+        """Differentiate each term by the model's output, at places around that.
 
         Raises:
             OutOfBudgetError: the time is used up.
@@ -79,16 +79,16 @@ class OverlapTerms(Probe[OverlapTerm | None]):
         low, high = (float(value) for value in torch.aminmax(output.detach()))
         if low > -_OUTSIDE and high < 1 + _OUTSIDE:
             return None
-        common: set[tuple[str, int]] | None = None
+        ways = list(_overlaps(output.ndim))
         for seed in range(_POINTS):
             audit.clock.check()
             there = output.detach() + _SPREAD * _noise(output, seed)
-            gradients = output_gradients(audit.loop, first.batches[0], there) or ()
-            found = {each for g in gradients for each in overlaps_of(there, target, g)}
-            common = found if common is None else common & found
-            if not common:
+            terms = output_gradients(audit.loop, first.batches[0], there) or ()
+            flat = [each.double().flatten() for each in terms]
+            ways = [(n, way) for n, way in ways if _is_gradient_of(way, there, target, flat)]
+            if not ways:
                 return None
-        return OverlapTerm(min(common)[0], low, high) if common else None
+        return OverlapTerm(min(name for name, _ in ways), low, high)
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:
@@ -122,24 +122,21 @@ def _is_of_classes(given: Tensor, output: Tensor) -> bool:
     return given.shape == shape and int(given.min()) >= 0 and int(given.max()) < output.shape[1]
 
 
-def overlaps_of(output: Tensor, target: Tensor, gradient: Tensor) -> Iterator[tuple[str, int]]:
-    """Yield the overlaps of ``output`` and ``target`` that have this ``gradient``.
-
-    Each by its name and by which of the ways to write it that is.
-    """
-    flat = gradient.double().flatten()
-    if float(flat.norm()) == 0.0:
-        return
-    for way, (name, loss) in enumerate(_overlaps(output.ndim)):
-        leaf = output.double().requires_grad_()
-        with torch.enable_grad():
-            (found,) = torch.autograd.grad(loss(leaf, target.double()), leaf)
-        cosine = torch.dot(found.flatten(), flat) / (found.norm() * flat.norm()).clamp_min(1e-300)
-        if float(cosine.abs()) > _COLLINEAR:
-            yield name, way
-
-
 _Overlap = Callable[[Tensor, Tensor], Tensor]
+
+
+def _is_gradient_of(
+    overlap: _Overlap, output: Tensor, target: Tensor, gradients: Iterable[Tensor]
+) -> bool:
+    """Whether one of the ``gradients``, flat ones, is that of an overlap, up to a weight."""
+    leaf = output.double().requires_grad_()
+    with torch.enable_grad():
+        (found,) = torch.autograd.grad(overlap(leaf, target.double()), leaf)
+    return any(
+        float((found.flatten() @ each).abs() / (found.norm() * each.norm()).clamp_min(1e-300))
+        > _COLLINEAR
+        for each in gradients
+    )
 
 
 def _overlaps(ndim: int) -> Iterator[tuple[str, _Overlap]]:

@@ -137,17 +137,14 @@ def _ignore(event: Event, record: Record) -> None:
 
 
 def _next_job(job: Job, record: Record, elapsed: float) -> Job:
-    began = {"began": time.monotonic()}
-    if record.started is None:
-        return job.model_copy(update=began)
-    return job.model_copy(
-        update={
+    update: dict[str, object] = {"began": time.monotonic()}
+    if record.started is not None:
+        update |= {
             "remaining": record.remaining(),
             "known_fatal": record.known_fatal,
             "elapsed": elapsed,
-            **began,
         }
-    )
+    return job.model_copy(update=update)
 
 
 @dataclass(frozen=True)
