@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -67,20 +68,22 @@ Forked = tuple[Path, IO[bytes]]
 
 def _all_in_forks(failed: list[str]) -> Forked | None:
     """Fork for every part and print what each said; return in each fork what it is to do."""
-    waiting, running = parts(), dict[int, Forked]()
+    waiting, running = parts(), dict[int, tuple[Path, IO[bytes], float]]()
     while waiting or running:
         while waiting and len(running) < len(os.sched_getaffinity(0)):
             forked = waiting.pop(0), tempfile.TemporaryFile()  # noqa: SIM115 - closed when read
+            began = time.monotonic()
             if (process := os.fork()) == 0:
                 return forked
-            running[process] = forked
-        process, ended = os.wait()
-        part, said = running.pop(process)
+            running[process] = (*forked, began)
+        process, ended, used = os.wait4(-1, 0)
+        part, said, began = running.pop(process)
         with said:
             said.seek(0)
             text = said.read().decode(errors="replace")
         name = str(part.relative_to(HERE.parent))
-        print(f"== {name}", text, sep="\n", flush=True)
+        cost = f"{time.monotonic() - began:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of a core"
+        print(f"== {name}: {cost}", text, sep="\n", flush=True)
         # No test of a folder may have been chosen by the words.
         passed = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         if os.waitstatus_to_exitcode(ended) not in passed:
