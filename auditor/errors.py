@@ -30,6 +30,10 @@ class TargetError(NnauditError):
     """The target cannot be loaded: missing, not Python, without a model."""
 
 
+class NeverStepsError(TargetError):
+    """The program made an optimizer and called backward(), and the optimizer took no step."""
+
+
 class UserCodeError(NnauditError):
     """The user's code raised while nnaudit ran it; ``original`` is what it raised."""
 

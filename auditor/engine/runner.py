@@ -67,7 +67,7 @@ def _answer(check: type[Check], audit: Audit) -> Result:
             if reason := audit.lacks(need):
                 return asked.skipped(f"{reason[0].upper()}{reason[1:]}.")
         audit.clock.check()
-        if not {Needs.STEPS, Needs.OWN_STEPS}.isdisjoint(check.needs):
+        if not {Needs.STEPS, Needs.OWN_STEPS, Needs.UPDATES}.isdisjoint(check.needs):
             audit.require_steps()
         with audit.loop.bounded(audit.clock.check), audit.asking(check.probes), audit.isolated():
             return asked.run(audit)

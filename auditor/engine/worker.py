@@ -183,7 +183,7 @@ def _as_module(
     Raises:
         NnauditError: ``failure``, where it cannot be audited by its parts either: it came first.
     """
-    from nnaudit.errors import NnauditError
+    from nnaudit.errors import NeverStepsError, NnauditError
     from nnaudit.loop.base import seed_everything
     from nnaudit.loop.direct import DirectLoop
     from nnaudit.loop.script import objects, run_script
@@ -195,7 +195,11 @@ def _as_module(
         try:
             module = targets.imported(path)
             if objects.training_of(module, path, settings.device) is None:
-                found = replace(targets.found_in(module, path), unused=str(failure or ""))
+                found = replace(
+                    targets.found_in(module, path),
+                    unused=str(failure or ""),
+                    never_steps=isinstance(failure, NeverStepsError),
+                )
                 loop = DirectLoop(found, device, settings.seed)
             else:
                 targets.forget(module)

@@ -36,6 +36,7 @@ class Needs(StrEnum):
     SAME_BATCH = "a training batch that can be had twice"
     STEPS = "training steps"
     OWN_STEPS = "training steps, on whatever batches"
+    UPDATES = "an optimizer that steps, whatever gradient it has"
     TARGETS = "targets beside the inputs"
     OPTIMIZER = "an optimizer of the user's own"
     FRESH_RUN = "a way to start the run anew"
@@ -107,6 +108,8 @@ class Loop(ABC):
         metrics: the user's own, where some were found.
         makes_batches: the program makes its batches in its steps; they come from no loader.
         rates_rise: the learning rate is raised step by step, to a height that is not known.
+        never_steps: the user's own loop back-propagates, and its optimizer takes no step: what is
+            driven is the user's parts, in a loop of nnaudit's.
     """
 
     name: str
@@ -126,6 +129,7 @@ class Loop(ABC):
     starting: bool = False
     makes_batches: bool = False
     rates_rise: bool = False
+    never_steps: bool = False
     metrics: tuple[Metric, ...] = ()
 
     @abstractmethod

@@ -96,6 +96,7 @@ class DirectLoop(Loop):
         seed_everything(seed)
         self.model = _on(self._build_model(width), device)
         self.handed_over_in_eval = _all_in_eval(self.model)
+        self.never_steps = target.never_steps
         self.train_loader = self._build_loader("train_loader", target.train_loader)
         self.val_loader = self._build_loader("val_loader", target.val_loader)
         if isinstance(self.loss, nn.Module):
@@ -139,6 +140,7 @@ class DirectLoop(Loop):
             Needs.VAL_LOADER: lambda: _undefined("val_loader", self.val_loader),
             Needs.STEPS: self._why_no_steps,
             Needs.OWN_STEPS: self._why_no_steps,
+            Needs.UPDATES: self._why_no_steps,
             Needs.TARGETS: self._why_no_targets,
             Needs.OPTIMIZER: lambda: _undefined("optimizer", self._target.optimizer),
             Needs.FRESH_RUN: self._why_not_fresh,

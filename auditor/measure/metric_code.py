@@ -78,6 +78,21 @@ class BatchMean:
     exponential: bool = False
 
 
+@dataclass(frozen=True)
+class LastBatch:
+    """A metric that is set anew with every batch, and read when the loop is over.
+
+    Attributes:
+        metric: the variable.
+        loader: what the batches come from, as it is written.
+        line: where it is set.
+    """
+
+    metric: str
+    loader: str
+    line: int
+
+
 # --- the best -------------------------------------------------------------------------------------
 
 
@@ -91,7 +106,7 @@ def wrong_choices(source: Source) -> tuple[WrongChoice, ...]:
         choice
         for node in source.find(ast.If)
         if _SAVES.search(" ".join(called(c) for c in _calls(node.body)))
-        for choice in _of_test(node)
+        for choice in _of_test(source, node)
     ]
     lightning = imports_any(source.tree, ("lightning", "pytorch_lightning"))
     found += [
@@ -102,7 +117,7 @@ def wrong_choices(source: Source) -> tuple[WrongChoice, ...]:
     return tuple(found)
 
 
-def _of_test(node: ast.If) -> Iterator[WrongChoice]:
+def _of_test(source: Source, node: ast.If) -> Iterator[WrongChoice]:
     set_to = {
         written(target): written(value)
         for kept in node.body
@@ -120,17 +135,39 @@ def _of_test(node: ast.If) -> Iterator[WrongChoice]:
             rises = isinstance(test.ops[0], (ast.Gt, ast.GtE)) is above
             known = isinstance(test.ops[0], (ast.Gt, ast.GtE, ast.Lt, ast.LtE))
             kept = set_to.get(best) == metric and "best" in best.lower()
-            if known and kept and _better_when_higher(metric, best) is (not rises):
+            if known and kept and _better_when_higher(source, metric, best) is (not rises):
                 yield WrongChoice(metric, rises, test.lineno)
 
 
-def _better_when_higher(metric: str, best: str) -> bool | None:
-    """Return what the name of the metric says, or where it says nothing that of the best value.
+def _better_when_higher(source: Source, metric: str, best: str) -> bool | None:
+    """Return what the name of the metric says, else that of the best value, else its value.
 
-    A name that is turned round (``-loss``) leaves it open.
+    A name that is turned round (``-loss``) leaves it open, and so does what a loss divides.
     """
     said = better_when_higher(metric)
-    return better_when_higher(f"{metric} {best}") if said is None else said
+    said = better_when_higher(f"{metric} {best}") if said is None else said
+    if said is not None or better_when_higher(f"{metric} loss") is None:
+        return said
+    made = {
+        _said_by(value)
+        for node in source.find(ast.Assign)
+        for target in node.targets
+        for name, value in assigned(target, node.value)
+        if written(name) == metric
+    }
+    return made.pop() if len(made) == 1 else None
+
+
+def _said_by(value: ast.expr) -> bool | None:
+    """Return what an expression's words say of it, none of them being divided by."""
+    below = (n.right for n in ast.walk(value) if isinstance(n, ast.BinOp) and _divides(n))
+    if any(better_when_higher(written(each)) is not None for each in below):
+        return None
+    return better_when_higher(written(value))
+
+
+def _divides(node: ast.BinOp) -> bool:
+    return isinstance(node.op, ast.Div)
 
 
 def _of_call(call: ast.Call, lightning: bool) -> WrongChoice | None:
@@ -173,6 +210,45 @@ def batch_means(source: Source) -> tuple[BatchMean, ...]:
         *(mean for loop in _over_batches(source) for mean in _in_loop(source, loop)),
         *_in_sums(source),
     )
+
+
+def last_batches(source: Source) -> Iterator[LastBatch]:
+    """Yield hits that a loop over batches sets with each, and that are read only after it.
+
+    Not in a loop that trains, where the last batch's may be shown, nor in one that is left early.
+    """
+    for loop in _over_batches(source):
+        inside = list(ast.walk(loop))
+        trains = any(isinstance(n, ast.Attribute) and n.attr == "backward" for n in inside)
+        if trains or any(isinstance(n, (ast.Break, ast.Return)) for n in inside):
+            continue
+        names = {id(n) for n in inside}
+        kept = {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        kept |= {written(n.target) for n in inside if isinstance(n, ast.AugAssign)}
+        scope = next((n for n in source.ancestors(loop) if isinstance(n, _SCOPES)), source.tree)
+        later = {
+            n.id
+            for n in ast.walk(scope)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in names
+            if n.lineno > (loop.end_lineno or loop.lineno)
+        }
+        for node in inside:
+            if not isinstance(node, ast.Assign) or not _compares(node.value):
+                continue
+            for target in node.targets:
+                if isinstance(target, ast.Name) and target.id in later - kept:
+                    yield LastBatch(target.id, written(loop.iter), node.lineno)
+
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _compares(value: ast.expr) -> bool:
+    """Whether ``value`` is a number, or a share, of equal predictions."""
+    inside = list(ast.walk(value))
+    names = {called(n) for n in inside if isinstance(n, ast.Call)}
+    compares = "eq" in names or any(isinstance(n, ast.Eq) for n in inside)
+    return compares and not names.isdisjoint({"sum", "mean"})
 
 
 def _over_batches(source: Source) -> Iterator[ast.For]:
@@ -410,9 +486,8 @@ def _counts_hits(value: ast.expr) -> bool:
     """Whether ``value`` is a number of equal predictions, and not divided."""
     inside = list(ast.walk(value))
     names = {called(n) for n in inside if isinstance(n, ast.Call)}
-    compares = "eq" in names or any(isinstance(n, ast.Eq) for n in inside)
     divides = "mean" in names or any(isinstance(n, ast.Div) for n in inside)
-    return "sum" in names and compares and not divides
+    return "sum" in names and _compares(value) and not divides
 
 
 def _is_whole(source: Source, division: ast.BinOp) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnaudit.context import Audit, Probe
 from nnaudit.loop.autograd import LAYERS, VIEWS, name_of, signed_parents_of
@@ -124,6 +124,8 @@ class Origins:
         untrained: networks beside the main one.
         frozen: optimizers none of whose parameters required a gradient at any of their steps.
         doubled: all there were, in order.
+        unreached: optimizers that had no gradient at all at any of their steps, though their
+            network was called before each, and parameters of it could have had one.
     """
 
     optimizers: tuple[str, ...] = ()
@@ -134,6 +136,7 @@ class Origins:
     untrained: tuple[Untrained, ...] = ()
     frozen: tuple[int, ...] = ()
     doubled: tuple[Doubled, ...] = ()
+    unreached: tuple[int, ...] = ()
 
 
 class GradientOrigins(Probe[Origins]):
@@ -169,11 +172,17 @@ class GradientOrigins(Probe[Origins]):
             leftovers=tuple(watch.leftovers),
             shared=tuple(watch.shared),
             untrained=tuple(watch.untrained()),
-            frozen=tuple(
-                which for which, steps in enumerate(watch.steps) if 0 < steps == watch.frozen[which]
-            ),
+            frozen=tuple(_always(watch.frozen, watch.steps)),
             doubled=tuple(watch.doubled),
+            unreached=tuple(_always(watch.unreached, watch.steps)),
         )
+
+
+def _always(times: Sequence[int], steps: Sequence[int]) -> Iterator[int]:
+    """Yield the optimizers of which something was true as often as they stepped."""
+    for which, (count, taken) in enumerate(zip(times, steps, strict=True)):
+        if 0 < taken == count:
+            yield which
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,7 @@ class _Watch:
     def __init__(self, loop: Loop) -> None:
         self.steps = [0] * len(loop.optimizers)
         self.frozen = [0] * len(loop.optimizers)
+        self.unreached = [0] * len(loop.optimizers)
         self.leftovers: list[Leftover] = []
         self.shared: list[SharedGradient] = []
         self.doubled: list[Doubled] = []
@@ -225,6 +235,7 @@ class _Watch:
             for number, model in enumerate(loop.models)
             if held.isdisjoint(id(p) for p in model.parameters())
         }
+        self._called: set[int] = set()
         self._driven: dict[int, int] = {}
         self._number = 0
         self._depth = 0
@@ -255,6 +266,10 @@ class _Watch:
             for which, optimizer in enumerate(self._loop.optimizers):
                 stack.callback(optimizer.register_step_pre_hook(self._before(which)).remove)
                 stack.callback(optimizer.register_step_post_hook(self._after(which)).remove)
+            for model in self._loop.models:
+                for module in model.modules():
+                    if held := self._held_by(module):
+                        stack.callback(module.register_forward_pre_hook(self._calls(held)).remove)
             if len(self._players) > 1:
                 for parameter in _unique(p for each in self._players for p in each.parameters):
                     if parameter.requires_grad:
@@ -274,6 +289,18 @@ class _Watch:
                 if driven and all(same(p, was) for p, was in driven):
                     name = type(self._loop.models[number]).__name__
                     yield Untrained(number, name, len(driven))
+
+    def _held_by(self, module: nn.Module) -> list[int]:
+        """Return the optimizers that hold parameters of ``module``'s own."""
+        own = {id(p) for p in module.parameters(recurse=False)}
+        return [which for which, ids in enumerate(self._ids) if not own.isdisjoint(ids)]
+
+    def _calls(self, holders: list[int]) -> Callable[..., None]:
+        def called(*_: Any) -> None:
+            if not self._deaf:
+                self._called.update(holders)
+
+        return called
 
     def _noting(self, parameter: Tensor) -> Callable[[Tensor], None]:
         def note(gradient: Tensor) -> None:
@@ -326,7 +353,11 @@ class _Watch:
             if len(self._within) > 1 or self._deaf:
                 return  # stepped by one that wraps it
             player = self._players[which]
-            self.frozen[which] += not any(p.requires_grad for p in player.parameters)
+            trainable = [p for p in player.parameters if p.requires_grad]
+            self.frozen[which] += not trainable
+            bare = bool(trainable) and all(p.grad is None for p in player.parameters)
+            self.unreached[which] += bare and which in self._called
+            self._called.discard(which)
             if not any(_nonzero(p.grad) for p in player.parameters):
                 return
             line = own_line()

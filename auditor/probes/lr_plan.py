@@ -193,7 +193,12 @@ def never_read(file: Path, line: int) -> bool:
     if isinstance(target, ast.Attribute) and inherits:
         return False
     name = _last_name(target)
-    only_shown = {id(node.value) for node in source.find(ast.Attribute) if node.attr in _SHOWN}
+    uncalled = {id(node.value) for node in source.find(ast.Expr)}  # ``scheduler.step``
+    only_shown = {
+        id(node.value)
+        for node in source.find(ast.Attribute)
+        if node.attr in _SHOWN or id(node) in uncalled
+    }
     dynamic = {node.value for node in source.find(ast.Constant)}
     names: list[ast.Name | ast.Attribute] = [*source.find(ast.Name), *source.find(ast.Attribute)]
     reads = (node for node in names if isinstance(node.ctx, ast.Load))

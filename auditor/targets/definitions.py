@@ -165,19 +165,21 @@ def _trains_at_top_level(tree: ast.Module) -> bool:
 
 
 def _runs_its_own_loop(tree: ast.Module) -> bool:
-    """Whether the file does something when it is run, and calls ``backward()`` and ``step()``.
+    """Whether the file does something when it is run, and speaks of an optimizer's steps.
 
-    Not within a function that is itself a part to be handed over: a training step, a closure of it.
+    Called or not: ``loss.backward`` without its parentheses is a mistake of a training loop's. Not
+    within a function that is itself a part to be handed over: a training step, a closure of it.
     """
     parts = {name for known in NAMES.values() for name in known}
-    called = {
-        node.func.attr
+    methods = {
+        node.attr
         for statement in tree.body
         if getattr(statement, "name", "") not in parts
         for node in ast.walk(statement)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node, ast.Attribute)
     }
-    return {"backward", "step"} <= called and _does_something(tree)
+    speaks = "step" in methods and not methods.isdisjoint({"backward", "zero_grad"})
+    return speaks and _does_something(tree)
 
 
 def _does_something(tree: ast.Module) -> bool:

@@ -204,6 +204,14 @@ class Source:
             node=node,
         )
 
+    def uncalled(self, name: str) -> tuple[int, ...]:
+        """Return the lines whose statement is a method's name, without the call: ``opt.step``."""
+        return tuple(
+            node.lineno
+            for node in self.find(ast.Expr)
+            if isinstance(node.value, ast.Attribute) and node.value.attr == name
+        )
+
     # --- text -------------------------------------------------------------------------------------
 
     @cached_property

@@ -56,6 +56,7 @@ class Target:
         locations: the line of the user's source where each part is defined, by part name.
         reload: makes the same target anew from its source, where there is one.
         unused: why the file's own training loop is not what is audited; empty where it has none.
+        never_steps: that loop back-propagates, and no optimizer ever steps in it.
     """
 
     model: nn.Module | Callable[..., nn.Module]
@@ -72,6 +73,7 @@ class Target:
     path: str = ""
     form: str = "python"
     unused: str = ""
+    never_steps: bool = False
 
     def __post_init__(self) -> None:
         """Reject what can never work, in words.

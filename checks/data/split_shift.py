@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nnaudit import stats
@@ -43,7 +44,7 @@ Signature = Callable[[Pair], str]
 
 
 class SplitShift(Check):
-    """Do validation inputs have the same scale as training inputs?
+    """Do validation inputs and targets have the same scale as those of training?
 
     Why: A transform forgotten or applied twice in one of the two pipelines (a normalisation, a
         division by 255, the order of the colour channels) leaves training untouched and makes
@@ -68,6 +69,9 @@ class SplitShift(Check):
           training rows are and again to rows named as held-out ones are (`x_val`, `test_df`), or
           takes the codes of pandas' categories of both, each by the values that occur in it.
         - Fails when colour means match only in reverse order.
+        - Fails when the numbers that are to be predicted differ in the same way: a standard
+          deviation beyond sixteen times, or one beyond 3 times with a mean more than 10 standard
+          deviations away.
         - Windows of a series are noted at most. Inputs that the training step changes before the
           network sees them warn at most: what it does to validation is not seen.
     Fix: Give both loaders the same deterministic transforms; standardise validation with the mean
@@ -85,7 +89,7 @@ class SplitShift(Check):
 
     def run(self, audit: Audit) -> Result:
         """Look for what the numbers show, then for what the source says."""
-        result = self._of_numbers(audit)
+        result = self._of_targets(audit) or self._of_numbers(audit)
         again = _refitted(audit)
         if again is None or result.status in (Status.FAIL, Status.WARN):
             return result
@@ -100,6 +104,25 @@ class SplitShift(Check):
             fix=f"pd.Categorical({refit.rows}, categories=those_of_training).codes"
             if refit.kind == CATEGORICAL
             else f"transform({refit.rows})  # with what was fitted to training rows",
+        )
+
+    def _of_targets(self, audit: Audit) -> Result | None:
+        """Fail where the numbers to be predicted are in other units in validation."""
+        val = audit.probe(ValRows)
+        mine = _numbers(audit.probe(TrainRows).rows.targets)
+        theirs = _numbers(val.targets) if val is not None else None
+        if mine is None or theirs is None:
+            return None
+        if not all(_in_other_units(mine[i::2], theirs[i::2]) for i in (0, 1)):
+            return None
+        return self.failed(
+            f"The targets of validation have mean {theirs.mean():.3g} and standard deviation "
+            f"{theirs.std():.3g}, those of training {mine.mean():.3g} and {mine.std():.3g}: one of "
+            "the two is not scaled, and the loss of validation means nothing.",
+            measured=f"mean {theirs.mean():.3g}, standard deviation {theirs.std():.3g}",
+            threshold="mean and standard deviation of training",
+            location=audit.loop.locate("val_loader"),
+            fix="y_val = (y_val - y_train.mean()) / y_train.std()  # as the targets of training",
         )
 
     def _of_numbers(self, audit: Audit) -> Result:
@@ -301,6 +324,23 @@ def _reversed_colours(pair: Pair) -> str:
     if stats.chi2_sf(turned, 3) < 0.01:
         return ""
     return "The colour means of validation are those of training in reverse order (BGR for RGB)"
+
+
+def _numbers(targets: NDArray[Any] | None) -> NDArray[np.float64] | None:
+    """Return the targets of a regression; None where they are of another kind, or too few."""
+    if targets is None or targets.ndim != 1 or targets.dtype.kind != "f":
+        return None
+    known = targets[np.isfinite(targets)].astype(np.float64)
+    enough = len(known) >= 2 * FEWEST and len(np.unique(known)) > _FLAGS
+    return known if enough else None
+
+
+def _in_other_units(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
+    """Whether no drift explains how ``theirs`` differ from ``mine``."""
+    least = max(min(mine.std(), theirs.std()), 1e-12)
+    ratio = max(mine.std(), theirs.std()) / least
+    shift = abs(theirs.mean() - mine.mean()) / least
+    return bool(ratio > _UNITS or (ratio > _FAR and shift > _BEYOND))
 
 
 # --- any difference -----------------------------------------------------------------------------

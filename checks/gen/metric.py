@@ -18,7 +18,14 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
 from nnaudit.measure.metric_calls import Misgiven, misgiven
-from nnaudit.measure.metric_code import BatchMean, WrongChoice, batch_means, wrong_choices
+from nnaudit.measure.metric_code import (
+    BatchMean,
+    LastBatch,
+    WrongChoice,
+    batch_means,
+    last_batches,
+    wrong_choices,
+)
 from nnaudit.measure.metric_names import best_is_one
 from nnaudit.probes.broadcasts import EvalBroadcasts, broadcasts_of_rows
 from nnaudit.probes.first_steps import First, FirstSteps
@@ -113,10 +120,11 @@ class MetricMeaning(Check):
           where a field of the batch is subtracted from the output there, as for a mean error.
         - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
           where the two are compared, a network saved and a name with "best" set, or in a callback's
-          `monitor` and `mode`; and when hits are summed over batches and divided by their number,
-          or given to a meter that counts each of them for one value. It warns when F1, AUC,
-          perplexity and the like are gathered batch by batch, or their values logged in Lightning's
-          validation step: their mean over batches is not their value.
+          `monitor` and `mode`; when hits are set anew with each of several batches, and read after
+          the loop; and when hits are summed over batches and divided by the number of batches, or
+          given to a meter that counts each of them for one value. It warns when F1, AUC, perplexity
+          and the like are gathered batch by batch, or their values logged in Lightning's validation
+          step: their mean over batches is not their value.
         - By the source, it fails when AUC or average precision of scikit-learn's is given decided
           classes (argmax, round, a threshold) for scores: of k thresholds it then sees one, and
           gives the balanced accuracy. It warns when precision, recall, R2 and others that are not
@@ -216,6 +224,9 @@ class MetricMeaning(Check):
                 return self._keeps_the_worst(choice, file)
             for given in misgiven(source):
                 return self._misgiven(given, file)
+            for last in last_batches(source):
+                if _are_several(audit.loop.val_loader):
+                    return self._is_of_the_last_batch(last, file)
             for mean in batch_means(source):
                 if not mean.hits:
                     return self._averages(mean, file)
@@ -278,6 +289,16 @@ class MetricMeaning(Check):
             location=Location(file=file, line=mean.line),
             fix="divide the hits by the number of rows; in a meter: "
             "meter.update(hits / len(y), len(y))",
+        )
+
+    def _is_of_the_last_batch(self, last: LastBatch, file: str) -> Result:
+        return self.failed(
+            f"{last.metric} is set anew with every batch of {last.loader}, and read when the loop "
+            "is over: it is the metric of the last batch, not of all rows.",
+            measured="the last batch",
+            threshold="all batches",
+            location=Location(file=file, line=last.line),
+            fix=f"{last.metric} += ... in the loop, and divide by the number of rows after it",
         )
 
     def _compares_all_pairs(self, seen: Broadcast) -> Result:
@@ -421,6 +442,13 @@ def _batch_size(audit: Audit) -> int:
         each for each in (audit.loop.val_loader, audit.loop.train_loader) if each is not None
     ]
     return min(int(getattr(loader, "batch_size", None) or 0) for loader in loaders)
+
+
+def _are_several(loader: Any) -> bool:
+    """Whether ``loader`` is known to have more than one batch."""
+    with suppress(TypeError, NotImplementedError, AttributeError):
+        return len(loader) > 1
+    return False
 
 
 def _is_field(first: First, values: Tensor) -> bool:

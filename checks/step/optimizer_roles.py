@@ -49,6 +49,8 @@ class OptimizerRoles(Check):
           and on what the other made, and the other's loss pulls in the same way as its own on what
           was made (a generator that is given the label "fake"): they do not train against each
           other. Only verdicts of one number per row, or per place of an image, count.
+        - An optimizer steps, and none of its parameters has a gradient at any of its steps, though
+          its network is called for each: no loss reaches it.
         It warns where two optimizers hold the same parameters and step them one after the other
           with the very same gradient.
         It warns of an optimizer none of whose parameters requires a gradient at any of its steps:
@@ -94,6 +96,12 @@ class OptimizerRoles(Check):
             return self._leaves(audit, origins, leftovers)
         if alike := together(rounds):
             return self._agrees(audit, origins, alike)
+        return self._of_steps(audit, origins)
+
+    def _of_steps(self, audit: Audit, origins: Origins) -> Result | None:
+        """Return what is wrong with how often something is stepped."""
+        if origins.unreached and origins.steps[origins.unreached[0]] >= _LEAST:
+            return self._is_unreached(audit, origins, origins.unreached[0])
         if len(origins.doubled) >= _LEAST:
             return self._steps_twice(audit, origins, origins.doubled)
         if origins.frozen and origins.steps[origins.frozen[0]] >= _LEAST:
@@ -170,6 +178,18 @@ class OptimizerRoles(Check):
             location=audit.loop.locate(audit.loop.optimizers[seen.second]) or seen.location,
             fix="give each optimizer its own part alone, such as "
             "torch.optim.Adam(self.critic.parameters(), lr=...)",
+        )
+
+    def _is_unreached(self, audit: Audit, origins: Origins, which: int) -> Result:
+        named = _named(audit, origins, which)
+        return self.failed(
+            f"{_capital(named)} steps {origins.steps[which]} times, and none of its parameters has "
+            "a gradient at any of them: its network is called, and no loss reaches it.",
+            measured="no gradient",
+            threshold="a gradient of its own loss",
+            location=audit.loop.locate(audit.loop.optimizers[which]),
+            fix="compute its loss from the network's output as it is, without detach() or "
+            "no_grad(): criterion(discriminator(fake), ...)",
         )
 
     def _is_frozen(self, audit: Audit, origins: Origins, which: int) -> Result:

@@ -11,7 +11,8 @@ from nnaudit.loop.control import is_scheduled
 from nnaudit.loop.observation import Gradient
 from nnaudit.measure.movement import Movement, movements
 from nnaudit.probes.first_steps import First, FirstSteps
-from nnaudit.report import Kind, Result, Table
+from nnaudit.report import Kind, Location, Result, Table
+from nnaudit.targets.source import source_of
 from nnaudit.wording import count, verb
 
 _NEGLIGIBLE = 1e-5
@@ -30,6 +31,7 @@ class ParametersMove(Check):
         k-th call only and a warm-up may begin at zero. It fails when parameters in the optimizer
         have still not moved, or when nothing in the whole model has. Where only some are missing
         from the optimizer, GRAD102 says so.
+        - It fails at once where the program's own loop never calls backward(), or never step().
         - A gradient counts above 1e-5 of the largest: a bias before a batch normalisation has one
           that is rounding.
         - Weights that a step changed and the program then set back are a constraint, unless it is
@@ -46,12 +48,14 @@ class ParametersMove(Check):
     """
 
     code, name, kind = "STEP101", "parameters-move", Kind.EXACT
-    needs = (Needs.OWN_STEPS,)
+    needs = (Needs.UPDATES,)
     probes = (FirstSteps,)
     consequence_of = ("GRAD102",)
 
     def run(self, audit: Audit) -> Result:
         """Believe weights that moved; give those that did not more steps."""
+        if audit.loop.never_steps:
+            return self._without("step", "its optimizer takes no step", audit)
         first = audit.probe(FirstSteps)
         if not first.steps:
             first.require()
@@ -61,11 +65,26 @@ class ParametersMove(Check):
         found = movements(audit, MORE_STEPS)
         least = _NEGLIGIBLE * max((each.gradient for each in found), default=0.0)
         seen = [each for each in found if each.gradient > least]
+        if not (seen or any(each.moved for each in found)) and audit.lacks(Needs.OWN_STEPS):
+            return self._without("backward", "it back-propagates nothing", audit)
         if not seen:
             return self.inconclusive(
                 "Not judged: no parameter had a gradient when an optimizer stepped."
             )
         return self._judge(audit, seen)
+
+    def _without(self, method: str, why: str, audit: Audit) -> Result:
+        """Fail for want of a call, and show where the method is named and not called."""
+        place = audit.loop.locate("optimizer") or audit.loop.locate("model")
+        lines = source_of(place.file).uncalled(method) if place is not None else ()
+        named = f"line {lines[0]} names {method} and does not call it: " if lines else ""
+        return self.failed(
+            f"The program trains nothing: {why}.",
+            measured=f"{method}() is never called",
+            threshold="every parameter with a gradient changes",
+            fix=f"{named}call loss.backward(), then optimizer.step(), for every batch",
+            location=Location(file=place.file, line=lines[0]) if place and lines else place,
+        )
 
     def _judge(self, audit: Audit, seen: list[Movement]) -> Result:
         owned = [each for each in seen if each.owned]

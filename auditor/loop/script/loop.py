@@ -114,6 +114,7 @@ class ScriptLoop(Loop):
             Needs.OWN_BATCHES: "",
             Needs.STEPS: free or unseen,
             Needs.OWN_STEPS: unseen,
+            Needs.UPDATES: "",
             Needs.TARGETS: "",
             Needs.OPTIMIZER: "",
             Needs.FRESH_RUN: "",

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from nnaudit.errors import NnauditError, RepeatError, TargetError, UserCodeError
+from torch.optim import Optimizer
+
+from nnaudit.errors import (
+    NeverStepsError,
+    NnauditError,
+    RepeatError,
+    TargetError,
+    UserCodeError,
+)
 from nnaudit.loop.script.discovery import Discovery
+from nnaudit.targets.source import source_of
 from nnaudit.wording import count
 
 
@@ -22,7 +31,21 @@ def untrained(discovery: Discovery, error: BaseException | None) -> Exception:
         ahead = "the training loop to audit" if discovery.passing_by else ahead
         when = reads if isinstance(error, EOFError) else f", before {ahead}"
         return UserCodeError(f"running {name}{when}", error)
+    idle = discovery.backwards and not discovery.steps
+    if idle and (made := discovery.run.registers.of["optimizer"].alive()):
+        return NeverStepsError(f"{name} {_never_steps(discovery, made[0])}")
     return TargetError(f"{name} {_why(discovery)}")
+
+
+def _never_steps(discovery: Discovery, optimizer: Optimizer) -> str:
+    place = discovery.run.registers.place(optimizer)
+    where = f" of line {place.line}" if place is not None else ""
+    uncalled = source_of(discovery.session.path).uncalled("step")
+    hint = f": line {uncalled[0]} names step without calling it" if uncalled else ""
+    return (
+        f"called backward() {count(discovery.backwards, 'time')}, and its optimizer{where} took "
+        f"no step{hint}"
+    )
 
 
 def _exited(name: str, error: SystemExit, usage: str) -> TargetError:

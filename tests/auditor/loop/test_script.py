@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnaudit.errors import RepeatError, TargetError, UnfitError, UserCodeError
+from nnaudit.errors import NeverStepsError, RepeatError, TargetError, UnfitError, UserCodeError
 from nnaudit.loop.base import Needs
 from nnaudit.loop.control import constant_lr, without_dropout
 from nnaudit.loop.planned_rate import planned_lr
@@ -135,6 +135,13 @@ def test_a_script_that_never_trains_is_told_so(drive: Any) -> None:
         )
         == 7
     )
+
+
+def test_a_script_whose_optimizer_never_steps_is_told_where(drive: Any) -> None:
+    text = HEAD + BODY.replace("optimizer.step()", "optimizer.step")
+    line = 1 + text.splitlines().index("        optimizer.step")
+    with pytest.raises(NeverStepsError, match=f"line {line} names step without calling it"):
+        drive(text)
 
 
 def test_a_script_of_one_step_is_told_to_take_two(drive: Any) -> None:

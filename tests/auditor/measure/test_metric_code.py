@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.measure.metric_code import batch_means, wrong_choices
+from nnaudit.measure.metric_code import batch_means, last_batches, wrong_choices
 from nnaudit.targets.source import Source, source_of
 
 
@@ -33,6 +33,12 @@ if val_loss > best_loss:
     "the highest loss for an accuracy": """
 if val_loss > best_acc:
     best_acc = val_loss
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "the highest value of a loss": """
+val = sum(loss_fn(model(x), y).item() for x, y in val_loader) / len(val_loader)
+if val > best:
+    best = val
     torch.save(model.state_dict(), "best.pt")
 """,
     "a callback": "ModelCheckpoint(monitor='val_loss', mode='max')",
@@ -80,6 +86,19 @@ else:
     best_loss = val_loss
     torch.save(model.state_dict(), "best.pt")
 """,
+    "what a loss divides": """
+val = 1 / (1 + loss_fn(model(x), y).item())
+if val > best:
+    best = val
+    torch.save(model.state_dict(), "best.pt")
+""",
+    "one of two values": """
+val = loss_fn(model(x), y).item()
+val = (model(x) > 0).float().mean()
+if val > best:
+    best = val
+    torch.save(model.state_dict(), "best.pt")
+""",
     "a callback": "ModelCheckpoint(monitor='val_acc', mode='max')",
     "a class of one's own": "EarlyStopping(monitor='val_accuracy')",
 }
@@ -93,6 +112,37 @@ def test_the_worst_is_kept(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", RIGHT.values(), ids=RIGHT)
 def test_the_best_is_kept(text: str, tmp_path: Path) -> None:
     assert not wrong_choices(source(text, tmp_path))
+
+
+LAST = """
+def test():
+    hits, n = 0, 0
+    for x, y in val_loader:
+        n = len(y)
+        hits = (model(x).argmax(1) == y).sum().item()
+    return hits / n
+"""
+
+
+def test_hits_of_the_last_batch(tmp_path: Path) -> None:
+    assert [each.metric for each in last_batches(source(LAST, tmp_path))] == ["hits"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("hits = (model", "hits += (model"),
+        ("y).sum().item()", "y).sum().item()\n        print(hits)"),
+        ("y).sum().item()", "y).sum().item()\n        total += hits"),
+        ("y).sum().item()", "y).sum().item()\n        break"),
+        ("y).sum().item()", "y).sum().item()\n        loss.backward()"),
+        ("return hits / n", "return model"),
+        ("(model(x).argmax(1) == y).sum()", "model(x).sum()"),
+    ],
+    ids=["added up", "shown", "used", "one batch", "training", "never read", "no hits"],
+)
+def test_hits_that_are_not_of_the_last_batch_alone(old: str, new: str, tmp_path: Path) -> None:
+    assert not list(last_batches(source(LAST.replace(old, new), tmp_path)))
 
 
 MEANS = {

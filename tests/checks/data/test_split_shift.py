@@ -74,6 +74,39 @@ def standardised(x: Tensor, by: Tensor) -> Tensor:
     return (x - by.mean(0)) / by.std(0)
 
 
+# --- targets --------------------------------------------------------------------------------------
+
+
+def numbers(rows: Tensor, targets: Tensor) -> TensorDataset:
+    return TensorDataset(rows, targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (lambda y: 150 + 75 * y, Status.FAIL),
+        (lambda y: 40 * y, Status.FAIL),
+        (lambda y: y / 30, Status.FAIL),
+        (lambda y: 12 + 5 * y, Status.FAIL),
+        (lambda y: y, Status.PASS),
+        (lambda y: 6 + 2 * y, Status.PASS),  # a series with a trend
+        (lambda y: 20 + y, Status.PASS),
+    ],
+)
+def test_targets_in_other_units(change: Callable[[Tensor], Tensor], status: Status) -> None:
+    x, y = torch.randn(400, 4, generator=generator()), torch.randn(400, generator=generator(1))
+    result = ask(numbers(x[:300], y[:300]), numbers(x[300:], change(y[300:])))
+    assert result.status is status, result.message
+
+
+def test_classes_are_no_numbers_in_units() -> None:
+    x = torch.randn(400, 4, generator=generator())
+    result = ask(
+        numbers(x[:300], torch.zeros(300)), numbers(x[300:], 60.0 * (torch.arange(100) % 3))
+    )
+    assert result.status is Status.PASS, result.message
+
+
 # --- pipelines ------------------------------------------------------------------------------------
 
 WINE, CANCER = columns(load_wine), columns(load_breast_cancer)

@@ -87,6 +87,13 @@ def test_an_optimizer_of_what_stays_frozen_warns() -> None:
     assert "optimizer of critic" in result.message
 
 
+def test_an_optimizer_that_no_loss_reaches_fails() -> None:
+    result = judged(replace(HEALTHY, unreached=(0,)))
+    assert result.status is Status.FAIL
+    assert "optimizer of generator" in result.message and "no loss reaches it" in result.message
+    assert judged(replace(HEALTHY, unreached=(0,), steps=(1, 4))).status is Status.INCONCLUSIVE
+
+
 def test_parameters_shared_by_two_tasks_pass() -> None:
     beside = replace(SHARED, downstream=False, contained=False)
     assert judged(replace(HEALTHY, shared=(beside,) * 4)).status is Status.PASS
@@ -150,6 +157,19 @@ def test_a_script_with_two_networks(
     source = SCRIPT.replace("FIRST", first).replace("FAKE", fake).replace("LATER", later)
     result = ask_script(OptimizerRoles, source.replace("D_OWNS", "D"))
     assert result.status is status, result.message
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_a_script_whose_generator_gets_no_gradient(called: bool, ask_script: Any) -> None:
+    source = SCRIPT.replace("FIRST", "pass").replace("FAKE", "fake.detach()")
+    source = source.replace("LATER", "pass").replace("D_OWNS", "D")
+    source = source.replace("bce(D(fake), one)", "bce(D(fake.detach()), one)")
+    if not called:  # an expert that no row was sent to, a task's head in another task's batch
+        source = source.replace(
+            "fake = G(torch.randn(len(real), 4))", "fake = torch.randn(len(real), 8)"
+        )
+    result = ask_script(OptimizerRoles, source)
+    assert result.status is (Status.FAIL if called else Status.PASS), result.message
 
 
 def test_a_script_whose_generator_learns_to_be_told_apart(ask_script: Any) -> None:

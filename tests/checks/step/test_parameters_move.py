@@ -50,6 +50,44 @@ def test_an_optimizer_that_forgets_some_fails_and_names_them() -> None:
     assert "3 of 4" in result.message and "0.bias" in result.message
 
 
+SCRIPT = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+x = torch.randn(64, 4)
+train_loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+for epoch in range(3):
+    for a, b in train_loader:
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(a), b)
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_backward_that_is_not_called_fails_and_is_shown(ask_script: Any) -> None:
+    text = SCRIPT.replace("loss.backward()", "loss.backward")
+    result = ask_script(ParametersMove, text)
+    line = 1 + text.splitlines().index("        loss.backward")
+    assert result.status is Status.FAIL, result.message
+    assert result.location is not None and result.location.line == line
+    assert f"line {line} names backward" in result.fix
+
+
+def test_gradients_that_are_written_by_hand_pass(ask_script: Any) -> None:
+    by_hand = "model.weight.grad, model.bias.grad = torch.autograd.grad(loss, model.parameters())"
+    result = ask_script(ParametersMove, SCRIPT.replace("loss.backward()", by_hand))
+    assert result.status is Status.PASS, result.message
+
+
+def test_a_program_whose_own_loop_never_steps_fails() -> None:
+    result = ask(ParametersMove, target(never_steps=True))
+    assert result.status is Status.FAIL
+    assert "takes no step" in result.message
+
+
 def test_a_group_without_a_learning_rate_warns() -> None:
     groups = target(
         optimizer=lambda m: torch.optim.SGD(

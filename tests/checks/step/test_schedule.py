@@ -348,6 +348,7 @@ for batch in loader:
     [
         ("", True),
         ("print(scheduler.get_last_lr())\nsave(scheduler.state_dict())\n", True),
+        ("scheduler.step\n", True),
         ("scheduler.step()\n", False),
         ("fit(model, scheduler)\n", False),
         ("getattr(trainer, 'scheduler').step()\n", False),
