@@ -39,9 +39,6 @@ _CLASSIFIER = re.compile(r"Classifier(CV)?$|^LogisticRegression|SVC$|NB$|Discrim
 """Classes of scikit-learn and skorch whose ``predict`` gives classes; that of a regressor, of a
 booster or of a program's own class may well give scores."""
 
-_DEEPEST = 12
-"""Names that are followed one after the other before a value counts as unknown."""
-
 
 @dataclass(frozen=True)
 class Misgiven:
@@ -117,22 +114,33 @@ class _Values:
         around = source.ancestors(call)
         scope = next((node for node in around if isinstance(node, definitions)), source.tree)
         self._given: dict[str, list[ast.expr]] = {}
+        self._asked: list[str] = []
         for node in ast.walk(scope):
             for name, value in _gives(node):
                 self._given.setdefault(name, []).append(value)
 
-    def are_decisions(self, value: ast.expr, depth: int = 0) -> bool:
+    def are_decisions(self, value: ast.expr) -> bool:
         """Whether ``value`` holds nothing but classes that were decided for."""
-        if depth > _DEEPEST:
-            return False
+        return self._judged(value) is True
+
+    def _judged(self, value: ast.expr) -> bool | None:
+        """Return whether they are decisions; None for a name that is being asked about.
+
+        What is made of the name itself (``p = torch.cat(p)``) depends on what else it is given.
+        """
         if isinstance(value, ast.Compare):
             return len(value.ops) == 1 and isinstance(value.comparators[0], ast.Constant)
         if isinstance(value, ast.Call):
-            return self._of_call(value, depth)
-        parts = [part for part in self._parts(value) if not _is_empty(part)]
-        return _is_index_of_max(value) or (
-            bool(parts) and all(self.are_decisions(part, depth + 1) for part in parts)
-        )
+            return self._of_call(value)
+        if _is_index_of_max(value):
+            return True
+        name = written(value)
+        if name in self._asked:
+            return None
+        self._asked.append(name)
+        said = {self._judged(part) for part in self._parts(value) if not _is_empty(part)}
+        self._asked.pop()
+        return None if said == {None} else said <= {True, None} and True in said
 
     def _parts(self, value: ast.expr) -> list[ast.expr]:
         """Return what ``value`` is made of: what a name was given, the items of a list."""
@@ -145,7 +153,7 @@ class _Values:
             ]
         return self._given.get(written(value), [])
 
-    def _of_call(self, call: ast.Call, depth: int) -> bool:
+    def _of_call(self, call: ast.Call) -> bool | None:
         name, method = called(call), call.func
         if name in _DECIDES:
             return True
@@ -159,8 +167,8 @@ class _Values:
         if name not in _THROUGH:
             return False
         if not of_module and isinstance(method, ast.Attribute):
-            return self.are_decisions(method.value, depth + 1)
-        return bool(call.args) and self.are_decisions(call.args[0], depth + 1)
+            return self._judged(method.value)
+        return self._judged(call.args[0]) if call.args else False
 
     def _is_classifier(self, value: ast.expr) -> bool:
         made = [value] if isinstance(value, ast.Call) else self._given.get(written(value), [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -84,22 +85,51 @@ _DECIDES = frozenset(
 )  # fmt: skip
 """Functions whose result is a prediction that was decided for."""
 
+_MAXIMA = frozenset({torch.argmax, Tensor.argmax, torch.max, Tensor.max})
+
+_ABOVE = frozenset({torch.gt, Tensor.gt, Tensor.__gt__, torch.ge, Tensor.ge, Tensor.__ge__})
+
+_MOVES = frozenset(
+    {
+        torch.squeeze, Tensor.squeeze, torch.flatten, Tensor.flatten, Tensor.view, Tensor.ravel,
+        torch.reshape, Tensor.reshape, Tensor.detach, Tensor.cpu, Tensor.float, Tensor.to,
+        Tensor.__getitem__, Tensor.clone,
+    }
+)  # fmt: skip
+"""Functions that leave a number what it is."""
+
 
 _MOST = 3
 """Differences that are kept, and validation batches that their targets are looked for in."""
 
 
-class EvalBroadcasts(Probe[tuple[Broadcast, ...]]):
+@dataclass(frozen=True)
+class Evaluated:
+    """What is done to predictions in validation.
+
+    Attributes:
+        pairs: comparisons of all with all.
+        of_one: the lines that take the largest of a single output.
+        halved: the lines that ask which outputs are above 0.5, of outputs that also lie outside of
+            0 to 1.
+    """
+
+    pairs: tuple[Broadcast, ...] = ()
+    of_one: tuple[Location | None, ...] = ()
+    halved: tuple[Location | None, ...] = ()
+
+
+class EvalBroadcasts(Probe[Evaluated]):
     """Ends an epoch, and looks for predictions that are compared with each other's labels.
 
     ``(N, 1) == (N,)``, where one is made of a decision and the other is not, and N is the number
     of rows that a network was evaluated on: all N x N pairs are compared. So are those of
     ``(N, 1) - (N,)``, where one is made of the network's output and the other is a field of the
-    batch.
+    batch. And it looks for an index of the largest output where there is one.
     """
 
-    def measure(self, audit: Audit) -> tuple[Broadcast, ...]:
-        """Return the comparisons; none where the end of an epoch cannot be reached.
+    def measure(self, audit: Audit) -> Evaluated:
+        """Return what was seen; nothing where the end of an epoch cannot be reached.
 
         Raises:
             OutOfBudgetError: the time is used up.
@@ -117,8 +147,12 @@ class EvalBroadcasts(Probe[tuple[Broadcast, ...]]):
                 stack.enter_context(compared)
                 loop.next_epoch(batch)
             except UserCodeError:
-                return ()
-        return (*compared.found, *_of_fields(loop, compared.differences))
+                return Evaluated()
+        return Evaluated(
+            (*compared.found, *_of_fields(loop, compared.differences)),
+            tuple(compared.of_one),
+            tuple(compared.halved),
+        )
 
 
 def _of_fields(loop: Loop, differences: Sequence[tuple[Broadcast, Tensor]]) -> Iterator[Broadcast]:
@@ -137,15 +171,20 @@ class EvalComparisons(FunctionTap):
     Attributes:
         found: comparisons of decisions with labels.
         differences: of outputs and other tensors, and a copy of the latter.
+        of_one: lines that take the largest along an axis of one output.
+        halved: lines that compare outputs, some of them outside of 0 to 1, with 0.5.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Broadcast] = []
         self.differences: list[tuple[Broadcast, Tensor]] = []
+        self.of_one: list[Location | None] = []
+        self.halved: list[Location | None] = []
         self._rows: set[int] = set()
         self._decided: list[Tensor] = []
         self._predicted: list[Tensor] = []
+        self._returned: list[Tensor] = []
 
     def called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note how many rows a network is evaluated on, and forget the batch before."""
@@ -153,12 +192,15 @@ class EvalComparisons(FunctionTap):
             return
         self._decided.clear()
         self._predicted.clear()
+        self._returned.clear()
         self._rows.update(each.shape[0] for each in args if isinstance(each, Tensor) and each.ndim)
 
     def returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Note what a network predicts."""
         if not (torch.is_grad_enabled() and module.training):
-            self._predicted += [tensor for _, tensor in batches.tensors(output)]
+            made = [tensor for _, tensor in batches.tensors(output)]
+            self._predicted += made
+            self._returned += made
 
     def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         """Follow decisions, and look at what they are compared with."""
@@ -171,6 +213,13 @@ class EvalComparisons(FunctionTap):
             if len(torch.unique(labels)) < labels.numel():  # as a list of classes is not
                 self.found += [seen] if (seen := self._pairs(*given)) is not None else []
         elif func in _DECIDES or any(made):
+            if func in _MAXIMA and _among(given, self._predicted):
+                axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+                single = type(axis) is int and given[0].ndim > 1 and given[0].shape[axis] == 1
+                self.of_one += [callstack.user_line()] if single else []
+            elif func in _ABOVE and _among(given, self._returned) and _is_half(args[1:]):
+                outside = bool(((given[0] < 0) | (given[0] > 1)).any())
+                self.halved += [callstack.user_line()] if outside else []
             results = result if isinstance(result, tuple) else (result,)
             self._decided += [each for each in results if isinstance(each, Tensor)]
         elif isinstance(result, Tensor):
@@ -186,6 +235,8 @@ class EvalComparisons(FunctionTap):
                 self.differences.append((seen, target.detach().clone()))
         elif any(made):
             self._predicted.append(result)
+            if func in _MOVES and _among(given, self._returned):
+                self._returned.append(result)
 
     def _pairs(self, left: Tensor, right: Tensor) -> Broadcast | None:
         """Return what is computed of all pairs of rows; None where it is not."""
@@ -196,3 +247,12 @@ class EvalComparisons(FunctionTap):
         if rows not in self._rows or rows < 2 or tuple(column.shape) != (rows, 1):
             return None
         return Broadcast((tuple(left.shape), tuple(right.shape)), callstack.user_line())
+
+
+def _is_half(limits: Sequence[Any]) -> bool:
+    return any(isinstance(limit, float) and limit == 0.5 for limit in limits)
+
+
+def _among(given: Sequence[Tensor], known: Sequence[Tensor]) -> bool:
+    """Whether the first of ``given`` is one of ``known``."""
+    return bool(given) and any(given[0] is each for each in known)

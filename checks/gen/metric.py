@@ -118,6 +118,9 @@ class MetricMeaning(Check):
           the batch: all pairs are compared. So it does in validation, where one of the two comes
           from a decision (argmax, a threshold) and N is the rows that the network was given; and
           where a field of the batch is subtracted from the output there, as for a mean error.
+        - It fails when validation asks which outputs are above 0.5, some of them being no
+          probabilities, and the loss is binary_cross_entropy_with_logits.
+        - It fails when validation takes the largest (argmax, max) along an axis of one output.
         - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
           where the two are compared, a network saved and a name with "best" set, or in a callback's
           `monitor` and `mode`; when hits are set anew with each of several batches, and read after
@@ -210,8 +213,13 @@ class MetricMeaning(Check):
             given = [_is_field(first, values) for values in each.compared]
             if given and not all(given):  # labels of one batch with each other may be by design
                 return self._compares_all_pairs(each)
-        for each in audit.probe(EvalBroadcasts):
+        evaluated = audit.probe(EvalBroadcasts)
+        for each in evaluated.pairs:
             return self._compares_all_pairs(each)
+        for line in evaluated.of_one:
+            return self._chooses_of_one(line)
+        if evaluated.halved and _are_logits(first):
+            return self._halves_logits(evaluated.halved[0])
         collected = audit.probe(MetricResets)
         return self._never_reset(audit, collected[0]) if collected else None
 
@@ -289,6 +297,26 @@ class MetricMeaning(Check):
             location=Location(file=file, line=mean.line),
             fix="divide the hits by the number of rows; in a meter: "
             "meter.update(hits / len(y), len(y))",
+        )
+
+    def _chooses_of_one(self, line: Location | None) -> Result:
+        return self.failed(
+            "Validation takes the largest of a single output for each row: its index is 0 whatever "
+            "the network says, so every row is said to be of class 0.",
+            measured="argmax over 1 output",
+            threshold="two outputs or more, or a threshold",
+            location=line,
+            fix="decide by a threshold: predicted = (logits > 0).squeeze(1)",
+        )
+
+    def _halves_logits(self, line: Location | None) -> Result:
+        return self.failed(
+            "Validation says yes where a logit is above 0.5: that is a probability above 0.62, for "
+            "the loss takes what the network returns as logits.",
+            measured="a threshold of 0.5 on logits",
+            threshold="0 on logits, or 0.5 on probabilities",
+            location=line,
+            fix="predicted = logits > 0  # or torch.sigmoid(logits) > 0.5",
         )
 
     def _is_of_the_last_batch(self, last: LastBatch, file: str) -> Result:
@@ -442,6 +470,12 @@ def _batch_size(audit: Audit) -> int:
         each for each in (audit.loop.val_loader, audit.loop.train_loader) if each is not None
     ]
     return min(int(getattr(loader, "batch_size", None) or 0) for loader in loaders)
+
+
+def _are_logits(first: First) -> bool:
+    """Whether the loss takes what the network returns as the logits of yes and no."""
+    main = first.main_loss
+    return main is not None and {call.kind for call in main.calls} == {"bce_with_logits"}
 
 
 def _are_several(loader: Any) -> bool:

@@ -35,6 +35,15 @@ from sklearn.metrics import roc_auc_score
 baseline = LogisticRegression(C=0.1).fit(x, y)
 roc_auc_score(y_val, baseline.predict(x_val))
 """,
+    "put together under its own name": """
+from sklearn.metrics import roc_auc_score
+said, truth = [], []
+for x, y in loader:
+    said.append(model(x).argmax(1))
+    truth.append(y)
+said, truth = torch.cat(said).numpy(), torch.cat(truth).numpy()
+roc_auc_score(truth, said)
+""",
     "whole numbers": """
 from sklearn.metrics import roc_auc_score
 roc_auc_score(y, np.round(probabilities))
@@ -56,6 +65,13 @@ recall_score(said, truth, average="macro")
 }
 
 RIGHT = {
+    "gathered by another function": """
+from sklearn.metrics import roc_auc_score
+said, truth = [], []
+predict_all(model, loader, said, truth)
+said, truth = torch.cat(said).numpy(), torch.cat(truth).numpy()
+roc_auc_score(truth, said)
+""",
     "probabilities": """
 from sklearn.metrics import roc_auc_score
 for x, y in loader:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MultilabelF1Score
 
 from nnaudit.checks.gen.metric import MetricMeaning, Sample
-from nnaudit.probes.broadcasts import EvalBroadcasts, EvalComparisons
+from nnaudit.probes.broadcasts import EvalBroadcasts, EvalComparisons, Evaluated
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.metric_functions import MetricFunction, MetricFunctions
 from nnaudit.probes.metric_resets import Collected, MetricResets
@@ -52,6 +52,7 @@ def judged(
     target: Tensor,
     collected: tuple[Collected, ...] = (),
     functions: tuple[MetricFunction, ...] = (),
+    of_one: tuple[Location, ...] = (),
 ) -> Result:
     """The verdict on a network with such predictions for validation batches of 64."""
     pairs = list(zip(output.split(64), target.split(64), strict=True))
@@ -60,7 +61,7 @@ def judged(
     run = training([1.0] * 40, moments=ended)
     measured = {
         FirstSteps: unseen,
-        EvalBroadcasts: (),
+        EvalBroadcasts: Evaluated(of_one=of_one),
         MetricResets: collected,
         MetricFunctions: functions,
         TrainingRun: run,
@@ -407,6 +408,71 @@ def test_a_metric_that_is_not_reset_fails() -> None:
     result = judged(accuracy, "cross_entropy", *predictions("classes"), found)
     assert result.status is Status.FAIL
     assert "2 updates after one epoch's end and 3 after the next" in result.message
+
+
+def test_the_largest_of_one_output_fails() -> None:
+    found = (Location(file="train.py", line=7),)
+    result = judged(accuracy, "cross_entropy", *predictions("classes"), of_one=found)
+    assert result.status is Status.FAIL
+    assert "every row is said to be of class 0" in result.message
+    assert result.location == found[0]
+
+
+@pytest.mark.parametrize(("outputs", "found"), [(1, 3), (2, 0)])
+def test_the_largest_of_one_output_is_heard(outputs: int, found: int) -> None:
+    net = nn.Linear(4, outputs)
+    listening = EvalComparisons()
+    net.register_forward_pre_hook(listening.called)
+    net.register_forward_hook(listening.returned)
+    with listening, torch.no_grad():
+        logits = net(torch.randn(8, 4))
+        assert logits.argmax(1).shape == torch.max(logits, dim=-1)[1].shape
+        assert logits.softmax(1).argmax(dim=1).shape == (8,)
+        assert logits.max() == logits.flatten()[logits.argmax()]  # over everything
+    assert len(listening.of_one) == found
+
+
+def test_a_probabilitys_threshold_on_logits_is_heard() -> None:
+    net, rows = nn.Linear(4, 1), 10 * torch.randn(32, 4)
+    listening = EvalComparisons()
+    net.register_forward_pre_hook(listening.called)
+    net.register_forward_hook(listening.returned)
+    with listening, torch.no_grad():
+        logits = net(rows)
+        assert (torch.sigmoid(logits) > 0.5).equal(logits > 0)
+        assert (net(rows / 1e4).clamp(0, 1) >= 0.5).ndim
+        assert not listening.halved
+        assert (net(rows).squeeze(1).cpu() > 0.5).shape == torch.ge(net(rows), 0.5)[:, 0].shape
+    assert len(listening.halved) == 2
+
+
+HALVED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.manual_seed(0)
+x = torch.randn(256, 4)
+y = (x[:, :1] > 0).float()
+train_loader = DataLoader(TensorDataset(x[:192], y[:192]), 32, shuffle=True)
+val_loader = DataLoader(TensorDataset(x[192:], y[192:]), 32)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+for epoch in range(5):
+    model.train()
+    for a, b in train_loader:
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(model(a), b).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        print(sum((((model(a)) > 0.5) == b).sum() for a, b in val_loader))
+"""
+
+
+@pytest.mark.parametrize("activation", ["", "torch.sigmoid"])
+def test_a_script_that_halves_logits(activation: str, ask_script: Any) -> None:
+    result = ask_script(MetricMeaning, HALVED.replace("(model(a))", f"{activation}(model(a))"))
+    assert result.status is (Status.SKIP if activation else Status.FAIL), result.message
 
 
 @pytest.mark.parametrize(("column", "found"), [(True, 1), (False, 0)])
