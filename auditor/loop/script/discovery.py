@@ -333,6 +333,7 @@ class Discovery(ScriptListener):
             return
         self.passes.begin_step()
         if not self.passing_by:
+            self._log.within_backward |= self.session.taps.propagating > 0
             self._note_rates(optimizer)
             if not (self.backwards or self.steps):
                 # Gradients came from elsewhere: torch.func, or written by hand.

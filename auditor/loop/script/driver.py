@@ -359,7 +359,8 @@ class Driver(ScriptListener):
         """Note a backward pass; returns whether it shall take place."""
         value, order, roles = self.passes.value_of(root), self.order, self.run.roles
         wanted = True
-        if order is not None and order.dry and roles is not None:
+        dry = order is not None and order.dry
+        if dry and roles is not None and not roles.steps_within_backward:
             fill_with_zeros(roles.optimizers, roles.models)
             wanted = reaches_inputs(root, roles.models)
         if self.passes.counts() and order is not None:

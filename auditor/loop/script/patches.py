@@ -93,12 +93,14 @@ class Patches:
     Attributes:
         listener: who is told; None while the auditor has control.
         usage: what an argparse parser last complained about, with its usage line.
+        propagating: how many backward passes the script is in.
     """
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
         self.usage = ""
         self.inside = 0
+        self.propagating = 0
         self._depth = 0
         self._calls = 0
         self._thread = threading.get_ident()
@@ -278,7 +280,11 @@ class Patches:
                 for root in _scalars(tensors, args[0] if args else kwargs.get("grad_tensors")):
                     wanted = listener.on_backward(root) and wanted
             if wanted:
-                real(tensors, *args, **kwargs)
+                self.propagating += 1
+                try:
+                    real(tensors, *args, **kwargs)
+                finally:
+                    self.propagating -= 1
 
         return backward
 

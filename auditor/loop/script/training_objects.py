@@ -80,6 +80,7 @@ class StepLog:
     """What happened between a batch request and the optimizer step that came of it.
 
     ``used`` of what was ``propagated`` has gone into a step; the rest may yet be set to zero.
+    ``within_backward`` says that an optimizer steps while gradients are computed.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -87,6 +88,7 @@ class StepLog:
     propagated: list[Propagated] = field(default_factory=list)
     used: int = 0
     backwards: int = 0
+    within_backward: bool = False
     loss_calls: list[LossCall] = field(default_factory=list)
     stepped: list[Optimizer] = field(default_factory=list)
     recent: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=8))
@@ -121,6 +123,7 @@ class TrainingObjects:
         recipe, loss: how a batch becomes the model's arguments and the loss; None where unknown.
         backward_at: the user's line that calls backward(); None where a framework does.
         propagates: backward() was called.
+        steps_within_backward: hooks on gradients step the optimizers, as gradients come.
     """
 
     model: nn.Module
@@ -142,6 +145,7 @@ class TrainingObjects:
     loss: LossRule | None
     backward_at: Location | None
     propagates: bool
+    steps_within_backward: bool
     loss_value: float
 
 
@@ -210,6 +214,7 @@ def find_training_objects(
         loss=rule,
         backward_at=log.propagated[0].location if log.propagated else None,
         propagates=bool(log.propagated),
+        steps_within_backward=log.within_backward,
         loss_value=value,
     )
 

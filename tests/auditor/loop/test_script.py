@@ -111,6 +111,31 @@ def test_labels_may_come_first_in_a_batch(drive: Any) -> None:
     assert drive(LABELS_FIRST, lambda loop: loop.lacks(Needs.TARGETS)) == ""
 
 
+WITHIN_BACKWARD = """
+optimizers = {p: torch.optim.SGD([p], lr=0.05) for p in model.parameters()}
+def update(p):
+    optimizers[p].step()
+    optimizers[p].zero_grad()
+for p in model.parameters():
+    p.register_post_accumulate_grad_hook(update)
+for epoch in range(3):
+    for a, b in loader:
+        nn.functional.mse_loss(model(a), b).backward()
+"""
+
+
+def test_optimizers_may_step_while_gradients_are_computed(drive: Any) -> None:
+    def body(loop: ScriptLoop) -> None:
+        batch = next(iter(loop.batches()))
+        looked = loop.forward(batch, train=True)
+        assert looked.loss is not None and looked.output.shape == (8, 1)
+        before = loop.model[0].weight.detach().clone()
+        loop.step(batch)
+        assert not torch.equal(loop.model[0].weight, before)
+
+    drive(HEAD + WITHIN_BACKWARD, body)
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 
