@@ -115,15 +115,21 @@ class _NoDropout(TorchFunctionMode):
 
 
 @contextmanager
-def output_replaced(loop: Loop, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def output_replaced(
+    loop: Loop,
+    change: Callable[[Tensor], Tensor],
+    choose: Callable[[Any], Tensor | None] = main_tensor,
+) -> Iterator[None]:
     """Put ``change(output)`` in place of the main tensor of whatever the model returns.
+
+    ``choose`` may name another of its tensors.
 
     Where that has another shape the call is another one, as of an agent that acts between its
     steps, and keeps what it returned: a script might remember it for later.
     """
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        main = main_tensor(output)
+        main = choose(output)
         if main is None:
             return output
         replacement = change(main)

@@ -99,19 +99,27 @@ class Violation:
     def fix(self) -> str:
         """Return the line to write."""
         classes = self.domain.classes
+        lowest, largest = min(self.values), max(self.values)
         if not classes:
             if self.domain.low == -1:
                 return "target = 2 * target - 1"
-            largest = max(self.values)
-            if self.domain.high == 1 and largest > 1 + NOISE:
-                return f"target = target / {largest:g}"
-            return "target = target.clamp(0, 1)" if self.domain.high == 1 else "target.clamp(min=0)"
-        lowest, largest = min(self.values), max(self.values)
+            return self._into_unit() if self.domain.high == 1 else "target.clamp(min=0)"
         if lowest < 0:
             return f"{self.kind}(..., ignore_index={lowest:g})  # if these rows are to be ignored"
         if largest == classes:
             return "target = target - 1  # if the classes are numbered from 1"
         return f"nn.Linear(..., {largest + 1:g})  # one output per class"
+
+    def _into_unit(self) -> str:
+        """Return the line that makes the targets numbers from 0 to 1."""
+        lowest, largest = min(self.values), max(self.values)
+        if set(self.values) == {-1.0}:
+            return "target = (target + 1) / 2  # or leave these rows out, if -1 means unknown"
+        if lowest < -NOISE:
+            return "no Normalize() for what is the target: its values are to be 0 to 1"
+        if largest > 1 + NOISE:
+            return f"target = target / {largest:g}"
+        return "target = target.clamp(0, 1)"
 
 
 class TargetDomain(Check):
@@ -356,8 +364,10 @@ def _only_targets(
     fed, domain = inputs_and_target(audit.loop, batch), violation.domain
     given = violation.call.arguments.get("target") if violation.call is not None else None
     own = {id(leaf) for _, leaf in batches.leaves((fed.target,))}
-    if isinstance(given, Tensor):  # of several inputs and a label, another may be taken for it
-        own |= {id(leaf) for _, leaf in batches.tensors(batch) if batches.same_values(leaf, given)}
+    if isinstance(given, Tensor):
+        # Of several inputs and a label, another may be taken for it: an autoencoder's is its input.
+        same = {id(leaf) for _, leaf in batches.tensors(batch) if batches.same_values(leaf, given)}
+        own = same or own
     own -= {id(leaf) for _, leaf in batches.leaves(fed.inputs)}
     wrong = 0
 

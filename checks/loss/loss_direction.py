@@ -43,6 +43,9 @@ _ENDLESS = (1e2, 1e3, 1e4)
 _LINEAR = (9.0, 11.0)
 """A straight line falls ten times as far over ten times the distance."""
 
+_SQUARE = 50.0
+"""A square falls a hundred times as far over ten times the distance, a straight line ten times."""
+
 _UNBOUNDED = ("Addmm", "Mm", "Convolution", "Bmm")
 """What makes outputs of any size: a layer without an activation behind it."""
 
@@ -111,6 +114,9 @@ class LossDirection(Check):
           when all outputs of a layer are raised (or lowered) by 100, 1,000 and 10,000 times their
           spread, and does so for each of 8 parts of the batch: a pinball loss of which one side has
           the wrong sign. Losses that do not depend on the targets, as a critic's, are left out.
+        - Fails for a loss that falls at least like the square of how far one of several outputs of
+          the network is moved, by 100, 1,000 and 10,000 times its spread, and does so for each of 8
+          parts of the batch: the KL divergence of a variational autoencoder with the wrong sign.
         - Not judged: embeddings, margins, and targets in several parts. `maximize=True` in the
           optimizer reverses the answer.
     Fix: `loss = -log_probability.mean()`, `loss = 1 - dice`; output first, target second.
@@ -130,7 +136,7 @@ class LossDirection(Check):
             return self._climbing(audit, answer)
         if answer.status is Status.FAIL or any(group.get("maximize") for group in groups):
             return answer
-        return self._by_slopes(audit) or self._bottomless(audit) or answer
+        return self._by_slopes(audit) or self._bottomless(audit) or self._sinking(audit) or answer
 
     def _climbing(self, audit: Audit, answer: Result) -> Result:
         """Reverse the answer: the optimizer climbs, so better outputs must raise the loss."""
@@ -260,6 +266,31 @@ class LossDirection(Check):
                     threshold="a loss that rises far from the targets",
                     location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
                 )
+        return None
+
+    def _sinking(self, audit: Audit) -> Result | None:
+        """Fail where a loss falls ever faster as an output beside the main one grows."""
+        first = audit.probe(FirstSteps)
+        if first.main_loss is not None:
+            return None
+        trial = _Trial(audit, first)
+        if trial.reason:
+            return None
+        for path, _ in trial.others:
+            for sign, done in ((1.0, "raised"), (-1.0, "lowered")):
+                losses = trial.sink(path, sign)
+                if losses is not None:
+                    told = ", ".join(f"{loss:.3g}" for loss in losses)
+                    return self.failed(
+                        f"The loss has no lower bound: with output{path} of the network {done} by "
+                        "100, 1,000 and 10,000 times its spread it falls ever faster, to "
+                        f"{told}. A term of it has the wrong sign.",
+                        fix="Turn the sign of the term: kl = -0.5 * torch.sum(1 + logvar - mu ** 2 "
+                        "- logvar.exp()).",
+                        measured=told,
+                        threshold="a loss that rises far away",
+                        location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+                    )
         return None
 
     def _repelling(self, audit: Audit) -> Result:
@@ -395,6 +426,12 @@ class _Trial:
             self.reason = "The loss of a modified output cannot be computed here."
             return
         self.base, self.output = done.loss, output.detach()
+        self.others = [
+            (path, tensor.detach())
+            for path, tensor in batches.tensors(done.output)
+            if tensor is not output and tensor.is_floating_point() and tensor.ndim
+            if len(tensor) == len(output)
+        ]
         target = _target_of(done.loss_calls, first.targets[0], self.output)
         if target is None:
             self.reason = "There is no single target to compare the output with."
@@ -409,13 +446,17 @@ class _Trial:
         ):
             self.reason = "The loss is not computed from what the model returns."
 
-    def loss(self, output: Tensor) -> float:
-        """Return the loss of ``output``; NaN when the user's code refuses it."""
+    def loss(self, output: Tensor, path: str | None = None) -> float:
+        """Return the loss of ``output``; NaN when the user's code refuses it.
+
+        It stands for the main tensor, or for the one at ``path``.
+        """
         self._audit.clock.check()
         loop = self._audit.loop
+        choose = main_tensor if path is None else lambda made: dict(batches.tensors(made)).get(path)
         try:
             kept = preserved(Subjects(models=loop.models))
-            with kept, output_replaced(loop, lambda _: output):
+            with kept, output_replaced(loop, lambda _: output, choose):
                 value = loop.forward(self._batch).loss
         except UserCodeError:
             return math.nan
@@ -532,6 +573,27 @@ class _Trial:
         size = self.output.shape[0]
         for part in torch.arange(size).chunk(min(_GROUPS, size)):
             if not self.loss(self._only(part, self.output + steps[-1])) < self.base:
+                return None
+        return tuple(losses)
+
+    def sink(self, path: str, sign: float) -> tuple[float, ...] | None:
+        """Return the losses of the output at ``path``, moved ever further, if they fall so, too.
+
+        None where they do not, or no faster than along a line, or not in each part of the batch.
+        """
+        output = dict(self.others)[path]
+        spread = float(output.std(correction=0)) + float(output.abs().mean())
+        if not math.isfinite(spread) or spread == 0.0 or output.numel() < _GROUPS:
+            return None
+        moved = [output + sign * size * spread for size in _ENDLESS]
+        losses = [self.loss(each, path) for each in moved]
+        near, far, farthest = losses
+        if not (self.base > near > far > farthest and far - farthest > _SQUARE * (near - far)):
+            return None
+        for part in torch.arange(len(output)).chunk(min(_GROUPS, len(output))):
+            mixed = output.clone()
+            mixed[part] = moved[-1][part]
+            if not self.loss(mixed, path) < self.base:
                 return None
         return tuple(losses)
 

@@ -57,7 +57,12 @@ FAULTS: dict[str, tuple[Tensor, Loss, str]] = {
     "nll": (cycle() + 1, nll, "target - 1"),
     "margin": (cycle() + 1, F.multi_margin_loss, "target - 1"),
     "handwritten": (cycle() + 1, handwritten, "target - 1"),
-    "signs for bce": (2.0 * cycle(classes=2) - 1, flat(F.binary_cross_entropy_with_logits), ""),
+    "signs for bce": (
+        2.0 * cycle(classes=2) - 1, flat(F.binary_cross_entropy_with_logits), "(target + 1) / 2"
+    ),
+    "normalised for bce": (
+        torch.linspace(-0.8, 2.0, 64), flat(F.binary_cross_entropy_with_logits), "no Normalize()"
+    ),
     "0 to 255 for bce": (
         255.0 * cycle(classes=2), flat(F.binary_cross_entropy_with_logits), "target / 255"
     ),
@@ -227,3 +232,17 @@ def test_zeros_for_signs_in_a_step_with_two_inputs() -> None:
     assert "-1 or 1" in wrong.message
     assert asked(-1.0).status is Status.PASS
     assert asked(0.0, masked=True).status is not Status.FAIL
+
+
+def test_an_autoencoders_target_is_its_input_whatever_the_labels_are() -> None:
+    pictures, labels = torch.randn(64, 4), cycle(classes=10)
+    target = Target(
+        lambda: nn.Linear(4, 4),
+        lambda: DataLoader(TensorDataset(pictures, labels), 8),
+        training_step=lambda model, batch: F.binary_cross_entropy_with_logits(
+            model(batch[0]), batch[0].view(-1, 4)
+        ),
+    )
+    loop = DirectLoop(target, torch.device("cpu"), seed=0)
+    result = run_check(TargetDomain, Audit(loop))
+    assert result.status is Status.FAIL, result.message

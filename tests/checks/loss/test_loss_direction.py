@@ -158,6 +158,57 @@ def test_losses_that_only_seem_to_fall_for_ever(loss: Any, last: nn.Module | Non
     assert audited(loss, ROWS, last).status is not Status.FAIL
 
 
+class Several(nn.Module):
+    """Returns what it makes of its inputs, and two numbers more for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 6), nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first, second = self.encoder(x).chunk(2, 1)
+        return self.decoder(first), first, second
+
+
+def autoencoding(made: tuple[Tensor, Tensor, Tensor], x: Tensor, sign: float) -> Tensor:
+    recon, mu, logvar = made
+    divergence = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(1).mean()
+    return F.mse_loss(recon, x) + sign * 0.1 * divergence
+
+
+def beside(loss: Callable[..., Tensor]) -> Result:
+    data = DataLoader(TensorDataset(X, X), batch_size=32)
+    target = Target(Several, data, loss=loss)
+    return run_check(LossDirection, Audit(DirectLoop(target, torch.device("cpu"), seed=0)))
+
+
+def test_a_divergence_with_the_wrong_sign_fails() -> None:
+    result = beside(lambda made, x: autoencoding(made, x, sign=-1.0))
+    assert result.status is Status.FAIL, result.message
+    assert "output[1]" in result.message and "no lower bound" in result.message
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda made, x: autoencoding(made, x, sign=1.0),
+        # A flow: the logarithm of a determinant may grow for ever.
+        lambda made, x: (0.5 * made[0] ** 2).mean() - made[1].mean() + 0 * x.mean(),
+        # A critic's value, and an advantage that goes on to it.
+        lambda made, x: (
+            ((made[1] - x[:, :3]) ** 2).mean()
+            - (made[0].log_softmax(1)[:, 0] * (x[:, 0] - made[1][:, 0])).mean()
+        ),
+        # A variance that is learnt.
+        lambda made, x: (0.5 * (made[1] - x[:, :3]) ** 2 * (-made[2]).exp() + made[2] / 2).mean(),
+        # Outputs that are to differ from one another.
+        lambda made, x: F.mse_loss(made[0], x) - 0.1 * made[1].var(0).mean(),
+    ],
+)
+def test_other_outputs_that_may_grow_pass(loss: Any) -> None:
+    assert beside(loss).status is not Status.FAIL
+
+
 @pytest.mark.parametrize("fault", OPPOSED, ids=lambda fault: "")
 def test_one_term_with_the_wrong_sign_fails(fault: tuple[Any, ...]) -> None:
     result = audited(*fault)
