@@ -16,6 +16,10 @@ from nnaudit.targets.layers import BatchNorm
 from nnaudit.wording import count
 
 
+_EARLY = 100
+"""Steps of a run before which a gap may be one of the first steps' alone."""
+
+
 class BatchnormGap(Check):
     """Does batch normalisation give the same loss in eval mode as in train mode?
 
@@ -31,6 +35,7 @@ class BatchnormGap(Check):
         - Warns without a run about 1 or 2 rows per batch, and about a momentum of 0, of 0.9 and
           above (PyTorch's momentum is the weight of the new batch, other libraries' of the old
           average), or one that needs more than ten epochs to settle.
+        - A gap in a run that the budget has cut short of 100 steps is inconclusive.
         - With several optimizers (a GAN) it is inconclusive.
     Fix: Larger batches, or `nn.GroupNorm`, which is the same in both modes; `momentum=0.1`.
     References: Ioffe, "Batch Renormalization" (2017); Wu and Johnson, "Rethinking 'Batch' in
@@ -82,6 +87,12 @@ class BatchnormGap(Check):
         if excess > limit and len(audit.loop.optimizers) > 1:
             return self.inconclusive(
                 f"{said}, but with several competing optimizers one loss says little.",
+                evidence=(numbers,),
+            )
+        if excess > limit and len(training.losses) < _EARLY:
+            return self.inconclusive(
+                f"{said}; that is early, when a batch's statistics and those of all rows differ "
+                f"most: {_EARLY} steps are needed, and there was no time for them.",
                 evidence=(numbers,),
             )
         if excess > limit:

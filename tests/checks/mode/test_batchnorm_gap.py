@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nnaudit.checks.mode.batchnorm_gap import BatchnormGap
+from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.training_run import Modes, TrainingRun
 from nnaudit.report import Status
+from nnaudit.targets.target import Target
+from support.measurements import training
+from support.verdicts import verdict
 
 
 def net(**options: float) -> Callable[[], nn.Module]:
@@ -58,6 +64,17 @@ def test_an_input_that_differs_between_modes_warns(ask) -> None:
     result = ask(BatchnormGap, Whitened)
     assert result.status is Status.WARN
     assert "does not carry over to eval mode" in result.message
+
+
+@pytest.mark.parametrize(("steps", "status"), [(99, Status.INCONCLUSIVE), (100, Status.WARN)])
+def test_a_gap_of_a_run_that_was_cut_short_is_no_verdict(steps: int, status: Status) -> None:
+    seen = SimpleNamespace(training_flags={"1": True})
+    measured = {
+        FirstSteps: SimpleNamespace(observations=(seen,), batches=(torch.zeros(32, 12),)),
+        TrainingRun: training([1.0] * steps, modes=Modes(train=1.0, eval=2.0, settled=1.6)),
+    }
+    result = verdict(BatchnormGap, measured, target=Target(net(), []))
+    assert result.status is status, result.message
 
 
 def test_networks_that_work_against_each_other_get_no_answer(ask) -> None:
