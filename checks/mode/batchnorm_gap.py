@@ -15,7 +15,6 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.layers import BatchNorm
 from nnaudit.wording import count
 
-
 _EARLY = 100
 """Steps of a run before which a gap may be one of the first steps' alone."""
 
