@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from nnaudit.errors import TargetError
@@ -90,6 +91,7 @@ class Discovery(ScriptListener):
         self._last: Optimizer | None = None
         self._due = False
         self._rates: dict[int, list[list[float]]] = {}
+        self._first_weights: list[float] = []
 
     @property
     def leads(self) -> bool:
@@ -304,6 +306,7 @@ class Discovery(ScriptListener):
             return True
         if not self.backwards:
             self._reads.live = self._reads.being_read()
+            self._first_weights = self._weights()
         self.backwards += 1
         self._log.backwards += 1
         if self.passes.counts():
@@ -312,6 +315,18 @@ class Discovery(ScriptListener):
                 self.passes.void = False
             self._log.propagated.append(Propagated(value, callstack.user_line()))
         return True
+
+    def _weights(self) -> list[float]:
+        """Return the sum of each parameter that the script's optimizers hold."""
+        optimizers = self.run.registers.of["optimizer"].alive()
+        held = (p for each in optimizers for group in each.param_groups for p in group["params"])
+        there = (p for p in held if not (is_lazy(p) or p.is_meta) and p.layout is torch.strided)
+        return [float(p.detach().double().abs().sum()) for p in there]
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether what its optimizers hold has changed since the first backward pass."""
+        return self._weights() != self._first_weights
 
     def on_zero_grad(self) -> None:
         """Note whether anything of what was back-propagated is left."""

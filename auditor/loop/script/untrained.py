@@ -31,7 +31,7 @@ def untrained(discovery: Discovery, error: BaseException | None) -> Exception:
         ahead = "the training loop to audit" if discovery.passing_by else ahead
         when = reads if isinstance(error, EOFError) else f", before {ahead}"
         return UserCodeError(f"running {name}{when}", error)
-    idle = discovery.backwards and not discovery.steps
+    idle = discovery.backwards and not discovery.steps and not discovery.has_moved
     if idle and (made := discovery.run.registers.of["optimizer"].alive()):
         return NeverStepsError(f"{name} {_never_steps(discovery, made[0])}")
     return TargetError(f"{name} {_why(discovery)}")
