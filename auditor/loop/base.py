@@ -103,6 +103,7 @@ class Loop(ABC):
         planned_epochs: what the user's own loop calls its number of epochs; 0 when unknown.
         counted_epochs: how often the user's own loop goes through the loader, at the most; 0 unless
             certain.
+        counted_batches: of an epoch, where no loader says how many there are; 0 unless certain.
         runs_whole: the user's own loop leaves off early neither in an epoch nor between two.
         starting: the program is on its way to its training loop, for the first time or again.
         metrics: the user's own, where some were found.
@@ -125,6 +126,7 @@ class Loop(ABC):
     epoch_per_step: bool = False
     planned_epochs: int = 0
     counted_epochs: int = 0
+    counted_batches: int = 0
     runs_whole: bool = False
     starting: bool = False
     makes_batches: bool = False
@@ -173,6 +175,13 @@ class Loop(ABC):
             UserCodeError: that could not be found out.
         """
         return self.split_batch(batch)
+
+    def validation_modes(self) -> dict[str, bool]:
+        """Return, by module name, which were in train mode when the user's code validated.
+
+        Of a loop that validates on rows that come from no loader; empty where that was not seen.
+        """
+        return {}
 
     def prepare(self, batch: Any) -> None:
         """Get ready for a step on ``batch``, by steps that are undone where it takes some."""

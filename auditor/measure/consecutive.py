@@ -35,8 +35,8 @@ def consecutive_batches(loop: Loop, count: int) -> Iterator[Any]:
 
 
 def batches_per_epoch(loop: Loop) -> int:
-    """Return the batches in one epoch of the training; 0 where the loader has no length."""
+    """Return the batches in one epoch of the training; 0 where that is not known."""
     try:
         return len(loop.train_loader)
     except (TypeError, NotImplementedError):
-        return 0
+        return loop.counted_batches

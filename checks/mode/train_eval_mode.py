@@ -49,7 +49,8 @@ class TrainEvalMode(Check):
         - Warns when only some are; batch normalisation in eval mode while the rest trains is a
           usual way to fine-tune.
         - Scripts are also run to the end of the epoch: the modes during validation, and in the
-          first step of the next epoch, are judged in the same way.
+          first step of the next epoch, are judged in the same way. Of a script without a loader
+          these are the modes in which it calls its network on rows that are named as validation's.
         - Warns of a network beside the main one (a teacher, a reference) that is called in the
           steps, that no optimizer holds and whose weights stand still, with dropout or batch
           normalisation in train mode. An average that moves may be noisy by design.
@@ -88,7 +89,8 @@ class TrainEvalMode(Check):
         if second is not None and not all(mode.training for mode in left):
             when = "in training steps after the first epoch: validation, or other code between"
             return self._asleep(audit, (second,), left, f"{when} epochs, leaves them in that mode")
-        awake = _awake_in_validation(second, audit.loop.model) if second is not None else []
+        flags = second.validation_flags if second is not None else audit.loop.validation_modes()
+        awake = _awake_in_validation(flags, audit.loop.model)
         return self._validated_in_train_mode(audit, awake) if awake else None
 
     def _beside(self, audit: Audit) -> Result | None:
@@ -247,13 +249,13 @@ def _modes(flags: Mapping[str, bool], model: nn.Module) -> list[Mode]:
     ]
 
 
-def _awake_in_validation(second: Observation, model: nn.Module) -> list[Mode]:
+def _awake_in_validation(flags: dict[str, bool], model: nn.Module) -> list[Mode]:
     """Return the dropouts and normalisations, if all were in train mode on validation's batch.
 
     Some in train mode may be meant (Monte Carlo dropout). A forward of the user's own that reads
     the mode may return losses in train mode only, as torchvision's detectors do.
     """
-    flags, modules = second.validation_flags, dict(model.named_modules())
+    modules = dict(model.named_modules())
     modes = _modes(flags, model)
     inner = [mode for mode in modes if mode.name and not mode.frozen]
     stock = [mode for mode in inner if isinstance(modules[mode.name], _STOCK)]

@@ -430,8 +430,9 @@ class Discovery(ScriptListener):
             self._calls.close()
         run.training_at = callstack.user_line()
         run.planned_epochs = planned_epochs()
-        # Of a run without a loader the loop counts steps.
-        run.span = PlannedRun() if without_loader else counted_span()
+        run.span = counted_span()
+        if without_loader and not run.span.batches:
+            run.span = PlannedRun()  # the loop counts steps
         run.counts_batches = not without_loader and counts_batches()
         run.stops_at_loader_end |= run.counts_batches
         run.phase = max(self.phases.number, 1)

@@ -77,6 +77,7 @@ class EvaluationLog:
         loaders: in the order in which they were first read.
         names: the words of the names that each had when it was read, by its id.
         calls: those on validation data that came from no loader.
+        modes: whether each module was in train mode in the last of them.
         closed: nobody asks any more.
     """
 
@@ -84,6 +85,7 @@ class EvaluationLog:
         self.loaders: list[Any] = []
         self.names: dict[int, set[str]] = {}
         self.calls: list[EvaluationCall] = []
+        self.modes: dict[nn.Module, bool] = {}
         self.closed = False
         self._looked_at = 0
         self._known: set[str] = set()
@@ -148,6 +150,7 @@ class EvaluationLog:
         except (RuntimeError, NotImplementedError, TypeError):
             return None  # of tensors that have no values, as under vmap, nothing is known
         self.calls.append(seen)
+        self.modes.update((each, each.training) for each in module.modules())
         return seen.compared
 
     def rest(self) -> None:
@@ -155,7 +158,7 @@ class EvaluationLog:
         self._comparing.leave()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything but the modes."""
         self.rest()
         self.closed = True
         self.loaders, self.names, self.calls = [], {}, []

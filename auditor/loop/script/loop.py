@@ -63,6 +63,7 @@ class ScriptLoop(Loop):
         self.rates_rise = run.rates_rise
         self.planned_epochs = run.planned_epochs
         self.counted_epochs, self.runs_whole = run.span.epochs, run.span.whole
+        self.counted_batches = run.span.batches if run.without_loader else 0
         self._steps = ScriptSteps(run)
         self._has_ended_epoch = False
         self._splitter = BatchSplitter(self._steps)
@@ -170,6 +171,14 @@ class ScriptLoop(Loop):
     def split_batch(self, batch: Any) -> ModelInputs:
         """Take ``batch`` apart as the script does: by what was learnt, else by letting it."""
         return self._splitter.split_batch(batch)
+
+    def validation_modes(self) -> dict[str, bool]:
+        """Return, by module name, which were in train mode when the script validated."""
+        if self.lacks(Needs.VAL_LOADER):  # which looks for it
+            return {}
+        modes = self._run.evaluated.modes
+        named = self.model.named_modules()
+        return {name: modes[module] for name, module in named if module in modes}
 
     # --- steps ------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from nnaudit.loop.script.planned_run import counted_span
 
@@ -139,3 +140,44 @@ def test_a_trainer_that_stops_early_is_not_whole(
     assert counted(tmp_path, script, trainer=trainer).whole
     trainer.callbacks = [EarlyStopping()]  # type: ignore[attr-defined]
     assert not counted(tmp_path, script, trainer=trainer).whole
+
+
+MADE = """
+for epoch in range(6):
+    order = torch.randperm(len(x))
+    for i in OVER:
+        found.append(span())
+"""
+
+
+@pytest.mark.parametrize(
+    ("over", "batches"),
+    [
+        ("range(0, len(x), 32)", 4),
+        ("range(0, x.shape[0], size)", 4),
+        ("tqdm(range(0, x.size(0) - size, size))", 3),
+        ("range(len(x) // size)", 3),
+        ("range(n // size)", 3),
+        ("order.split(size)", 4),
+        ("torch.randperm(n).split(size)", 4),
+        ("range(4)", 0),
+        ("range(n)", 0),
+        ("range(0, n)", 0),
+        ("range(0, len(mine), size)", 0),
+        ("range(0, n, 1)", 0),
+        ("order", 0),
+        ("text.split(' ')", 0),
+    ],
+)
+def test_batches_that_a_loop_makes_of_the_places_of_rows(
+    tmp_path: Path, over: str, batches: int
+) -> None:
+    class Mine:
+        def __len__(self) -> int:  # the user's code, which nothing may call to find out
+            return 100
+
+    names = {"torch": torch, "tqdm": lambda it: it, "x": torch.zeros(100, 2), "n": 100, "size": 32}
+    script = MADE.replace("OVER", over)
+    said = counted(tmp_path, script, mine=Mine(), text="a b", **names)
+    assert said.batches == batches
+    assert (said.epochs, said.whole) == (6, batches > 0 or over == "order")

@@ -272,6 +272,35 @@ class TestScripts:
         assert run(5, "model.train()", validation).status is Status.PASS
 
 
+WITHOUT_LOADER = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+x = torch.randn(96, 6)
+y = x.argmax(1)
+x_train, y_train, x_val, y_val = x[:64], y[:64], x[64:], y[64:]
+model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 6))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(9):
+    model.train()
+    order = torch.randperm(64)
+    for i in range(0, 64, 8):
+        rows = order[i : i + 8]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x_train[rows]), y_train[rows]).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        print(float((model(x_val).argmax(1) == y_val).float().mean()))
+"""
+
+
+@pytest.mark.parametrize("modes", ["model.eval()", "pass"])
+def test_a_validation_on_rows_of_no_loader(modes: str, ask_script: Any) -> None:
+    result = ask_script(TrainEvalMode, WITHOUT_LOADER.replace("model.eval()", modes))
+    assert result.status is (Status.FAIL if modes == "pass" else Status.PASS), result.message
+
+
 AVERAGED = """
 import torch
 from torch import nn
