@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset, TensorDataset
 
+from nnaudit.loop.losses import LOSS_FUNCTIONS
 from nnaudit.loop.script.channel import Call
 from nnaudit.loop.script.listening import Listening
 from nnaudit.loop.script.mapping import find
@@ -57,15 +58,17 @@ class EvaluationCall:
 
     Attributes:
         call: the call, its arguments copied.
-        by: whose name says that the data are for validation.
+        by: whose name says that the data are for validation; None where no name says anything.
         compared: what its output was compared with since, the first first.
+        scored: what of that a loss was computed with, or what was asked whether it is equal.
         named: tensors in variables that are named after validation data.
         location: the user's line that called the network.
     """
 
     call: Call
-    by: Named
+    by: Named | None
     compared: list[Tensor] = field(default_factory=list)
+    scored: list[Tensor] = field(default_factory=list)
     named: tuple[Tensor, ...] = ()
     location: Location | None = None
 
@@ -77,6 +80,7 @@ class EvaluationLog:
         loaders: in the order in which they were first read.
         names: the words of the names that each had when it was read, by its id.
         calls: those on validation data that came from no loader.
+        unnamed: calls in eval mode on what no name says anything of.
         modes: whether each module was in train mode in the last of them.
         closed: nobody asks any more.
     """
@@ -85,6 +89,7 @@ class EvaluationLog:
         self.loaders: list[Any] = []
         self.names: dict[int, set[str]] = {}
         self.calls: list[EvaluationCall] = []
+        self.unnamed: list[EvaluationCall] = []
         self.modes: dict[nn.Module, bool] = {}
         self.closed = False
         self._looked_at = 0
@@ -117,16 +122,16 @@ class EvaluationLog:
         ``given`` are batches that loaders have given the script: calls on these are no news.
         """
         self.rest()
-        compared = self._noted(module, args, kwargs, given)
+        seen = self._noted(module, args, kwargs, given)
         output = run(args, kwargs)
-        if compared is not None:
-            self._comparing.enter(None, (_Comparisons(compared, output),))
+        if seen is not None:
+            self._comparing.enter(None, (_Comparisons(seen, output),))
         return output
 
     def _noted(
         self, module: nn.Module, args: Any, kwargs: Any, given: Iterable[Any]
-    ) -> list[Tensor] | None:
-        """Note the call that is about to be made; return the list for what it is compared with."""
+    ) -> EvaluationCall | None:
+        """Note the call that is about to be made, and return it if what comes of it matters."""
         tensors = [tensor for _, tensor in batches.tensors((args, kwargs))]
         if self.closed or self._looked_at >= MOST_CALLS or not tensors:
             return None
@@ -136,22 +141,29 @@ class EvaluationLog:
                 return None
             self._bytes += sum(each.numel() * each.element_size() for each in tensors)
             told = purpose_of(tensors)
-            if self._bytes > _BYTES or told is None or told[0] != "validation":
+            other = module.training if told is None else told[0] == "training"
+            if other or self._bytes > _BYTES or not self._is_news(args, kwargs):
                 return None
-            if (digest := batches.digest((args, kwargs))) in self._known:
-                return None
-            self._known.add(digest)
             seen = EvaluationCall(
                 recorded(module, args, kwargs),
-                by=told[1],
+                by=told[1] if told is not None else None,
                 named=tuple(_named_after_validation(tensors)),
                 location=callstack.user_line(),
             )
         except (RuntimeError, NotImplementedError, TypeError):
             return None  # of tensors that have no values, as under vmap, nothing is known
-        self.calls.append(seen)
-        self.modes.update((each, each.training) for each in module.modules())
-        return seen.compared
+        if seen.by is None:
+            self.unnamed.append(seen)
+        else:
+            self.calls.append(seen)
+            self.modes.update((each, each.training) for each in module.modules())
+        return seen
+
+    def _is_news(self, args: Any, kwargs: Any) -> bool:
+        """Whether no call with the same values was seen."""
+        digest = batches.digest((args, kwargs))
+        known, self._known = digest in self._known, self._known | {digest}
+        return not known
 
     def rest(self) -> None:
         """Whatever the script compares from now on is no output of the last call."""
@@ -161,7 +173,7 @@ class EvaluationLog:
         """Let go of everything but the modes."""
         self.rest()
         self.closed = True
-        self.loaders, self.names, self.calls = [], {}, []
+        self.loaders, self.names, self.calls, self.unnamed = [], {}, [], []
 
 
 def _named_after_validation(inputs: list[Tensor]) -> Iterator[Tensor]:
@@ -176,9 +188,9 @@ def _named_after_validation(inputs: list[Tensor]) -> Iterator[Tensor]:
 class _Comparisons(TorchFunctionMode):
     """Notes which tensors that were there before meet those that come of a network's output."""
 
-    def __init__(self, found: list[Tensor], output: Any) -> None:
+    def __init__(self, seen: EvaluationCall, output: Any) -> None:
         super().__init__()
-        self._found = found
+        self._seen = seen
         # Held, lest their memory becomes another's.
         self._made = [tensor for _, tensor in batches.tensors(output)]
         self._storages = {_storage(tensor) for tensor in self._made}
@@ -198,14 +210,19 @@ class _Comparisons(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             come = {_storage(each) in self._storages for each in given}
             if come == {True, False}:
-                self._found += [
-                    each.detach() for each in given if _storage(each) not in self._storages
-                ]
+                met = [each.detach() for each in given if _storage(each) not in self._storages]
+                self._seen.compared.extend(met)
+                scores = func in LOSS_FUNCTIONS or func in _EQUALS
+                if scores and not torch.is_grad_enabled():  # else it is a label for training
+                    self._seen.scored.extend(met)
             if True in come:
                 made = [each for _, each in batches.tensors(result)]
                 self._made += made
                 self._storages |= {_storage(each) for each in made}
         return result
+
+
+_EQUALS = frozenset({torch.eq, Tensor.eq, Tensor.__eq__})
 
 
 def _storage(tensor: Tensor) -> int:
@@ -343,6 +360,37 @@ def evaluated_batches(
             location = location or seen.location
             found += _in_parts(batch, batches.size(roles.batch))
     return EvaluatedBatches(found, location) if found else None
+
+
+def scored_calls(roles: TrainingObjects, calls: Iterable[EvaluationCall]) -> list[EvaluationCall]:
+    """Return those of which a loss or hits were computed, on other rows than those of training.
+
+    What no name says anything of, as ``x1`` beside ``x0``, is known by that.
+    """
+    if roles.entry is None:
+        return []
+    return [
+        replace(each, compared=each.scored, by="function")
+        for each in calls
+        if each.scored and not _share_rows(each.call, roles.entry)
+    ]
+
+
+_ROWS = 8
+"""Rows from all over a training batch that are looked for among those of an evaluation."""
+
+
+def _share_rows(call: Call, entry: Call) -> bool:
+    """Whether half of the rows of a training step are among those of an evaluation."""
+    theirs, mine = ([t for _, t in batches.tensors((c.args, c.kwargs))][:1] for c in (call, entry))
+    if not theirs or not mine or theirs[0].ndim == 0 or mine[0].ndim == 0:
+        return True
+    every = max(1, len(mine[0]) // _ROWS)
+    rows, known = theirs[0].detach(), mine[0].detach()[::every][:_ROWS]
+    if rows.shape[1:] != known.shape[1:] or rows.layout is not torch.strided:
+        return True
+    found = [bool((rows == row).flatten(1).all(1).any()) for row in known]
+    return 2 * sum(found) >= len(found)
 
 
 def _is_training(call: Call, entry: Call) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nnaudit.errors import NnauditError, user_code
 from nnaudit.loop.script.channel import StepRequest
-from nnaudit.loop.script.evaluation import evaluated_batches, validation_loader
+from nnaudit.loop.script.evaluation import evaluated_batches, scored_calls, validation_loader
 from nnaudit.loop.script.run import Run
 from nnaudit.loop.script.steps import ScriptSteps
 from nnaudit.state.snapshot import preserved
@@ -95,7 +95,12 @@ def _chosen(run: Run) -> Any:
     loader = validation_loader(run.registers, run.train_loader, seen.loaders, seen.names)
     if loader is not None:
         return loader
-    return evaluated_batches(roles, seen.calls) or _by_convention(run)
+    named = evaluated_batches(roles, seen.calls)
+    return (
+        named
+        or evaluated_batches(roles, scored_calls(roles, seen.unnamed))
+        or (_by_convention(run))
+    )
 
 
 def _by_convention(run: Run) -> Any:

@@ -220,6 +220,39 @@ for step in range(300):
     assert rows == HELD
 
 
+UNNAMED = """
+Xa, Ya, Xb, Yb = X[:32].clone(), Y[:32].clone(), X[32:].clone(), Y[32:].clone()
+for step in range(300):
+    fit(Xa, Ya)
+    if step % 10 == 0:
+        model.eval()
+        with torch.no_grad():
+            loss = F.cross_entropy(model(Xb), Yb)
+        model.train()
+"""
+
+
+def test_other_rows_that_a_loss_is_computed_of_in_eval_mode_are_validation(found: Any) -> None:
+    assert found(UNNAMED)[0] == HELD
+    hits = UNNAMED.replace("F.cross_entropy(model(Xb), Yb)", "(model(Xb).argmax(1) == Yb).sum()")
+    assert found(hits)[0] == HELD
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model(Xb), Yb", "model(Xa), Ya"),
+        ("model(Xb), Yb", "model(Xa[8:]), Ya[8:]"),
+        ("model.eval()", "pass"),
+        ("F.cross_entropy(model(Xb), Yb)", "model(Xb) - Xb[:, :1]"),
+        ("torch.no_grad()", "torch.enable_grad()"),
+    ],
+    ids=["training rows", "some of them", "train mode", "no score", "gradients"],
+)
+def test_what_else_a_network_is_called_on_is_none(found: Any, old: str, new: str) -> None:
+    assert found(UNNAMED.replace(old, new))[0] == []
+
+
 def test_what_the_loop_does_not_show_comes_from_a_conventional_name(found: Any) -> None:
     text = """
 def val_loader():
