@@ -30,6 +30,12 @@ class TargetError(NnauditError):
     """The target cannot be loaded: missing, not Python, without a model."""
 
 
+class BrokenTargetError(TargetError):
+    """The user's code raised while the target was loaded: as in a script, before its first step."""
+
+    exit_code = 4
+
+
 class NeverStepsError(TargetError):
     """The program made an optimizer and called backward(), and the optimizer took no step."""
 

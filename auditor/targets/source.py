@@ -204,6 +204,22 @@ class Source:
             node=node,
         )
 
+    def is_mentioned(self, line: int) -> bool:
+        """Whether the name of the function that begins at ``line`` is read anywhere; True for 0."""
+        names = {
+            node.name for kind in _DEFINITIONS for node in self.find(kind) if node.lineno == line
+        }
+        return not names or not names.isdisjoint(self._read)
+
+    @cached_property
+    def _read(self) -> frozenset[str]:
+        """Every name and attribute that is read, and every text, which may name one."""
+        return frozenset(
+            {node.id for node in self.find(ast.Name) if isinstance(node.ctx, ast.Load)}
+            | {node.attr for node in self.find(ast.Attribute)}
+            | {node.value for node in self.find(ast.Constant) if isinstance(node.value, str)}
+        )
+
     def uncalled(self, name: str) -> tuple[int, ...]:
         """Return the lines whose statement is a method's name, without the call: ``opt.step``."""
         return tuple(

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnaudit.errors import (
+    BrokenTargetError,
     NnauditError,
     TargetError,
     describe,
@@ -179,8 +180,8 @@ def _made_by(function: Callable[[], Any], path: Path) -> Any:
         raise _failure(path, f"{function.__name__}() failed", error) from error
 
 
-def _failure(path: Path, what: str, error: Exception) -> TargetError:
-    failure = TargetError(f"{_place(error, path)}: {what}: {describe(error)}")
+def _failure(path: Path, what: str, error: Exception) -> BrokenTargetError:
+    failure = BrokenTargetError(f"{_place(error, path)}: {what}: {describe(error)}")
     failure.add_note(user_traceback(error))
     return failure
 

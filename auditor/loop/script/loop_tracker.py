@@ -100,9 +100,9 @@ def elsewhere(
     """Return what else the text of ``script`` trains by than the loop ``at``, where that runs.
 
     By the name of what is called, the lines that call it: ``backward`` where it is part of no
-    function of the audited loop, and functions that lead to the loop and are called again.
-    ``backwards`` are the lines that back-propagated in the loop's first step, ``past`` those that
-    were at work in earlier loops.
+    function of the audited loop, nor of one that nothing speaks of, and functions that lead to the
+    loop and are called again. ``backwards`` are the lines that back-propagated in the loop's first
+    step, ``past`` those that were at work in earlier loops.
     """
     source, frames = source_of(script), callstack.user_frames()
     leading = [frame for frame in frames[: len(at.calls)] if _is_of(frame, script)]
@@ -121,6 +121,7 @@ def elsewhere(
             call
             for call in outside
             if call.name == "backward" and call.function not in below and call.line not in backwards
+            if source.is_mentioned(call.function)
         ]
     }
     for frame in leading:

@@ -236,7 +236,6 @@ class TestAudits:
         ("text", "said"),
         [
             ("def f(:\n", "net.py:1: syntax error"),
-            ("import no_such_module\n" + SOURCE, "no_such_module"),
             ("x = 1\n", "defines no model"),
             (SOURCE.replace("256, 8", "0, 8").replace(", shuffle=True", ""), "yields no batch"),
             (SOURCE.replace("(output, target)", "(output, target, reduction='none')").replace(
@@ -249,6 +248,17 @@ class TestAudits:
         result = run(program(text))
         assert result.exit_code == 2
         assert said in one_sentence(result)
+
+    @pytest.mark.parametrize(
+        "line", ["import no_such_module", "raise ValueError('no_such_module')"]
+    )
+    @pytest.mark.parametrize("form", ["module", "script"])
+    def test_a_program_that_raises_before_it_trains_has_one_exit_code(
+        self, form: str, line: str
+    ) -> None:
+        result = run("--as", form, program(f"{line}\n{SOURCE}"))
+        assert result.exit_code == 4
+        assert "no_such_module" in result.stderr
 
     def test_unknown_codes_and_missing_devices(self) -> None:
         for words, said in (

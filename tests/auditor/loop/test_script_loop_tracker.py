@@ -227,6 +227,17 @@ def replicated(loop: ScriptLoop) -> None:
         assert other.step(next(iter(other.batches()))).loss > 0
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_a_function_that_nothing_speaks_of_is_no_other_loop(used: bool, drive: Any) -> None:
+    function = PRETRAINING.partition("\npretrain(")[0]
+    more = "\nchosen = pretrain if x is None else None\n" if used else "\n"
+
+    def body(loop: ScriptLoop) -> None:
+        assert ("other loops" in parts(loop)) is used
+
+    drive(HEAD + function + more + TRAINING, None, body)
+
+
 def test_the_first_of_two_loops_is_audited_and_the_other_is_named(drive: Any) -> None:
     script = HEAD + PRETRAINING + TRAINING
 
