@@ -14,6 +14,9 @@ from nnaudit.targets import batch as batches
 
 ENOUGH = 200
 """Rows with which a signal worth learning would show in a table or in pictures."""
+_EXPECTED = 10.0
+"""Deviations to be expected on validation from which on finding fewer than two is no chance."""
+
 ENOUGH_TELLING = 50
 """So many of them must be outside the commonest class."""
 
@@ -31,6 +34,8 @@ class LabelSignals(Check):
         - Warns when all views stay below `none` where a signal is to be expected: 200 rows or more
           of pictures or of a table of measurements, 50 of them outside the commonest class; or
           where validation rows show a signal that training rows do not.
+        - Warns when the rows of a training table show a signal so clear that 10 deviations are to
+          be expected of validation's rows (200 or more), and these stay below `none`.
         - Warns when a column of a table of numbers, one of several, is the target under another
           name: it takes one value for each class and another for each other class, or is the
           target of a regression up to scale and offset, in all rows read of training and of
@@ -71,6 +76,8 @@ class LabelSignals(Check):
         """Judge the clearest view."""
         best = max(seen.z, key=lambda view: seen.z[view])
         told = f"z = {seen.best:.1f} for {best}, {seen.rows:,} rows"
+        if val is not None and self._only_in_training(audit, seen, val):
+            return self._lost(audit, seen, val)
         if seen.best > self.option(audit, "z"):
             return self.passed(
                 f"The inputs predict the labels better than chance ({told}).", evidence=_table(seen)
@@ -100,6 +107,34 @@ class LabelSignals(Check):
             f"No simple model predicts the labels (best z = {seen.best:.1f} over {seen.rows:,} "
             "rows), which proves nothing for inputs of this kind.",
             evidence=_table(seen),
+        )
+
+    def _only_in_training(self, audit: Audit, seen: Signal, val: Signal) -> bool:
+        """Whether so many validation rows must show a signal if training's were theirs.
+
+        The deviation grows at least with the root of the number of rows.
+        """
+        if (
+            not (seen.table and val.table)
+            or min(seen.rows, val.rows) < ENOUGH
+            or val.telling < ENOUGH_TELLING
+        ):
+            return False
+        expected = seen.best * min(val.rows / seen.rows, 1.0) ** 0.5
+        return expected > _EXPECTED and val.best < self.option(audit, "none")
+
+    def _lost(self, audit: Audit, seen: Signal, val: Signal) -> Result:
+        return self.warned(
+            f"What predicts the training labels (z = {seen.best:.1f}, {seen.rows:,} rows) predicts "
+            f"those of validation no better than shuffled labels (z = {val.best:.1f}, "
+            f"{val.rows:,} rows): validation's inputs and labels are misaligned, or a training "
+            "column was made from the labels of its own rows.",
+            measured=f"z = {val.best:.1f} on validation",
+            threshold=f"z > {self.option(audit, 'none'):g}",
+            evidence=_table(seen),
+            location=audit.loop.locate("val_loader"),
+            fix="join tables by a key, not by position; encode a category by other rows' targets "
+            "(sklearn.preprocessing.TargetEncoder().fit_transform)",
         )
 
     def _answered(self, audit: Audit, seen: Signal) -> Result:
