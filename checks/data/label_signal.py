@@ -7,6 +7,7 @@ from typing import ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.measure.told_targets import Told, told_target
 from nnaudit.probes.first_steps import First, FirstSteps, is_given
 from nnaudit.probes.label_signal import FEWEST, LabelSignal, Signal
 from nnaudit.report import Evidence, Kind, Result, Table
@@ -40,6 +41,9 @@ class LabelSignals(Check):
           name: it takes one value for each class and another for each other class, or is the
           target of a regression up to scale and offset, in all rows read of training and of
           validation. Chance would have to deal all of 100 rows or more; but a task may be as easy.
+        - Warns when a target that the loss compares with is bit for bit a number of the row's
+          inputs, in all of 100 rows, and not most of the row's targets are (as in reconstruction):
+          a forecast that begins with the last step of its window.
         - Two inputs of one shape may be compared, and then neither alone tells the label: of such
           batches only validation's signal counts.
         - Never fails: a task can need more than distances (parity, comparing two inputs), or hold
@@ -60,6 +64,8 @@ class LabelSignals(Check):
 
     def run(self, audit: Audit) -> Result:
         """Look for the target among the inputs, then for what the inputs have to do with it."""
+        if (told := _told(audit.probe(FirstSteps))) is not None:
+            return self._told(audit, told)
         signals = audit.probe(LabelSignal)
         seen, val = signals.train, signals.val
         if seen is None:
@@ -109,6 +115,24 @@ class LabelSignals(Check):
             evidence=_table(seen),
         )
 
+    def _told(self, audit: Audit, seen: Told) -> Result:
+        place = ", ".join(map(str, seen.place))
+        which = f"Target {seen.number} of {seen.targets}" if seen.targets > 1 else "The target"
+        last = len(seen.shape) > 1 and seen.place[0] == seen.shape[0] - 1
+        return self.warned(
+            f"{which} of each row is the number at [{place}] of its input batch{seen.path}, bit by "
+            f"bit, in all of {seen.rows:,} rows: "
+            + ("the last step of the window is to be forecast, " if last else "")
+            + "which the network can copy.",
+            measured=f"{seen.told} of {seen.targets} targets among the inputs",
+            threshold="0",
+            location=audit.loop.locate(getattr(audit.loop.train_loader, "dataset", None))
+            or audit.loop.locate("train_loader"),
+            fix="take the targets one step later: x[i : i + past], x[i + past : i + past + ahead]"
+            if len(seen.shape) > 1
+            else "leave that column out of the inputs",
+        )
+
     def _only_in_training(self, audit: Audit, seen: Signal, val: Signal) -> bool:
         """Whether so many validation rows must show a signal if training's were theirs.
 
@@ -127,8 +151,8 @@ class LabelSignals(Check):
         return self.warned(
             f"What predicts the training labels (z = {seen.best:.1f}, {seen.rows:,} rows) predicts "
             f"those of validation no better than shuffled labels (z = {val.best:.1f}, "
-            f"{val.rows:,} rows): validation's inputs and labels are misaligned, or a training "
-            "column was made from the labels of its own rows.",
+            f"{val.rows:,} rows): inputs and labels are misaligned, in validation or in both, or a "
+            "training column was made from the labels of its own rows.",
             measured=f"z = {val.best:.1f} on validation",
             threshold=f"z > {self.option(audit, 'none'):g}",
             evidence=_table(seen),
@@ -149,6 +173,15 @@ class LabelSignals(Check):
             location=audit.loop.locate("train_loader"),
             fix='features = table.drop(columns=["the target"])  # also what is known only later',
         )
+
+
+def _told(first: First) -> Told | None:
+    """Return a target of the main loss that the inputs hold."""
+    for main in first.supervised:
+        found = told_target(first.batches, [call.target for call in main.calls])
+        if found is not None and main.calls[0].compares:
+            return found
+    return None
 
 
 def _holds_pairs(first: First) -> bool:
