@@ -48,6 +48,9 @@ def told_target(held: Sequence[Any], targets: Sequence[Tensor]) -> Told | None:
         held: batches, as the loader made them.
         targets: what the loss compares with, (rows, ...), of each.
 
+    It is one number of the input, and no other of that row: what stays the same through a window
+    is no forecast. Of several targets beside a table, in which a state may have constant parts,
+    only the first counts, and the last column: a window of one series.
     Nothing is said of rows of which more than half of several targets are among the inputs: these
     are what is to be put together again, or moved by a step.
     """
@@ -64,8 +67,11 @@ def told_target(held: Sequence[Any], targets: Sequence[Tensor]) -> Told | None:
     for path, rows in _inputs(held, targets):
         values = rows.reshape(len(rows), -1).to(answers.dtype)
         said = {i: j for i in varied if (j := _equal(values, answers[:, i])) is not None}
-        if said and (answers.shape[1] == 1 or len(said) <= answers.shape[1] / 2):
-            number, place = min(said.items())
+        if not said or len(said) > max(answers.shape[1] / 2, 1):
+            continue
+        number, place = min(said.items())
+        of_table = rows.ndim == 2 and answers.shape[1] > 1
+        if not of_table or (number, place) == (0, values.shape[1] - 1):
             where = torch.unravel_index(torch.tensor(place), rows.shape[1:])
             return Told(
                 path, tuple(map(int, where)), tuple(rows.shape[1:]), number, len(said),
@@ -92,6 +98,6 @@ def _inputs(held: Sequence[Any], targets: Sequence[Tensor]) -> list[tuple[str, T
 
 
 def _equal(values: Tensor, answer: Tensor) -> int | None:
-    """Return the column of ``values`` that is ``answer`` in all rows; None for none."""
+    """Return the one column of ``values`` that is ``answer`` in all rows; None for none."""
     same = torch.nonzero((values == answer[:, None]).all(0)).flatten()
-    return int(same[-1]) if len(same) else None
+    return int(same[0]) if len(same) == 1 else None

@@ -12,6 +12,7 @@ made with validation's targets.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,9 @@ from nnaudit.probes.rows import TrainRows, columns_of
 
 MOST_ROWS = 2**16
 _MOST_COLUMNS = 256
+
+_TIMED, _SECONDS = 32, 3.0
+"""Rows that are read to tell how long all take, and how long they may."""
 
 FEWEST_GROUPS = 30
 """Five times as many as there are unknown numbers: they cannot fit by accident."""
@@ -97,8 +101,12 @@ def _all_rows(access: RandomAccess | None) -> dict[str, Tensor] | None:
         return None
     try:
         one = columns_of(access.fetch(indices[:1])).values()
+        started = time.perf_counter()
+        some = indices[:_TIMED]
+        access.fetch(some)
+        seconds = (time.perf_counter() - started) * len(indices) / max(len(some), 1)
         is_table = sum(each.numel() for each in one) <= 2 * _MOST_COLUMNS
-        return columns_of(access.fetch(indices)) if is_table else None
+        return columns_of(access.fetch(indices)) if is_table and seconds < _SECONDS else None
     except UserCodeError:
         return None
 

@@ -101,7 +101,8 @@ class MetricMeaning(Check):
           epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
           number of rows or a mean prediction, are not judged as long as another value changes.
-        - Metrics of libraries need not be 1: a label that does not occur may count as 0.
+        - Metrics of libraries need not be 1: a label that does not occur may count as 0. So may it
+          in your own, accuracy excepted, where not all classes occur.
         - It warns where the share of one class is at least the option `majority` and accuracy is
           all that is measured.
         - It notes where the mean over the loader's batches differs from the value on all
@@ -420,7 +421,10 @@ class MetricMeaning(Check):
                     fix="check the order of the arguments and the axis: metric(output, target)",
                     **details,
                 )
-            if not (metric.of_library or _is_perfect(best, target)) and best_is_one(name):
+            held_to_one = best_is_one(name) and (
+                not isinstance(sample, Sample) or sample.whole or "acc" in name.lower()
+            )
+            if held_to_one and not metric.of_library and not _is_perfect(best, target):
                 return self.failed(
                     f"{name} is {best:.4g} for perfect predictions, and should be 1.",
                     threshold="1, or 100%, or the number of rows",

@@ -96,6 +96,12 @@ class Sample:
         return output.movedim(self.axis, -1)[kept], target[kept]
 
     @property
+    def whole(self) -> bool:
+        """Whether all classes occur: one that does not may count as 0 in a mean over classes."""
+        found = len(torch.unique(self.known[1]))
+        return self.task != "classes" or found == self.output.shape[self.axis]
+
+    @property
     def majority(self) -> float:
         """The share of the most frequent class."""
         counts = torch.unique(self.known[1].long(), return_counts=True)[1]

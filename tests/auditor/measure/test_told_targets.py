@@ -46,3 +46,24 @@ def test_few_kinds_of_values_are_not() -> None:
 def test_a_target_that_is_an_input_is_not() -> None:
     x, _ = windows(0)
     assert told_target([(x,)], [x]) is None
+
+
+def test_a_constant_part_of_a_state_is_not() -> None:
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.stack([x[:, 0] + 0.1 * x[:, 1], x[:, 1] - 0.1 * x[:, 0], x[:, 2]], 1)
+    assert told_target([(x, y)], [y]) is None
+
+
+def test_what_stays_the_same_through_a_window_is_not() -> None:
+    x, y = windows(0)
+    store = torch.randn(300, generator=torch.Generator().manual_seed(1))
+    x[..., 1] = store[:, None]
+    y = torch.cat([y, store[:, None]], 1)
+    assert told_target([(x, y)], [y]) is None
+
+
+def test_one_series_whose_forecast_begins_too_early_is() -> None:
+    x, y = windows(-1)
+    found = told_target([(x[..., 0], y)], [y])
+    assert found is not None
+    assert found.place == (23,)
