@@ -123,8 +123,8 @@ class _Tap(ResultTap):
         self.calls.append(
             _Call(
                 outermost.f_code.co_name,
-                tuple(t.detach().cpu().clone() for t in pair),  # type: ignore[union-attr, arg-type]
-                tuple(t.requires_grad for t in pair),  # type: ignore[union-attr, arg-type]
+                tuple(t.detach().cpu().clone() for t in pair),  # type: ignore[union-attr]
+                tuple(t.requires_grad for t in pair),  # type: ignore[union-attr]
                 callstack.user_line(),
             )
         )

@@ -152,7 +152,8 @@ class _Heard:
             pair = [_flat(each) for each in args[:2] if isinstance(each, (Tensor, np.ndarray))]
             if len(pair) == 2 and len(pair[0]) == len(pair[1]) >= _FEWEST:
                 name = getattr(function, "__name__", "the metric")
-                self.calls.append(_Call(name, *pair, [*self.outputs], callstack.user_line()))
+                where = callstack.user_line()
+                self.calls.append(_Call(name, pair[0], pair[1], [*self.outputs], where))
             return function(*args, **kwargs)
 
         return noted

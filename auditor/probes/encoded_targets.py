@@ -159,7 +159,7 @@ def _residuals(
             return None
         target = (target - target.mean()) / deviation  # noqa: PLW2901
         rows = np.bincount(group, minlength=len(values)).astype(np.float64)
-        sums = np.bincount(group, weights=target, minlength=len(values))
+        sums = np.bincount(group, target, len(values)).astype(np.float64)
         within = target - (sums / np.maximum(rows, 1.0))[group]
         if float(within[rows[group] > 1].std() if (rows > 1).any() else 0.0) < _WITHIN:
             return None
@@ -168,7 +168,7 @@ def _residuals(
     spread = float(values.std())
     value = (values - values.mean()) / (spread if spread > 0 else 1.0)
     fitted = value * (rows + val_rows)
-    known = [value, sums, rows, val_rows, np.ones(len(values))]
+    known: list[NDArray[np.float64]] = [value, sums, rows, val_rows, np.ones(len(values))]
     return _left([*known, val_sums], fitted), _left(known, fitted)
 
 

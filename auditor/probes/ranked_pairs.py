@@ -102,7 +102,9 @@ def _noting(calls: list[_Call]) -> Any:
         graph = graph_of(output)
         names = graph.operations if graph is not None else {_DISTANCES[0]}
         if not any(part in name for name in names for part in _DISTANCES):
-            output.register_hook(lambda gradient: call.gradients.append(gradient.detach().clone()))
+            keep = call.gradients.append
+            hook: Any = output.register_hook
+            hook(lambda gradient: keep(gradient.detach().clone()))
 
     return note
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
@@ -178,9 +180,12 @@ class LabelSignals(Check):
 def _told(first: First) -> Told | None:
     """Return a target of the main loss that the inputs hold."""
     for main in first.supervised:
-        found = told_target(first.batches, [call.target for call in main.calls])
-        if found is not None and main.calls[0].compares:
-            return found
+        targets = [call.arguments.get("target") for call in main.calls if call.compares]
+        known = [each for each in targets if isinstance(each, Tensor)]
+        if len(known) == len(main.calls):
+            found = told_target(first.batches, known)
+            if found is not None:
+                return found
     return None
 
 
