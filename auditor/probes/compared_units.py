@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.measure.metric_names import best_is_zero
+from nnaudit.measure.result_tap import FunctionTap
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_functions import named_functions
 from nnaudit.report import Location
@@ -41,6 +43,8 @@ _OF_SKLEARN = frozenset(
 
 _QUANTITIES = frozenset({"mse", "l1", "smooth_l1", "huber"})
 """Losses of which the targets are in the unit of the output."""
+
+_LOSSES = frozenset({F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss})
 
 _FEWEST = 16
 _EXACT = 1e-4
@@ -71,14 +75,16 @@ class ComparedUnits:
         return max(wide / narrow, abs(mean - other) / max(wide, 1e-30))
 
 
-class UnitsInValidation(Probe[tuple[ComparedUnits, ...]]):
+class UnitsInValidation(Probe[tuple[ComparedUnits, ...] | None]):
     """Ends an epoch, and listens to functions that compare quantities."""
 
     probes = (FirstSteps,)
     steps = 2
 
-    def measure(self, audit: Audit) -> tuple[ComparedUnits, ...]:
+    def measure(self, audit: Audit) -> tuple[ComparedUnits, ...] | None:
         """Return the calls whose predictions are a line of the network's outputs.
+
+        None where the program's own validation cannot be reached, or its targets are no quantities.
 
         Raises:
             OutOfBudgetError: the time is used up.
@@ -86,7 +92,7 @@ class UnitsInValidation(Probe[tuple[ComparedUnits, ...]]):
         loop = audit.loop
         trained = _trained_on(audit.probe(FirstSteps))
         if trained is None or loop.lacks(Needs.VAL_LOADER):
-            return ()
+            return None
         heard = _Heard()
         try:
             with ExitStack() as stack:
@@ -95,13 +101,14 @@ class UnitsInValidation(Probe[tuple[ComparedUnits, ...]]):
                     stack.callback(names.__setitem__, name, function)
                 hook = loop.model.register_forward_hook(heard.note_output)
                 stack.callback(hook.remove)
+                stack.enter_context(_LossTap(heard))
                 batch = next(iter(loop.batches()))
                 loop.step(batch)
                 heard.calls.clear()
                 if loop.next_epoch(batch) is None:
-                    return ()
+                    return None
         except (UserCodeError, RuntimeError, StopIteration):
-            return ()
+            return None
         return tuple(each for call in heard.calls if (each := _units(call, trained)))
 
 
@@ -144,19 +151,39 @@ class _Heard:
         if not torch.is_grad_enabled() and made is not None:
             self.outputs.append(_flat(made))
 
+    def keep(self, name: str, truth: Any, prediction: Any) -> None:
+        """Keep what a function is given, where these are as many numbers."""
+        given = [each for each in (truth, prediction) if isinstance(each, (Tensor, np.ndarray))]
+        pair = [_flat(each) for each in given]
+        if len(pair) == 2 and len(pair[0]) == len(pair[1]) >= _FEWEST:
+            where = callstack.user_line()
+            self.calls.append(_Call(name, pair[0], pair[1], [*self.outputs], where))
+
     def noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, taking notes."""
 
         @wraps(function)
         def noted(*args: Any, **kwargs: Any) -> Any:
-            pair = [_flat(each) for each in args[:2] if isinstance(each, (Tensor, np.ndarray))]
-            if len(pair) == 2 and len(pair[0]) == len(pair[1]) >= _FEWEST:
-                name = getattr(function, "__name__", "the metric")
-                where = callstack.user_line()
-                self.calls.append(_Call(name, pair[0], pair[1], [*self.outputs], where))
+            if len(args) > 1:
+                self.keep(getattr(function, "__name__", "the metric"), args[0], args[1])
             return function(*args, **kwargs)
 
         return noted
+
+
+class _LossTap(FunctionTap):
+    """Hears the losses that validation computes."""
+
+    def __init__(self, into: _Heard) -> None:
+        super().__init__()
+        self.into = into
+
+    def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """Keep what a loss of quantities is given without gradients."""
+        if func in _LOSSES and not torch.is_grad_enabled() and len(args) > 1:
+            with torch._C.DisableTorchFunction():
+                self.into.keep(func.__name__, args[1], args[0])
+        return result
 
 
 def _flat(values: Any) -> NDArray[np.float64]:

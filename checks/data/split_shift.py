@@ -18,6 +18,7 @@ from nnaudit.measure.numbered_names import Renamed, renamed
 from nnaudit.measure.random_access import innermost
 from nnaudit.measure.refits import CATEGORICAL, Refit, refits
 from nnaudit.probes.channels import Channels, Pair
+from nnaudit.probes.compared_units import UnitsInValidation
 from nnaudit.probes.rows import TrainRows, ValRows
 from nnaudit.probes.unmodified_inputs import UnmodifiedInputs
 from nnaudit.report import Evidence, Kind, Location, Result, Status, Table
@@ -76,7 +77,8 @@ class SplitShift(Check):
         - Fails when colour means match only in reverse order.
         - Fails when the numbers that are to be predicted differ in the same way: a standard
           deviation beyond sixteen times, or one beyond 3 times with a mean more than 10 standard
-          deviations away.
+          deviations away. Not where validation is seen to scale predictions back before it compares
+          them; where no comparison is recognised there, it warns.
         - Windows of a series are noted at most. Inputs that the training step changes before the
           network sees them warn at most: what it does to validation is not seen.
     Fix: Give both loaders the same deterministic transforms; standardise validation with the mean
@@ -89,7 +91,7 @@ class SplitShift(Check):
     name = "split-shift"
     kind = Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
-    probes = (Channels, UnmodifiedInputs, TrainRows, ValRows)
+    probes = (Channels, UnmodifiedInputs, TrainRows, ValRows, UnitsInValidation)
     options: ClassVar[dict[str, float]] = {"shift": 0.5, "ratio": 2.0}
 
     def run(self, audit: Audit) -> Result:
@@ -129,7 +131,11 @@ class SplitShift(Check):
             return None
         if not all(_in_other_units(mine[i::2], theirs[i::2]) for i in (0, 1)):
             return None
-        return self.failed(
+        compared = audit.probe(UnitsInValidation)
+        if compared and all(each.apart < _UNITS for each in compared):
+            return None  # predictions are scaled back, and compared with targets as they were
+        answer = self.warned if compared == () else self.failed
+        return answer(
             f"The targets of validation have mean {theirs.mean():.3g} and standard deviation "
             f"{theirs.std():.3g}, those of training {mine.mean():.3g} and {mine.std():.3g}: one of "
             "the two is not scaled, and the loss of validation means nothing.",

@@ -226,10 +226,14 @@ class MetricMeaning(Check):
             return self._chooses_of_one(line)
         if evaluated.halved and _are_logits(first):
             return self._halves_logits(evaluated.halved[0])
+        return self._of_two_kinds(audit)
+
+    def _of_two_kinds(self, audit: Audit) -> Result | None:
+        """Look at what validation compares, and whether its metrics begin anew."""
         for form in audit.probe(BoxForms):
             if not form.trains and form.inverted >= self.option(audit, "inverted"):
                 return self._no_corners(form)
-        for units in audit.probe(UnitsInValidation):
+        for units in audit.probe(UnitsInValidation) or ():
             if units.apart >= self.option(audit, "units"):
                 return self._two_units(audit, units)
         collected = audit.probe(MetricResets)

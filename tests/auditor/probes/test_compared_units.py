@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nnaudit.checks.data.split_shift import SplitShift
 from nnaudit.checks.gen.metric import MetricMeaning
 from nnaudit.report import Status
 from support.verdicts import ask_script
@@ -41,15 +42,16 @@ for epoch in range(3):
         for a, b in val:
             outputs.append(model(a))
             truths.append(b)
-    output, truth = torch.cat(outputs), torch.cat(truths)
-    print({metric})
+        output, truth = torch.cat(outputs), torch.cat(truths)
+        print({metric})
 """
 
 SKLEARN = "mean_absolute_error(truth.numpy(), {}.numpy())"
 OWN = "rmse({}, truth)"
+LOSS = "nn.functional.l1_loss({}, truth).item()"
 
 
-@pytest.mark.parametrize("metric", [SKLEARN, OWN])
+@pytest.mark.parametrize("metric", [SKLEARN, OWN, LOSS])
 @pytest.mark.parametrize(
     ("held", "given", "fails"),
     [
@@ -66,3 +68,14 @@ def test_units_in_validation(
     result = ask_script(MetricMeaning, tmp_path / "train.py", source)
     assert (result.status is Status.FAIL) is fails, result.message
     assert not fails or "two units" in result.message
+
+
+@pytest.mark.parametrize(
+    ("given", "status"), [("(output * std + mean)", Status.PASS), ("output", Status.FAIL)]
+)
+def test_targets_that_validation_keeps_in_their_unit(
+    tmp_path: Path, given: str, status: Status
+) -> None:
+    """DATA109: predictions may be scaled back, and then compared with targets as they were."""
+    source = SCRIPT.format(held="price", metric=SKLEARN.format(given))
+    assert ask_script(SplitShift, tmp_path / "train.py", source).status is status
