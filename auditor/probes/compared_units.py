@@ -116,13 +116,18 @@ def _places(loop: Loop) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Yield where such functions are called by: the user's own, and scikit-learn's."""
     yield from named_functions(loop, best_is_zero)
     library = sys.modules.get("sklearn.metrics")
-    known = {id(getattr(library, name, None)) for name in _OF_SKLEARN} if library else set()
-    spaces = [vars(library)] if library else []
-    spaces += [names for names in _user_modules(loop) if known]
+    spaces = [vars(library), *_user_modules(loop)] if library else []
     for names in spaces:
         for name, value in list(names.items()):
-            if callable(value) and id(value) in known:
+            if _is_of_sklearn(value):
                 yield names, name, value
+
+
+def _is_of_sklearn(value: Any) -> bool:
+    """Whether ``value`` is one of the functions, by its names: a module may be imported twice."""
+    home = str(getattr(value, "__module__", ""))
+    known = getattr(value, "__name__", "") in _OF_SKLEARN
+    return callable(value) and known and home.startswith("sklearn.")
 
 
 def _user_modules(loop: Loop) -> Iterator[dict[str, Any]]:
