@@ -114,9 +114,9 @@ class UnitsInValidation(Probe[tuple[ComparedUnits, ...] | None]):
 
 def _places(loop: Loop) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Yield where such functions are called by: the user's own, and scikit-learn's."""
-    yield from named_functions(loop, best_is_zero)
     library = sys.modules.get("sklearn.metrics")
-    spaces = [vars(library), *_user_modules(loop)] if library else []
+    spaces = [vars(library), *_user_modules(loop)] if library else []  # before any is replaced
+    yield from named_functions(loop, best_is_zero)
     for names in spaces:
         for name, value in list(names.items()):
             if _is_of_sklearn(value):
