@@ -25,6 +25,9 @@ _SHARES = frozenset(
 _HIGH = _SHARES | {"bleu", "kappa", "map", "mcc", "mrr", "ndcg", "psnr", "rouge", "ssim"}
 """Words of metrics that are better when they are higher."""
 
+_ERRORS = frozenset({"mae", "mape", "mse", "rmse", "rmsle", "smape"})
+"""Words of means of differences between predictions and targets."""
+
 _TURNED = frozenset({"diff", "distance", "drop", "gap", "inverse", "minus", "neg", "negative"})
 """Words that turn a metric round, or make something else of it."""
 
@@ -45,6 +48,12 @@ def best_is_one(text: str) -> bool:
     """Whether what ``text`` names is 1, or 100%, at best: an accuracy, and not a loss of it."""
     words = _words(text)
     return bool(words & _SHARES) and not words & (_LOW | _TURNED)
+
+
+def best_is_zero(text: str) -> bool:
+    """Whether what ``text`` names is an error of quantities, 0 at best: a mean of differences."""
+    words = _words(text)
+    return bool(words & _ERRORS) and not words & (_HIGH | _TURNED)
 
 
 def _words(text: str) -> set[str]:

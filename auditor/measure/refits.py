@@ -17,6 +17,13 @@ _KINDS = (
 )
 """Classes of scikit-learn whose result depends on the rows that they were fitted to."""
 
+_NUMBERING = re.compile(
+    r"^(build|make|create|learn|fit|train)_?(the_)?\w*"
+    r"(vocab|tokeni[sz]er|word2i|char2i|token2i|stoi|label2i|encoder|index_of)|^vocab(ulary)?$",
+    re.IGNORECASE,
+)
+"""Functions and classes that number what occurs in the rows that they are given, by their names."""
+
 CATEGORICAL = "Categorical"
 """The codes of pandas' categories, which count the values that occur."""
 
@@ -42,6 +49,8 @@ def refits(source: Source) -> tuple[Refit, ...]:
 
     A class counts that is fitted to training rows of the same name, too (``train.city`` and
     ``test.city``), or an object that is: each set then has numbers of its own for the same thing.
+    So does a function or class that makes a vocabulary by its name, where what it makes of held-out
+    rows goes into a call with these rows.
     A fit to both (``pd.concat([train, test])``) is none, nor is one to something else, as a
     projection of validation's embeddings for a plot.
     """
@@ -53,7 +62,7 @@ def refits(source: Source) -> tuple[Refit, ...]:
     }
     training: list[_Fit] = []
     held_out: list[_Fit] = []
-    for fit in (*_fits(source, kinds), *_codes(source)):
+    for fit in (*_fits(source, kinds), *_codes(source), *_numberings(source)):
         if bool(TRAINING.search(fit.rows)) is bool(HELD_OUT.search(fit.rows)):
             continue
         (training if TRAINING.search(fit.rows) else held_out).append(fit)
@@ -114,3 +123,37 @@ def _codes(source: Source) -> Iterator[_Fit]:
                 yield _Fit(CATEGORICAL, "", written(made.func.value), node.lineno)
         elif called(made) == "Categorical" and len(made.args) == 1:
             yield _Fit(CATEGORICAL, "", written(made.args[0]), node.lineno)
+
+
+def _numberings(source: Source) -> Iterator[_Fit]:
+    """Yield the calls that make a vocabulary of some rows and are used with such rows.
+
+    A vocabulary of held-out rows that is only compared with that of training is left out.
+    """
+    calls = list(source.find(ast.Call))
+    names = {
+        written(target): node.value
+        for node in source.find(ast.Assign)
+        if isinstance(node.value, ast.Call) and _NUMBERING.search(called(node.value))
+        for target in node.targets
+    }
+    for call in calls:
+        if not _NUMBERING.search(called(call)) or not call.args:
+            continue
+        rows = written(call.args[0])
+        own = {name for name, made in names.items() if made is call}
+        used = any(
+            (call in each.args or own & {written(a) for a in each.args})
+            and _goes_with_held_out(each, call)
+            for each in calls
+            if each is not call
+        )
+        if used or TRAINING.search(rows):
+            yield _Fit(called(call), "", rows, call.lineno)
+
+
+def _goes_with_held_out(user: ast.Call, made: ast.Call) -> bool:
+    """Whether ``user`` is given held-out rows beside what was made, and no training rows."""
+    others = [written(each) for each in user.args if each is not made]
+    held_out = any(HELD_OUT.search(each) for each in others)
+    return held_out and not any(TRAINING.search(each) for each in others)

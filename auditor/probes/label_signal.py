@@ -24,6 +24,9 @@ FEWEST = 100
 _SHARED = 0.2
 """Share of a column's numbers in other columns: windows share nearly all, measurements few."""
 
+_FLAGS = 10
+"""Columns of no more values are flags, which all hold the same numbers."""
+
 _COLUMNS = 1024
 _BUCKETS = 512
 _MOST_CLASSES_SHARE = 0.25
@@ -39,6 +42,8 @@ class Signal:
         smooth: the inputs are quantities side by side (a picture, a table of measurements), in
             which near means alike. Of words, bits, sounds and pairs one cannot say so.
         telling: rows that can tell: those outside the commonest class, all of a quantity's.
+        table: the inputs are one table of measurements, no windows of a series: rows are no frames
+            of one recording.
         answers: columns of a table that say the target, as :func:`answers` finds them: the path
             of the inputs in the batch, and the column's number.
     """
@@ -47,6 +52,7 @@ class Signal:
     z: dict[str, float]
     smooth: bool
     telling: int
+    table: bool = False
     answers: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -113,7 +119,8 @@ def signal_of(rows: Rows) -> Signal | None:
         if values is not None
         for column in answers(values, targets[known])
     )
-    return Signal(int(known.sum()), z, smooth, telling, said)
+    table = smooth and _is_table(inputs[0])
+    return Signal(int(known.sum()), z, smooth, telling, table, said)
 
 
 def answers(values: Tensor, targets: NDArray[np.float64]) -> list[int]:
@@ -137,6 +144,16 @@ def answers(values: Tensor, targets: NDArray[np.float64]) -> list[int]:
     target = (targets[:, 0] - targets.mean()) / targets.std()
     same = np.flatnonzero(np.abs(scaled.T @ target) / len(target) > 1 - 1e-6)
     return [i for i in same.tolist() if not _is_of_series(table, i)]
+
+
+def _is_table(values: Tensor | None) -> bool:
+    """Whether ``values`` (rows, columns) are measurements of different kinds, side by side."""
+    if values is None or values.ndim != 2 or values.shape[1] < 2:
+        return False
+    table = values.double().nan_to_num().numpy()[:, :_COLUMNS]
+    measured = [column for column in table.T if len(np.unique(column)) > _FLAGS]
+    table = np.stack(measured or [table[:, 0]], 1)
+    return not any(_is_of_series(table, column) for column in range(min(table.shape[1], 8)))
 
 
 def _is_of_series(table: NDArray[np.float64], column: int) -> bool:

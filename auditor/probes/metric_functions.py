@@ -104,7 +104,7 @@ class MetricFunctions(Probe[tuple[MetricFunction, ...]]):
             OutOfBudgetError: the time is used up.
         """
         loop = audit.loop
-        places = list(_places(loop))
+        places = list(named_functions(loop, best_is_one))
         if not places or loop.lacks(Needs.VAL_LOADER):
             return ()
         audit.clock.check()
@@ -153,11 +153,16 @@ def _copied(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else None
 
 
-def _places(loop: Loop) -> Iterator[tuple[dict[str, Any], str, FunctionType]]:
-    """Yield the names of modules that such functions have, with the functions."""
+def named_functions(
+    loop: Loop, wanted: Callable[[str], bool]
+) -> Iterator[tuple[dict[str, Any], str, FunctionType]]:
+    """Yield the user's functions of two arguments whose name is ``wanted``.
+
+    Each comes with the variables of a module that holds it, and its name there.
+    """
     files = {str(Path(file)) for file in source_files(loop)}
     own = [each for each in living(FunctionType) if each.__code__.co_filename in files]
-    metrics = {id(each) for each in own if best_is_one(each.__name__) and _takes_two(each)}
+    metrics = {id(each) for each in own if wanted(each.__name__) and _takes_two(each)}
     modules = {id(each.__globals__): each.__globals__ for each in own} if metrics else {}
     for names in modules.values():
         for name, value in list(names.items()):

@@ -49,6 +49,11 @@ _CONSTANT = 64
 _FEW_ROWS = 5
 """Classes with fewer rows say little about what their weight was computed from."""
 
+_FEWEST_WEIGHTS = 3
+_AGREES = 0.01
+"""How far, as logarithms, weights may be from the inverse of the rows: the rounding of an author;
+a tenth of that where three weights alone agree."""
+
 _UNEVEN = 1.5
 """Classes less uneven than this have weights that could be anything."""
 
@@ -132,6 +137,27 @@ class Counts:
         slope = float(np.polyfit(rows, given, 1)[0])
         return slope > 0.25 and float(np.corrcoef(rows, given)[0, 1]) > _LINE
 
+    def misplaced(self, weights: NDArray[np.float64]) -> tuple[int, int] | None:
+        """Return a class and the one whose rows its weight was made of; None where all fit.
+
+        Sorted, the weights are the inverse of the sorted rows, or its root, times a constant; class
+        by class they are not. Numbers that were chosen otherwise do not agree so closely.
+        """
+        counted = np.flatnonzero((self.train > 0) & (weights > 0))
+        rows, given = np.log(self.train[counted].astype(np.float64)), np.log(weights[counted])
+        if self.dense or len(counted) < _FEWEST_WEIGHTS or np.ptp(rows) < math.log(_UNEVEN):
+            return None
+        close = _AGREES if len(counted) > _FEWEST_WEIGHTS else _AGREES / 10
+        for power in (1.0, 0.5):
+            order, by_weight = np.argsort(rows), np.argsort(-given)
+            fitted = given[by_weight] + power * rows[order]
+            paired = given + power * rows
+            if np.ptp(fitted) < close and np.ptp(paired) > math.log(_UNEVEN):
+                worst = int(np.abs(paired - np.median(fitted)).argmax())
+                place = int(np.flatnonzero(by_weight == worst)[0])
+                return int(counted[worst]), int(counted[order[place]])
+        return None
+
     def p_within(self, ratio: float) -> float:
         """The probability of so uneven a pair if no class were ``ratio`` times rarer than another.
 
@@ -197,6 +223,9 @@ class ClassBalance(Check):
           rise with the number of rows as a power of it, the shares themselves or their roots: log
           weight against log rows is a line (r > 0.99) with a slope above a quarter, or, of two
           classes, their ratio is the rows' or its root to 3%.
+        - Misplaced weights: fails when, all rows read, the sorted weights are the inverse of the
+          sorted numbers of rows, or its root, to 1% (of three classes 0.1%), and class by class
+          they are not: counted in one order and given in another.
         - Uneven weights: warns when rows times class weights are more uneven than `imbalance`
           (p < 1e-4), and more uneven than the rows or reversed: the weights are the shares instead
           of their inverse, in another order, or applied twice.
@@ -240,6 +269,7 @@ class ClassBalance(Check):
         return (
             missing
             or self._inverted(audit, counts, weights)
+            or (self._misplaced(audit, counts, weights) if train.coverage == 1.0 else None)
             or self._overdone(audit, counts, weights)
             or self._rare(audit, counts, _declared(audit, main, weights))
         )
@@ -375,6 +405,27 @@ class ClassBalance(Check):
             location=audit.loop.locate("loss"),
             fix="weight = len(y) / (classes * torch.bincount(y))  # for BCE pos_weight = "
             "negatives / positives",
+        )
+
+    def _misplaced(
+        self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None
+    ) -> Result | None:
+        """Fail where the weights of the loss are the right ones in another order."""
+        found = None if weights is None else counts.misplaced(weights)
+        if found is None or weights is None:
+            return None
+        mine, other = found
+        return self.failed(
+            "The class weights of the loss are the inverse of the classes' rows, or its root, in "
+            f"another order than the classes: class {mine} ({int(counts.train[mine]):,} "
+            f"{counts.unit}) has the weight of class {other} ({int(counts.train[other]):,}), "
+            f"{weights[mine]:.3g}.",
+            measured=f"class {mine} weighs what class {other} should",
+            threshold="weights in the order of the class numbers",
+            evidence=_table(counts),
+            location=audit.loop.locate("loss"),
+            fix="weight = len(y) / (classes * torch.bincount(y))  # by class number, not by "
+            "frequency or by name",
         )
 
     def _overdone(

@@ -9,6 +9,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.measure.early_fits import EarlyFit, early_fits
 from nnaudit.measure.folds import SharedByFolds, shared_by_folds
+from nnaudit.probes.encoded_targets import EncodedTarget, EncodedTargets
 from nnaudit.probes.shared_groups import GroupsInBoth, SharedGroups
 from nnaudit.probes.shared_rows import MOSTLY, Overlap, Shared, SharedRows
 from nnaudit.probes.split_by_epoch import SplitByEpoch
@@ -64,6 +65,9 @@ class SplitLeakage(Check):
           that look at the targets, to rows that it splits afterwards, or chooses columns by their
           scores or correlations with the targets of all rows; notes it of scalers and the like,
           which see inputs alone.
+        - Fails when a column of the inputs is the mean target of the rows with the same value,
+          smoothed or not, over the rows of both sets: as a linear equation of the groups' numbers
+          it holds to 1e-4, and without validation's targets it is off by 1e-2 or more.
         - Warns when at least `groups` of the validation rows are of a patient, a speaker, a
           document or another group that training has rows of, as a column of the data set, its
           table or its items says (`patient_id`), or the names of its files (`patient_012/3.png`):
@@ -84,7 +88,7 @@ class SplitLeakage(Check):
     name = "split-leakage"
     kind = Kind.EXACT
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
-    probes = (SharedRows, GroupsInBoth, SplitByEpoch)
+    probes = (SharedRows, GroupsInBoth, SplitByEpoch, EncodedTargets)
     options: ClassVar[dict[str, float]] = {
         "share": 0.01, "copies": 0.05, "windows": 0.8, "near": 0.3, "groups": 0.05, "resplit": 0.1,
     }  # fmt: skip
@@ -95,6 +99,9 @@ class SplitLeakage(Check):
             return self._no_held_out_rows(audit, "The validation loader is the training loader")
         found = audit.probe(SharedRows)
         result = self._split_again(audit) or self._of_rows(audit, found)
+        encoded = audit.probe(EncodedTargets)
+        if encoded is not None and result.status is not Status.FAIL:
+            return self._encoded(audit, encoded)
         fits = _early_fits(audit)
         by_target = [(file, fit) for file, fit in fits if fit.by_target]
         if by_target and result.status is not Status.FAIL:
@@ -178,6 +185,19 @@ class SplitLeakage(Check):
             threshold="0 rows",
             location=again.location,
             fix="Split once, before the loop over epochs, and keep both loaders.",
+        )
+
+    def _encoded(self, audit: Audit, seen: EncodedTarget) -> Result:
+        return self.failed(
+            f"Column {seen.column} of batch{seen.path} is the mean target of the rows that share "
+            f"its value, over training and validation together ({seen.groups:,} values, exact to "
+            f"{seen.residual:.0e}): validation rows are told their own targets.",
+            measured=f"a residual of {seen.residual:.1g} with validation's targets, "
+            f"{seen.training:.2g} without",
+            threshold="means of training targets alone",
+            location=audit.loop.locate("val_loader"),
+            fix="split first, then take the means of the training part: mean = "
+            'train.groupby("area")["price"].mean(); val["area"].map(mean)',
         )
 
     def _from_fold_to_fold(self, file: str, network: SharedByFolds) -> Result:

@@ -14,8 +14,11 @@ from nnaudit import stats
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.measure.numbered_names import Renamed, renamed
+from nnaudit.measure.random_access import innermost
 from nnaudit.measure.refits import CATEGORICAL, Refit, refits
 from nnaudit.probes.channels import Channels, Pair
+from nnaudit.probes.compared_units import UnitsInValidation
 from nnaudit.probes.rows import TrainRows, ValRows
 from nnaudit.probes.unmodified_inputs import UnmodifiedInputs
 from nnaudit.report import Evidence, Kind, Location, Result, Status, Table
@@ -68,10 +71,14 @@ class SplitShift(Check):
         - Warns when the source fits an encoder or a scaler of scikit-learn's to rows named as
           training rows are and again to rows named as held-out ones are (`x_val`, `test_df`), or
           takes the codes of pandas' categories of both, each by the values that occur in it.
+        - Warns when the two data sets, of one class, hold a vocabulary or a list of classes, by the
+          attribute's name, that gives the same names other numbers; or when a function that makes
+          one by its name is called with the rows of each.
         - Fails when colour means match only in reverse order.
         - Fails when the numbers that are to be predicted differ in the same way: a standard
           deviation beyond sixteen times, or one beyond 3 times with a mean more than 10 standard
-          deviations away.
+          deviations away. Not where validation is seen to scale predictions back before it compares
+          them; where no comparison is recognised there, it warns.
         - Windows of a series are noted at most. Inputs that the training step changes before the
           network sees them warn at most: what it does to validation is not seen.
     Fix: Give both loaders the same deterministic transforms; standardise validation with the mean
@@ -84,18 +91,27 @@ class SplitShift(Check):
     name = "split-shift"
     kind = Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER)
-    probes = (Channels, UnmodifiedInputs, TrainRows, ValRows)
+    probes = (Channels, UnmodifiedInputs, TrainRows, ValRows, UnitsInValidation)
     options: ClassVar[dict[str, float]] = {"shift": 0.5, "ratio": 2.0}
 
     def run(self, audit: Audit) -> Result:
         """Look for what the numbers show, then for what the source says."""
         result = self._of_targets(audit) or self._of_numbers(audit)
+        if result.status in (Status.FAIL, Status.WARN):
+            return result
+        sets = [
+            getattr(innermost(loader), "dataset", None)
+            for loader in (audit.loop.train_loader, audit.loop.val_loader)
+        ]
+        other = renamed(*sets)
+        if other is not None:
+            return self._renamed(audit, other, result)
         again = _refitted(audit)
-        if again is None or result.status in (Status.FAIL, Status.WARN):
+        if again is None:
             return result
         file, refit = again
         return self.warned(
-            f"{refit.kind} is fitted to training rows in line {refit.first} and again to "
+            f"{refit.kind} is given training rows in line {refit.first} and again "
             f"{refit.rows} in line {refit.line}: the same value gets another number in validation.",
             measured=f"fitted to {refit.rows}",
             threshold="fitted to training rows",
@@ -115,7 +131,11 @@ class SplitShift(Check):
             return None
         if not all(_in_other_units(mine[i::2], theirs[i::2]) for i in (0, 1)):
             return None
-        return self.failed(
+        compared = audit.probe(UnitsInValidation)
+        if compared and all(each.apart < _UNITS for each in compared):
+            return None  # predictions are scaled back, and compared with targets as they were
+        answer = self.warned if compared == () else self.failed
+        return answer(
             f"The targets of validation have mean {theirs.mean():.3g} and standard deviation "
             f"{theirs.std():.3g}, those of training {mine.mean():.3g} and {mine.std():.3g}: one of "
             "the two is not scaled, and the loss of validation means nothing.",
@@ -123,6 +143,19 @@ class SplitShift(Check):
             threshold="mean and standard deviation of training",
             location=audit.loop.locate("val_loader"),
             fix="y_val = (y_val - y_train.mean()) / y_train.std()  # as the targets of training",
+        )
+
+    def _renamed(self, audit: Audit, seen: Renamed, result: Result) -> Result:
+        return self.warned(
+            f"{seen.attribute} of the validation set numbers {seen.differing} of {seen.common} "
+            f"names differently from the training set's: {seen.name!r} is {seen.train} in training "
+            f"and {seen.val} in validation.",
+            measured=f"{seen.differing} of {seen.common} names",
+            threshold="0",
+            evidence=result.evidence,
+            location=audit.loop.locate(getattr(audit.loop.val_loader, "dataset", None))
+            or audit.loop.locate("val_loader"),
+            fix=f"make {seen.attribute} once, from training, and give it to both data sets",
         )
 
     def _of_numbers(self, audit: Audit) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnaudit.checks.base import Check
+from nnaudit.checks.gen.metric_sample import FEWEST, Sample, exchanged, samples_of
+from nnaudit.checks.gen.metric_units import (
+    better_off_target,
+    late_yes,
+    moved_together,
+    off_zero,
+    unlabelled,
+)
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Needs
-from nnaudit.loop.losses import LossCall
 from nnaudit.loop.observation import Broadcast
 from nnaudit.measure.metric_calls import Misgiven, misgiven
 from nnaudit.measure.metric_code import (
@@ -27,73 +33,20 @@ from nnaudit.measure.metric_code import (
     wrong_choices,
 )
 from nnaudit.measure.metric_names import best_is_one
+from nnaudit.probes.box_forms import BoxForm, BoxForms
 from nnaudit.probes.broadcasts import EvalBroadcasts, broadcasts_of_rows
+from nnaudit.probes.compared_units import ComparedUnits, UnitsInValidation
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_functions import MetricFunction, MetricFunctions
 from nnaudit.probes.metric_resets import Collected, MetricResets
-from nnaudit.probes.training_run import Training, TrainingRun
+from nnaudit.probes.training_run import TrainingRun
 from nnaudit.report import Kind, Location, Result, Table
 from nnaudit.targets import batch as batches
-from nnaudit.targets.metrics import Metric, Task, extremes, plain
+from nnaudit.targets.metrics import Metric, plain
 from nnaudit.targets.source import source_of
 
 REPEATS = 20
 """Permutations: that a metric falls on the wrong side in all of them has a chance of 2 ** -20."""
-
-_VOCABULARY = 24
-"""Classes from which on dense targets are words or letters; the classes of masks are fewer."""
-
-FEWEST = 32
-"""Rows below which 10% of them are too few to exchange."""
-
-_TASKS: dict[str, Task] = {
-    "cross_entropy": "classes", "nll": "classes", "multi_margin": "classes",
-    "bce": "binary", "bce_with_logits": "binary",
-    "mse": "numbers", "l1": "numbers", "smooth_l1": "numbers", "huber": "numbers",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Predictions of the network after a short run, with what they should have been.
-
-    Attributes:
-        batches: output (N, C, ...) and target by batch of the loader.
-        validation: they are of validation data.
-        words: there are many targets for a row, of many classes: the next tokens of a text.
-    """
-
-    task: Task
-    batches: tuple[tuple[Tensor, Tensor], ...]
-    validation: bool
-    steps: int
-    words: bool = False
-
-    @property
-    def output(self) -> Tensor:
-        """All outputs."""
-        return torch.cat([output for output, _ in self.batches])
-
-    @property
-    def target(self) -> Tensor:
-        """All targets."""
-        return torch.cat([target for _, target in self.batches])
-
-    def ideal(self, target: Tensor) -> Tensor:
-        """Return the output that says ``target`` with certainty, in the form of the real ones."""
-        if self.task == "numbers":
-            return target.clone().float()
-        low, high = extremes(self.output)
-        if self.task == "binary":
-            return torch.where(target > 0.5, high, low)
-        output = torch.full((len(target), *self.output.shape[1:]), low)
-        return output.scatter_(1, target.unsqueeze(1), high)
-
-    @property
-    def majority(self) -> float:
-        """The share of the most frequent class."""
-        counts = torch.unique(self.target.long(), return_counts=True)[1]
-        return float(counts.max() / counts.sum())
 
 
 class MetricMeaning(Check):
@@ -132,11 +85,24 @@ class MetricMeaning(Check):
           classes (argmax, round, a threshold) for scores: of k thresholds it then sees one, and
           gives the balanced accuracy. It warns when precision, recall, R2 and others that are not
           symmetric are given predictions where they take labels.
+        - It fails when validation compares boxes by a function of torchvision's that takes corners,
+          and at least `inverted` of the data's have a right side left of the left one.
+        - It fails when a function that compares quantities (of scikit-learn's, or one whose name
+          says MAE, MSE and the like) is given the network's outputs, or a line of them, and
+          targets of which the mean or the deviation is `units` deviations or times off that of the
+          loss's targets in the same unit: only one of the two was scaled back.
+        - In the form of the model's own output, and of the loss's: it fails when perfect
+          predictions get exactly the share of targets that have a label, and warns when what is
+          predicted for the others changes the value; fails when an error (MAE, MSE) of perfect
+          predictions is not 0, or when predictions that are all off the target by one number are
+          rated better, and such far off are not: two units; warns when a number added to the
+          logits of all classes changes the value, or when logits are compared with 0.5.
         - It fails when a metric of torchmetrics' holds more updates after each of three ends of
           epochs: it is not reset.
         - Of several values, those that no exchange changes and that have no such name, such as a
           number of rows or a mean prediction, are not judged as long as another value changes.
-        - Metrics of libraries need not be 1: a label that does not occur may count as 0.
+        - Metrics of libraries need not be 1: a label that does not occur may count as 0. So may it
+          in your own, accuracy excepted, where not all classes occur.
         - It warns where the share of one class is at least the option `majority` and accuracy is
           all that is measured.
         - It notes where the mean over the loader's batches differs from the value on all
@@ -152,9 +118,17 @@ class MetricMeaning(Check):
 
     code, name, kind = "GEN105", "metric", Kind.STATISTICAL
     needs = (Needs.STEPS, Needs.TARGETS)
-    probes = (FirstSteps, EvalBroadcasts, MetricResets, MetricFunctions, TrainingRun)
+    probes = (
+        FirstSteps, EvalBroadcasts, BoxForms, UnitsInValidation, MetricResets, MetricFunctions,
+        TrainingRun,
+    )  # fmt: skip
     trains = True
-    options: ClassVar[dict[str, float]] = {"batches": 0.02, "majority": 0.9}
+    options: ClassVar[dict[str, float]] = {
+        "batches": 0.02,
+        "majority": 0.9,
+        "inverted": 0.25,
+        "units": 10.0,
+    }
 
     def run(self, audit: Audit) -> Result:
         """Try each metric, then look at what they say of the network."""
@@ -163,26 +137,58 @@ class MetricMeaning(Check):
         )
         if wrong is not None:
             return wrong
-        sample = sample_of(audit.probe(TrainingRun))
-        if sample is None or len(sample.target) < FEWEST:
+        samples = samples_of(audit.probe(TrainingRun), audit.loop)
+        if not samples:
             return self.skipped(
                 f"Not judged: {FEWEST} predictions with targets of a known kind could not be read "
                 "off the loss of a short run."
             )
         metrics = audit.loop.metrics
         if not metrics:
-            return self._without(sample)
+            return self._without(samples[0])
+        return self._of_metrics(audit, metrics, samples)
+
+    def _of_metrics(
+        self, audit: Audit, metrics: Sequence[Metric], samples: Sequence[Sample]
+    ) -> Result:
+        """Try each metric on predictions in the forms that it may take: one form must suit it."""
+        suiting = samples[0]
         try:
             for metric in metrics:
-                if (finding := self._wrong(audit, metric, sample)) is not None:
-                    return finding
-            return self._right(audit, metrics, sample)
+                found = self._in_each_form(audit, metric, samples)
+                if isinstance(found, Result):
+                    return found
+                suiting = found
+            return self._right(audit, metrics, suiting)
         except UserCodeError as error:
             return self.inconclusive(
                 "Not judged: the metric raised an error when called with the output and target "
                 f"that the loss is given ({error.original}).",
                 location=error.location,
             )
+
+    def _in_each_form(
+        self, audit: Audit, metric: Metric, samples: Sequence[Sample]
+    ) -> Result | Sample:
+        """Return the sample that ``metric`` rates well, else what is wrong with it.
+
+        Raises:
+            UserCodeError: it raised on all of them.
+        """
+        findings: list[Result] = []
+        errors: list[UserCodeError] = []
+        for sample in samples:
+            try:
+                found = self._askew(audit, metric, sample) or self._wrong(audit, metric, sample)
+            except UserCodeError as error:
+                errors.append(error)
+                continue
+            if found is None:
+                return sample
+            findings.append(found)
+        if not findings:
+            raise errors[0]
+        return findings[0]
 
     def _of_functions(self, audit: Audit) -> Result | None:
         """Try the functions that validation calls, in the place of metrics that are handed over."""
@@ -220,8 +226,46 @@ class MetricMeaning(Check):
             return self._chooses_of_one(line)
         if evaluated.halved and _are_logits(first):
             return self._halves_logits(evaluated.halved[0])
+        return self._of_two_kinds(audit)
+
+    def _of_two_kinds(self, audit: Audit) -> Result | None:
+        """Look at what validation compares, and whether its metrics begin anew."""
+        for form in audit.probe(BoxForms):
+            if not form.trains and form.inverted >= self.option(audit, "inverted"):
+                return self._no_corners(form)
+        for units in audit.probe(UnitsInValidation) or ():
+            if units.apart >= self.option(audit, "units"):
+                return self._two_units(audit, units)
         collected = audit.probe(MetricResets)
         return self._never_reset(audit, collected[0]) if collected else None
+
+    def _no_corners(self, form: BoxForm) -> Result:
+        return self.failed(
+            f"{form.function} takes corners (left, top, right, bottom), and validation gives it "
+            f"{form.boxes} boxes of which {form.inverted:.0%} have their right side left of the "
+            "left one, or their bottom above the top: they are in another form.",
+            measured=f"{form.inverted:.0%} of the boxes inside out",
+            threshold="0%",
+            location=form.location,
+            fix=f'{form.function}(box_convert(predicted, "cxcywh", "xyxy"), '
+            'box_convert(target, "cxcywh", "xyxy"))',
+        )
+
+    def _two_units(self, audit: Audit, seen: ComparedUnits) -> Result:
+        trained, compared = (
+            f"{mean:.3g} with a standard deviation of {deviation:.3g}"
+            for mean, deviation in (seen.trained, seen.compared)
+        )
+        return self.failed(
+            f"{seen.function} compares predictions and targets in two units: the network is "
+            f"trained on targets of mean {trained} in the unit of these predictions, and they are "
+            f"compared with targets of mean {compared}.",
+            measured=f"mean {compared}",
+            threshold=f"mean {trained}, within a factor of {self.option(audit, 'units'):g}",
+            location=seen.location,
+            fix="undo the scaling of both: scaler.inverse_transform(output) against targets in "
+            "their own unit, or both scaled",
+        )
 
     def _written_wrongly(self, audit: Audit) -> Result | None:
         """Read how the program computes its metrics, and what it keeps by them."""
@@ -346,8 +390,8 @@ class MetricMeaning(Check):
         """Return what is wrong with ``metric`` on predictions of known quality."""
         target = sample.target
         perfect = metric.value(sample.ideal(target), target)
-        random = [_exchanged(metric, sample, 1.0, i) for i in range(REPEATS)]
-        tenths = [_exchanged(metric, sample, 0.1, i) for i in range(2 * REPEATS)]
+        random = [metric.value(exchanged(sample, 1.0, i), target) for i in range(REPEATS)]
+        tenths = [metric.value(exchanged(sample, 0.1, i), target) for i in range(2 * REPEATS)]
         varied = len(torch.unique(target)) > 1
         tells = {n for n, best in perfect.items() if any(values[n] != best for values in random)}
         for name, best in perfect.items():
@@ -381,7 +425,10 @@ class MetricMeaning(Check):
                     fix="check the order of the arguments and the axis: metric(output, target)",
                     **details,
                 )
-            if not (metric.of_library or _is_perfect(best, target)) and best_is_one(name):
+            held_to_one = best_is_one(name) and (
+                not isinstance(sample, Sample) or sample.whole or "acc" in name.lower()
+            )
+            if held_to_one and not metric.of_library and not _is_perfect(best, target):
                 return self.failed(
                     f"{name} is {best:.4g} for perfect predictions, and should be 1.",
                     threshold="1, or 100%, or the number of rows",
@@ -390,9 +437,29 @@ class MetricMeaning(Check):
                 )
         return None
 
+    def _askew(self, audit: Audit, metric: Metric, sample: Sample) -> Result | None:
+        """Return what is wrong in how ``metric`` reads such outputs; a library's reads as it says.
+
+        That is which targets it counts, in which unit it compares, and from where on it says yes.
+        """
+        if metric.of_library or len(torch.unique(sample.target)) < 2:
+            return None
+        for told in (unlabelled, moved_together, late_yes, off_zero, better_off_target):
+            finding = told(metric, sample)
+            if finding is not None:
+                answer = self.failed if finding.certain else self.warned
+                return answer(
+                    finding.message,
+                    measured=finding.measured,
+                    threshold=finding.threshold,
+                    location=audit.loop.locate("metric"),
+                    fix=finding.fix,
+                )
+        return None
+
     def _right(self, audit: Audit, metrics: Sequence[Metric], sample: Sample) -> Result:
         values = {k: v for m in metrics for k, v in m.value(sample.output, sample.target).items()}
-        usual = plain(sample.task, sample.output, sample.target)
+        usual = plain(sample.task, *sample.known)
         evidence = (_table(sample, usual, values),)
         only_accuracy = sample.task != "numbers" and all(
             abs(value - usual["accuracy"]) < 1e-6 for value in values.values()
@@ -442,13 +509,13 @@ class MetricMeaning(Check):
         return None
 
     def _without(self, sample: Sample) -> Result:
-        usual = plain(sample.task, sample.output, sample.target)
+        usual = plain(sample.task, *sample.known)
         evidence = (_table(sample, usual, {}),)
         told = ", ".join(f"{name} {value:.3g}" for name, value in usual.items())
         data = "validation" if sample.validation else "training"
         shown = f"on {data} data after {sample.steps} steps: {told}"
         if sample.words:
-            perplexity = float(F.cross_entropy(sample.output, sample.target).exp())
+            perplexity = float(F.cross_entropy(*sample.known).exp())
             return self.skipped(
                 f"No metric of your own was found; on {data} data after {sample.steps} steps: "
                 f"perplexity {perplexity:.4g}, {100 * usual['accuracy']:.0f}% of the tokens right."
@@ -487,63 +554,6 @@ def _are_several(loader: Any) -> bool:
 
 def _is_field(first: First, values: Tensor) -> bool:
     return any(batches.paths_of(batch, values) for batch in first.batches)
-
-
-def sample_of(training: Training) -> Sample | None:
-    """Return the predictions at the end of ``training`` by task; None where they are unknown."""
-    last = training.moments[-1] if training.moments else None
-    if last is None or training.broke is not None:
-        return None
-    calls = last.val.calls or last.fixed.calls
-    tasks = {_TASKS.get(call.kind) for call in calls}
-    task = tasks.pop() if len(tasks) == 1 else None
-    if task is None:
-        return None
-    pairs = [pair for call in calls if (pair := _pair(task, call)) is not None]
-    shapes = {(output.shape[1:], target.shape[1:]) for output, target in pairs}
-    if len(pairs) < len(calls) or len(shapes) != 1:
-        return None
-    wide = pairs[0][0].ndim > 1 and pairs[0][0].shape[1] > _VOCABULARY
-    words = wide and task == "classes" and _is_dense(training)
-    return Sample(task, tuple(pairs), bool(last.val.calls), last.step, words)
-
-
-def _is_dense(training: Training) -> bool:
-    """Whether the loss of the fixed batches has more targets than these have rows."""
-    calls = training.moments[-1].fixed.calls
-    pairs = zip(training.fixed, calls, strict=False)
-    return any(call.target.numel() > batches.size(batch) for batch, call in pairs)
-
-
-def _pair(task: Task, call: LossCall) -> tuple[Tensor, Tensor] | None:
-    """Return output and target of ``call`` on the CPU; None where they are not plain."""
-    if not isinstance(call.arguments.get("input"), Tensor):
-        return None
-    output, target = call.input.detach().float().cpu(), call.target.detach().cpu()
-    if output.ndim == 0 or target.ndim == 0 or len(output) != len(target):
-        return None
-    if task == "classes":
-        if target.is_floating_point() or target.shape != (output.shape[:1] + output.shape[2:]):
-            return None
-        ignored = call.arguments.get("ignore_index", -100)
-        whole = not bool((target == ignored).any()) and int(target.max()) < output.shape[1]
-        return (output, target.long()) if whole else None
-    if output.shape != target.shape:
-        return None
-    binary = bool(((target == 0) | (target == 1)).all())
-    return (output, target) if binary or task == "numbers" else None
-
-
-def _exchanged(
-    metric: Metric | MetricFunction, sample: Sample | MetricFunction, share: float, seed: int
-) -> dict[str, float]:
-    """Return the metric of perfect predictions, the given share of them exchanged at random."""
-    generator = torch.Generator().manual_seed(seed)
-    target = sample.target
-    rows = torch.randperm(len(target), generator=generator)[: max(2, round(share * len(target)))]
-    said = target.clone()
-    said[rows] = target[rows[torch.randperm(len(rows), generator=generator)]]
-    return metric.value(sample.ideal(said), target)
 
 
 def _is_perfect(value: float, target: Tensor) -> bool:

@@ -20,10 +20,12 @@ from nnaudit.loop.total_loss import steady_ratio
 from nnaudit.measure.term_gradients import output_gradients
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.loss_terms import LossTerms, Terms
+from nnaudit.probes.ranked_pairs import RankedScores
 from nnaudit.report import Curve, Kind, Numbers, Result, Series, Status
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import main_tensor
+from nnaudit.targets.source import source_of
 
 _TOWARD = (0.3, 0.9)
 """How much of the way to the ideal output is gone."""
@@ -51,6 +53,9 @@ _UNBOUNDED = ("Addmm", "Mm", "Convolution", "Bmm")
 
 _DENSE = 16
 """Answers per sample from which they are a mask."""
+
+_ALL = 0.99
+"""Of the scores that a ranking loss depends on: each pair is pulled apart in one direction."""
 
 _ASYMMETRIC = ("bce", "bce_with_logits", "kl_div", "poisson_nll")
 """Losses that mean something else with input and target exchanged."""
@@ -117,6 +122,10 @@ class LossDirection(Check):
         - Fails for a loss that falls at least like the square of how far one of several outputs of
           the network is moved, by 100, 1,000 and 10,000 times its spread, and does so for each of 8
           parts of the batch: the KL divergence of a variational autoencoder with the wrong sign.
+        - A ranking loss of two scores, of the data set's item and of one drawn at random (the model
+          is called with both and one query): warns when it falls as the first score falls and the
+          second rises, in 99% of the rows; fails where the program ranks by `topk`, for which the
+          largest is best. Not judged where scores are made by norms, powers or a minus: distances.
         - Not judged: embeddings, margins, and targets in several parts. `maximize=True` in the
           optimizer reverses the answer.
     Fix: `loss = -log_probability.mean()`, `loss = 1 - dice`; output first, target second.
@@ -126,7 +135,7 @@ class LossDirection(Check):
 
     code, name, kind = "LOSS104", "loss-direction", Kind.EXACT
     needs = (Needs.OWN_STEPS, Needs.SAME_BATCH)
-    probes = (FirstSteps, LossTerms)
+    probes = (FirstSteps, LossTerms, RankedScores)
 
     def run(self, audit: Audit) -> Result:
         """Find the direction in which the loss falls, and compare it with the optimizer's."""
@@ -136,7 +145,13 @@ class LossDirection(Check):
             return self._climbing(audit, answer)
         if answer.status is Status.FAIL or any(group.get("maximize") for group in groups):
             return answer
-        return self._by_slopes(audit) or self._bottomless(audit) or self._sinking(audit) or answer
+        return (
+            self._by_slopes(audit)
+            or self._bottomless(audit)
+            or self._sinking(audit)
+            or self._ranked_last(audit)
+            or answer
+        )
 
     def _climbing(self, audit: Audit, answer: Result) -> Result:
         """Reverse the answer: the optimizer climbs, so better outputs must raise the loss."""
@@ -293,6 +308,25 @@ class LossDirection(Check):
                     )
         return None
 
+    def _ranked_last(self, audit: Audit) -> Result | None:
+        """Say that a ranking loss lifts what was drawn at random above what was chosen.
+
+        A lower score may be the better one: only who takes the largest for the best is certain.
+        """
+        seen = audit.probe(RankedScores)
+        if seen is None or seen.chosen < _ALL or seen.drawn > 1 - _ALL:
+            return None
+        answer = self.failed if _takes_the_largest(audit) else self.warned
+        return answer(
+            "The ranking loss falls when the scores of the data set's items fall and those of the "
+            f"items drawn at random rise ({seen.chosen:.0%} and {1 - seen.drawn:.0%} of the "
+            f"scores, {seen.rows} rows): the network learns to rank what was chosen last.",
+            fix="loss = -F.logsigmoid(positive - negative).mean()  # positive: the data set's item",
+            measured="a loss that rises with the score of the chosen item",
+            threshold="a loss that falls with it",
+            location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+        )
+
     def _repelling(self, audit: Audit) -> Result:
         return self.failed(
             "The loss pushes wrong outputs further away from the target: only those near it are "
@@ -338,6 +372,13 @@ class LossDirection(Check):
             or audit.loop.locate("training_step")
             or audit.loop.locate("model"),
         )
+
+
+def _takes_the_largest(audit: Audit) -> bool:
+    """Whether the program ranks by the largest scores, with ``topk``."""
+    place = audit.loop.locate("train_loader") or audit.loop.locate("training_step")
+    calls = source_of(place.file).calls if place is not None else ()
+    return any(call.name == "topk" and not call.says("largest", False) for call in calls)
 
 
 def _opposes(slopes: Tensor, term: int) -> bool:

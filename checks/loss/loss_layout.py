@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.probes.box_forms import BoxForm, BoxForms
 from nnaudit.probes.loss_layout import Layout, LossLayout, layouts
 from nnaudit.probes.running_sums import RunningSum, RunningSums
 from nnaudit.report import Kind, Result
@@ -34,6 +37,9 @@ class LossLayoutOfClasses(Check):
         - Fails when a `cumsum` or a `logcumsumexp` runs over the rows' outputs in the order of the
           loader, which is that of no number of theirs, and the loss of one batch differs by more
           than 0.1% with the same rows in another order: risk sets of a Cox loss without sorting.
+        - Fails when a function of torchvision's that takes the corners of boxes is given boxes of
+          the data of which at least `inverted` have a right side left of the left one, or a bottom
+          above the top: centre, width and height.
         Anything but views between layer and loss is not judged.
     Fix: `output.permute(0, 2, 3, 1).reshape(-1, C)`, or no view at all:
         `cross_entropy(output, target)` takes (N, C, H, W) beside (N, H, W).
@@ -42,7 +48,8 @@ class LossLayoutOfClasses(Check):
 
     code, name, kind = "LOSS109", "loss-layout", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (LossLayout, RunningSums)
+    probes = (LossLayout, RunningSums, BoxForms)
+    options: ClassVar[dict[str, float]] = {"inverted": 0.25}
 
     def run(self, audit: Audit) -> Result:
         """Judge what was read across the layer's output."""
@@ -51,6 +58,9 @@ class LossLayoutOfClasses(Check):
         unsorted = audit.probe(RunningSums)
         if unsorted is not None and _differs(unsorted):
             return self._unsorted(unsorted)
+        for form in audit.probe(BoxForms):
+            if form.trains and form.inverted >= self.option(audit, "inverted"):
+                return self._no_corners(form)
         return self.passed("The loss reads classes and rows in the order of the last layer.")
 
     def _unsorted(self, seen: RunningSum) -> Result:
@@ -63,6 +73,18 @@ class LossLayoutOfClasses(Check):
             threshold="the same loss",
             location=seen.location,
             fix="order = time.argsort(descending=True); risk, event = risk[order], event[order]",
+        )
+
+    def _no_corners(self, form: BoxForm) -> Result:
+        return self.failed(
+            f"{form.function} takes corners (left, top, right, bottom), and of {form.boxes} boxes "
+            f"of the data {form.inverted:.0%} have their right side left of the left one, or their "
+            "bottom above the top: they are in another form, such as centre, width and height.",
+            measured=f"{form.inverted:.0%} of the boxes inside out",
+            threshold="0%",
+            location=form.location,
+            fix=f'{form.function}(box_convert(predicted, "cxcywh", "xyxy"), '
+            'box_convert(target, "cxcywh", "xyxy"))',
         )
 
     def _mixes(self, seen: Layout) -> Result:

@@ -33,9 +33,28 @@ for c in columns:
     train[c] = train[c].astype("category").cat.codes
     val[c] = pd.Categorical(val[c]).codes
 """,
+    "a vocabulary within a call": """
+words = make_vocabulary(TRAIN)
+train_loader = DataLoader(encode(TRAIN, words))
+val_loader = DataLoader(encode(VAL, make_vocabulary(VAL)))
+""",
+    "a vocabulary with a name": """
+train_vocab = build_vocab(train_texts)
+test_vocab = build_vocab(test_texts)
+x_test = [numericalize(test_texts, test_vocab)]
+""",
 }
 
 ONCE = {
+    "a vocabulary that is compared": """
+words = build_vocab(train_texts)
+unseen = set(build_vocab(val_texts)) - set(words)
+print(overlap(words, build_vocab(val_texts)))
+""",
+    "one vocabulary": """
+words = make_vocabulary(TRAIN)
+val_loader = DataLoader(encode(VAL, words))
+""",
     "categories that are given": """
 train[c] = pd.Categorical(train[c]).codes
 val[c] = pd.Categorical(val[c], categories=levels).codes

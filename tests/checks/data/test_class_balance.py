@@ -424,3 +424,25 @@ def test_a_class_that_the_loss_ignores_warns() -> None:
     assert result.status is Status.WARN
     assert "100 of 300" in result.message
     assert ask(y, loss=nn.CrossEntropyLoss(ignore_index=7), outputs=3).status is Status.PASS
+
+
+@pytest.mark.parametrize("root", [1.0, 0.5])
+def test_weights_of_other_classes_fail(root: float) -> None:
+    """Inverse shares in the order of frequency, given to classes in the order of their numbers."""
+    counts = (40, 400, 130, 220)
+    weights = [(sum(counts) / each) ** root for each in sorted(counts, reverse=True)]
+    result = ask(labels(*counts), loss=with_weights(*weights), outputs=4)
+    assert result.status is Status.FAIL, result.message
+    assert "another order" in result.message
+
+
+@pytest.mark.parametrize("root", [1.0, 0.5, 0.3])
+def test_weights_of_their_own_classes_do_not(root: float) -> None:
+    counts = (40, 400, 130, 220)
+    weights = [(sum(counts) / each) ** root for each in counts]
+    assert ask(labels(*counts), loss=with_weights(*weights), outputs=4).status is Status.PASS
+
+
+def test_weights_that_were_chosen_otherwise_are_not_called_misplaced() -> None:
+    result = ask(labels(40, 400, 130, 220), loss=with_weights(1.0, 2.0, 1.0, 3.0), outputs=4)
+    assert "another order" not in result.message

@@ -272,3 +272,31 @@ def test_pairs_that_a_step_compares() -> None:
     target = Target(Anything, loader, training_step=step)
     loop = DirectLoop(target, torch.device("cpu"), seed=0)
     assert run_check(LabelSignals, Audit(loop)).status in SILENT
+
+
+def encoded(*, rows: int, seed: int, leak: bool) -> tuple[Tensor, Tensor]:
+    """Three columns and a number without any relation; ``leak`` puts the number into the first."""
+    x, y = (
+        torch.randn(rows, 3, generator=generator(seed)),
+        torch.randn(rows, generator=generator(9)),
+    )
+    if leak:
+        x[:, 0] = 0.6 * y + 0.4 * x[:, 0]
+    return x, y
+
+
+def test_a_signal_that_validation_lacks_warns() -> None:
+    """A category that is encoded by the targets of its own rows, of which validation has others."""
+    result = ask(*encoded(rows=600, seed=0, leak=True), val=encoded(rows=400, seed=1, leak=False))
+    assert result.status is Status.WARN, result.message
+    assert "validation" in result.message
+
+
+def test_a_signal_that_both_have_passes() -> None:
+    both = (encoded(rows=600, seed=0, leak=True), encoded(rows=400, seed=1, leak=True))
+    assert ask(*both[0], val=both[1]).status is Status.PASS
+
+
+def test_few_validation_rows_show_nothing() -> None:
+    both = (encoded(rows=600, seed=0, leak=True), encoded(rows=120, seed=1, leak=False))
+    assert ask(*both[0], val=both[1]).status is Status.PASS

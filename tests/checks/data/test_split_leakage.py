@@ -633,3 +633,19 @@ def _square(steps: int) -> np.ndarray[Any, Any]:
 def test_windows_that_do_not_overlap_are_silent(make: Callable[[], tuple[Tensor, Tensor]]) -> None:
     train, val = make()
     assert "overlap" not in ask(*loaders(of(train), of(val))).message
+
+
+@pytest.mark.parametrize(("leak", "status"), [(True, Status.FAIL), (False, Status.PASS)])
+def test_a_column_of_mean_targets(leak: bool, status: Status) -> None:
+    """An area that is encoded by the mean price of its houses, of all or of the training ones."""
+    rng = np.random.default_rng(0)
+    area, level = rng.integers(0, 120, 900), rng.normal(0, 1, 120)
+    price = level[area] + rng.normal(0, 1, 900)
+    known = slice(0, 900 if leak else 600)
+    sums = np.bincount(area[known], weights=price[known], minlength=120)
+    mean = sums / (np.bincount(area[known], minlength=120) + 5)
+    x = torch.tensor(np.stack([rng.normal(0, 1, 900), mean[area]], 1), dtype=torch.float32)
+    y = torch.tensor(price, dtype=torch.float32)
+    sets = TensorDataset(x[:600], y[:600]), TensorDataset(x[600:], y[600:])
+    result = ask(*loaders(*sets), loss=lambda output, y: F.mse_loss(output[:, 0], y))
+    assert result.status is status, result.message

@@ -314,3 +314,19 @@ def test_one_set_for_both_has_the_statistics_of_both() -> None:
     x = torch.tensor(load_wine().data).float()
     x = (x - x.mean(0)) / x.std(0)
     assert ask(x, x).status in SILENT
+
+
+class Worded(TensorDataset):
+    """Rows of a data set that holds its own list of words."""
+
+    def __init__(self, x: Tensor, words: list[str]) -> None:
+        super().__init__(x, torch.zeros(len(x)))
+        self.words = words
+
+
+@pytest.mark.parametrize(("order", "warns"), [(1, False), (-1, True)])
+def test_words_that_each_set_numbers_itself(order: int, warns: bool) -> None:
+    x, words = torch.randn(400, 4, generator=generator()), ["a", "bag", "boot", "coat"]
+    result = ask(Worded(x[:200], words), Worded(x[200:], words[::order]))
+    assert (result.status is Status.WARN) is warns, result.message
+    assert not warns or "words" in result.message

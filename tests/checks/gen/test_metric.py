@@ -14,8 +14,11 @@ from sklearn.metrics import f1_score, r2_score
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelF1Score
 
-from nnaudit.checks.gen.metric import MetricMeaning, Sample
+from nnaudit.checks.gen.metric import MetricMeaning
+from nnaudit.checks.gen.metric_sample import Sample
+from nnaudit.probes.box_forms import BoxForms
 from nnaudit.probes.broadcasts import EvalBroadcasts, EvalComparisons, Evaluated
+from nnaudit.probes.compared_units import UnitsInValidation
 from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.probes.metric_functions import MetricFunction, MetricFunctions
 from nnaudit.probes.metric_resets import Collected, MetricResets
@@ -62,6 +65,8 @@ def judged(
     measured = {
         FirstSteps: unseen,
         EvalBroadcasts: Evaluated(of_one=of_one),
+        BoxForms: (),
+        UnitsInValidation: (),
         MetricResets: collected,
         MetricFunctions: functions,
         TrainingRun: run,
