@@ -171,13 +171,21 @@ def _divides(node: ast.BinOp) -> bool:
 
 
 def _of_call(call: ast.Call, lightning: bool) -> WrongChoice | None:
-    """Read the direction of a framework's callback: ``monitor="val_loss", mode="max"``."""
+    """Read the direction of a framework's callback: ``monitor="val_loss", mode="max"``.
+
+    Transformers takes the highest of what does not end with "loss", where it is not told.
+    """
     given = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+    if called(call) == "EarlyStopping" and call.args and isinstance(call.args[0], ast.Constant):
+        given["monitor"] = call.args[0].value
     metric = given.get("monitor") or given.get("metric_for_best_model")
     highest = {"max": True, "min": False}.get(str(given.get("mode")))
     if isinstance(given.get("greater_is_better"), bool):
         highest = bool(given["greater_is_better"])
     named = {keyword.arg for keyword in call.keywords}
+    by_trainer = "metric_for_best_model" in given and not {"greater_is_better", None} & named
+    if by_trainer and called(call).endswith("TrainingArguments"):
+        highest = not str(metric).endswith("loss")
     if lightning and called(call) in ("EarlyStopping", "ModelCheckpoint") and "mode" not in named:
         highest = False
     if (

@@ -46,6 +46,8 @@ if val > best:
 from lightning.pytorch.callbacks import EarlyStopping
 stop = EarlyStopping(monitor="val_accuracy", patience=3)
 """,
+    "a callback's first argument": "EarlyStopping('val_loss', mode='max')",
+    "a trainer's default": "TrainingArguments(metric_for_best_model='eval_perplexity')",
     "a trainer": "TrainingArguments(metric_for_best_model='eval_f1', greater_is_better=False)",
 }
 
@@ -101,6 +103,10 @@ if val > best:
 """,
     "a callback": "ModelCheckpoint(monitor='val_acc', mode='max')",
     "a class of one's own": "EarlyStopping(monitor='val_accuracy')",
+    "its first argument": "EarlyStopping('val_loss', mode='min')",
+    "a trainer's default": "TrainingArguments(metric_for_best_model='eval_f1')",
+    "a trainer's default for a loss": "TrainingArguments(metric_for_best_model='eval_loss')",
+    "a trainer that is told elsewhere": "TrainingArguments(metric_for_best_model='wer', **more)",
 }
 
 
