@@ -75,12 +75,12 @@ def single_rates(sources: Sequence[Source], groups: int) -> Iterator[SingleRate]
         for node in source.find(ast.Subscript):
             if not isinstance(node.ctx, ast.Store) or not _is_rate_of_group(source, node):
                 continue
-            number = node.value.slice if isinstance(node.value, ast.Subscript) else None
-            if not isinstance(number, ast.Constant) or not isinstance(number.value, int):
+            number = written(node.value.slice) if isinstance(node.value, ast.Subscript) else ""
+            if not number.removeprefix("-").isdecimal():
                 return
             statement = next(e for e in source.ancestors(node) if isinstance(e, ast.stmt))
             where = Location(file=source.file, line=node.lineno)
-            found.setdefault(number.value % groups, SingleRate(ast.unparse(statement), where))
+            found.setdefault(int(number) % groups, SingleRate(ast.unparse(statement), where))
     if len(found) == 1 < groups:
         yield from found.values()
 

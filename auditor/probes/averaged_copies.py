@@ -355,12 +355,14 @@ def headings(pair: Pair, old: Tensor, trained: Tensor) -> list[float]:
     """Return the cosine between the copy's step and the way to the trained weights, if it moved.
 
     ``old`` and ``trained`` are both before the step: an average may be updated before the optimizer
-    steps, or after it.
+    steps, or after it. A way that is straight back counts, or else the more forward one.
     """
     now, after = both_of(pair)
     if same(now, old):
         return []
-    return [max(cosine(now - old, toward - old) for toward in (trained, after))]
+    found = [cosine(now - old, toward - old) for toward in (trained, after)]
+    back = min(found) < _OPPOSITE and max(found) <= 0.0
+    return [min(found) if back else max(found)]
 
 
 def cosine(way: Tensor, goal: Tensor) -> float:
