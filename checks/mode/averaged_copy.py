@@ -179,7 +179,8 @@ class AveragedCopyStatistics(Check):
         return self.failed(
             f"This statement is to move an average or a target network toward the trained weights, "
             f"and moves {count(update.weights, 'trained weight tensor')} toward themselves: the "
-            "two are one and the same network, not a copy, and the update changes nothing.",
+            "two are one and the same network, not a copy. Nothing is averaged, and in two parts "
+            "(`mul_`, then `add_`) the update shrinks the weights.",
             measured=f"{count(update.weights, 'tensor')} updated from themselves",
             threshold="an average in memory of its own",
             location=update.location,
