@@ -164,7 +164,7 @@ def _full_adapters(model: nn.Module) -> dict[str, list[str]]:
 def _bare_layers(model: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
     """Return layers with adapters and frozen ones without, whose names differ in numbers only.
 
-    By the pattern of the names; all weight matrices of one pattern have one shape.
+    By the pattern of the names; those without have a weight matrix of a shape that one with has.
     """
     matrices: dict[str, tuple[str, bool, torch.Size]] = {}
     adapted: set[str] = set()
@@ -174,14 +174,12 @@ def _bare_layers(model: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
         elif not is_lazy(p) and p.ndim > 1:
             matrices[name] = name.rpartition(".")[0], p.requires_grad, p.shape
     patterns: dict[str, tuple[list[str], list[str]]] = {}
+    shapes: dict[str, set[torch.Size]] = {}
     for owner in sorted(adapted - {""}):
-        patterns.setdefault(_numbered(owner), ([], []))[0].append(owner)
-    shapes = {
-        _numbered(owner): {
-            shape for name, (_, _, shape) in matrices.items() if name.startswith(f"{owner}.")
-        }
-        for owner in adapted - {""}
-    }
+        pattern = _numbered(owner)
+        patterns.setdefault(pattern, ([], []))[0].append(owner)
+        inside = (e for name, (_, _, e) in matrices.items() if name.startswith(f"{owner}."))
+        shapes.setdefault(pattern, set()).update(inside)
     for owner, trained, shape in matrices.values():
         pattern = _numbered(owner)
         if (
