@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from nnaudit.measure.metric_names import better_when_higher
 from nnaudit.targets.imports import imports_any
@@ -42,6 +43,9 @@ _BY_ROW = re.compile(r"len\(|size|shape|batch")
 """What the bound of a ``range`` over the rows of a batch is written with."""
 
 _STEPS = frozenset({"validation_step", "test_step"})
+
+_EPOCH_END = re.compile(r"(on_)?(train|validation|test)_epoch_end$")
+"""Methods that Lightning calls when an epoch is over."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +175,21 @@ def _divides(node: ast.BinOp) -> bool:
 
 
 def _of_call(call: ast.Call, lightning: bool) -> WrongChoice | None:
-    """Read the direction of a framework's callback: ``monitor="val_loss", mode="max"``."""
+    """Read the direction of a framework's callback: ``monitor="val_loss", mode="max"``.
+
+    Transformers takes the highest of what does not end with "loss", where it is not told.
+    """
     given = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+    if called(call) == "EarlyStopping" and call.args and isinstance(call.args[0], ast.Constant):
+        given["monitor"] = call.args[0].value
     metric = given.get("monitor") or given.get("metric_for_best_model")
     highest = {"max": True, "min": False}.get(str(given.get("mode")))
     if isinstance(given.get("greater_is_better"), bool):
         highest = bool(given["greater_is_better"])
     named = {keyword.arg for keyword in call.keywords}
+    by_trainer = "metric_for_best_model" in given and not {"greater_is_better", None} & named
+    if by_trainer and called(call).endswith("TrainingArguments"):
+        highest = not str(metric).endswith("loss")
     if lightning and called(call) in ("EarlyStopping", "ModelCheckpoint") and "mode" not in named:
         highest = False
     if (
@@ -191,6 +203,74 @@ def _of_call(call: ast.Call, lightning: bool) -> WrongChoice | None:
 
 def _calls(nodes: list[ast.stmt]) -> list[ast.Call]:
     return [each for node in nodes for each in ast.walk(node) if isinstance(each, ast.Call)]
+
+
+# --- over epochs ---------------------------------------------------------------------------------
+
+
+def unreset_metrics(source: Source) -> Iterator[tuple[str, int]]:
+    """Yield metrics of torchmetrics that an epoch's end of Lightning computes and nothing resets.
+
+    As they are written, with the line. Lightning resets a metric that it is given to log, and none
+    whose value it is given. Where anything is reset whose name is not plain, nothing is known.
+    """
+    if not imports_any(source.tree, ("torchmetrics",)):
+        return
+    resets = {written(c.func.value) for c in _methods(source, "reset")}
+    made = _made_once(source)
+    logged = {
+        written(each)
+        for call in source.find(ast.Call)
+        if called(call) in ("log", "log_dict")
+        for each in ast.walk(call)
+        if isinstance(each, ast.Attribute) and not _is_called_on(source, each)
+    }
+    if not resets <= made.keys():
+        return
+    for call in _methods(source, "compute"):
+        name = written(call.func.value)
+        function = next((e for e in source.ancestors(call) if isinstance(e, ast.FunctionDef)), None)
+        ends = function is not None and _EPOCH_END.match(function.name)
+        if ends and name in made and name not in resets | logged:
+            yield name, call.lineno
+
+
+def _methods(source: Source, name: str) -> Iterator[Any]:
+    """Yield the calls of the method ``name`` of anything."""
+    for call in source.find(ast.Call):
+        if isinstance(call.func, ast.Attribute) and call.func.attr == name:
+            yield call
+
+
+def _made_once(source: Source) -> dict[str, int]:
+    """Return the attributes that ``__init__`` alone sets to an object of torchmetrics', by line."""
+    classes = {
+        alias.asname or alias.name
+        for node in source.find(ast.ImportFrom)
+        if (node.module or "").partition(".")[0] == "torchmetrics"
+        for alias in node.names
+    }
+    made: dict[str, int] = {}
+    elsewhere: set[str] = set()
+    for node in source.find(ast.Assign):
+        for target, value in (pair for t in node.targets for pair in assigned(t, node.value)):
+            function = next(
+                (e for e in source.ancestors(node) if isinstance(e, ast.FunctionDef)), None
+            )
+            first = function is not None and function.name == "__init__"
+            of_library = isinstance(value, ast.Call) and (
+                called(value) in classes or written(value.func).startswith("torchmetrics.")
+            )
+            if first and of_library:
+                made[written(target)] = node.lineno
+            else:
+                elsewhere.add(written(target))
+    return {name: line for name, line in made.items() if name not in elsewhere}
+
+
+def _is_called_on(source: Source, node: ast.Attribute) -> bool:
+    """Whether a method of ``node`` is looked up: ``node.compute``."""
+    return isinstance(next(source.ancestors(node), None), ast.Attribute)
 
 
 # --- over batches ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nnaudit.report import Location
-from nnaudit.targets.source import Source, called
+from nnaudit.targets.source import Source, called, written
 
 _RATE = re.compile(r"(^|_)(lr|learning_rate|eta)$", re.IGNORECASE)
 
@@ -50,6 +50,47 @@ def unread_rates(sources: Sequence[Source]) -> Iterator[UnreadRate]:
             if loops and not any(_reads(source, node, loops[-1], name)):
                 where = Location(file=source.file, line=node.lineno)
                 yield UnreadRate(name, ast.unparse(node), where)
+
+
+@dataclass(frozen=True)
+class SingleRate:
+    """A statement that sets the learning rate of one parameter group by its number.
+
+    Attributes:
+        text: the statement.
+        location: its line.
+    """
+
+    text: str
+    location: Location
+
+
+def single_rates(sources: Sequence[Source], groups: int) -> Iterator[SingleRate]:
+    """Yield ``optimizer.param_groups[0]["lr"] = rate``, where no other of ``groups`` gets any.
+
+    None is yielded where a number is not written out, as in a loop over groups.
+    """
+    found: dict[int, SingleRate] = {}
+    for source in sources:
+        for node in source.find(ast.Subscript):
+            if not isinstance(node.ctx, ast.Store) or not _is_rate_of_group(source, node):
+                continue
+            number = written(node.value.slice) if isinstance(node.value, ast.Subscript) else ""
+            if not number.removeprefix("-").isdecimal():
+                return
+            statement = next(e for e in source.ancestors(node) if isinstance(e, ast.stmt))
+            where = Location(file=source.file, line=node.lineno)
+            found.setdefault(int(number) % groups, SingleRate(ast.unparse(statement), where))
+    if len(found) == 1 < groups:
+        yield from found.values()
+
+
+def _is_rate_of_group(source: Source, node: ast.Subscript) -> bool:
+    """Whether ``node`` is the ``["lr"]`` of a parameter group: by its number, or in a loop."""
+    if not isinstance(node.slice, ast.Constant) or node.slice.value != "lr":
+        return False
+    loops = [written(e.iter) for e in source.ancestors(node) if isinstance(e, ast.For)]
+    return any("param_groups" in text for text in (written(node.value), *loops))
 
 
 def _changed(node: ast.stmt) -> str | None:

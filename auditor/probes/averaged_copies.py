@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.source import source_of
 
 STEPS = 3
+
+_FADING = 60
+"""Steps at most to see what becomes of an average that keeps less of itself in every step."""
+
+_OPPOSITE = -0.99
+"""Cosine with the way to the trained weights below which a copy moves away from them."""
+
+_SEVERAL = 8
+"""Numbers below which a direction says little."""
 
 _PATIENCE = 150
 """Steps after which a copy that is to follow has followed: libraries update one every 10 or 32."""
@@ -90,6 +99,7 @@ class AveragedCopy:
             trained ones went so far that these would have shown it; of modules that were called.
         unsynced: it stands still, the steps of training call it, and this is the target network
             that the source copies once and never again, or after fewer steps than were taken.
+        away: every step moved it straight away from the trained weights.
     """
 
     type: str
@@ -109,6 +119,7 @@ class AveragedCopy:
     awake: int = 0
     behind: tuple[str, ...] = ()
     unsynced: UnsyncedNetwork | None = None
+    away: bool = False
 
 
 @dataclass
@@ -158,13 +169,15 @@ class AveragedCopies(Probe[tuple[AveragedCopy, ...]]):
             stack.enter_context(preserved(Subjects(models=tuple(pair.copy for pair in pairs))))
             batch = None
             handed = 1
-            for batch in consecutive_batches(loop, STEPS):
+            for taken, batch in enumerate(consecutive_batches(loop, _FADING), 1):
                 audit.clock.check()
                 was = [both_of(pair) for pair in pairs]
                 handed = max(handed, loop.step(batch).handed)
                 for pair, (old, trained) in zip(pairs, was, strict=True):
                     pair.left.append(_left(pair, old))
                     pair.headings += headings(pair, old, trained)
+                if taken >= STEPS and not any(_fades(pair.left) for pair in pairs):
+                    break
             for pair in pairs:
                 for network, calls in ((pair.copy, pair.calls), (pair.source, pair.others)):
                     for module in _hookable(network):  # a part may be called by itself
@@ -342,12 +355,14 @@ def headings(pair: Pair, old: Tensor, trained: Tensor) -> list[float]:
     """Return the cosine between the copy's step and the way to the trained weights, if it moved.
 
     ``old`` and ``trained`` are both before the step: an average may be updated before the optimizer
-    steps, or after it.
+    steps, or after it. A way that is straight back counts, or else the more forward one.
     """
     now, after = both_of(pair)
     if same(now, old):
         return []
-    return [max(cosine(now - old, toward - old) for toward in (trained, after))]
+    found = [cosine(now - old, toward - old) for toward in (trained, after)]
+    back = min(found) < _OPPOSITE and max(found) <= 0.0
+    return [min(found) if back else max(found)]
 
 
 def cosine(way: Tensor, goal: Tensor) -> float:
@@ -402,10 +417,27 @@ def straight_share(old: Tensor, now: Tensor, goal: Tensor) -> float:
 
 
 def _decay(left: list[float]) -> float | None:
-    """Return the share that every step left; None where they differ, as in a warm-up."""
-    if not left or not all(map(math.isfinite, left)) or max(left) - min(left) > 0.01:
+    """Return the share that each of the last steps left; None where it rises, as in a warm-up."""
+    last = left[-STEPS:]
+    if not last or not all(map(math.isfinite, last)) or max(last) - min(last) > 0.01:
         return None
-    return left[-1]
+    return last[-1]
+
+
+def _fades(left: list[float]) -> bool:
+    """Whether each of the last steps left less of the average than the one before, but some.
+
+    A warm-up lets an average keep more in every step; with the two factors exchanged it is less.
+    """
+    last = left[-STEPS:]
+    falling = all(a - b > 1e-4 for a, b in pairwise(last))  # False where one is NaN
+    return falling and last[-1] > 0.01 and _decay(left) is None
+
+
+def _is_away(pair: Pair) -> bool:
+    """Whether every step moved the copy, and straight away from the trained weights."""
+    steady = len(pair.headings) == len(pair.left) and max(pair.headings, default=0.0) < _OPPOSITE
+    return steady and sum(pair.before[name].numel() for name in _weights(pair.copy)) >= _SEVERAL
 
 
 def _listening(calls: list[bool]) -> Any:
@@ -506,4 +538,5 @@ def _judged(pair: Pair, within: tuple[int, int], *, ended: bool, recomputed: boo
         by_torch=isinstance(pair.copy, AveragedModel) and not pair.copy.use_buffers,
         moved=_has_moved(pair),
         behind=_behind(pair),
+        away=_is_away(pair),
     )

@@ -14,9 +14,17 @@ from nnaudit.loop.base import Loop
 from nnaudit.measure.seeding import source_files
 from nnaudit.probes.resumed_run import COUNTERS
 from nnaudit.report import Location
-from nnaudit.targets.source import Source, assigned, called, source_of, written
+from nnaudit.targets.source import Call, Source, assigned, called, source_of, written
 
 _NETWORKS = frozenset({"model", "net", "network", "module"})
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+_BLOCKS = (*_FUNCTIONS, ast.If, ast.For, ast.While)
+
+_GIVEN = ("parameters", "named_parameters")
+
+_NAMES = (ast.Name, ast.Attribute)
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,16 @@ class ResumePath:
         location: the line that loads the state of the network.
         lost: ``the optimizer (Adam)``, ``the scheduler (StepLR)``: what is made anew.
         saved: of these, what the source takes the state of, as for a checkpoint.
+        remade: of these, what gets its state back and is made anew afterwards.
+        orphaned: the line that makes the network anew after its optimizer, which keeps the
+            parameters of the one before; None where none does.
     """
 
     location: Location
     lost: tuple[str, ...]
     saved: tuple[str, ...] = ()
+    remade: tuple[str, ...] = ()
+    orphaned: Location | None = None
 
 
 class ResumePaths(Probe[ResumePath | None]):
@@ -60,13 +73,70 @@ def _resumed(loop: Loop, source: Source) -> ResumePath | None:
     first = next((call for name, call in restored.items() if name in networks), None)
     if first is None:
         return None
-    lost = list(_lost(loop, source, set(restored), networks))
+    remade = {name for name, call in restored.items() if _is_remade(source, call, name)}
+    lost = list(_lost(loop, source, set(restored) - remade, networks))
     kept = {_last(call.receiver) for call in source.calls if call.name == "state_dict"}
+    orphaned = _orphaned(loop, source, first, _last(first.receiver))
     return ResumePath(
         Location(file=source.file, line=first.line),
         tuple(what for what, _ in lost),
         tuple(what for what, name in lost if name in kept),
+        tuple(what for what, name in lost if name in remade),
+        None if orphaned is None else Location(file=source.file, line=orphaned),
     )
+
+
+def _is_remade(source: Source, load: Call, name: str) -> bool:
+    """Whether a statement after ``name.load_state_dict(...)``, beside it, makes ``name`` anew."""
+    return any(_makes_anew(each, name) for each in _beside(source, load, later=True))
+
+
+def _orphaned(loop: Loop, source: Source, load: Call, name: str) -> int | None:
+    """Return the line that makes the network ``name`` anew before its state is loaded.
+
+    The optimizer that trains was given the parameters of the network of that name before, in the
+    same function, outside of the branch that resumes.
+    """
+    lines = [each.lineno for each in _beside(source, load) if _makes_anew(each, name)]
+    around = list(source.ancestors(load.node))
+    branch = next((each for each in around if isinstance(each, _BLOCKS)), None)
+    if not lines or not isinstance(branch, ast.If):
+        return None
+    function = next((each for each in around if isinstance(each, _FUNCTIONS)), source.tree)
+    for optimizer in loop.optimizers:
+        place = loop.locate(optimizer)
+        if place is None or place.file != source.file or place.line >= branch.lineno:
+            return None
+        given = [
+            node
+            for node in source.at(place.line, ast.Attribute)
+            if node.attr in _GIVEN and _last(written(node.value)) == name
+            if next((e for e in source.ancestors(node) if isinstance(e, _FUNCTIONS)), source.tree)
+            is function
+        ]
+        if not given:
+            return None
+    return lines[-1] if loop.optimizers else None
+
+
+def _beside(source: Source, call: Call, *, later: bool = False) -> list[ast.stmt]:
+    """Return the statements before the one of ``call`` in its block; those after it, or those."""
+    inner: ast.AST = call.node
+    for outer in source.ancestors(call.node):
+        for block in (getattr(outer, "body", None), getattr(outer, "orelse", None)):
+            if isinstance(block, list) and inner in block:
+                place = block.index(inner)
+                return block[place + 1 :] if later else block[:place]
+        inner = outer
+    return []
+
+
+def _makes_anew(statement: ast.stmt, name: str) -> bool:
+    """Whether ``statement`` gives ``name`` what a call returns that is not given ``name``."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
+        return False
+    inside = {_last(written(e)) for e in ast.walk(statement.value) if isinstance(e, _NAMES)}
+    return [_last(written(each)) for each in statement.targets] == [name] and name not in inside
 
 
 def _lost(

@@ -206,9 +206,8 @@ class Source:
 
     def is_mentioned(self, line: int) -> bool:
         """Whether the name of the function that begins at ``line`` is read anywhere; True for 0."""
-        names = {
-            node.name for kind in _DEFINITIONS for node in self.find(kind) if node.lineno == line
-        }
+        functions = (*self.find(ast.FunctionDef), *self.find(ast.AsyncFunctionDef))
+        names = {node.name for node in functions if node.lineno == line}
         return not names or not names.isdisjoint(self._read)
 
     @cached_property

@@ -30,6 +30,7 @@ from nnaudit.measure.metric_code import (
     WrongChoice,
     batch_means,
     last_batches,
+    unreset_metrics,
     wrong_choices,
 )
 from nnaudit.measure.metric_names import best_is_one
@@ -98,7 +99,8 @@ class MetricMeaning(Check):
           rated better, and such far off are not: two units; warns when a number added to the
           logits of all classes changes the value, or when logits are compared with 0.5.
         - It fails when a metric of torchmetrics' holds more updates after each of three ends of
-          epochs: it is not reset.
+          epochs: it is not reset. Where Lightning counts the epochs, the source shows it: a metric
+          that is made once, is computed where an epoch ends, and is neither reset nor logged.
         - Of several values, those that no exchange changes and that have no such name, such as a
           number of rows or a mean prediction, are not judged as long as another value changes.
         - Metrics of libraries need not be 1: a label that does not occur may count as 0. So may it
@@ -133,7 +135,10 @@ class MetricMeaning(Check):
     def run(self, audit: Audit) -> Result:
         """Try each metric, then look at what they say of the network."""
         wrong = (
-            self._used_wrongly(audit) or self._written_wrongly(audit) or self._of_functions(audit)
+            self._used_wrongly(audit)
+            or self._never_emptied(audit)
+            or self._written_wrongly(audit)
+            or self._of_functions(audit)
         )
         if wrong is not None:
             return wrong
@@ -267,10 +272,16 @@ class MetricMeaning(Check):
             "their own unit, or both scaled",
         )
 
+    def _never_emptied(self, audit: Audit) -> Result | None:
+        """Read which metrics Lightning does not reset."""
+        for file in _files(audit):
+            for metric, line in unreset_metrics(source_of(file)):
+                return self._keeps_all(metric, Location(file=file, line=line))
+        return None
+
     def _written_wrongly(self, audit: Audit) -> Result | None:
         """Read how the program computes its metrics, and what it keeps by them."""
-        places = map(audit.loop.locate, ("training_step", "train_loader", "val_loader"))
-        for file in dict.fromkeys(place.file for place in places if place is not None):
+        for file in _files(audit):
             source = source_of(file)
             for choice in wrong_choices(source):
                 return self._keeps_the_worst(choice, file)
@@ -285,6 +296,17 @@ class MetricMeaning(Check):
                 if (size := _batch_size(audit)) > 1:
                     return self._divides_by_batches(mean, file, size)
         return None
+
+    def _keeps_all(self, metric: str, where: Location) -> Result:
+        return self.failed(
+            f"{metric} is computed at the end of an epoch and never reset: Lightning resets a "
+            "metric that it is given itself to log, not one whose value it is given, so from the "
+            "second epoch on the value is of all epochs so far.",
+            measured=f"no {metric}.reset()",
+            threshold="a metric of one epoch",
+            location=where,
+            fix=f"{metric}.reset() after compute(), or self.log(name, {metric}) in the step",
+        )
 
     def _keeps_the_worst(self, choice: WrongChoice, file: str) -> Result:
         kept, better = ("highest", "lower") if choice.highest else ("lowest", "higher")
@@ -554,6 +576,12 @@ def _are_several(loader: Any) -> bool:
 
 def _is_field(first: First, values: Tensor) -> bool:
     return any(batches.paths_of(batch, values) for batch in first.batches)
+
+
+def _files(audit: Audit) -> dict[str, None]:
+    """Return the user's files with the steps and the loaders."""
+    places = map(audit.loop.locate, ("training_step", "train_loader", "val_loader"))
+    return dict.fromkeys(place.file for place in places if place is not None)
 
 
 def _is_perfect(value: float, target: Tensor) -> bool:

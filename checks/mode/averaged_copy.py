@@ -9,6 +9,7 @@ from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.measure.synced_network import Cause, UnsyncedNetwork
 from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
+from nnaudit.probes.self_updates import SelfUpdate, SelfUpdates
 from nnaudit.probes.validated_weights import ValidatedAverage, ValidatedWeights
 from nnaudit.report import Kind, Result
 from nnaudit.wording import count
@@ -34,8 +35,15 @@ class AveragedCopyStatistics(Check):
           torch's AveragedModel without `use_buffers` before its first update.
         - Notes a program that recomputes the statistics before use (`update_bn`).
         - Fails when every step leaves the same share of the distance between average and network,
-          above 0 and below `forgets` (0.1: an average over one step). A decay that grows, as in a
-          warm-up, and a copy of the weights as they are, pass.
+          above 0 and below `forgets` (0.1: an average over one step); where every step leaves less
+          than the one before, it takes up to 60 steps to see where that ends. A decay that grows,
+          as in a warm-up, and a copy of the weights as they are, pass.
+        - Fails when every step moves a copy straight away from the trained weights (cosine below
+          -0.99 in all of them): the sign of the update is wrong, and the distance grows.
+        - Fails when a statement of the program moves trained weights toward themselves and no
+          others, in three steps: what it is to average is bound to the network itself, by
+          `self.target = self.network` or `{n: p.data for ...}`, and is no copy. Weight decay by
+          hand (`p.add_(p, alpha=-lr * decay)`) and networks that share some weights pass.
         - Fails when validation calls a copy of the network and never the network itself, and not
           one bit of the copy's weights changes in some 150 steps and between two epochs.
         - Warns of a target network that the steps call and that stands still, where the source
@@ -61,7 +69,7 @@ class AveragedCopyStatistics(Check):
 
     code, name, kind = "MODE108", "averaged-copy", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (AveragedCopies, ValidatedAverage)
+    probes = (AveragedCopies, ValidatedAverage, SelfUpdates)
     options: ClassVar[dict[str, float]] = {"forgets": 0.1, "start": 0.5}
 
     def run(self, audit: Audit) -> Result:
@@ -69,8 +77,10 @@ class AveragedCopyStatistics(Check):
         copies = audit.probe(AveragedCopies)
         loaded = audit.probe(ValidatedAverage)
         averages = [each for each in copies if each.alignment >= _TOWARD or each.by_torch]
+        updated = audit.probe(SelfUpdates)
         wrong = (
-            self._standing(audit, copies)
+            (None if updated is None else self._itself(updated))
+            or self._standing(audit, copies)
             or (None if loaded is None else self._loaded(audit, loaded))
             or self._of_copies(audit, averages)
         )
@@ -88,8 +98,10 @@ class AveragedCopyStatistics(Check):
         )
 
     def _standing(self, audit: Audit, copies: tuple[AveragedCopy, ...]) -> Result | None:
-        """Return what to say of a copy that stands still where it should not."""
+        """Return what to say of a copy that stands still where it should not, or moves away."""
         for copy in copies:
+            if copy.away:
+                return self._moves_away(audit, copy)
             if copy.stood:
                 return self._stands_still(audit, copy)
             if copy.unsynced is not None:
@@ -161,6 +173,31 @@ class AveragedCopyStatistics(Check):
             threshold=f"at most {self.option(audit, 'start'):.0%}",
             location=audit.loop.locate("val_loader") or audit.loop.locate("model"),
             fix="decay = min(decay, (1 + step) / (10 + step))  # short at first, and grows",
+        )
+
+    def _itself(self, update: SelfUpdate) -> Result:
+        return self.failed(
+            f"This statement is to move an average or a target network toward the trained weights, "
+            f"and moves {count(update.weights, 'trained weight tensor')} toward themselves: the "
+            "two are one and the same network, not a copy. Nothing is averaged, and in two parts "
+            "(`mul_`, then `add_`) the update shrinks the weights.",
+            measured=f"{count(update.weights, 'tensor')} updated from themselves",
+            threshold="an average in memory of its own",
+            location=update.location,
+            fix="average = copy.deepcopy(model), or {n: p.detach().clone() for n, p in "
+            "model.named_parameters()}",
+        )
+
+    def _moves_away(self, audit: Audit, copy: AveragedCopy) -> Result:
+        return self.failed(
+            f"A copy of the network ({copy.type}) moves straight away from the trained weights in "
+            "every step, so that the distance between the two grows without end: the sign of its "
+            "update is wrong.",
+            measured="away from the trained weights in every step",
+            threshold="toward them",
+            module=copy.source,
+            location=audit.loop.locate("model"),
+            fix="average.lerp_(weight, 1 - decay)  # average += (1 - decay) * (weight - average)",
         )
 
     def _stands_still(self, audit: Audit, copy: AveragedCopy) -> Result:

@@ -19,7 +19,7 @@ from nnaudit.loop.base import Loop, Needs, seed_everything
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.probes.resume_path import ResumePath, ResumePaths
 from nnaudit.probes.resumed_run import ResumedRun, ResumedRuns
-from nnaudit.report import Kind, Result, Status, Table
+from nnaudit.report import Kind, Location, Result, Status, Table
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs, has_forward
@@ -94,7 +94,8 @@ class CheckpointRoundTrip(Check):
           without the state of its optimizer or scheduler: what torch.load returns sets the
           network's weights and the epoch that a `range` or a `while` begins with. Plain SGD has no
           state; a scheduler may be told `last_epoch`. It fails where the source takes that state,
-          to save it, and never loads it.
+          to save it, and never loads it, or loads it and makes the optimizer anew beside it; and
+          where the branch that resumes makes the network anew after its optimizer was made.
         - A difference without a proven cause is inconclusive, and so is one where the optimizer
           trains tensors of its own: float32 copies of the weights, say.
         - Hidden states and caches, which a forward pass in eval mode changes, are copied over
@@ -141,12 +142,39 @@ class CheckpointRoundTrip(Check):
         if resumed is not None:
             return self._resumes_without(resumed, proven=True) if resumed.lost else None
         path = audit.probe(ResumePaths)
-        if path is None or not path.lost:
+        if path is None:
+            return None
+        if path.orphaned is not None:
+            return self._trains_another(path.orphaned)
+        if not path.lost:
             return None
         return self._forgets(path) if path.saved else self._resumes_without(path)
 
+    def _trains_another(self, where: Location) -> Result:
+        return self.failed(
+            "Where the script resumes, it makes the network anew after its optimizer was given the "
+            "parameters of the one before: the steps that follow change a network that is not "
+            "used any more, and the resumed one stays as it was loaded.",
+            measured="the optimizer has no parameter of the resumed network",
+            threshold="the parameters of the network that is trained",
+            location=where,
+            fix="load the state into the network that the optimizer has, or make the optimizer "
+            "after the network",
+        )
+
     def _forgets(self, path: ResumePath) -> Result:
         saved = " and ".join(path.saved)
+        if path.remade:
+            again = " and ".join(path.remade)
+            return self.failed(
+                f"Where the script resumes, it loads the state of {again} and makes it anew right "
+                "afterwards: what was loaded is thrown away, and a scheduler made before goes on "
+                "with the old one.",
+                measured=f"made anew after loading: {again}",
+                threshold="what was loaded is used",
+                location=path.location,
+                fix="make the optimizer once, before optimizer.load_state_dict(...)",
+            )
         return self.failed(
             f"The script takes the state of {saved} for its checkpoint and resumes without loading "
             "it: a resumed run goes on with the epochs and begins anew with the rest.",

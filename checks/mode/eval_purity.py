@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
-from nnaudit.errors import UserCodeError
+from nnaudit.errors import UserCodeError, user_code
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.measure.consecutive import consecutive_batches
 from nnaudit.measure.movement import same
@@ -21,9 +21,10 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.layers import StatisticsNorm
 from nnaudit.targets.model_inputs import ModelInputs, has_forward
 from nnaudit.training.evaluation import IN_PARTS, evaluate, fed_to
-from nnaudit.wording import count
+from nnaudit.wording import count, verb
 
 BATCHES = 3
+_STEPS = 3
 _ROUNDINGS = 64
 _STRAIGHT = 1e-2
 """The part of a change that may miss the straight line: rounding of many small steps."""
@@ -47,6 +48,10 @@ class EvalPurity(Check):
         to where a constraint wants it (a maximum norm, a lazy initialisation) and does not count.
         - Fails when a parameter changes, or a statistic of a normalisation: a buffer of torch's
           normalisation layers, or one called `running_mean` and the like.
+        - Fails when a parameter changes, by more than 64 roundings, each time that the network is
+          switched to eval mode and back, in a network whose classes have a `train()` of their own,
+          after three steps: an adapter that is merged into its layer before validation and not
+          taken out again afterwards is merged again and again.
         - Warns, in a program without validation, when such parameters are frozen or move straight
           towards other parameters (a momentum encoder updated in its own forward): eval mode is
           nnaudit's choice there.
@@ -69,9 +74,8 @@ class EvalPurity(Check):
     def run(self, audit: Audit) -> Result:
         """Run some batches and compare."""
         loop = audit.loop
-        average = audit.probe(ValidatedAverage)
-        if average is not None and average.remained and average.alignment >= _TOWARD:
-            return self._remained(audit, average)
+        if (wrong := self._around(audit)) is not None:
+            return wrong
         if not has_forward(loop.model):
             return self.skipped(IN_PARTS)
         validated = not loop.lacks(Needs.VAL_LOADER)
@@ -100,6 +104,27 @@ class EvalPurity(Check):
                 f"buffers unchanged{but}."
             )
         return self._changed(audit, changed, before, after, validated=validated)
+
+    def _around(self, audit: Audit) -> Result | None:
+        """Return what is wrong with what the program does before validation and after it."""
+        average = audit.probe(ValidatedAverage)
+        if average is not None and average.remained and average.alignment >= _TOWARD:
+            return self._remained(audit, average)
+        switched = _switched(audit)
+        return self._switches(audit, switched) if switched else None
+
+    def _switches(self, audit: Audit, changed: list[str]) -> Result:
+        return self.failed(
+            f"Each time that the network is switched to eval mode and back, "
+            f"{count(len(changed), 'parameter')} {verb(len(changed), 'change')} ({changed[0]} "
+            "first): what is merged into a weight for validation is not taken out again, and is "
+            "merged once more at the next.",
+            measured=f"{count(len(changed), 'parameter')} changed by model.eval(), model.train()",
+            threshold="no change but rounding",
+            fix="in train(mode): merge once where mode is False, and subtract it again where it is "
+            "True",
+            **_at(audit, changed[0]),
+        )
 
     def _remained(self, audit: Audit, average: ValidatedWeights) -> Result:
         return self.warned(
@@ -175,6 +200,39 @@ class EvalPurity(Check):
 def _state(loop: Loop) -> dict[str, Tensor]:
     named = [*loop.model.named_parameters(), *loop.model.named_buffers()]
     return {name: value for name, value in named if value.layout is torch.strided}
+
+
+def _switched(audit: Audit) -> list[str]:
+    """Return the parameters that change each time the mode is switched to eval and back.
+
+    Where no class of the network has a mode switch of its own, there are none, and no step is
+    taken.
+    """
+    loop = audit.loop
+    if all(type(m).train is nn.Module.train and _plain_eval(m) for m in loop.model.modules()):
+        return []
+    seen: list[dict[str, Tensor]] = []
+    with preserved(loop.subjects):
+        for batch in consecutive_batches(loop, _STEPS):
+            audit.clock.check()
+            loop.step(batch)
+        with user_code("switching between train and eval mode"):
+            for _ in range(3):
+                named = loop.model.named_parameters()
+                seen.append({name: p.detach().clone() for name, p in named})
+                loop.model.eval()
+                loop.model.train()
+    before, once, twice = seen
+    return [
+        name
+        for name in before
+        if name in once and name in twice
+        if not _settled(before[name], once[name]) and not _settled(once[name], twice[name])
+    ]
+
+
+def _plain_eval(module: nn.Module) -> bool:
+    return type(module).eval is nn.Module.eval
 
 
 def _after(audit: Audit, feds: list[ModelInputs]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -13,7 +14,8 @@ from nnaudit.loop.base import Needs
 from nnaudit.loop.graph import LOSS
 from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
-from nnaudit.report import Kind, Result
+from nnaudit.report import Kind, Result, Status
+from nnaudit.wording import count, verb
 
 _FACTOR = re.compile(r"(^|\.)(lora_(embedding_)?[AB]|lora_(up|down)|hada_w\d_[ab])(\.|$)")
 """Low-rank factors, as PEFT, diffusers and others name them."""
@@ -34,6 +36,12 @@ class FrozenHead(Check):
         - Warns when all low-rank factors of an adapter (`lora_A`, `lora_B`) are frozen and other
           parameters are trained: so PEFT loads an adapter unless told that it is trained. An
           adapter may be used as it is, below a new head.
+        - Warns when both factors of an adapter are random at the start (not zero, and others with
+          another seed) beside weights that are loaded: the network begins as another function than
+          the one that was loaded. Factors that are made from the weights do not depend on the seed,
+          or the weights are reduced by their product.
+        - Notes layers without an adapter whose names differ only in numbers from those of layers
+          that have one: the blocks that a loop has left out, if it was not on purpose.
     Fix: `model.fc.requires_grad_(True)`, and give its parameters to the optimizer.
     References: PyTorch tutorial, "Transfer Learning for Computer Vision", "ConvNet as fixed feature
         extractor".
@@ -48,6 +56,14 @@ class FrozenHead(Check):
         loop = audit.loop
         if adapters := _frozen_adapters(loop.model):
             return self._adapters(audit, adapters)
+        if (full := _full_adapters(loop.model)) and (loud := self._loud(audit, full)) is not None:
+            return loud
+        answer = self._head(audit)
+        bare = _bare_layers(loop.model)
+        return self._incomplete(bare) if bare and answer.status is not Status.WARN else answer
+
+    def _head(self, audit: Audit) -> Result:
+        loop = audit.loop
         name = _output_layer(audit.probe(FirstSteps), loop.model)
         if name is None:
             return self.skipped("No layer was seen whose output the model returns unchanged.")
@@ -72,6 +88,42 @@ class FrozenHead(Check):
             fix=f"model.{name}.requires_grad_(True)  # and give its parameters to the optimizer",
         )
 
+    def _loud(self, audit: Audit, full: dict[str, list[str]]) -> Result | None:
+        """Warn of adapters among ``full`` that are random beside loaded weights."""
+        loop = audit.loop
+        audit.clock.check()
+        with loop.relaunched(audit.seed + 1) as other:
+            differing = differing_weights(loop, other)
+        names = list(differing)
+        random = [
+            owner
+            for owner, factors in full.items()
+            if all(differing.get(factor, False) for factor in factors)
+            and (base := [n for n in names if n.startswith(f"{owner}.") and n not in factors])
+            and not any(differing[n] for n in base)
+        ]
+        if not random:
+            return None
+        return self.warned(
+            f"Both low-rank factors of {count(len(random), 'adapter')} begin with random numbers "
+            f"({random[0]} first), beside weights that were loaded: the network does not begin as "
+            "the one that was loaded.",
+            measured=f"a product of factors that is not zero in {count(len(random), 'adapter')}",
+            threshold="one factor of zeros",
+            module=random[0],
+            location=loop.locate(loop.model.get_submodule(random[0])) or loop.locate("model"),
+            fix="nn.init.zeros_(lora_B)  # lora_A random, so that the product begins at zero",
+        )
+
+    def _incomplete(self, bare: dict[str, tuple[list[str], list[str]]]) -> Result:
+        pattern, (adapted, without) = next(iter(bare.items()))
+        return self.noted(
+            f"Of {len(adapted) + len(without)} layers named {pattern}, {len(adapted)} "
+            f"{verb(len(adapted), 'have', 'has')} an adapter; {without[0]} is the first without, "
+            "and its weights stay as they are. If that is not on purpose, let the loop that puts "
+            "adapters in go through all blocks."
+        )
+
     def _adapters(self, audit: Audit, factors: list[str]) -> Result:
         return self.warned(
             f"All {len(factors)} low-rank factors of the adapter are frozen ({factors[0]} first), "
@@ -90,6 +142,59 @@ def _frozen_adapters(model: nn.Module) -> list[str]:
     if not factors or any(p.requires_grad for p in factors.values()):
         return []
     return list(factors) if any(p.requires_grad for p in model.parameters()) else []
+
+
+def _full_adapters(model: nn.Module) -> dict[str, list[str]]:
+    """Return the layers whose adapters have two factors or more and no zeros, with these factors.
+
+    A layer is named by what stands before the factor's own name.
+    """
+    factors: dict[str, list[str]] = {}
+    values = {n: p for n, p in model.named_parameters() if not is_lazy(p)}
+    for name in values:
+        if (match := _FACTOR.search(name)) and match.start():
+            factors.setdefault(name[: match.start()], []).append(name)
+    return {
+        owner: names
+        for owner, names in factors.items()
+        if len(names) > 1 and all(bool((values[name] != 0).all()) for name in names)
+    }
+
+
+def _bare_layers(model: nn.Module) -> dict[str, tuple[list[str], list[str]]]:
+    """Return layers with adapters and frozen ones without, whose names differ in numbers only.
+
+    By the pattern of the names; those without have a weight matrix of a shape that one with has.
+    """
+    matrices: dict[str, tuple[str, bool, torch.Size]] = {}
+    adapted: set[str] = set()
+    for name, p in model.named_parameters():
+        if match := _FACTOR.search(name):
+            adapted.add(name[: match.start()])
+        elif not is_lazy(p) and p.ndim > 1:
+            matrices[name] = name.rpartition(".")[0], p.requires_grad, p.shape
+    patterns: dict[str, tuple[list[str], list[str]]] = {}
+    shapes: dict[str, set[torch.Size]] = {}
+    for owner in sorted(adapted - {""}):
+        pattern = _numbered(owner)
+        patterns.setdefault(pattern, ([], []))[0].append(owner)
+        inside = (e for name, (_, _, e) in matrices.items() if name.startswith(f"{owner}."))
+        shapes.setdefault(pattern, set()).update(inside)
+    for owner, trained, shape in matrices.values():
+        pattern = _numbered(owner)
+        if (
+            owner not in adapted
+            and pattern in patterns
+            and not trained
+            and shape in shapes[pattern]
+        ):
+            patterns[pattern][1].append(owner)
+    return {pattern: found for pattern, found in patterns.items() if found[1]}
+
+
+def _numbered(name: str) -> str:
+    """Return a module's name with a star for every number in it."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def _output_layer(first: First, model: nn.Module) -> str | None:

@@ -14,7 +14,7 @@ from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.trace import Event, EventKind, parameters_of
 from nnaudit.measure.consecutive import batches_per_epoch
 from nnaudit.measure.metric_names import better_when_higher
-from nnaudit.measure.rate_variables import UnreadRate, unread_rates
+from nnaudit.measure.rate_variables import SingleRate, UnreadRate, single_rates, unread_rates
 from nnaudit.measure.seeding import source_files
 from nnaudit.probes.lr_plan import LearningRatePlan, Plan, thinned
 from nnaudit.probes.second_epoch import SecondEpoch
@@ -121,6 +121,9 @@ class Schedule(Check):
           a warning: the rate that it plans is used by nobody. So it is where a function makes its
           optimizer anew for every epoch. An optimizer that shares its groups with the other's, or
           is kept by it (SAM, Lookahead), is in use.
+        - A source that sets the rate of one parameter group by its number
+          (`optimizer.param_groups[0]["lr"] = ...`), and of no other, is a warning where there is
+          no scheduler and all groups of each optimizer begin with one rate.
         - OneCycleLR that ends, and raises an error, before the epoch does is a warning. A schedule
           that never changes the rate is a note. In module form, without a loop, only the schedule
           itself is judged.
@@ -137,7 +140,8 @@ class Schedule(Check):
         """Look at each scheduler's plan."""
         plans, trace = audit.probe(LearningRatePlan), audit.probe(StepTrace)
         if not plans:
-            return self._by_hand(audit, trace)
+            single = _of_one_group(audit.loop)
+            return self._by_hand(audit, trace) if single is None else self._one_group(audit, single)
         if (misused := self._misused(audit, plans, trace)) is not None:
             return misused
         known = [plan for plan in plans if not plan.unknown]
@@ -182,6 +186,17 @@ class Schedule(Check):
             threshold="a schedule that lasts for the run",
             location=audit.loop.locate("optimizer"),
             fix="lower the learning rate once per epoch, outside the loop over batches",
+        )
+
+    def _one_group(self, audit: Audit, rate: SingleRate) -> Result:
+        groups = max(len(optimizer.param_groups) for optimizer in audit.loop.optimizers)
+        return self.warned(
+            f"`{rate.text}` sets the learning rate of one of {groups} parameter groups: the others "
+            "began with the same rate and keep it for the whole run.",
+            measured=f"1 of {groups} groups",
+            threshold="all groups",
+            location=rate.location,
+            fix='for group in optimizer.param_groups: group["lr"] = rate',
         )
 
     def _unread(self, audit: Audit, rate: UnreadRate) -> Result:
@@ -282,6 +297,16 @@ class Schedule(Check):
             f"the peak, {low:.3g} at the lowest{how}.",
             evidence=evidence,
         )
+
+
+def _of_one_group(loop: Loop) -> SingleRate | None:
+    """Return the statement that sets one group's rate, where all began with the same."""
+    counts = [len(optimizer.param_groups) for optimizer in loop.optimizers]
+    rates = [{group.get("lr") for group in o.param_groups} for o in loop.optimizers]
+    if not counts or min(counts) < 2 or any(len(each) > 1 for each in rates):
+        return None
+    sources = [source_of(file) for file in source_files(loop)]
+    return next(single_rates(sources, min(counts)), None)
 
 
 def decay_by_hand(rates: Sequence[float]) -> float | None:

@@ -9,8 +9,13 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.planned_rate import planned_lr
+from nnaudit.measure.decayed_names import unmet_names
+from nnaudit.measure.seeding import source_files
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets.layers import NORMS
+from nnaudit.targets.source import source_of
 from nnaudit.training.optimizers import decouples_decay, is_adaptive
+from nnaudit.wording import count, verb
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Decay:
         adaptive: gradients are divided by their size, and an added penalty with them.
         vectors: how many of its parameters are biases, gains and the like.
         tensors: how many parameters it has.
+        gains: of its parameters, those of normalisation layers.
     """
 
     optimizer: str
@@ -34,6 +40,7 @@ class Decay:
     adaptive: bool
     vectors: int
     tensors: int
+    gains: int = 0
 
 
 class WeightDecay(Check):
@@ -44,7 +51,7 @@ class WeightDecay(Check):
         and quite another in Adam. Decay on biases and on the gains of normalisation costs capacity
         without regularising. And a decay that is too large shrinks the weights faster than the
         network learns.
-    How: Read from the optimizer's parameter groups; no step is taken. It warns in three cases, and
+    How: Read from the optimizer's parameter groups; no step is taken. It warns in four cases, and
         notes the last.
         - Adam (also NAdam, RAdam, Adamax, RMSprop, Adagrad) with an L2 penalty of 0.01 or more,
           AdamW's default: L2 penalties in use are 1e-3 and below, and such are taken as by design.
@@ -52,6 +59,10 @@ class WeightDecay(Check):
         - Decay is subtracted from the weights, as in AdamW, and decay times learning rate exceeds
           the option `shrink` per step (0.01 halves the weights every 70 steps; vision transformers
           do well with 0.3 at a rate of 1e-3).
+        - A list of names in the source that are to be left out (one of them a bias) holds one that
+          is in no parameter's name, one group without decay has biases, and one with decay has the
+          gains of normalisation: they go by another name. A list for several networks, of which one
+          name is met, leaves no gain in a decayed group.
         - Decay of 0.05 or more on biases and gains is a note. Whether any decay is needed only
           overfitting shows: GEN101.
     Fix: torch.optim.AdamW(model.parameters(), lr=..., weight_decay=0.01)
@@ -78,11 +89,33 @@ class WeightDecay(Check):
             "evidence": (_table(decays),),
             "location": loop.locate("optimizer"),
         }
+        if (missed := self._missed(loop, decays, details)) is not None:
+            return missed
         for decay in active:
             warning = self._warning(audit, decay, details)
             if warning is not None:
                 return warning
         return self._vectors(active, details)
+
+    def _missed(self, loop: Loop, decays: list[Decay], details: dict[str, Any]) -> Result | None:
+        """Warn of gains that are decayed because what should leave them out names no parameter."""
+        gains = sum(decay.gains for decay in decays if decay.amount > 0.0)
+        if not gains or not any(decay.amount == 0.0 and decay.vectors for decay in decays):
+            return None
+        names = [name for model in loop.models for name, _ in model.named_parameters()]
+        sources = (source_of(file) for file in source_files(loop))
+        listed = next((each for source in sources for each in unmet_names(source, names)), None)
+        if listed is None:
+            return None
+        return self.warned(
+            f"{listed.name!r} is to be left out of weight decay and is in no parameter's name: "
+            f"{count(gains, 'parameter')} of normalisation layers {verb(gains, 'are', 'is')} "
+            "decayed with the weights.",
+            measured=f"0 parameters named {listed.name!r}",
+            threshold="the names of this network",
+            fix="decay by shape: [p for p in model.parameters() if p.ndim >= 2]",
+            **{**details, "location": listed.location},
+        )
 
     def _warning(self, audit: Audit, decay: Decay, details: dict[str, Any]) -> Result | None:
         if decay.adaptive and not decay.decoupled and decay.amount >= 0.01:
@@ -132,6 +165,13 @@ class WeightDecay(Check):
 
 def _decays(loop: Loop) -> list[Decay]:
     found = []
+    norms = {
+        id(parameter)
+        for model in loop.models
+        for module in model.modules()
+        if isinstance(module, NORMS) or type(module).__name__.endswith("Norm")
+        for parameter in module.parameters(recurse=False)
+    }
     for optimizer in loop.optimizers:
         decoupled = decouples_decay(optimizer)
         ours = type(optimizer).__module__.startswith("torch.optim")
@@ -149,6 +189,7 @@ def _decays(loop: Loop) -> list[Decay]:
                     adaptive=is_adaptive(optimizer),
                     vectors=sum(ndim <= 1 for ndim in shapes),
                     tensors=len(shapes),
+                    gains=sum(id(parameter) in norms for parameter in group["params"]),
                 )
             )
     return found

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.measure.metric_code import batch_means, last_batches, wrong_choices
+from nnaudit.measure.metric_code import batch_means, last_batches, unreset_metrics, wrong_choices
 from nnaudit.targets.source import Source, source_of
 
 
@@ -46,6 +46,8 @@ if val > best:
 from lightning.pytorch.callbacks import EarlyStopping
 stop = EarlyStopping(monitor="val_accuracy", patience=3)
 """,
+    "a callback's first argument": "EarlyStopping('val_loss', mode='max')",
+    "a trainer's default": "TrainingArguments(metric_for_best_model='eval_perplexity')",
     "a trainer": "TrainingArguments(metric_for_best_model='eval_f1', greater_is_better=False)",
 }
 
@@ -101,7 +103,45 @@ if val > best:
 """,
     "a callback": "ModelCheckpoint(monitor='val_acc', mode='max')",
     "a class of one's own": "EarlyStopping(monitor='val_accuracy')",
+    "its first argument": "EarlyStopping('val_loss', mode='min')",
+    "a trainer's default": "TrainingArguments(metric_for_best_model='eval_f1')",
+    "a trainer's default for a loss": "TrainingArguments(metric_for_best_model='eval_loss')",
+    "a trainer that is told elsewhere": "TrainingArguments(metric_for_best_model='wer', **more)",
 }
+
+
+MODULE = """
+from torchmetrics.classification import BinaryF1Score
+
+class Lit(L.LightningModule):
+    def __init__(self):
+        self.f1 = BinaryF1Score()
+
+    def validation_step(self, batch, number):
+        self.f1.update(*batch)
+
+    def on_validation_epoch_end(self):
+        self.log("f1", self.f1.compute())
+        MORE
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "unreset"),
+    [
+        (MODULE.replace("MORE", "pass"), True),
+        (MODULE.replace("MORE", "self.f1.reset()"), False),
+        (MODULE.replace("MORE", "[m.reset() for m in self.metrics]"), False),
+        (MODULE.replace("MORE", "self.f1 = BinaryF1Score()"), False),
+        (MODULE.replace("MORE", 'self.log("again", self.f1)'), False),
+        (MODULE.replace("MORE", "pass").replace("on_val", "count_val"), False),
+        (MODULE.replace("MORE", "pass").replace("from torchmetrics.c", "from mine.c"), False),
+    ],
+)
+def test_a_metric_that_lightning_does_not_reset(
+    text: str, tmp_path: Path, *, unreset: bool
+) -> None:
+    assert [name for name, _ in unreset_metrics(source(text, tmp_path))] == ["self.f1"] * unreset
 
 
 @pytest.mark.parametrize("text", WORST.values(), ids=WORST)

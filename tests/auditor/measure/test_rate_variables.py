@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.measure.rate_variables import unread_rates
+from nnaudit.measure.rate_variables import single_rates, unread_rates
 from nnaudit.targets.source import source_of
 
 SCRIPT = """
@@ -53,3 +53,22 @@ def test_a_module_s_rate_may_be_read_by_its_functions(tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text(text.replace("READ", "pass"))
     assert len(list(unread_rates([source_of(str(other))]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "groups", "found"),
+    [
+        ('optimizer.param_groups[0]["lr"] = lr', 2, 1),
+        ('self.opt.param_groups[-1]["lr"] *= 0.1', 2, 1),
+        ('config["lr"] = 1\noptimizer.param_groups[0]["lr"] = config["lr"]', 2, 1),
+        ('optimizer.param_groups[0]["lr"] = lr', 1, 0),
+        ('a.param_groups[0]["lr"] = lr\na.param_groups[1]["lr"] = lr', 2, 0),
+        ('for g in a.param_groups:\n    g["lr"] = 1\na.param_groups[0]["lr"] = 2', 2, 0),
+        ('for i, r in enumerate(rates):\n    a.param_groups[i]["lr"] = r', 2, 0),
+        ('lr = a.param_groups[0]["lr"]', 2, 0),
+    ],
+)
+def test_a_rate_of_one_group(tmp_path: Path, text: str, groups: int, found: int) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(text)
+    assert len(list(single_rates([source_of(str(file))], groups))) == found

@@ -138,3 +138,50 @@ def test_a_scheduler_that_is_stepped_in_training_alone_begins_anew(
 def test_a_while_may_go_on_counting(tmp_path: Path) -> None:
     assert resumed(tmp_path, "pass", text=WHILE) is not None
     assert resumed(tmp_path, "pass", text=WHILE.replace("self.epoch < 12", "self.run")) is None
+
+
+REMADE = "optimizer = Adam(model.parameters())"
+
+
+@pytest.mark.parametrize(
+    ("more", "remade"),
+    [
+        (f"{OPTIMIZER}; {REMADE}", ("the optimizer (Adam)",)),
+        (f"{OPTIMIZER}; {SCHEDULER}; {REMADE}", ("the optimizer (Adam)",)),
+        (f"{REMADE}; {OPTIMIZER}; {SCHEDULER}", ()),
+        (f"{OPTIMIZER}; optimizer = prepare(optimizer); {SCHEDULER}", ()),
+        (f"{OPTIMIZER}; {SCHEDULER}\n    if args.fresh:\n        {REMADE}", ()),
+    ],
+)
+def test_an_optimizer_that_is_made_anew_after_loading(
+    tmp_path: Path, more: str, remade: tuple[str, ...]
+) -> None:
+    assert resumed(tmp_path, more).remade == remade
+
+
+ANEW = SCRIPT.replace("    model.load", "    model = BUILD\n    model.load")
+
+
+@pytest.mark.parametrize(
+    ("build", "after", "orphaned"),
+    [
+        ("nn.Linear(4, 2)", "", True),
+        ('torch.load("whole.pt")', "", True),
+        ("DistributedDataParallel(model)", "", False),
+        ("model.to(device)", "", False),
+    ],
+)
+def test_a_network_that_is_made_anew_after_its_optimizer(
+    tmp_path: Path, build: str, after: str, *, orphaned: bool
+) -> None:
+    text = ANEW.replace("BUILD", build)
+    found = resumed(tmp_path, f"{OPTIMIZER}; {SCHEDULER}", text=text).orphaned
+    assert (found is not None and found.line == 7) is orphaned
+    assert resumed(tmp_path, f"{OPTIMIZER}; {SCHEDULER}").orphaned is None
+
+
+def test_a_network_that_is_made_anew_before_its_optimizer(tmp_path: Path) -> None:
+    lines = ANEW.replace("BUILD", "nn.Linear(4, 2)").splitlines()
+    made = lines.pop(1)
+    lines.insert(2, f"if True:\n    pass\n{made}")
+    assert resumed(tmp_path, "pass", text="\n".join(lines)) is not None

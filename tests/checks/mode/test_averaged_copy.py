@@ -30,6 +30,7 @@ from nnaudit.probes.averaged_copies import (
     recomputes,
     values_of,
 )
+from nnaudit.probes.self_updates import SelfUpdate, SelfUpdates
 from nnaudit.probes.validated_weights import ValidatedAverage, ValidatedWeights
 from nnaudit.report import Location, Result, Status
 from nnaudit.targets.source import source_of
@@ -41,8 +42,13 @@ STALE = AveragedCopy("Net", "", 8, 0.99, 4, 4, evaluated=True, recomputed=False)
 LOADED = ValidatedWeights("dict", 8, 0.99, 0, 0.98, 500, remained=False, statistics=4, stale=0)
 
 
-def judged(*copies: AveragedCopy, loaded: ValidatedWeights | None = None) -> Result:
-    return verdict(AveragedCopyStatistics, {AveragedCopies: copies, ValidatedAverage: loaded})
+def judged(
+    *copies: AveragedCopy,
+    loaded: ValidatedWeights | None = None,
+    itself: SelfUpdate | None = None,
+) -> Result:
+    measured = {AveragedCopies: copies, ValidatedAverage: loaded, SelfUpdates: itself}
+    return verdict(AveragedCopyStatistics, measured)
 
 
 def test_the_verdict() -> None:
@@ -65,6 +71,21 @@ def test_an_average_that_is_the_last_weights_fails() -> None:
     assert judged(replace(average, decay=0.95)).status is Status.PASS
     assert judged(replace(average, decay=0.0)).status is Status.PASS  # a copy, by design
     assert judged(replace(average, decay=None)).status is Status.PASS  # a warm-up
+
+
+def test_an_average_that_is_the_network_fails() -> None:
+    at = Location(file="dqn.py", line=12)
+    result = judged(itself=SelfUpdate(8, at))
+    assert result.status is Status.FAIL
+    assert "8 trained weight tensors toward themselves" in result.message
+    assert result.location == at
+
+
+def test_a_copy_that_moves_away_fails() -> None:
+    result = judged(replace(STALE, alignment=-1.0, stale=0, away=True))
+    assert result.status is Status.FAIL
+    assert "straight away from the trained weights" in result.message
+    assert judged(replace(STALE, alignment=-1.0, stale=0)).status is Status.SKIP
 
 
 def test_an_average_of_some_of_the_weights_fails() -> None:
@@ -306,6 +327,7 @@ def test_a_script_that_averages_its_weights(buffers: str, status: Status, ask_sc
     ("update", "status"),
     [
         ("a.copy_(0.01 * a + 0.99 * p)", Status.FAIL),
+        ("a.add_(0.05 * (a - p))", Status.FAIL),
         ("a = 0.99 * a + 0.01 * p", Status.FAIL),
         ("a.lerp_(p, 0.05)", Status.PASS),
         ("a.lerp_(p, 0.05) if a.ndim > 1 else None", Status.FAIL),  # no bias follows
@@ -314,6 +336,24 @@ def test_a_script_that_averages_its_weights(buffers: str, status: Status, ask_sc
 def test_a_script_whose_average_is_none(update: str, status: Status, ask_script: Any) -> None:
     plain = SCRIPT.replace("nn.BatchNorm1d(8), ", "").replace("BUFFERS", "pass")
     result = ask_script(AveragedCopyStatistics, plain.replace("a.lerp_(p, 0.05)", update))
+    assert result.status is status, result.message
+
+
+def test_a_script_whose_average_is_the_network(ask_script: Any) -> None:
+    text = SCRIPT.replace("BUFFERS", "pass")
+    made = "copy.deepcopy(model).requires_grad_(False)"
+    result = ask_script(AveragedCopyStatistics, text.replace(made, "model"))
+    assert result.status is Status.FAIL, result.message
+    assert "toward themselves" in result.message
+
+
+@pytest.mark.parametrize(("kept", "status"), [("1 - d", Status.FAIL), ("d", Status.PASS)])
+def test_an_average_whose_decay_is_warmed_up(kept: str, status: Status, ask_script: Any) -> None:
+    text = SCRIPT.replace("nn.BatchNorm1d(8), ", "").replace("BUFFERS", "pass")
+    text = text.replace("for epoch", "steps = []\nfor epoch")
+    text = text.replace("optimizer.step()", "optimizer.step(); steps.append(0)")
+    warmed = f"d = 1 - 1 / (len(steps) + 1); a.mul_({kept}).add_(p, alpha=1 - ({kept}))"
+    result = ask_script(AveragedCopyStatistics, text.replace("a.lerp_(p, 0.05)", warmed))
     assert result.status is status, result.message
 
 

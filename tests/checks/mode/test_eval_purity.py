@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +181,30 @@ class Bounded(Net):
 def test_a_constraint_that_is_met_passes(ask) -> None:
     result = ask(EvalPurity, Bounded)
     assert result.status is Status.PASS
+
+
+class Merging(Net):
+    """Adds the product of two factors to a frozen weight for validation."""
+
+    def __init__(self, *, taken_out: bool) -> None:
+        super().__init__()
+        self.taken_out = taken_out
+        self.a.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(2, 12))
+        self.lora_B = nn.Parameter(torch.zeros(24, 2))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if self.training is not mode and (self.taken_out or not mode):
+            self.a.weight.data += (-1 if mode else 1) * (self.lora_B @ self.lora_A).data
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = x @ self.lora_A.T @ self.lora_B.T if self.training else 0
+        return self.b(torch.relu(self.a(x) + more))
+
+
+def test_an_adapter_that_is_merged_at_every_validation_fails(ask: Callable[..., Any]) -> None:
+    result = ask(EvalPurity, lambda: Merging(taken_out=False))
+    assert result.status is Status.FAIL
+    assert "1 parameter changes (a.weight first)" in result.message
+    assert ask(EvalPurity, lambda: Merging(taken_out=True)).status is Status.PASS

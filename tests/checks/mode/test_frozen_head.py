@@ -56,3 +56,57 @@ def test_an_adapter_that_is_frozen_while_the_head_is_trained_warns(ask) -> None:
     assert result.status is Status.WARN
     assert "low-rank factors" in result.message
     assert ask(FrozenHead, lambda: Adapted(trained=True)).status is Status.PASS
+
+
+BASE = {"body": nn.Linear(12, 24).state_dict(), "last": nn.Linear(24, 24).state_dict()}
+
+
+class LowRank(nn.Module):
+    """A layer with an adapter beside it."""
+
+    def __init__(self, base: nn.Linear, *, zeros: bool = True) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(2, base.in_features))
+        self.lora_B = nn.Parameter(torch.randn(base.out_features, 2))
+        if zeros:
+            nn.init.zeros_(self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.lora_A.T @ self.lora_B.T
+
+
+class Tuned(nn.Module):
+    """Two layers with adapters, and a head."""
+
+    def __init__(self, *, zeros: bool = True, loaded: bool = True, bare: bool = False) -> None:
+        super().__init__()
+        first, second, third = nn.Linear(12, 24), nn.Linear(24, 24), nn.Linear(24, 24)
+        if loaded:
+            first.load_state_dict(BASE["body"])
+            for layer in (second, third):
+                layer.load_state_dict(BASE["last"])
+        last = third.requires_grad_(False) if bare else LowRank(third, zeros=zeros)
+        self.layers = nn.ModuleList(
+            [LowRank(first, zeros=zeros), LowRank(second, zeros=zeros), last]
+        )
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+def test_adapters_that_begin_at_random_warn(ask) -> None:
+    result = ask(FrozenHead, lambda: Tuned(zeros=False))
+    assert result.status is Status.WARN
+    assert "3 adapters begin with random numbers (layers.0 first)" in result.message
+    assert ask(FrozenHead, Tuned).status is Status.PASS
+    assert ask(FrozenHead, lambda: Tuned(zeros=False, loaded=False)).status is Status.PASS
+
+
+def test_layers_without_an_adapter_are_noted(ask) -> None:
+    result = ask(FrozenHead, lambda: Tuned(bare=True))
+    assert result.status is Status.NOTE
+    assert "Of 3 layers named layers.*, 2 have an adapter; layers.2" in result.message
