@@ -206,8 +206,8 @@ class Source:
 
     def is_mentioned(self, line: int) -> bool:
         """Whether the name of the function that begins at ``line`` is read anywhere; True for 0."""
-        functions = (*self.find(ast.FunctionDef), *self.find(ast.AsyncFunctionDef))
-        names = {node.name for node in functions if node.lineno == line}
+        names = {node.name for node in self.find(ast.FunctionDef) if node.lineno == line}
+        names |= {node.name for node in self.find(ast.AsyncFunctionDef) if node.lineno == line}
         return not names or not names.isdisjoint(self._read)
 
     @cached_property
