@@ -271,15 +271,13 @@ class LossDirection(Check):
         for sign, done in ((1.0, "raised"), (-1.0, "lowered")):
             losses = trial.slide(sign)
             if losses is not None:
-                told = ", ".join(f"{loss:.3g}" for loss in losses)
-                return self.failed(
-                    f"The loss has no lower bound: with all outputs {done} by 100, 1,000 and "
-                    f"10,000 times their spread it falls to {told}, whatever the targets are.",
-                    fix="Let it rise on both sides of the target: for quantiles torch.max(q * "
-                    "error, (q - 1) * error), with error = target - output.",
-                    measured=told,
-                    threshold="a loss that rises far from the targets",
-                    location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+                return self._endless(
+                    audit,
+                    losses,
+                    f"all outputs {done}",
+                    "whatever the targets are",
+                    "Let it rise on both sides of the target: for quantiles torch.max(q * error, "
+                    "(q - 1) * error), with error = target - output.",
                 )
         return None
 
@@ -295,18 +293,28 @@ class LossDirection(Check):
             for sign, done in ((1.0, "raised"), (-1.0, "lowered")):
                 losses = trial.sink(path, sign)
                 if losses is not None:
-                    told = ", ".join(f"{loss:.3g}" for loss in losses)
-                    return self.failed(
-                        f"The loss has no lower bound: with output{path} of the network {done} by "
-                        "100, 1,000 and 10,000 times its spread it falls ever faster, to "
-                        f"{told}. A term of it has the wrong sign.",
-                        fix="Turn the sign of the term: kl = -0.5 * torch.sum(1 + logvar - mu ** 2 "
-                        "- logvar.exp()).",
-                        measured=told,
-                        threshold="a loss that rises far away",
-                        location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+                    return self._endless(
+                        audit,
+                        losses,
+                        f"output{path} of the network {done}",
+                        "ever faster: a term of it has the wrong sign",
+                        "Turn the sign of the term: kl = -0.5 * torch.sum(1 + logvar - mu ** 2 - "
+                        "logvar.exp()).",
                     )
         return None
+
+    def _endless(
+        self, audit: Audit, losses: tuple[float, ...], moved: str, how: str, fix: str
+    ) -> Result:
+        told = ", ".join(f"{loss:.3g}" for loss in losses)
+        return self.failed(
+            f"The loss has no lower bound: with {moved} by 100, 1,000 and 10,000 times the "
+            f"spread it falls to {told}, {how}.",
+            fix=fix,
+            measured=told,
+            threshold="a loss that rises far away",
+            location=audit.loop.locate("loss") or audit.loop.locate("training_step"),
+        )
 
     def _ranked_last(self, audit: Audit) -> Result | None:
         """Say that a ranking loss lifts what was drawn at random above what was chosen.
@@ -470,8 +478,8 @@ class _Trial:
         self.others = [
             (path, tensor.detach())
             for path, tensor in batches.tensors(done.output)
-            if tensor is not output and tensor.is_floating_point() and tensor.ndim
-            if len(tensor) == len(output)
+            if tensor is not output and tensor.is_floating_point()
+            if output.ndim and tensor.shape[:1] == output.shape[:1]
         ]
         target = _target_of(done.loss_calls, first.targets[0], self.output)
         if target is None:

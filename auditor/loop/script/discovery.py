@@ -317,7 +317,7 @@ class Discovery(ScriptListener):
         return True
 
     def _weights(self) -> list[float]:
-        """Return the sum of each parameter that the script's optimizers hold."""
+        """Return how large the parameters are that the script's optimizers hold, in all."""
         optimizers = self.run.registers.of["optimizer"].alive()
         held = (p for each in optimizers for group in each.param_groups for p in group["params"])
         there = (p for p in held if not (is_lazy(p) or p.is_meta) and p.layout is torch.strided)

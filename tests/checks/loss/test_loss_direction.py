@@ -209,6 +209,21 @@ def test_other_outputs_that_may_grow_pass(loss: Any) -> None:
     assert beside(loss).status is not Status.FAIL
 
 
+def test_a_network_that_returns_its_loss_beside_rows_is_not_judged() -> None:
+    class Own(Several):
+        def forward(self, x: Tensor) -> Any:
+            made = super().forward(x)
+            return {"total": F.mse_loss(made[0], x), "code": made[1]}
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        total: Tensor = model(batch[0])["total"]
+        return total + 0.1 * batch[1].mean()
+
+    data = DataLoader(TensorDataset(X, X), batch_size=32)
+    loop = DirectLoop(Target(Own, data, training_step=step), torch.device("cpu"), seed=0)
+    assert run_check(LossDirection, Audit(loop)).status is Status.INCONCLUSIVE
+
+
 @pytest.mark.parametrize("fault", OPPOSED, ids=lambda fault: "")
 def test_one_term_with_the_wrong_sign_fails(fault: tuple[Any, ...]) -> None:
     result = audited(*fault)
