@@ -23,7 +23,7 @@ from nnaudit.measure.movement import same
 from nnaudit.measure.seeding import source_files
 from nnaudit.report import Location
 from nnaudit.targets import callstack
-from nnaudit.targets.source import called, source_of
+from nnaudit.targets.source import assigned, called, source_of
 
 _ROUNDS = 2
 """Ends of epochs that are lived through: what is kept of the best is often kept at the first."""
@@ -213,8 +213,26 @@ def assignment(location: Location) -> Assignment | None:
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     name = next(_names_of(targets, statement.value), "")
     lines = _uses_of(tree, name)
-    at_once = {line for line in lines if condition.lineno <= line <= _end(condition)}
-    return None if not name or at_once else Assignment(name, min(lines, default=0))
+    later = [line for line in lines if not condition.lineno <= line <= _end(condition)]
+    if len(later) < len(lines) and (not later or _is_set_elsewhere(tree, name, statement)):
+        return None  # used at once, as the state that it is then; later it may be another
+    return Assignment(name, min(later, default=0)) if name else None
+
+
+def _is_set_elsewhere(tree: ast.AST, name: str, statement: ast.stmt) -> bool:
+    """Whether ``name`` is given anything else than None or nothing by another statement."""
+    return any(
+        not _is_empty(value) and name in map(ast.unparse, getattr(part, "elts", [part]))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and node is not statement
+        for target in node.targets
+        for part, value in assigned(target, node.value)
+    )
+
+
+def _is_empty(value: ast.expr) -> bool:
+    constant = isinstance(value, ast.Constant) and value.value is None
+    return constant or (isinstance(value, ast.Dict) and not value.keys)
 
 
 def _names_of(targets: Sequence[ast.expr], value: ast.expr) -> Iterator[str]:

@@ -168,6 +168,34 @@ def test_what_is_kept_whatever_comes_is_not_judged(tmp_path: Path) -> None:
     assert assignment(Location(file=str(file), line=1)) == Assignment("best", 2)
 
 
+SAVED = """
+top, best = 0.0, None
+for e in range(3):
+    if score > top:
+        best = net.state_dict()
+        torch.save(best, "x")
+AFTER
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "used"),
+    [
+        ("net.load_state_dict(best)", 7),
+        ("print(best)", None),
+        ("best = torch.load('x'); net.load_state_dict(best)", None),
+        ("(best, other) = read(); net.load_state_dict(best)", None),
+    ],
+)
+def test_what_is_saved_at_once_may_be_used_later_too(
+    tmp_path: Path, after: str, used: int | None
+) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(SAVED.replace("AFTER", after))
+    found = assignment(Location(file=str(file), line=5))
+    assert found == (None if used is None else Assignment("best", used))
+
+
 SCRIPT = """
 import copy
 import torch
