@@ -125,7 +125,8 @@ class Origins:
         frozen: optimizers none of whose parameters required a gradient at any of their steps.
         doubled: all there were, in order.
         unreached: optimizers that had no gradient at all at any of their steps, though their
-            network was called before each, and parameters of it could have had one.
+            network was called before each with gradients on, and parameters of it could have had
+            one.
     """
 
     optimizers: tuple[str, ...] = ()
@@ -297,7 +298,7 @@ class _Watch:
 
     def _calls(self, holders: list[int]) -> Callable[..., None]:
         def called(*_: Any) -> None:
-            if not self._deaf:
+            if torch.is_grad_enabled() and not self._deaf:
                 self._called.update(holders)
 
         return called

@@ -50,7 +50,7 @@ class OptimizerRoles(Check):
           was made (a generator that is given the label "fake"): they do not train against each
           other. Only verdicts of one number per row, or per place of an image, count.
         - An optimizer steps, and none of its parameters has a gradient at any of its steps, though
-          its network is called for each: no loss reaches it.
+          its network is called for each with gradients on: no loss reaches it.
         It warns where two optimizers hold the same parameters and step them one after the other
           with the very same gradient.
         It warns of an optimizer none of whose parameters requires a gradient at any of its steps:
@@ -188,8 +188,8 @@ class OptimizerRoles(Check):
             measured="no gradient",
             threshold="a gradient of its own loss",
             location=audit.loop.locate(audit.loop.optimizers[which]),
-            fix="compute its loss from the network's output as it is, without detach() or "
-            "no_grad(): criterion(discriminator(fake), ...)",
+            fix="compute its loss from the network's output as it is, without detach(): "
+            "criterion(discriminator(fake), ...)",
         )
 
     def _is_frozen(self, audit: Audit, origins: Origins, which: int) -> Result:
