@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nnaudit.measure.early_fits import HELD_OUT
 from nnaudit.measure.metric_names import better_when_higher
 from nnaudit.targets.imports import imports_any
 from nnaudit.targets.source import Source, assigned, called, written
@@ -295,12 +296,14 @@ def batch_means(source: Source) -> tuple[BatchMean, ...]:
 def last_batches(source: Source) -> Iterator[LastBatch]:
     """Yield hits that a loop over batches sets with each, and that are read only after it.
 
-    Not in a loop that trains, where the last batch's may be shown, nor in one that is left early.
+    Only where the text says that the loop evaluates: in one that trains, itself or by a function,
+    the last batch's may be shown. Nor in one that is left early.
     """
     for loop in _over_batches(source):
         inside = list(ast.walk(loop))
         trains = any(isinstance(n, ast.Attribute) and n.attr == "backward" for n in inside)
-        if trains or any(isinstance(n, (ast.Break, ast.Return)) for n in inside):
+        early = any(isinstance(n, (ast.Break, ast.Return)) for n in inside)
+        if trains or early or not _evaluates(source, loop):
             continue
         names = {id(n) for n in inside}
         kept = {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
@@ -321,6 +324,19 @@ def last_batches(source: Source) -> Iterator[LastBatch]:
 
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+_WITHOUT_GRADIENTS = re.compile(r"no_grad|inference_mode")
+
+
+def _evaluates(source: Source, loop: ast.For) -> bool:
+    """Whether ``loop`` goes over held-out rows by its name, or is without gradients."""
+    around = list(source.ancestors(loop))
+    said = [
+        written(item.context_expr) for w in around if isinstance(w, ast.With) for item in w.items
+    ]
+    said += [written(d) for f in around if isinstance(f, _SCOPES) for d in f.decorator_list]
+    held_out = HELD_OUT.search(written(loop.iter)) is not None
+    return held_out or any(map(_WITHOUT_GRADIENTS.search, said))
 
 
 def _compares(value: ast.expr) -> bool:

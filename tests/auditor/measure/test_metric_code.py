@@ -164,8 +164,11 @@ def test():
 """
 
 
-def test_hits_of_the_last_batch(tmp_path: Path) -> None:
-    assert [each.metric for each in last_batches(source(LAST, tmp_path))] == ["hits"]
+@pytest.mark.parametrize("loader", ["val_loader", "test_dl", "loader"])
+def test_hits_of_the_last_batch(loader: str, tmp_path: Path) -> None:
+    text = LAST.replace("val_loader", loader)
+    text = text.replace("def test", "@torch.no_grad()\ndef test") if loader == "loader" else text
+    assert [each.metric for each in last_batches(source(text, tmp_path))] == ["hits"]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +181,9 @@ def test_hits_of_the_last_batch(tmp_path: Path) -> None:
         ("y).sum().item()", "y).sum().item()\n        loss.backward()"),
         ("return hits / n", "return model"),
         ("(model(x).argmax(1) == y).sum()", "model(x).sum()"),
+        ("val_loader", "loader"),
     ],
-    ids=["added up", "shown", "used", "one batch", "training", "never read", "no hits"],
+    ids=["added up", "shown", "used", "one batch", "training", "never read", "no hits", "any rows"],
 )
 def test_hits_that_are_not_of_the_last_batch_alone(old: str, new: str, tmp_path: Path) -> None:
     assert not list(last_batches(source(LAST.replace(old, new), tmp_path)))
