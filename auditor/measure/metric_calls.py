@@ -110,12 +110,9 @@ class _Values:
     """What the names in the function around a call are given."""
 
     def __init__(self, source: Source, call: ast.Call) -> None:
-        definitions = (ast.FunctionDef, ast.AsyncFunctionDef)
-        around = source.ancestors(call)
-        scope = next((node for node in around if isinstance(node, definitions)), source.tree)
         self._given: dict[str, list[ast.expr]] = {}
         self._asked: list[str] = []
-        for node in ast.walk(scope):
+        for node in ast.walk(source.scope_of(call)):
             for name, value in _gives(node):
                 self._given.setdefault(name, []).append(value)
 

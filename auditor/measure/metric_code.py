@@ -230,8 +230,8 @@ def unreset_metrics(source: Source) -> Iterator[tuple[str, int]]:
         return
     for call in _methods(source, "compute"):
         name = written(call.func.value)
-        function = next((e for e in source.ancestors(call) if isinstance(e, ast.FunctionDef)), None)
-        ends = function is not None and _EPOCH_END.match(function.name)
+        function = source.scope_of(call)
+        ends = isinstance(function, ast.FunctionDef) and _EPOCH_END.match(function.name)
         if ends and name in made and name not in resets | logged:
             yield name, call.lineno
 
@@ -255,10 +255,8 @@ def _made_once(source: Source) -> dict[str, int]:
     elsewhere: set[str] = set()
     for node in source.find(ast.Assign):
         for target, value in (pair for t in node.targets for pair in assigned(t, node.value)):
-            function = next(
-                (e for e in source.ancestors(node) if isinstance(e, ast.FunctionDef)), None
-            )
-            first = function is not None and function.name == "__init__"
+            function = source.scope_of(node)
+            first = isinstance(function, ast.FunctionDef) and function.name == "__init__"
             of_library = isinstance(value, ast.Call) and (
                 called(value) in classes or written(value.func).startswith("torchmetrics.")
             )
@@ -308,10 +306,9 @@ def last_batches(source: Source) -> Iterator[LastBatch]:
         names = {id(n) for n in inside}
         kept = {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         kept |= {written(n.target) for n in inside if isinstance(n, ast.AugAssign)}
-        scope = next((n for n in source.ancestors(loop) if isinstance(n, _SCOPES)), source.tree)
         later = {
             n.id
-            for n in ast.walk(scope)
+            for n in ast.walk(source.scope_of(loop))
             if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in names
             if n.lineno > (loop.end_lineno or loop.lineno)
         }

@@ -18,9 +18,7 @@ from nnaudit.targets.source import Call, Source, assigned, called, source_of, wr
 
 _NETWORKS = frozenset({"model", "net", "network", "module"})
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-
-_BLOCKS = (*_FUNCTIONS, ast.If, ast.For, ast.While)
+_BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.If, ast.For, ast.While)
 
 _GIVEN = ("parameters", "named_parameters")
 
@@ -98,11 +96,11 @@ def _orphaned(loop: Loop, source: Source, load: Call, name: str) -> int | None:
     same function, outside of the branch that resumes.
     """
     lines = [each.lineno for each in _beside(source, load) if _makes_anew(each, name)]
-    around = list(source.ancestors(load.node))
+    around = source.ancestors(load.node)
     branch = next((each for each in around if isinstance(each, _BLOCKS)), None)
     if not lines or not isinstance(branch, ast.If):
         return None
-    function = next((each for each in around if isinstance(each, _FUNCTIONS)), source.tree)
+    function = source.scope_of(load.node)
     for optimizer in loop.optimizers:
         place = loop.locate(optimizer)
         if place is None or place.file != source.file or place.line >= branch.lineno:
@@ -111,8 +109,7 @@ def _orphaned(loop: Loop, source: Source, load: Call, name: str) -> int | None:
             node
             for node in source.at(place.line, ast.Attribute)
             if node.attr in _GIVEN and _last(written(node.value)) == name
-            if next((e for e in source.ancestors(node) if isinstance(e, _FUNCTIONS)), source.tree)
-            is function
+            if source.scope_of(node) is function
         ]
         if not given:
             return None

@@ -129,6 +129,11 @@ class Source:
             yield parent
             parent = self._parents.get(parent)
 
+    def scope_of(self, node: ast.AST) -> ast.AST:
+        """Return the function that ``node`` is in, or the file where it is in none."""
+        around = self.ancestors(node)
+        return next((each for each in around if isinstance(each, _DEFINITIONS)), self.tree)
+
     @cached_property
     def _parents(self) -> dict[ast.AST, ast.AST]:
         return {child: node for node in self.nodes for child in ast.iter_child_nodes(node)}

@@ -306,7 +306,8 @@ class Discovery(ScriptListener):
             return True
         if not self.backwards:
             self._reads.live = self._reads.being_read()
-            self._first_weights = self._weights()
+            if self.run.rerun is None:  # one that was led has stepped
+                self._first_weights = self._weights()
         self.backwards += 1
         self._log.backwards += 1
         if self.passes.counts():
