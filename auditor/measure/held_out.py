@@ -12,7 +12,7 @@ import numpy as np
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.control import constant_lr
-from nnaudit.measure.eval_result import EvalResult, evaluate_batches
+from nnaudit.measure.eval_result import EvalResult, draws_needed, evaluate_batches
 from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.measure.subset_choice import capture
 from nnaudit.state.snapshot import preserved
@@ -66,8 +66,11 @@ def held_out_run(audit: Audit, *, steps: int = 2 * STEPS) -> HeldOut | None:
         if not losses or not math.isfinite(losses[-1]):
             return None
         reader = LossReader(loop)
-        on_unseen = evaluate_batches(loop, unseen, reader)
-        on_trained = evaluate_batches(loop, trained[: len(unseen)], reader)
+        draws = draws_needed(loop, unseen[0], audit.seed)
+        on_unseen, on_trained = (
+            evaluate_batches(loop, some, reader, draws=draws, seed=audit.seed)
+            for some in (unseen, trained[: len(unseen)])
+        )
     return HeldOut(tuple(trained), tuple(unseen), on_trained, on_unseen, tuple(losses), cut)
 
 

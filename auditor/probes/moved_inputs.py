@@ -18,6 +18,7 @@ from torch import Tensor
 from nnaudit.context import Audit
 from nnaudit.errors import UserCodeError
 from nnaudit.loop.base import Loop
+from nnaudit.measure.eval_result import mean_loss
 from nnaudit.probes.rows import Layout
 from nnaudit.targets import batch as batches
 
@@ -74,22 +75,13 @@ def moved_inputs(audit: Audit, some: Sequence[Any]) -> MovedInputs | None:
             others = [_with_moved_inputs(loop, batch, generator) for batch in chosen]
             if not others or any(other is None for other in others):
                 return None
-            moved.append(_mean_loss(audit, others))
-        loss = _mean_loss(audit, chosen)
+            moved.append(mean_loss(audit, others))
+        loss = mean_loss(audit, chosen)
     except UserCodeError:
         return None
     if not all(math.isfinite(each) for each in (loss, *moved)):
         return None
     return MovedInputs(loss, tuple(moved))
-
-
-def _mean_loss(audit: Audit, some: Sequence[Any]) -> float:
-    losses = []
-    for batch in some:
-        audit.clock.check()
-        loss = audit.loop.forward(batch).loss
-        losses.append(math.nan if loss is None else loss)
-    return statistics.mean(losses)
 
 
 def _with_moved_inputs(loop: Loop, batch: Any, generator: torch.Generator) -> Any:

@@ -8,7 +8,7 @@ validation batches at a few moments.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,7 +24,12 @@ from nnaudit.loop.control import Rate, constant_lr, without_dropout
 from nnaudit.loop.losses import LossCall, compare_with_labels
 from nnaudit.loop.observation import Observation
 from nnaudit.loop.planned_rate import planned_rise
-from nnaudit.measure.eval_result import EvalResult, evaluate_batches
+from nnaudit.measure.eval_result import (
+    EvalResult,
+    draws_needed,
+    evaluate_batches,
+    mean_loss,
+)
 from nnaudit.measure.run_length import SECONDS, STEPS
 from nnaudit.probes.first_steps import is_given
 from nnaudit.probes.moved_inputs import MovedInputs, moved_inputs
@@ -223,6 +228,7 @@ class _Run:
     modes: Modes | str | None = None
     moved: MovedInputs | None = None
     awake: list[bool] = field(default_factory=list)
+    draws: int = 0
     reader: LossReader = field(init=False)
 
     def __post_init__(self) -> None:
@@ -339,13 +345,14 @@ class _Run:
         return len(last) == _PERSISTENT and not any(math.isfinite(loss) for loss in last)
 
     def _look(self, step: int) -> None:
-        loop = self.audit.loop
+        loop, seed = self.audit.loop, self.audit.seed
         with preserved(loop.subjects):
-            moment = EvalPoint(
-                step,
-                evaluate_batches(loop, self.fixed, self.reader),
-                evaluate_batches(loop, self.val, self.reader),
+            self.draws = self.draws or draws_needed(loop, self.fixed[0], seed)
+            fixed, val = (
+                evaluate_batches(loop, some, self.reader, draws=self.draws, seed=seed)
+                for some in (self.fixed, self.val)
             )
+            moment = EvalPoint(step, fixed, val)
         self.moments.append(moment)
 
     def result(self, whole: bool) -> Training:
@@ -431,7 +438,8 @@ def _modes(audit: Audit) -> Modes | str:
             for model in loop.models:
                 stack.enter_context(without_dropout(model))
             held = _copies(loop, _GAP_BATCHES, _GAP_ROWS)
-            after = _mean_loss(audit, held, train=False)
+            draws = draws_needed(loop, held[0], audit.seed)
+            after = mean_loss(audit, held, draws=draws)
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the plain average of what follows
@@ -440,9 +448,9 @@ def _modes(audit: Audit) -> Modes | str:
                 loop.forward(batch, train=True)
             if any(norm.num_batches_tracked == 0 for norm in norms):
                 return "a forward pass outside of the training step does not move its averages"
-            settled = _mean_loss(audit, held, train=False)
+            settled = mean_loss(audit, held, draws=draws)
             # Last, for it would move the averages towards these very batches.
-            train = _mean_loss(audit, held, train=True)
+            train = mean_loss(audit, held, draws=draws, train=True)
     except UserCodeError as error:
         return f"the loss cannot be computed outside of the training step ({error})"
     # A loss that explodes in eval mode only is what is looked for.
@@ -458,13 +466,3 @@ def _copies(loop: Loop, most: int, rows: int) -> list[Any]:
         if len(found) > 1 and sum(batches.size(each) for each in found) >= rows:
             break
     return found
-
-
-def _mean_loss(audit: Audit, some: Sequence[Any], *, train: bool) -> float:
-    """Return the mean loss of ``some`` batches; NaN where one is not known."""
-    losses = []
-    for batch in some:
-        audit.clock.check()
-        loss = audit.loop.forward(batch, train=train).loss
-        losses.append(math.nan if loss is None else loss)
-    return sum(losses) / len(losses) if losses else math.nan

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.first_steps import is_given
 from nnaudit.probes.loss_terms import LossTerms, Term, Terms
 from nnaudit.report import Kind, Result, Table
+from nnaudit.targets import batch as batches
 
 _MEAN, _SUM = (0.7, 1.3), (1.7, 2.3)
 """By what the gradient grows when all rows come twice. Noise that each row draws (dropout, a
@@ -34,7 +38,8 @@ class AuxiliaryBalance(Check):
           first batch twice, the gradient of the one stays (0.7 to 1.3 times) and that of the other
           doubles (1.7 to 2.3 times). A penalty on the weights does not depend on the batch.
         - Not judged otherwise: several or no such main terms (multi-task learning, deep
-          supervision), and sums of more than 8 terms.
+          supervision), one output compared with the same targets in two orders (mixup, CutMix), and
+          sums of more than 8 terms.
     Fix: `loss = main + 0.1 * auxiliary`, or raise the weight over the first epochs.
     References: Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
         Multitask Networks" (ICML 2018).
@@ -54,6 +59,11 @@ class AuxiliaryBalance(Check):
             return self.inconclusive("The loss has different terms on different batches.")
         if (pair := _mixed(found)) is not None:
             return self._mixed_reductions(audit, found, *pair)
+        if _mixes_targets(found):
+            return self.skipped(
+                "The terms compare one output with the batch's targets in two orders (mixup, "
+                "CutMix): they are one loss of mixed targets."
+            )
         main = _main(found)
         if main is None:
             return self.skipped(
@@ -126,6 +136,30 @@ def _mixed(found: Terms) -> tuple[int, int] | None:
         elif _SUM[0] < term.growth < _SUM[1]:
             totals.append(i)
     return (means[0], totals[0]) if means and totals else None
+
+
+def _mixes_targets(found: Terms) -> bool:
+    """Whether each term compares one and the same output with the same targets, reordered."""
+    calls = [found.call(i) for i in range(len(found.terms[0]))]
+    compared = [call for call in calls if call is not None and call.compares]
+    if len(compared) < len(calls) or len({call.kind for call in compared}) > 1:
+        return False
+    first, *others = compared
+    return all(
+        batches.same_values(call.input, first.input) and _is_reordered(call.target, first.target)
+        for call in others
+    )
+
+
+def _is_reordered(target: Tensor, other: Tensor) -> bool:
+    """Whether both hold the same rows; the order may differ."""
+    if target.shape != other.shape or target.is_complex() or not target.ndim:
+        return False
+    counted = [
+        torch.unique(each.reshape(len(each), -1), dim=0, return_counts=True)
+        for each in (target, other)
+    ]
+    return all(a.equal(b) for a, b in zip(*counted, strict=True))
 
 
 def _table(found: Terms) -> Table:

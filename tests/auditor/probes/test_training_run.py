@@ -185,3 +185,21 @@ def test_one_label_for_all_rows_is_a_label_where_the_loader_gives_it():
     seen = run(train_loader=one)
     assert seen.calls
     assert seen.constant < 1e-3
+
+
+def mixed(model, batch):
+    """One share for the whole batch, as in mixup: its loss is a matter of luck."""
+    x, y = batch
+    share, order = torch.rand(()), torch.randperm(len(x))
+    output = model(share * x + (1 - share) * x[order])
+    return share * CE(output, y) + (1 - share) * CE(output, y[order])
+
+
+def test_a_loss_that_draws_numbers_is_compared_under_the_same_draws():
+    seen = run(val_loader=lambda: DataLoader(blobs().dataset, batch_size=32), training_step=mixed)
+    at_first = seen.moments[0]
+    assert at_first.fixed.loss == pytest.approx(at_first.val.loss, rel=0.1)
+    spread = [
+        abs(a - b) for a, b in zip(at_first.val.losses, at_first.val.losses[1:], strict=False)
+    ]
+    assert max(spread) < 0.1

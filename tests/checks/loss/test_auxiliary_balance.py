@@ -100,7 +100,14 @@ def no_target(model: nn.Module, batch: Any) -> Tensor:
     return a.square().mean() + 1000 * b.square().mean()
 
 
-@pytest.mark.parametrize("step", [several_tasks, one_term, no_target])
+def mixup(model: nn.Module, batch: Any) -> Tensor:
+    x, y, _ = batch
+    order = torch.randperm(len(x))
+    logits, _ = model(0.97 * x + 0.03 * x[order])
+    return 0.97 * F.cross_entropy(logits, y) + 0.03 * F.cross_entropy(logits, y[order])
+
+
+@pytest.mark.parametrize("step", [several_tasks, mixup, one_term, no_target])
 def test_losses_of_equal_standing_are_skipped(step: Any) -> None:
     assert audited(step).status is Status.SKIP
 
