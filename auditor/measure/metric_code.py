@@ -22,6 +22,14 @@ _NO_MEAN = re.compile(
 )
 """Functions whose value on all rows is not the mean of their values on parts of them."""
 
+_ENDS = (ast.Break, ast.Return, ast.Raise)
+
+_HUGE = 100
+"""A number from here on is an infinity to begin a search for the lowest with; 100 per cent is one
+for the highest."""
+
+_INFINITE = re.compile(r"float\(['\"][+-]?inf(inity)?['\"]\)$", re.IGNORECASE)
+
 _OWN = re.compile(r"^(compute_|calc_|calculate_|get_|binary_|macro_|micro_)?(f1|auc|r2|mcc)$")
 """Such functions of the user's own, by their names."""
 
@@ -61,6 +69,21 @@ class WrongChoice:
 
     metric: str
     highest: bool
+    line: int
+
+
+@dataclass(frozen=True)
+class StaleBest:
+    """A network is saved whenever a metric beats the best so far, which nothing ever raises.
+
+    Attributes:
+        metric: what is compared.
+        best: what it is compared with.
+        line: of the comparison.
+    """
+
+    metric: str
+    best: str
     line: int
 
 
@@ -122,6 +145,89 @@ def wrong_choices(source: Source) -> tuple[WrongChoice, ...]:
     return tuple(found)
 
 
+def stale_bests(source: Source) -> Iterator[StaleBest]:
+    """Yield where a network is saved whenever a metric beats a "best" that nothing raises.
+
+    The best is a variable, or an attribute, that holds nothing but what every first value beats, or
+    what a checkpoint kept of it. Conditions that end their loop (a goal that is reached) are none,
+    nor are names that something else may set: parameters, and what ``setattr`` is given.
+    """
+    values = _values_by_name(source)
+    elsewhere = {arg.arg for arg in source.find(ast.arg)} | set(_set_by_name(source))
+    for node in source.find(ast.If):
+        ends = any(isinstance(n, _ENDS) for each in node.body for n in ast.walk(each))
+        if ends or not _SAVES.search(" ".join(called(c) for c in _calls(node.body))):
+            continue
+        for metric, best, _ in _comparisons(node):
+            name = written(best)
+            known = isinstance(best, (ast.Name, ast.Attribute)) and "best" in name.lower()
+            given = values.get(name, [])
+            if not known or name.rpartition(".")[2] in elsewhere:
+                continue
+            if not any(_is_worst(value) for value in given):
+                continue
+            if all(_is_worst(value) for value in given if not _is_restored(value, name)):
+                yield StaleBest(written(metric), name, node.test.lineno)
+
+
+def _values_by_name(source: Source) -> dict[str, list[ast.expr | None]]:
+    """Return what ``source`` sets each variable and attribute to; None for no plain value."""
+    found: dict[str, list[ast.expr | None]] = {}
+    plain: set[int] = set()
+    for node in source.find(ast.Assign):
+        for each in node.targets:
+            for target, value in assigned(each, node.value):
+                if isinstance(target, (ast.Name, ast.Attribute)):
+                    plain.add(id(target))
+                    found.setdefault(written(target), []).append(value)
+    names: list[ast.Name | ast.Attribute] = [*source.find(ast.Name), *source.find(ast.Attribute)]
+    for name in names:
+        if isinstance(name.ctx, ast.Store) and id(name) not in plain:
+            found.setdefault(written(name), []).append(None)
+    return found
+
+
+def _set_by_name(source: Source) -> Iterator[str]:
+    """Yield the strings that ``setattr`` is given."""
+    for call in source.find(ast.Call):
+        if called(call) == "setattr":
+            yield from (str(a.value) for a in call.args if isinstance(a, ast.Constant))
+
+
+def _is_restored(value: ast.expr | None, name: str) -> bool:
+    """Whether ``value`` is what a checkpoint holds of ``name`` itself, which is no better."""
+    last = name.rpartition(".")[2]
+    return value is not None and any(
+        isinstance(node, ast.Constant) and node.value == last for node in ast.walk(value)
+    )
+
+
+def _is_worst(value: ast.expr | None) -> bool:
+    """Whether ``value`` is one that a search for the best begins with: 0, 1, infinity, 1e9."""
+    if isinstance(value, ast.UnaryOp):
+        return _is_worst(value.operand)
+    if isinstance(value, ast.Constant):
+        number = value.value
+        return isinstance(number, (int, float)) and (number in (0, 1) or abs(number) >= _HUGE)
+    text = written(value) if value is not None else ""
+    return text.rpartition(".")[2] in ("inf", "infty", "maxsize") or bool(_INFINITE.match(text))
+
+
+def _comparisons(node: ast.If) -> Iterator[tuple[ast.expr, ast.expr, bool]]:
+    """Yield the two sides of each comparison of ``node``'s test, either way round, and the way.
+
+    The last says whether the test is true where the first is the greater.
+    """
+    parts = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
+    for test in parts:
+        if not isinstance(test, ast.Compare) or len(test.ops) != 1:
+            continue
+        if isinstance(test.ops[0], (ast.Gt, ast.GtE, ast.Lt, ast.LtE)):
+            greater = isinstance(test.ops[0], (ast.Gt, ast.GtE))
+            yield test.left, test.comparators[0], greater
+            yield test.comparators[0], test.left, not greater
+
+
 def _of_test(source: Source, node: ast.If) -> Iterator[WrongChoice]:
     set_to = {
         written(target): written(value)
@@ -131,17 +237,11 @@ def _of_test(source: Source, node: ast.If) -> Iterator[WrongChoice]:
         for each in statement.targets
         for target, value in assigned(each, statement.value)
     }
-    parts = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
-    for test in parts:
-        if not isinstance(test, ast.Compare) or len(test.ops) != 1:
-            continue
-        left, right = written(test.left), written(test.comparators[0])
-        for metric, best, above in ((left, right, True), (right, left, False)):
-            rises = isinstance(test.ops[0], (ast.Gt, ast.GtE)) is above
-            known = isinstance(test.ops[0], (ast.Gt, ast.GtE, ast.Lt, ast.LtE))
-            kept = set_to.get(best) == metric and "best" in best.lower()
-            if known and kept and _better_when_higher(source, metric, best) is (not rises):
-                yield WrongChoice(metric, rises, test.lineno)
+    for compared, other, rises in _comparisons(node):
+        metric, best = written(compared), written(other)
+        kept = set_to.get(best) == metric and "best" in best.lower()
+        if kept and _better_when_higher(source, metric, best) is (not rises):
+            yield WrongChoice(metric, rises, compared.lineno)
 
 
 def _better_when_higher(source: Source, metric: str, best: str) -> bool | None:

@@ -27,9 +27,11 @@ from nnaudit.measure.metric_calls import Misgiven, misgiven
 from nnaudit.measure.metric_code import (
     BatchMean,
     LastBatch,
+    StaleBest,
     WrongChoice,
     batch_means,
     last_batches,
+    stale_bests,
     unreset_metrics,
     wrong_choices,
 )
@@ -44,7 +46,7 @@ from nnaudit.probes.training_run import TrainingRun
 from nnaudit.report import Kind, Location, Result, Table
 from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import Metric, plain
-from nnaudit.targets.source import source_of
+from nnaudit.targets.source import Source, source_of
 
 REPEATS = 20
 """Permutations: that a metric falls on the wrong side in all of them has a chance of 2 ** -20."""
@@ -77,9 +79,11 @@ class MetricMeaning(Check):
         - It fails when validation takes the largest (argmax, max) along an axis of one output.
         - By the source, it fails when the highest loss or the lowest accuracy is kept for the best:
           where the two are compared, a network saved and a name with "best" set, or in a callback's
-          `monitor` and `mode`; when hits are set anew with each of several batches, and read after
-          the loop; and when hits are summed over batches and divided by the number of batches, or
-          given to a meter that counts each of them for one value. It warns when F1, AUC, perplexity
+          `monitor` and `mode`; when a network is saved under a comparison with a name with "best"
+          that holds nothing but its first value (0, 1, infinity); when hits are set anew with each
+          of several batches, and read after the loop; and when hits are summed over batches and
+          divided by the number of batches, or given to a meter that counts each of them for one
+          value. It warns when F1, AUC, perplexity
           and the like are gathered batch by batch, or their values logged in Lightning's validation
           step: their mean over batches is not their value.
         - By the source, it fails when AUC or average precision of scikit-learn's is given decided
@@ -283,8 +287,8 @@ class MetricMeaning(Check):
         """Read how the program computes its metrics, and what it keeps by them."""
         for file in _files(audit):
             source = source_of(file)
-            for choice in wrong_choices(source):
-                return self._keeps_the_worst(choice, file)
+            if (kept := self._wrongly_kept(source, file)) is not None:
+                return kept
             for given in misgiven(source):
                 return self._misgiven(given, file)
             for last in last_batches(source):
@@ -295,6 +299,13 @@ class MetricMeaning(Check):
                     return self._averages(mean, file)
                 if (size := _batch_size(audit)) > 1:
                     return self._divides_by_batches(mean, file, size)
+        return None
+
+    def _wrongly_kept(self, source: Source, file: str) -> Result | None:
+        for choice in wrong_choices(source):
+            return self._keeps_the_worst(choice, file)
+        for stale in stale_bests(source):
+            return self._keeps_the_last(stale, file)
         return None
 
     def _keeps_all(self, metric: str, where: Location) -> Result:
@@ -319,6 +330,16 @@ class MetricMeaning(Check):
             location=Location(file=file, line=choice.line),
             fix=f'compare with {sign}, or mode="{"min" if choice.highest else "max"}", and start '
             f"from {'infinity' if choice.highest else 'minus infinity'}",
+        )
+
+    def _keeps_the_last(self, stale: StaleBest, file: str) -> Result:
+        return self.failed(
+            f"{stale.best} is compared with {stale.metric} and never set to it: every epoch beats "
+            "it, and what is kept for the best network is the last one.",
+            measured=f"{stale.best} keeps its first value",
+            threshold="the best value so far",
+            location=Location(file=file, line=stale.line),
+            fix=f"{stale.best} = {stale.metric}, where the network is saved",
         )
 
     def _misgiven(self, given: Misgiven, file: str) -> Result:

@@ -22,6 +22,9 @@ from nnaudit.report import Kind, Numbers, Result
 
 _SQUASHING = ("Softmax", "SafeSoftmax", "Sigmoid")
 _LOGARITHMS = ("LogSoftmax", "Log", "Log2", "Log10", "Log1P", "LogSigmoid", "Logsumexp")
+_RECTIFIED = ("Relu", "Threshold", "Hardtanh")
+"""What makes the outputs of a ReLU or a ReLU6, where none of them is negative."""
+
 _LAYERS = ("Addmm", "Mm", "Convolution", "Add", "Baddbmm")
 
 _NORMALIZED = 0.1
@@ -70,6 +73,8 @@ class DoubleActivation(Check):
         - Fails on a dice or a Jaccard loss that is written by hand and computed of outputs outside
           [0, 1]: the gradient of a term on the output is that of the formula without a sigmoid or
           a softmax (a cosine above 0.9999, at three places).
+        - Warns on the outputs of a ReLU or a tanh before `cross_entropy`; fails on those of a ReLU
+          before `binary_cross_entropy_with_logits`, by which no prediction is below 0.5.
         - Warns on logits that stay within [0, 1] and reach both ends, without proof of a sigmoid.
           `log_softmax` before `cross_entropy` changes nothing and passes.
     Fix: Return logits from the model and leave the activation to the loss; apply softmax or sigmoid
@@ -213,6 +218,21 @@ def _cross_entropy(calls: list[LossCall], enough: int) -> Iterator[Fault]:
         )
     elif producer == "LogSoftmax" and _over_the_rows(calls, 1):
         yield _wrong_dimension("cross_entropy")
+    elif _is_rectified(calls):
+        yield Fault(
+            "cross_entropy gets the outputs of a ReLU instead of logits: a class whose logit is 0 "
+            "gets no gradient from the row, and one that is 0 in every row is never learnt.",
+            "Remove the ReLU before cross_entropy: it expects logits, negative ones too.",
+            certain=False,
+        )
+    elif producer == "Tanh":
+        classes = _class_dim(calls[0], 1)
+        yield Fault(
+            f"cross_entropy gets tanh outputs (-1 to 1) instead of logits: with {classes} classes "
+            f"it cannot fall below {floor_of(classes, width=2.0):.4g}.",
+            "Remove the tanh before cross_entropy: it expects logits.",
+            certain=False,
+        )
 
 
 def _nll(calls: list[LossCall], enough: int) -> Iterator[Fault]:
@@ -318,6 +338,13 @@ def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
             f"Remove the {_named(producer)} before the loss, or use binary_cross_entropy.",
         )
         return
+    if _is_rectified(calls) and any(bool((call.target < 0.5).any()) for call in calls):
+        yield Fault(
+            "binary_cross_entropy_with_logits gets the outputs of a ReLU instead of logits: none "
+            "is below 0, so no prediction is below 0.5.",
+            "Remove the ReLU before the loss: logits must be able to be negative.",
+        )
+        return
     values = torch.cat([call.input.reshape(-1).float() for call in calls])
     low, high = (float(v) for v in torch.aminmax(values))
     if values.numel() >= enough and 0.0 <= low < 0.05 and 0.95 < high <= 1.0:
@@ -327,6 +354,11 @@ def _bce_with_logits(calls: list[LossCall], enough: int) -> Iterator[Fault]:
             "Pass the output from before the last activation.",
             certain=False,
         )
+
+
+def _is_rectified(calls: list[LossCall]) -> bool:
+    made = _operation(calls[0].producer) in _RECTIFIED
+    return made and not any(bool((call.input < 0).any()) for call in calls)
 
 
 def _share_of_several(calls: list[LossCall], enough: int) -> float:
@@ -367,9 +399,12 @@ _RULES = {
 }
 
 
-def floor_of(classes: int) -> float:
-    """Return the lowest cross-entropy of logits in [0, 1]: of a one-hot vector of ``classes``."""
-    return math.log(math.e + classes - 1) - 1.0
+def floor_of(classes: int, width: float = 1.0) -> float:
+    """Return the lowest cross-entropy of logits that lie within ``width`` of one another.
+
+    That of the right one of ``classes`` at the upper end, and the others at the lower.
+    """
+    return math.log(math.exp(width) + classes - 1) - width
 
 
 def _operation(node: str) -> str:

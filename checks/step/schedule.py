@@ -21,10 +21,17 @@ from nnaudit.probes.second_epoch import SecondEpoch
 from nnaudit.probes.step_trace import STEPS, StepTrace, Trace, TracedStep
 from nnaudit.report import Curve, Kind, Location, Result, Series
 from nnaudit.targets.source import source_of
+from nnaudit.wording import count
 
 _DEAD = 0.0101
 _OVER = 1e-6
 _SOON = 500
+_LOST = 3
+"""Steps at a rate of zero, from which on they are no formality of a warm-up's first one."""
+
+_UNLIKE_A_FACTOR = 0.09
+"""Rates below this are no factor that a schedule has at its highest by chance."""
+
 _PLANLESS = ("StepLR", "MultiStepLR", "ExponentialLR", "MultiplicativeLR")
 """Schedulers whose settings hold no length of the run: none is meant to end within an epoch."""
 
@@ -92,6 +99,10 @@ class Schedule(Check):
         training counts over a `range`, or a trainer is told its epochs, the length of the whole run
         is known too. These fail, except where a warning is named:
         - A learning rate that is negative or NaN within the first two values, or zero throughout.
+        - A learning rate that is zero for the first 3 or more steps, as where a warm-up is divided
+          with `//`, or is stepped once per epoch and begins with 0.
+        - A function of LambdaLR's that returns, at the most, the optimizer's own learning rate:
+          both are multiplied with one another.
         - A learning rate that the source multiplies or divides in a variable within a loop, where
           nothing reads that variable afterwards but to show it, and no line mentions the groups in
           which an optimizer keeps its rates.
@@ -383,9 +394,14 @@ def _steps_per_epoch(loop: Loop, trace: Trace) -> int:
 
 
 def _misfits(plan: Plan, rhythm: Rhythm) -> list[Misfit]:
-    found = [_at_once(plan), _throughout(plan)]
+    found = [_at_once(plan), _throughout(plan), _squared(plan)]
     if rhythm.known and rhythm.epoch > 0:
-        found += [_dies(plan, rhythm), _oscillates(plan, rhythm), _one_cycle(plan, rhythm)]
+        found += [
+            _sleeps(plan, rhythm),
+            _dies(plan, rhythm),
+            _oscillates(plan, rhythm),
+            _one_cycle(plan, rhythm),
+        ]
     if rhythm.run > 1 and plan.rates[0] >= 0.0:
         found += [_counts_batches(plan, rhythm), _only_rises(plan, rhythm)]
         found += [_over(plan, rhythm), _comes_back(plan, rhythm)]
@@ -411,6 +427,39 @@ def _throughout(plan: Plan) -> Misfit | None:
     return Misfit(
         f"{plan.scheduler} gives a learning rate of 0 in all of {len(plan.rates) - 1:,} steps.",
         "give the optimizer a learning rate above 0, and the scheduler a factor that rises",
+        True,
+    )
+
+
+def _squared(plan: Plan) -> Misfit | None:
+    """A function of LambdaLR's that returns the rate itself, at its peak the optimizer's own."""
+    factor = plan.peak / plan.base if plan.base > 0.0 else 0.0
+    is_rate = math.isclose(factor, plan.base, rel_tol=1e-4) and plan.base < _UNLIKE_A_FACTOR
+    if plan.scheduler != "LambdaLR" or not is_rate or len(set(plan.rates)) < 2:
+        return None
+    return Misfit(
+        f"The function of LambdaLR returns {factor:.3g} at the most, which is the optimizer's own "
+        f"learning rate: LambdaLR multiplies the two, and the run trains at {plan.peak:.2g} or "
+        "less.",
+        "return a factor from 0 to 1, by which the optimizer's learning rate is multiplied",
+        True,
+    )
+
+
+def _sleeps(plan: Plan, rhythm: Rhythm) -> Misfit | None:
+    """A rate that is zero for many batches before it rises for the first time.
+
+    With the very first step it is so in most warm-ups that are stepped every batch.
+    """
+    zeros = next((i for i, rate in enumerate(plan.rates) if rate != 0.0), 0)
+    lost = zeros if rhythm.per_step else zeros * rhythm.epoch
+    if lost < _LOST:
+        return None
+    often = "steps" if rhythm.per_step else f"steps ({count(zeros, 'epoch')})"
+    return Misfit(
+        f"{plan.scheduler} gives a learning rate of 0 for the first {lost:,} {often}: nothing is "
+        "learnt in them.",
+        "let the warm-up begin above 0, and divide without rounding: (step + 1) / warmup_steps",
         True,
     )
 

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from nnaudit.measure.metric_code import batch_means, last_batches, unreset_metrics, wrong_choices
+from nnaudit.measure.metric_code import (
+    batch_means,
+    last_batches,
+    stale_bests,
+    unreset_metrics,
+    wrong_choices,
+)
 from nnaudit.targets.source import Source, source_of
 
 
@@ -152,6 +158,61 @@ def test_the_worst_is_kept(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", RIGHT.values(), ids=RIGHT)
 def test_the_best_is_kept(text: str, tmp_path: Path) -> None:
     assert not wrong_choices(source(text, tmp_path))
+
+
+STALE = """
+best_acc = 0.0
+for epoch in range(3):
+    acc = evaluate(model)
+    if acc > best_acc:
+        torch.save(model.state_dict(), "best.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("best_acc = 0.0", "best_acc = float('-inf')"),
+        ("best_acc", "self.best_acc"),
+        ("acc > best_acc", "epoch > 1 and best_acc <= acc"),
+        ("for epoch", "best_acc = torch.load('last.pt')['best_acc']\nfor epoch"),
+    ],
+)
+def test_a_best_that_nothing_raises(old: str, new: str, tmp_path: Path) -> None:
+    found = list(stale_bests(source(STALE.replace(old, new) if old else STALE, tmp_path)))
+    assert [each.metric for each in found] == ["acc"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("        torch.save", "        best_acc = acc\n        torch.save"),
+        ('"best.pt")', '"best.pt")\n    best_acc = max(acc, best_acc)'),
+        ('"best.pt")', '"best.pt")\n        best_acc, waited = acc, 0'),
+        ('"best.pt")', '"best.pt")\n        break'),
+        ('"best.pt")', '"best.pt")\n    best_acc += 0.01'),
+        ("best_acc = 0.0", "best_acc = 0.93"),
+        ("best_acc = 0.0", "def goal(best_acc): ...\nbest_acc = 0"),
+        ("best_acc = 0.0\n", ""),
+        ("torch.save(model.state_dict(), ", "print("),
+        ("best_acc", "least"),
+    ],
+    ids=[
+        "raised",
+        "beside",
+        "two",
+        "a goal",
+        "by parts",
+        "a bar",
+        "given",
+        "unknown",
+        "told",
+        "no",
+    ],
+)
+def test_a_best_that_is_raised_or_is_none(old: str, new: str, tmp_path: Path) -> None:
+    assert not list(stale_bests(source(STALE.replace(old, new), tmp_path)))
 
 
 LAST = """

@@ -97,6 +97,10 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
         net(nn.Softmax(1)),
         lambda out, y: F.binary_cross_entropy_with_logits(out, one_hot(y)),
     ),
+    "relu before bce_with_logits": (
+        net(nn.ReLU()),
+        lambda out, y: F.binary_cross_entropy_with_logits(out, one_hot(y)),
+    ),
     "two sigmoids": (
         net(nn.Sigmoid()),
         lambda out, y: F.binary_cross_entropy(out.sigmoid(), one_hot(y)),
@@ -212,8 +216,8 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
         net(nn.LogSoftmax(1)),
         lambda out, y: F.nll_loss(out * torch.linspace(-1, 1, len(out))[:, None], y),
     ),
-    "logits after relu": (net(nn.ReLU()), F.cross_entropy),
-    "bounded logits": (net(nn.Tanh()), F.cross_entropy),
+    "logits after clamping": (net(nn.Hardtanh(-9, 9)), F.cross_entropy),
+    "logits clipped by tanh": (net(nn.Tanh()), lambda out, y: F.cross_entropy(9 * out, y)),
     "scaled sigmoid as logits": (net(nn.Sigmoid()), lambda out, y: F.cross_entropy(9 * out, y)),
     "softmax of two and bce": (
         net(),
@@ -304,6 +308,12 @@ class TestPower:
             ),
         )
         assert result.status is Status.WARN
+
+    @pytest.mark.parametrize(("last", "said"), [(nn.ReLU(), "ReLU"), (nn.Tanh(), "below 0.4327")])
+    def test_a_network_that_cannot_say_no_is_a_warning(self, last: nn.Module, said: str) -> None:
+        result = audited(net(last), F.cross_entropy)
+        assert result.status is Status.WARN
+        assert said in result.message
 
     def test_a_network_whose_logits_all_start_near_a_half_passes(self) -> None:
         def build() -> nn.Module:

@@ -65,6 +65,32 @@ def test_a_rate_that_is_no_rate_fails_at_once(value: float, body: Any) -> None:
     assert "after its first step" in result.message
 
 
+@pytest.mark.parametrize(
+    ("factor", "body", "status"),
+    [
+        (lambda s: min(1.0, s // 20), every_batch, Status.FAIL),
+        (lambda s: min(1.0, s / 5), plain, Status.FAIL),  # stepped per epoch: one epoch at 0
+        (lambda s: min(1.0, s / 20) * 0.99**s, every_batch, Status.PASS),
+        (lambda s: 1.0 if s < 3 else 0.1, plain, Status.PASS),
+    ],
+)
+def test_a_rate_of_zero_for_many_steps_fails(factor: Any, body: Any, status: Status) -> None:
+    result = schedule(lambda o: schedulers.LambdaLR(o, factor), body)
+    assert result.status is status
+    assert ("nothing is learnt" in result.message) is (status is Status.FAIL)
+
+
+@pytest.mark.parametrize(("peak", "status"), [(0.05, Status.FAIL), (1.0, Status.PASS)])
+def test_a_function_that_returns_the_rate_itself_fails(peak: float, status: Status) -> None:
+    def make(o: Any) -> Any:
+        for group in o.param_groups:
+            group["lr"] = 0.05
+        return schedulers.LambdaLR(o, lambda s: peak * min(1.0, (s + 1) / 10, 1.001 - s / 1e4))
+
+    result = schedule(make, every_batch)
+    assert result.status is status
+
+
 def test_a_rate_of_zero_throughout_fails() -> None:
     result = schedule(lambda o: schedulers.LambdaLR(o, lambda s: s // 10**9))
     assert result.status is Status.FAIL
