@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nnaudit.measure.early_fits import BY_INPUTS, BY_TARGET, HELD_OUT, TRAINING
-from nnaudit.targets.source import Source, called, written
+from nnaudit.targets.source import Source, assigned, called, written
 
 _KINDS = (
     BY_TARGET
@@ -23,6 +23,8 @@ _NUMBERING = re.compile(
     re.IGNORECASE,
 )
 """Functions and classes that number what occurs in the rows that they are given, by their names."""
+
+_STATISTICS = frozenset({"mean", "std", "median", "min", "max", "amin", "amax"})
 
 CATEGORICAL = "Categorical"
 """The codes of pandas' categories, which count the values that occur."""
@@ -50,7 +52,8 @@ def refits(source: Source) -> tuple[Refit, ...]:
     A class counts that is fitted to training rows of the same name, too (``train.city`` and
     ``test.city``), or an object that is: each set then has numbers of its own for the same thing.
     So does a function or class that makes a vocabulary by its name, where what it makes of held-out
-    rows goes into a call with these rows.
+    rows goes into a call with these rows, and a function that subtracts the mean of its argument
+    and divides by the deviation, or the like of its extremes.
     A fit to both (``pd.concat([train, test])``) is none, nor is one to something else, as a
     projection of validation's embeddings for a plot.
     """
@@ -62,7 +65,7 @@ def refits(source: Source) -> tuple[Refit, ...]:
     }
     training: list[_Fit] = []
     held_out: list[_Fit] = []
-    for fit in (*_fits(source, kinds), *_codes(source), *_numberings(source)):
+    for fit in (*_fits(source, kinds), *_codes(source), *_numberings(source), *_scalings(source)):
         if bool(TRAINING.search(fit.rows)) is bool(HELD_OUT.search(fit.rows)):
             continue
         (training if TRAINING.search(fit.rows) else held_out).append(fit)
@@ -150,6 +153,78 @@ def _numberings(source: Source) -> Iterator[_Fit]:
         )
         if used or TRAINING.search(rows):
             yield _Fit(called(call), "", rows, call.lineno)
+
+
+def _scalings(source: Source) -> Iterator[_Fit]:
+    """Yield the calls of functions of the file that scale an argument by its own statistics.
+
+    Those that take such statistics from elsewhere for some calls (``mean=None``) are left out.
+    """
+    scaling = {
+        function.name: number
+        for function in source.find(ast.FunctionDef)
+        for number, argument in enumerate(function.args.args)
+        if not function.args.defaults and _scales_itself(function, argument.arg)
+    }
+    for call in source.find(ast.Call):
+        number = scaling.get(called(call), len(call.args))
+        if isinstance(call.func, ast.Name) and number < len(call.args):
+            yield _Fit(f"{called(call)}()", "", written(call.args[number]), call.lineno)
+
+
+def _scales_itself(function: ast.FunctionDef, rows: str) -> bool:
+    """Whether ``function`` subtracts from ``rows`` and divides by statistics of ``rows``."""
+    own = {
+        written(target)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        for each in node.targets
+        for target, value in assigned(each, node.value)
+        if _is_statistic(value, rows)
+    }
+    divided = (
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
+    )
+    return any(
+        isinstance(node.left, ast.BinOp)
+        and isinstance(node.left.op, ast.Sub)
+        and written(node.left.left) == rows
+        and _made_of(node.left.right, rows, own)
+        and _made_of(node.right, rows, own)
+        for node in divided
+    )
+
+
+def _made_of(value: ast.expr, rows: str, own: set[str]) -> bool:
+    """Whether ``value`` is made of statistics of ``rows``, of which ``own`` are by their names."""
+    parts = [value]
+    if isinstance(value, ast.BinOp):  # a range, or a deviation and an epsilon
+        parts = [side for side in (value.left, value.right) if not isinstance(side, ast.Constant)]
+    return all(_is_statistic(part, rows) or written(part) in own for part in parts)
+
+
+def _is_statistic(value: ast.expr, rows: str) -> bool:
+    """Whether ``value`` is ``rows.mean(0)``, ``np.std(rows)`` or another over all of ``rows``."""
+    if not isinstance(value, ast.Call) or called(value) not in _STATISTICS:
+        return False
+    of = value.func.value if isinstance(value.func, ast.Attribute) else None
+    given = value.args[0] if value.args else None
+    over_columns = any(_is_last_axis(node) for node in (*value.args, *_axes(value)))
+    return rows in (written(of) if of else "", written(given) if given else "") and not over_columns
+
+
+def _axes(call: ast.Call) -> list[ast.expr]:
+    return [keyword.value for keyword in call.keywords if keyword.arg in ("axis", "dim")]
+
+
+def _is_last_axis(node: ast.expr) -> bool:
+    """Whether an axis other than the first is named: each row is then scaled by itself."""
+    try:
+        return isinstance(axis := ast.literal_eval(node), int) and axis != 0
+    except ValueError:
+        return not isinstance(node, ast.Name)
 
 
 def _goes_with_held_out(user: ast.Call, made: ast.Call) -> bool:

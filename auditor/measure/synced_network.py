@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from nnaudit.report import Location
-from nnaudit.targets.source import Source, called, written
+from nnaudit.targets.source import Source, assigned, called, written
 
 _TARGET = re.compile(r"(^|_)(target|tgt)|(target|tgt)($|_)", re.IGNORECASE)
 
@@ -38,6 +38,7 @@ class Cause(StrEnum):
     PERIOD = "the steps are counted anew before it is to be updated"
     REBOUND = "a loop over its parameters binds a name anew"
     UNCALLED = "the function that updates it is never called"
+    SAME = "it is the other network by a second name"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,39 @@ def periodic_networks(source: Source) -> Iterator[UnsyncedNetwork]:
             for name in sorted(updated):
                 where = Location(file=source.file, line=node.lineno)
                 yield UnsyncedNetwork(name, where, period, Cause.PERIOD)
+
+
+def second_names(source: Source) -> Iterator[UnsyncedNetwork]:
+    """Yield names of networks that are to follow another one and are that one.
+
+    ``target = policy``, where a line loads the state of the one into the other, or a loop goes
+    through the weights of both: two networks were meant. A name that is bound again is left out.
+    """
+    bound: dict[str, list[tuple[str, int]]] = {}
+    for node in source.find(ast.Assign):
+        for each in node.targets:
+            for target, value in assigned(each, node.value):
+                plain = isinstance(value, (ast.Name, ast.Attribute))
+                bound.setdefault(written(target), []).append(
+                    (written(value) if plain else "", node.lineno)
+                )
+    followed = {frozenset(_paired_names(loop).values()) for loop in source.find(ast.For)}
+    followed |= {frozenset(pair) for pair in _loads(source)}
+    for name, given in bound.items():
+        for other, line in given[:1] if len(given) == 1 else []:
+            if other and frozenset((name, other)) in followed and name != other:
+                yield UnsyncedNetwork(name, Location(file=source.file, line=line), cause=Cause.SAME)
+
+
+def _loads(source: Source) -> Iterator[tuple[str, str]]:
+    """Yield the two networks of each ``a.load_state_dict(b.state_dict())``."""
+    for call in source.find(ast.Call):
+        loaded = call.args[0] if call.args else None
+        state = loaded.func if isinstance(loaded, ast.Call) else None
+        if called(call) != "load_state_dict" or not isinstance(call.func, ast.Attribute):
+            continue
+        if isinstance(state, ast.Attribute) and state.attr == "state_dict":
+            yield written(call.func.value), written(state.value)
 
 
 def idle_updates(sources: Sequence[Source]) -> Iterator[UnsyncedNetwork]:

@@ -117,9 +117,7 @@ class SplitShift(Check):
             threshold="fitted to training rows",
             evidence=result.evidence,
             location=Location(file=file, line=refit.line),
-            fix=f"pd.Categorical({refit.rows}, categories=those_of_training).codes"
-            if refit.kind == CATEGORICAL
-            else f"transform({refit.rows})  # with what was fitted to training rows",
+            fix=_fitted_once(refit),
         )
 
     def _of_targets(self, audit: Audit) -> Result | None:
@@ -436,6 +434,15 @@ def _table(pair: Pair) -> tuple[Evidence, ...]:
     )
     names = ("channel", "training mean", "validation mean", "training std", "validation std")
     return (Table(title=f"Scale of batch{pair.path}", columns=names, rows=rows),)
+
+
+def _fitted_once(refit: Refit) -> str:
+    """Return the line that gives held-out rows what was fitted to training rows."""
+    if refit.kind == CATEGORICAL:
+        return f"pd.Categorical({refit.rows}, categories=those_of_training).codes"
+    if refit.kind.endswith("()"):
+        return f"{refit.kind[:-1]}{refit.rows}, mean, std)  # the mean and deviation of training"
+    return f"transform({refit.rows})  # with what was fitted to training rows"
 
 
 def _refitted(audit: Audit) -> tuple[str, Refit] | None:

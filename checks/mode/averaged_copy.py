@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.measure.synced_network import Cause, UnsyncedNetwork
+from nnaudit.measure.seeding import source_files
+from nnaudit.measure.synced_network import Cause, UnsyncedNetwork, second_names
 from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
 from nnaudit.probes.self_updates import SelfUpdate, SelfUpdates
 from nnaudit.probes.validated_weights import ValidatedAverage, ValidatedWeights
 from nnaudit.report import Kind, Result
+from nnaudit.targets.source import source_of
 from nnaudit.wording import count
 
 _TOWARD = 0.9
@@ -44,6 +46,8 @@ class AveragedCopyStatistics(Check):
           others, in three steps: what it is to average is bound to the network itself, by
           `self.target = self.network` or `{n: p.data for ...}`, and is no copy. Weight decay by
           hand (`p.add_(p, alpha=-lr * decay)`) and networks that share some weights pass.
+          So it does by the source where `target = policy` is followed by a line that loads the
+          state of the one into the other, or goes through the weights of both.
         - Fails when validation calls a copy of the network and never the network itself, and not
           one bit of the copy's weights changes in some 150 steps and between two epochs.
         - Warns of a target network that the steps call and that stands still, where the source
@@ -80,6 +84,7 @@ class AveragedCopyStatistics(Check):
         updated = audit.probe(SelfUpdates)
         wrong = (
             (None if updated is None else self._itself(updated))
+            or self._by_a_second_name(audit)
             or self._standing(audit, copies)
             or (None if loaded is None else self._loaded(audit, loaded))
             or self._of_copies(audit, averages)
@@ -187,6 +192,20 @@ class AveragedCopyStatistics(Check):
             fix="average = copy.deepcopy(model), or {n: p.detach().clone() for n, p in "
             "model.named_parameters()}",
         )
+
+    def _by_a_second_name(self, audit: Audit) -> Result | None:
+        """Fail where the source binds the name of the follower to the network itself."""
+        for file in source_files(audit.loop):
+            for network in second_names(source_of(file)):
+                return self.failed(
+                    f"{network.name} is no second network, but the trained one by another name: "
+                    "what is to follow it is always the same as it.",
+                    measured="one network with two names",
+                    threshold="a copy",
+                    location=network.location,
+                    fix=f"{network.name} = copy.deepcopy(network)",
+                )
+        return None
 
     def _moves_away(self, audit: Audit, copy: AveragedCopy) -> Result:
         return self.failed(

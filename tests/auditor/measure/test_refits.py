@@ -38,6 +38,20 @@ words = make_vocabulary(TRAIN)
 train_loader = DataLoader(encode(TRAIN, words))
 val_loader = DataLoader(encode(VAL, make_vocabulary(VAL)))
 """,
+    "a function that standardises": """
+def scaled(x, past):
+    mu, sigma = x.mean(0), x.std(0)
+    x = (x - mu) / (sigma + 1e-8)
+    return windows(x, past)
+train_loader = DataLoader(scaled(train_part, 8))
+test_loader = DataLoader(scaled(test_part, 8))
+""",
+    "a function of extremes": """
+def scale(values):
+    return (values - np.min(values)) / (np.max(values) - np.min(values))
+a = scale(x_train)
+b = scale(x_val)
+""",
     "a vocabulary with a name": """
 train_vocab = build_vocab(train_texts)
 test_vocab = build_vocab(test_texts)
@@ -46,6 +60,21 @@ x_test = [numericalize(test_texts, test_vocab)]
 }
 
 ONCE = {
+    "rows that are scaled by themselves": """
+def scaled(x):
+    return (x - x.mean(axis=1)) / x.std(axis=1)
+a, b = scaled(x_train), scaled(x_test)
+""",
+    "training's statistics": """
+def scaled(x):
+    return (x - x_train.mean(0)) / x_train.std(0)
+a, b = scaled(x_train), scaled(x_test)
+""",
+    "statistics that may be given": """
+def scaled(x, mean=None, std=None):
+    return (x - x.mean(0)) / x.std(0) if mean is None else (x - mean) / std
+a, b = scaled(x_train), scaled(x_test, mean, std)
+""",
     "a vocabulary that is compared": """
 words = build_vocab(train_texts)
 unseen = set(build_vocab(val_texts)) - set(words)

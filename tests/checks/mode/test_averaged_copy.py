@@ -18,6 +18,7 @@ from nnaudit.measure.synced_network import (
     UnsyncedNetwork,
     idle_updates,
     periodic_networks,
+    second_names,
     unsynced_networks,
 )
 from nnaudit.probes.averaged_copies import (
@@ -248,6 +249,30 @@ def test_updates_that_change_nothing(
     file = tmp_path / "lit.py"  # a framework calls methods by its own names for them
     file.write_text(MOCO.replace("nn.Module", "LightningModule").replace("UPDATE", "k.lerp_(q, 1)"))
     assert not list(idle_updates([source_of(file)]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("target = policy\ntarget.load_state_dict(policy.state_dict())", ["target"]),
+        ("policy, target = Q(), Q()\ntarget.load_state_dict(policy.state_dict())", []),
+        ("target = copy.deepcopy(policy)\ntarget.load_state_dict(policy.state_dict())", []),
+        ("net = policy\nnet.train()", []),
+        ("target = policy\ntarget = Q()\ntarget.load_state_dict(policy.state_dict())", []),
+        (
+            "self.teacher = self.student\n"
+            "for t, s in zip(self.teacher.parameters(), self.student.parameters()):\n"
+            "    t.lerp_(s, 0.1)",
+            ["self.teacher"],
+        ),
+    ],
+)
+def test_a_follower_that_is_the_network_by_a_second_name(
+    tmp_path: Path, lines: str, names: list[str]
+) -> None:
+    file = tmp_path / "dqn.py"
+    file.write_text(lines)
+    assert [each.name for each in second_names(source_of(file))] == names
 
 
 def test_an_average_heads_for_the_weights_in_each_step() -> None:
