@@ -274,14 +274,18 @@ def _order(
 
 
 def is_crossed(order: tuple[int, int], target: Tensor, given: Tensor) -> bool:
-    """Whether ``target`` is ``given`` (N x M) row by row, where the loss's rows go M x N."""
+    """Whether ``target`` is ``given`` (N x M) row by row, where the loss's rows go M x N.
+
+    Or column by column, where they go N x M.
+    """
     if given.ndim != 2 or given.numel() != target.numel() or given.shape[0] == given.shape[1]:
         return False
-    if order != (given.shape[1], given.shape[0]):
+    if set(order) != set(given.shape):
         return False
     values = given.detach().to(target.device)
     rows, columns = values.reshape(-1), values.t().reshape(-1)
-    return torch.equal(target.detach(), rows) and not torch.equal(rows, columns)
+    met = columns if order == tuple(given.shape) else rows
+    return torch.equal(target.detach(), met) and not torch.equal(rows, columns)
 
 
 def reshaped(order: tuple[int, int] | None, given: torch.Size) -> tuple[int, int] | None:

@@ -129,7 +129,7 @@ class PaddingContrast(Probe[Leak | NoPadding]):
 def _padded_batch(audit: Audit) -> tuple[tuple[Any, Padding] | None, set[int]]:
     """Return the batch of the first ones with most to trim, and all widths that were seen."""
     loop = audit.loop
-    pad_ids = _pad_ids(loop.model)
+    pad_ids = pad_ids_of(loop.model)
     best: tuple[Any, Padding] | None = None
     most, widths = -1.0, set()
     started = time.perf_counter()
@@ -147,7 +147,8 @@ def _padded_batch(audit: Audit) -> tuple[tuple[Any, Padding] | None, set[int]]:
     return best, widths
 
 
-def _pad_ids(model: nn.Module) -> set[int]:
+def pad_ids_of(model: nn.Module) -> set[int]:
+    """Return the ids that the embeddings of ``model`` take for padding."""
     return {
         int(module.padding_idx)
         for module in model.modules()
@@ -300,9 +301,13 @@ _Measured = tuple[int, Moved | None, tuple[float, float] | None, float]
 
 def _measured(loop: Loop, wide: Any, narrow: Any, valid: Tensor) -> _Measured | str:
     try:
-        first, second, third = loop.forward(wide), loop.forward(wide), loop.forward(narrow)
+        third = loop.forward(narrow)
     except UserCodeError as error:
         return f"the model cannot run on the shorter sequences alone: {error}"
+    try:
+        first, second = loop.forward(wide), loop.forward(wide)
+    except UserCodeError as error:
+        return f"the model cannot run on sequences with more padding than they need: {error}"
     one, again, other = (main_tensor(each.output) for each in (first, second, third))
     units, moved = 0, None
     if one is not None and again is not None and other is not None:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from nnaudit.loop.base import Loop
 from nnaudit.loop.losses import LossCall
 from nnaudit.measure.label_shift import LabelShift, label_shift
 from nnaudit.probes.first_steps import First, FirstSteps
+from nnaudit.probes.padding import pad_ids_of, padding_of_batch
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import ModelInputs
 
@@ -58,6 +59,9 @@ class TokenTargets:
         offsets: by loss call of the first step, how many tokens ahead its targets are; calls of
             which that cannot be told are left out.
         filled: the share of the first step's targets that only fill rows up to one length.
+        content: tokens of the first step that are no padding; 0 where nothing says which are.
+        left_out: those of them whose label is the loss's ignore_index and a class of the network.
+        padded: the share of the first step's targets that stand at padding.
     """
 
     rows: int
@@ -73,6 +77,33 @@ class TokenTargets:
     share: float = 1.0
     shift: LabelShift | None = None
     filled: float = 0.0
+    content: int = 0
+    left_out: int = 0
+    padded: float = 0.0
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What a loss makes of content and of padding; see :class:`TokenTargets`."""
+
+    content: int = 0
+    left_out: int = 0
+    padded: float = 0.0
+
+    @classmethod
+    def of(cls, target: Tensor, valid: Tensor, ignored: int, classes: int) -> Placed:
+        """Count the labels of ``target`` where ``valid`` (N, T) says content, and elsewhere.
+
+        ``target`` is ``(N, T)`` or flattened; of another size, as where only some places get into
+        the loss, nothing can be said.
+        """
+        if target.numel() != valid.numel() or target.is_floating_point():
+            return cls()
+        labels = target.reshape(valid.shape)
+        counted = labels != ignored
+        left_out = int((valid & ~counted).sum()) if 0 <= ignored < classes else 0
+        padded = float((counted & ~valid).sum()) / max(int(counted.sum()), 1)
+        return cls(int(valid.sum()), left_out, padded)
 
 
 class TokenTargeting(Probe[TokenTargets | None]):
@@ -103,11 +134,13 @@ class TokenTargeting(Probe[TokenTargets | None]):
         if not counts.rows and not offsets:
             return None
         end, ended, unlearnt = counts.ends()
+        placed = _placed(audit.loop, first, calls)
         return TokenTargets(
             counts.rows, counts.unsupervised, counts.batches, counts.empty, ended, unlearnt,
             counts.padding, counts.own, offsets, end, counts.targets / max(counts.tokens, 1),
             None if counts.own else label_shift(counts.texts, counts.ignored),
             max(_filled(audit.loop, first, calls), default=0.0),
+            placed.content, placed.left_out, placed.padded,
         )  # fmt: skip
 
 
@@ -215,7 +248,9 @@ def _texts(loop: Loop, batch: Any, ignored: int) -> tuple[Tensor, Tensor, Tensor
     named = [(str(path).lower(), tensor) for path, tensor in batches.tensors(batch)]
     # The batch's own labels, where they are: those that reach the loss may be cut and flattened.
     given = [(path, t) for path, t in named if _is_ids(t) and t.shape == ids.shape]
-    labels = next((t for path, t in given if "label" in path or (t == ignored).any()), fed.target)
+    said = (t for path, t in given if "label" in path)
+    left_out = (t for _, t in given if (t == ignored).any() and not batches.same_values(t, ids))
+    labels = next(chain(said, left_out), fed.target)
     if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
         return None
     masks = [t for path, t in named if t.shape == ids.shape and "mask" in path]
@@ -244,6 +279,22 @@ def _filled(loop: Loop, first: First, calls: list[LossCall]) -> Iterator[float]:
             weight = call.arguments.get("weight")
             if weight is None and ids is not None:
                 yield filled_share(call.target.cpu(), len(ids), call.arguments["ignore_index"])
+
+
+def _placed(loop: Loop, first: First, calls: list[LossCall]) -> Placed:
+    """Return what the first loss over classes makes of content and padding, where both are known.
+
+    Weights by hand may leave out what the loss function does not.
+    """
+    batch = first.batches[0] if first.batches else None
+    padding = padding_of_batch(batch, pad_ids_of(loop.model)) if batch is not None else None
+    for call in calls if padding is not None else ():
+        if padding is None or not _has_ignored(call) or not call.compares:
+            continue
+        if call.reduction in ("mean", "sum") and call.input.ndim > 1:
+            ignored = int(call.arguments["ignore_index"])
+            return Placed.of(call.target.cpu(), padding.valid, ignored, call.input.shape[1])
+    return Placed()
 
 
 def filled_share(target: Tensor, rows: int, ignored: Any) -> float:

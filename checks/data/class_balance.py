@@ -23,6 +23,7 @@ from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.row_weights import WeightsByRow
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
+from nnaudit.probes.token_targets import TokenTargeting
 from nnaudit.report import Evidence, Kind, Result, Status, Table
 from nnaudit.targets import batch as batches
 
@@ -210,7 +211,8 @@ class ClassBalance(Check):
         - One label: warns when all rows (at least 64) have the same, unless the step makes others.
           It never fails, for the right one of several candidates may be the first by construction.
         - Left out: warns when the loss's `ignore_index` is a class of the network, and more than
-          `expected` rows with one label each have it. It does not fail, for that number may mean
+          `expected` rows with one label each have it, or tokens of a batch that are no padding and
+          not their own labels. It does not fail, for that number may mean
           rows without a label.
         - Lost by a cast: fails when the loader's targets are fractions from 0 to 1, of no more than
           256 levels, and fewer classes than the network has outputs are left when they are made
@@ -242,7 +244,7 @@ class ClassBalance(Check):
     name = "class-balance"
     kind = Kind.STATISTICAL
     needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
-    probes = (FirstSteps, TrainRows, ValRows, WeightsByRow)
+    probes = (FirstSteps, TrainRows, ValRows, WeightsByRow, TokenTargeting)
     options: ClassVar[dict[str, float]] = {"imbalance": 10.0, "expected": 20.0}
 
     def run(self, audit: Audit) -> Result:
@@ -255,8 +257,8 @@ class ClassBalance(Check):
             return self._cut_off(audit, main, *levels)
         train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
         left_out = rows_left_out(main.calls[0], train.targets, batches.size(first.batches[0]))
-        if left_out > self.option(audit, "expected"):
-            return self._left_out(audit, main, left_out, len(train))
+        if (ignored := self._ignored(audit, main, left_out, len(train))) is not None:
+            return ignored
         counts = _counted(first, main, train, val)
         if counts is None or counts.train.sum() == 0:
             return self.skipped("The classes of the rows could not be counted.")
@@ -300,12 +302,22 @@ class ClassBalance(Check):
             "torch.from_numpy(mask).long()",
         )
 
-    def _left_out(self, audit: Audit, main: MainLoss, rows: int, total: int) -> Result:
+    def _ignored(self, audit: Audit, main: MainLoss, rows: int, total: int) -> Result | None:
+        """Warn where the loss ignores a class that ``rows`` or tokens have."""
+        expected, tokens = self.option(audit, "expected"), audit.probe(TokenTargeting)
+        if rows > expected:
+            return self._left_out(audit, main, rows, f"{total:,} training rows")
+        if tokens is None or tokens.own or tokens.left_out <= expected:
+            return None
+        of = f"{tokens.content:,} tokens of a batch, padding not counted,"
+        return self._left_out(audit, main, tokens.left_out, of)
+
+    def _left_out(self, audit: Audit, main: MainLoss, number: int, total: str) -> Result:
         ignored = main.calls[0].arguments["ignore_index"]
         return self.warned(
-            f"{rows:,} of {total:,} training rows have label {ignored}, which is the loss's "
+            f"{number:,} of {total} have label {ignored}, which is the loss's "
             "ignore_index: they are left out of the loss, and the network never learns this class.",
-            measured=f"{rows:,} rows of class {ignored} ignored",
+            measured=f"{number:,} labels of class {ignored} ignored",
             threshold="an ignore_index that is no class",
             location=main.calls[0].location or audit.loop.locate("loss"),
             fix="nn.CrossEntropyLoss()  # without ignore_index, if this is a class like the others",

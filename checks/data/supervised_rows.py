@@ -30,8 +30,10 @@ class SupervisedRows(Check):
           padded rows, or the one that fills the padding.
         - Warns when more than a fifth of the targets that reach the loss are padding: one token to
           the end of half of the rows or more, from different places on, and nowhere else.
-        - Only labels that are the text's own tokens are judged (language modelling): rows without
-          a label may be by design in semi-supervised tagging.
+        - That is so where labels are the text's own tokens (language modelling): rows without a
+          label may be by design in semi-supervised tagging. Of tags it warns when more than a fifth
+          of those that reach the loss stand where a mask, lengths or the `padding_idx` of an
+          embedding say padding.
     Fix: Raise the maximum length, or drop rows whose labels are all ignored. Give the padding a
         token of its own: `tokenizer.add_special_tokens({"pad_token": "<pad>"})`.
     References: Hugging Face documentation of DataCollatorForLanguageModeling, which ignores every
@@ -48,7 +50,7 @@ class SupervisedRows(Check):
         if seen is None or not seen.rows:
             return self.skipped("The inputs are no token ids with a label for each.")
         if not seen.own:
-            return self.skipped("The labels are not the texts' own tokens.")
+            return self._of_tags(audit, seen)
         share = seen.unsupervised / seen.rows
         if seen.rows >= _FEWEST and share > _SOME:
             return self._unsupervised(audit, seen, share)
@@ -60,6 +62,24 @@ class SupervisedRows(Check):
             f"{seen.rows - seen.unsupervised:,} of {seen.rows:,} rows have tokens to learn; "
             f"{100 * seen.share:.0f}% of the tokens are targets."
         )
+
+    def _of_tags(self, audit: Audit, seen: TokenTargets) -> Result:
+        """Judge labels of another kind than the tokens: where the loss counts them."""
+        if seen.padded > _FILLED:
+            return self.warned(
+                f"{100 * seen.padded:.0f}% of the targets stand at padding: the loss counts them "
+                "like those of the text, and the network is taught what to say of padding.",
+                measured=f"{100 * seen.padded:.0f}% of the targets",
+                threshold=f"{100 * _FILLED:.0f}%",
+                location=audit.loop.locate("loss") or audit.loop.locate("train_loader"),
+                fix="pad_sequence(tags, batch_first=True, padding_value=-100)  # which the loss "
+                "ignores",
+            )
+        if seen.content:
+            return self.passed(
+                f"{100 * (1 - seen.padded):.0f}% of the targets stand at tokens, not at padding."
+            )
+        return self.skipped("The labels are not the texts' own tokens.")
 
     def _unsupervised(self, audit: Audit, seen: TokenTargets, share: float) -> Result:
         answer = self.failed if share > _MOST else self.warned

@@ -15,7 +15,7 @@ from nnaudit.checks.data.supervised_rows import SupervisedRows
 from nnaudit.context import Audit
 from nnaudit.engine.runner import run_check
 from nnaudit.loop.direct import DirectLoop
-from nnaudit.probes.token_targets import TokenTargets, filled_share
+from nnaudit.probes.token_targets import Placed, TokenTargets, filled_share
 from nnaudit.report import Result, Status
 from nnaudit.targets.target import Target
 
@@ -51,6 +51,27 @@ def test_an_end_that_is_padding_and_never_a_target_fails() -> None:
 def test_much_padding_among_the_targets_warns() -> None:
     assert judged(filled=0.5).status is Status.WARN
     assert judged(filled=0.1).status is Status.PASS
+
+
+def test_tags_that_stand_at_padding_warn() -> None:
+    assert judged(own=False, content=90, padded=0.4).status is Status.WARN
+    assert judged(own=False, content=90, padded=0.1).status is Status.PASS
+    assert judged(own=False).status is Status.SKIP
+
+
+@pytest.mark.parametrize(
+    ("filling", "ignored", "left_out", "padded"),
+    [(0, -100, 0, 0.5), (-100, -100, 0, 0.0), (0, 0, 2, 0.0), (3, 3, 0, 0.0)],
+)
+def test_tags_at_tokens_and_at_padding(
+    filling: int, ignored: int, left_out: int, padded: float
+) -> None:
+    valid = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    tags = torch.where(valid, torch.tensor([[0, 1, 2, 9], [0, 9, 9, 9]]), filling)
+    seen = Placed.of(tags.flatten(), valid, ignored, classes=3)
+    assert (seen.content, seen.left_out) == (4, left_out)
+    assert seen.padded == padded
+    assert Placed.of(tags[:, :2], valid, ignored, classes=3) == Placed()
 
 
 def padded(*lengths: int, width: int = 10, filling: int = 0) -> Tensor:
