@@ -8,6 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.probes.box_forms import BoxForm, BoxForms
+from nnaudit.probes.drawn_targets import DrawnTarget, DrawnTargets
 from nnaudit.probes.loss_layout import Layout, LossLayout, layouts
 from nnaudit.probes.running_sums import RunningSum, RunningSums
 from nnaudit.report import Kind, Result
@@ -37,6 +38,9 @@ class LossLayoutOfClasses(Check):
         - Fails when a `cumsum` or a `logcumsumexp` runs over the rows' outputs in the order of the
           loader, which is that of no number of theirs, and the loss of one batch differs by more
           than 0.1% with the same rows in another order: risk sets of a Cox loss without sorting.
+        - Fails when the target is what the step draws (noise, classes), and no input of the network
+          depends on it, or that of another row does: seen in a second step with the same random
+          numbers but for the first row of the draw. A warning where the step compares more.
         - Fails when a function of torchvision's that takes the corners of boxes is given boxes of
           the data of which at least `inverted` have a right side left of the left one, or a bottom
           above the top: centre, width and height.
@@ -48,7 +52,7 @@ class LossLayoutOfClasses(Check):
 
     code, name, kind = "LOSS109", "loss-layout", Kind.EXACT
     needs = (Needs.OWN_STEPS,)
-    probes = (LossLayout, RunningSums, BoxForms)
+    probes = (LossLayout, RunningSums, DrawnTargets, BoxForms)
     options: ClassVar[dict[str, float]] = {"inverted": 0.25}
 
     def run(self, audit: Audit) -> Result:
@@ -58,6 +62,9 @@ class LossLayoutOfClasses(Check):
         unsorted = audit.probe(RunningSums)
         if unsorted is not None and _differs(unsorted):
             return self._unsorted(unsorted)
+        for drawn in audit.probe(DrawnTargets):
+            if drawn.moved or not drawn.seen:
+                return self._elsewhere(drawn)
         for form in audit.probe(BoxForms):
             if form.trains and form.inverted >= self.option(audit, "inverted"):
                 return self._no_corners(form)
@@ -73,6 +80,24 @@ class LossLayoutOfClasses(Check):
             threshold="the same loss",
             location=seen.location,
             fix="order = time.argsort(descending=True); risk, event = risk[order], event[order]",
+        )
+
+    def _elsewhere(self, drawn: DrawnTarget) -> Result:
+        answer = self.failed if drawn.alone else self.warned
+        said = (
+            "and the network gets it in another order of the rows: each row is to say what was "
+            "drawn for another one."
+            if drawn.seen
+            else "and nothing that the network is given depends on it: there is nothing to learn "
+            "but its mean."
+        )
+        return answer(
+            f"The target is what the step draws at random, {said}",
+            measured="the inputs of other rows" if drawn.seen else "no input depends on the draw",
+            threshold="the input of the same row",
+            location=drawn.location,
+            fix="draw once, and use the same: noise = torch.randn_like(x); "
+            "loss = mse_loss(model(add_noise(x, noise, t), t), noise)",
         )
 
     def _no_corners(self, form: BoxForm) -> Result:

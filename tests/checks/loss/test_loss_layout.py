@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.checks.loss.loss_layout import LossLayoutOfClasses
 from nnaudit.probes.box_forms import BoxForms
+from nnaudit.probes.drawn_targets import DrawnTargets
 from nnaudit.probes.loss_layout import Layout, LossLayout
 from nnaudit.probes.running_sums import RunningSum, RunningSums
 from nnaudit.report import Result, Status
@@ -17,7 +18,9 @@ from support.verdicts import ask, verdict
 
 
 def judged(*seen: Layout) -> Result:
-    return verdict(LossLayoutOfClasses, {LossLayout: seen, RunningSums: None, BoxForms: ()})
+    return verdict(
+        LossLayoutOfClasses, {LossLayout: seen, RunningSums: None, DrawnTargets: (), BoxForms: ()}
+    )
 
 
 def test_mixed_classes_fail_with_the_permutation_to_write() -> None:
@@ -47,7 +50,7 @@ def test_a_loss_in_the_layers_order_passes() -> None:
 @pytest.mark.parametrize(("other", "status"), [(3.2, Status.FAIL), (3.0001, Status.PASS)])
 def test_a_loss_that_depends_on_the_order_of_the_rows(other: float, status: Status) -> None:
     seen = RunningSum("logcumsumexp", (3.0, other), 0.0, None)
-    measured = {LossLayout: (), RunningSums: seen, BoxForms: ()}
+    measured = {LossLayout: (), RunningSums: seen, DrawnTargets: (), BoxForms: ()}
     assert verdict(LossLayoutOfClasses, measured).status is status
 
 
