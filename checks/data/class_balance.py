@@ -23,6 +23,7 @@ from nnaudit.measure.random_access import RandomAccess
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.row_weights import WeightsByRow
 from nnaudit.probes.rows import Rows, TrainRows, ValRows
+from nnaudit.probes.sampled_classes import SampledByClass, SampledClasses
 from nnaudit.probes.token_targets import TokenTargeting
 from nnaudit.report import Evidence, Kind, Result, Status, Table
 from nnaudit.targets import batch as batches
@@ -57,6 +58,10 @@ a tenth of that where three weights alone agree."""
 
 _UNEVEN = 1.5
 """Classes less uneven than this have weights that could be anything."""
+
+
+_TWICE = 3.0
+"""How much more a rare class counts where it is balanced twice; less may be meant."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +236,10 @@ class ClassBalance(Check):
         - Uneven weights: warns when rows times class weights are more uneven than `imbalance`
           (p < 1e-4), and more uneven than the rows or reversed: the weights are the shares instead
           of their inverse, in another order, or applied twice.
+        - Sampler: fails when the weights of a WeightedRandomSampler rise with the number of rows
+          of their classes in the same sense. Warns when it draws all classes about equally often
+          (1.5 to 1) and the weights of the loss are for the rows as they are: the rarest class
+          then counts more than 3 times as much as the commonest.
         - Rare pixels, tokens and labels of several per row are so by nature: noted. Weights of
           theirs that rise with their number fail.
     Fix: Look at how the rows were chosen; `train_test_split(..., stratify=y)`. Report
@@ -244,7 +253,7 @@ class ClassBalance(Check):
     name = "class-balance"
     kind = Kind.STATISTICAL
     needs = (Needs.OWN_BATCHES, Needs.OWN_STEPS)
-    probes = (FirstSteps, TrainRows, ValRows, WeightsByRow, TokenTargeting)
+    probes = (FirstSteps, TrainRows, ValRows, WeightsByRow, TokenTargeting, SampledByClass)
     options: ClassVar[dict[str, float]] = {"imbalance": 10.0, "expected": 20.0}
 
     def run(self, audit: Audit) -> Result:
@@ -270,6 +279,7 @@ class ClassBalance(Check):
             weights = _measured_weights(audit, counts)
         return (
             missing
+            or self._sampled(audit, counts, weights)
             or self._inverted(audit, counts, weights)
             or (self._misplaced(audit, counts, weights) if train.coverage == 1.0 else None)
             or self._overdone(audit, counts, weights)
@@ -419,6 +429,39 @@ class ClassBalance(Check):
             "negatives / positives",
         )
 
+    def _sampled(
+        self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None
+    ) -> Result | None:
+        """Judge a sampler that draws rows by weights of their classes."""
+        seen = audit.probe(SampledByClass)
+        if seen is None:
+            return None
+        of_set = Counts(seen.rows)
+        common, rare = of_set.commonest, of_set.rarest
+        if of_set.rises_with(seen.weights):
+            return self.failed(
+                "The sampler's weights rise with the number of rows: of the rows that it draws "
+                f"{seen.drawn[common]:.0%} are of class {common} and {seen.drawn[rare]:.1%} of "
+                f"class {rare}, of the data set's {seen.rows[common] / seen.rows.sum():.0%} and "
+                f"{seen.rows[rare] / seen.rows.sum():.1%}. They make the imbalance worse.",
+                measured="weights that rise with the number of rows",
+                threshold="weights that fall with it",
+                location=audit.loop.locate("train_loader"),
+                fix="weights = 1 / torch.bincount(y)[y]  # the rarer the class, the heavier",
+            )
+        twice = balanced_twice(seen, weights)
+        if twice is None:
+            return None
+        return self.warned(
+            "The sampler draws all classes about equally often, and the loss weighs them as if it "
+            f"did not: class {rare} ({seen.rows[rare] / seen.rows.sum():.1%} of the rows) counts "
+            f"{twice:.1f} times as much as class {common}.",
+            measured=f"{twice:.1f} to 1 in favour of the rare class",
+            threshold=f"{_TWICE:g} to 1",
+            location=audit.loop.locate("loss"),
+            fix="balance once: leave out the weights of the loss, or the sampler",
+        )
+
     def _misplaced(
         self, audit: Audit, counts: Counts, weights: NDArray[np.float64] | None
     ) -> Result | None:
@@ -494,6 +537,22 @@ class ClassBalance(Check):
             location=audit.loop.locate("train_loader"),
             fix='f1_score(labels, predictions, average="macro")  # instead of accuracy',
         )
+
+
+def balanced_twice(seen: SampledClasses, weights: NDArray[np.float64] | None) -> float | None:
+    """Return how much more the rarest class counts than the commonest, sampler and loss together.
+
+    None where ``weights`` of the loss are not known, the sampler does not draw all classes about
+    equally often, or the two classes count about the same.
+    """
+    of_set, present = Counts(seen.rows), np.flatnonzero(seen.rows)
+    if weights is None or len(present) < 2 or len(weights) != len(seen.rows):
+        return None
+    drawn = seen.drawn[present]
+    if of_set.ratio < _TWICE or drawn.max() > _UNEVEN * drawn.min():
+        return None
+    effect = float(weights[of_set.rarest] / max(weights[of_set.commonest], 1e-12))
+    return effect if effect > _TWICE else None
 
 
 def _truncated(first: First, main: MainLoss) -> tuple[int, int] | None:

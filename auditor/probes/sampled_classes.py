@@ -1,0 +1,99 @@
+"""How often a weighted sampler draws each class, beside how many rows the class has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import WeightedRandomSampler
+
+from nnaudit.context import Audit, Probe
+from nnaudit.errors import UserCodeError
+from nnaudit.measure.random_access import RandomAccess
+from nnaudit.state.snapshot import preserved
+
+ROWS = 2048
+"""Rows whose classes are read."""
+
+_AT_ONCE = 64
+
+_ALIKE = 1e-4
+"""How much weights of one class may differ, as a share, and be the same."""
+
+
+@dataclass(frozen=True)
+class SampledClasses:
+    """What the rows of the data set show, drawn evenly.
+
+    Attributes:
+        rows: how many were read of each class, (classes,).
+        weights: the sampler's weight of each class's rows, the same for all; 0 without a row.
+    """
+
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    @property
+    def drawn(self) -> NDArray[np.float64]:
+        """The share of each class among the rows that the sampler draws."""
+        share = self.rows * self.weights
+        return np.asarray(share / share.sum())
+
+
+class SampledByClass(Probe[SampledClasses | None]):
+    """Reads the classes of some rows, and the weights that the sampler has for these."""
+
+    def measure(self, audit: Audit) -> SampledClasses | None:
+        """Return None without torch's weighted sampler, or where its weights are not by class.
+
+        Raises:
+            OutOfBudgetError: the time is used up.
+        """
+        access = RandomAccess.of(audit.loop.train_loader)
+        if access is None or type(access.sampler) is not WeightedRandomSampler:
+            return None
+        weights = access.sampler.weights.detach().cpu().double()
+        try:
+            size = len(access.loader.dataset)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        if len(weights) != size:
+            return None  # DATA105 asks whether there is one for each row
+        generator = torch.Generator().manual_seed(audit.seed)
+        chosen = torch.randperm(size, generator=generator)[:ROWS]
+        with preserved(audit.loop.subjects):
+            labels = _labels(audit, access, chosen)
+        return None if labels is None else by_class(labels, weights[chosen])
+
+
+def _labels(audit: Audit, access: RandomAccess, chosen: Tensor) -> Tensor | None:
+    """Return the class of each row, (N,); None where rows have no single class."""
+    found: list[Tensor] = []
+    try:
+        for part in chosen.split(_AT_ONCE):
+            audit.clock.check()
+            target = audit.loop.split_batch(access.fetch(part.tolist())).target
+            if not isinstance(target, Tensor) or target.numel() != len(part):
+                return None
+            found.append(target.detach().cpu().reshape(-1))
+    except UserCodeError:
+        return None
+    labels = torch.cat(found)
+    whole = torch.equal(labels, labels.long().to(labels.dtype))
+    return labels.long() if whole and int(labels.min()) >= 0 else None
+
+
+def by_class(labels: Tensor, weights: Tensor) -> SampledClasses | None:
+    """Return rows and weights by class, of rows with ``labels`` and ``weights``, (N,) each.
+
+    None where rows of one class have different weights.
+    """
+    rows = torch.bincount(labels)
+    sums = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, labels, weights)
+    mean = sums / rows.clamp(min=1)
+    if bool(((weights - mean[labels]).abs() > _ALIKE * mean[labels]).any()):
+        return None
+    return SampledClasses(np.asarray(rows), np.asarray(mean))
