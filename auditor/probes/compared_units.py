@@ -29,6 +29,7 @@ from nnaudit.measure.result_tap import FunctionTap
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.metric_functions import named_functions
 from nnaudit.report import Location
+from nnaudit.targets import batch as batches
 from nnaudit.targets import callstack
 from nnaudit.targets.model_inputs import main_tensor
 
@@ -46,7 +47,12 @@ _QUANTITIES = frozenset({"mse", "l1", "smooth_l1", "huber"})
 
 _LOSSES = frozenset({F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss})
 
+_DIFFERENCES = frozenset({Tensor.sub, Tensor.__sub__, torch.sub})
+
 _FEWEST = 16
+_ALIKE = 1e-3
+"""How far numbers that two lines were computed with may differ by rounding."""
+
 _EXACT = 1e-4
 """Of the deviation: what rounding leaves between an output and what is a line of it."""
 
@@ -60,12 +66,26 @@ class ComparedUnits:
         compared: mean and deviation of the targets that predictions are compared with.
         trained: the same of the training targets, in the unit of these predictions.
         location: the line that calls it.
+        lines: by what number the outputs were multiplied to make the predictions, and what was
+            added; and the same of the loader's validation targets, where the loss is given such as
+            they are. None where the targets are not known.
+        turned: the targets of each row are the loader's in another order.
     """
 
     function: str
     compared: tuple[float, float]
     trained: tuple[float, float]
     location: Location | None
+    lines: tuple[tuple[float, float], tuple[float, float]] | None = None
+    turned: bool = False
+
+    @property
+    def parted(self) -> bool:
+        """Whether something else was done to the targets than to the predictions."""
+        if self.lines is None:
+            return False
+        one, other = (np.array(line) for line in self.lines)
+        return not np.allclose(one, other, rtol=_ALIKE, atol=_ALIKE * float(np.abs(one).max()))
 
     @property
     def apart(self) -> float:
@@ -89,8 +109,8 @@ class UnitsInValidation(Probe[tuple[ComparedUnits, ...] | None]):
         Raises:
             OutOfBudgetError: the time is used up.
         """
-        loop = audit.loop
-        trained = _trained_on(audit.probe(FirstSteps))
+        loop, first = audit.loop, audit.probe(FirstSteps)
+        trained = _trained_on(first)
         if trained is None or loop.lacks(Needs.VAL_LOADER):
             return None
         heard = _Heard()
@@ -105,11 +125,14 @@ class UnitsInValidation(Probe[tuple[ComparedUnits, ...] | None]):
                 batch = next(iter(loop.batches()))
                 loop.step(batch)
                 heard.calls.clear()
+                heard.outputs.clear()
                 if loop.next_epoch(batch) is None:
                     return None
         except (UserCodeError, RuntimeError, StopIteration):
             return None
-        return tuple(each for call in heard.calls if (each := _units(call, trained)))
+        targets = _validated_on(loop, first, heard) if heard.calls else None
+        found = (_units(call, trained, targets) for call in heard.calls)
+        return tuple(each for each in found if each is not None)
 
 
 def _places(loop: Loop) -> Iterator[tuple[dict[str, Any], str, Any]]:
@@ -143,6 +166,8 @@ class _Call:
     prediction: NDArray[np.float64]
     outputs: list[NDArray[np.float64]]
     location: Location | None
+    width: int = 1
+    """Numbers of each row, where the two have one shape."""
 
 
 @dataclass
@@ -161,8 +186,9 @@ class _Heard:
         given = [each for each in (truth, prediction) if isinstance(each, (Tensor, np.ndarray))]
         pair = [_flat(each) for each in given]
         if len(pair) == 2 and len(pair[0]) == len(pair[1]) >= _FEWEST:
-            where = callstack.user_line()
-            self.calls.append(_Call(name, pair[0], pair[1], [*self.outputs], where))
+            where, shapes = callstack.user_line(), {tuple(each.shape) for each in given}
+            width = len(pair[0]) // max(given[0].shape[0], 1) if len(shapes) == 1 else 1
+            self.calls.append(_Call(name, *pair, [*self.outputs], where, width))
 
     def noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, taking notes."""
@@ -177,17 +203,21 @@ class _Heard:
 
 
 class _LossTap(FunctionTap):
-    """Hears the losses that validation computes."""
+    """Hears the losses that validation computes, and the differences that it takes."""
 
     def __init__(self, into: _Heard) -> None:
         super().__init__()
         self.into = into
 
     def heard(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        """Keep what a loss of quantities is given without gradients."""
-        if func in _LOSSES and not torch.is_grad_enabled() and len(args) > 1:
+        """Keep what a loss or a difference is given, where no gradient is to go through it."""
+        name = "The difference" if func in _DIFFERENCES else getattr(func, "__name__", "")
+        given = args[:2]
+        if func in _LOSSES | _DIFFERENCES and all(isinstance(each, Tensor) for each in given):
             with torch._C.DisableTorchFunction():
-                self.into.keep(func.__name__, args[1], args[0])
+                silent = not torch.is_grad_enabled() or not any(t.requires_grad for t in given)
+                if len(given) == 2 and silent:
+                    self.into.keep(name, given[1], given[0])
         return result
 
 
@@ -204,18 +234,73 @@ def _trained_on(first: First) -> NDArray[np.float64] | None:
     return values if len(values) >= _FEWEST and values.std() > 0 else None
 
 
-def _units(call: _Call, trained: NDArray[np.float64]) -> ComparedUnits | None:
+def _validated_on(loop: Loop, first: First, heard: _Heard) -> NDArray[np.float64] | None:
+    """Return the field of the validation batches that the loss's targets are in training.
+
+    In the order of the loader, as many as the outputs of the first calls. None where the loss is
+    given something else, or the network was called with something else.
+    """
+    paths = _target_paths(first)
+    sizes = [len(each) for each in heard.outputs]
+    if not paths or not sizes:
+        return None
+    found: list[NDArray[np.float64]] = []
+    for batch, size in zip(loop.val_batches(), sizes, strict=False):
+        fields = dict(batches.tensors(batch))
+        values = [_flat(fields[path]) for path in paths if path in fields]
+        if not values or len(values[0]) != size:
+            return None
+        found.append(values[0])
+    return np.concatenate(found) if found else None
+
+
+def _target_paths(first: First) -> list[str]:
+    """Return the paths of the field that is the target of each of the first losses."""
+    for main in first.supervised:
+        if main.calls[0].kind in _QUANTITIES:
+            pairs = zip(first.batches, main.calls, strict=False)
+            known = [set(batches.paths_of(batch, call.target)) for batch, call in pairs]
+            return sorted(set.intersection(*known)) if known else []
+    return []
+
+
+def _made_of_targets(
+    call: _Call, values: NDArray[np.float64], targets: NDArray[np.float64] | None
+) -> tuple[tuple[float, float] | None, bool]:
+    """Return the line by which ``values`` are targets of the same rows as ``call``'s outputs.
+
+    And whether they are these numbers, each row's in another order.
+    """
+    end = sum(map(len, call.outputs))
+    if targets is None or end > len(targets) or end < len(values):
+        return None, False
+    given = targets[end - len(values) : end]
+    width = call.width
+    turned = False
+    if width > 1 and len(given) % width == 0:
+        one, other = (each.reshape(-1, width) for each in (given, values))
+        same = np.array_equal(np.sort(one, 1), np.sort(other, 1))
+        turned = bool(same and (one != other).any(1).mean() > 0.5)
+    return _line(values, [given]), turned
+
+
+def _units(
+    call: _Call, trained: NDArray[np.float64], targets: NDArray[np.float64] | None
+) -> ComparedUnits | None:
     """Return what ``call`` compares; None where its predictions are no line of the outputs."""
     for one, other in ((call.truth, call.prediction), (call.prediction, call.truth)):
         line = _line(other, call.outputs)
         if line is not None and _line(one, call.outputs) is None:
             slope, offset = line
             expected = slope * trained + offset
+            of_targets, turned = _made_of_targets(call, one, targets)
             return ComparedUnits(
                 call.function,
                 (float(one.mean()), float(one.std())),
                 (float(expected.mean()), float(expected.std())),
                 call.location,
+                None if of_targets is None else (line, of_targets),
+                turned,
             )
     return None
 

@@ -48,6 +48,10 @@ from nnaudit.targets import batch as batches
 from nnaudit.targets.metrics import Metric, plain
 from nnaudit.targets.source import Source, source_of
 
+_PARTED = 3.0
+"""How far the means of what is compared are apart, in deviations, or the deviations in times, where
+something else was done to the targets than to the outputs."""
+
 REPEATS = 20
 """Permutations: that a metric falls on the wrong side in all of them has a chance of 2 ** -20."""
 
@@ -95,7 +99,9 @@ class MetricMeaning(Check):
         - It fails when a function that compares quantities (of scikit-learn's, or one whose name
           says MAE, MSE and the like) is given the network's outputs, or a line of them, and
           targets of which the mean or the deviation is `units` deviations or times off that of the
-          loss's targets in the same unit: only one of the two was scaled back.
+          loss's targets in the same unit: only one of the two was scaled back. 3 are enough where
+          targets, as the loader gives them, and outputs were multiplied by different numbers. It
+          fails, too, when the targets of each row are compared in another order than by the loss.
         - In the form of the model's own output, and of the loss's: it fails when perfect
           predictions get exactly the share of targets that have a label, and warns when what is
           predicted for the others changes the value; fails when an error (MAE, MSE) of perfect
@@ -243,8 +249,11 @@ class MetricMeaning(Check):
             if not form.trains and form.inverted >= self.option(audit, "inverted"):
                 return self._no_corners(form)
         for units in audit.probe(UnitsInValidation) or ():
-            if units.apart >= self.option(audit, "units"):
-                return self._two_units(audit, units)
+            least = _PARTED if units.parted else self.option(audit, "units")
+            if units.apart >= least:
+                return self._two_units(units, least)
+            if units.turned:
+                return self._in_another_order(units)
         collected = audit.probe(MetricResets)
         return self._never_reset(audit, collected[0]) if collected else None
 
@@ -260,7 +269,7 @@ class MetricMeaning(Check):
             'box_convert(target, "cxcywh", "xyxy"))',
         )
 
-    def _two_units(self, audit: Audit, seen: ComparedUnits) -> Result:
+    def _two_units(self, seen: ComparedUnits, least: float) -> Result:
         trained, compared = (
             f"{mean:.3g} with a standard deviation of {deviation:.3g}"
             for mean, deviation in (seen.trained, seen.compared)
@@ -270,10 +279,20 @@ class MetricMeaning(Check):
             f"trained on targets of mean {trained} in the unit of these predictions, and they are "
             f"compared with targets of mean {compared}.",
             measured=f"mean {compared}",
-            threshold=f"mean {trained}, within a factor of {self.option(audit, 'units'):g}",
+            threshold=f"mean {trained}, within a factor of {least:g}",
             location=seen.location,
             fix="undo the scaling of both: scaler.inverse_transform(output) against targets in "
             "their own unit, or both scaled",
+        )
+
+    def _in_another_order(self, seen: ComparedUnits) -> Result:
+        return self.failed(
+            f"{seen.function} compares the outputs with the targets of their rows in another order "
+            "than the loss does in training: each number with that of another place.",
+            measured="targets in another order",
+            threshold="the order of the loss",
+            location=seen.location,
+            fix="compare output and target as the loss does: loss_fn(output, target)",
         )
 
     def _never_emptied(self, audit: Audit) -> Result | None:

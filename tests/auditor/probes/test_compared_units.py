@@ -79,3 +79,28 @@ def test_targets_that_validation_keeps_in_their_unit(
     """DATA109: predictions may be scaled back, and then compared with targets as they were."""
     source = SCRIPT.format(held="price", metric=SKLEARN.format(given))
     assert ask_script(SplitShift, tmp_path / "train.py", source).status is status
+
+
+WITHIN = """        print({metric})
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("(output - truth).abs().mean()", ""),
+        ("(9 * output + 7 - (9 * truth + 7)).abs().mean()", ""),
+        ("(output - (9 * truth + 7)).abs().mean()", "two units"),
+        ("(output - truth.flip(1)).abs().mean()", "in another order"),
+        ("(output - truth.flip(0)).abs().mean()", ""),  # rows of validation with one another
+    ],
+)
+def test_differences_that_validation_takes(tmp_path: Path, metric: str, said: str) -> None:
+    source = SCRIPT.format(held="scaled", metric=metric)
+    source = source.replace("nn.Linear(16, 1)", "nn.Linear(16, 2)").replace(
+        "scaled = (price - mean) / std", "scaled = torch.cat([(price - mean) / std, x[:, :1]], 1)"
+    )
+    source = source.replace(WITHIN.format(metric=metric), WITHIN.format(metric=metric)[4:])
+    result = ask_script(MetricMeaning, tmp_path / "train.py", source)
+    assert (result.status is Status.FAIL) is bool(said), result.message
+    assert said in result.message
