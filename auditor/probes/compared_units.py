@@ -188,7 +188,8 @@ class _Heard:
         if len(pair) == 2 and len(pair[0]) == len(pair[1]) >= _FEWEST:
             where, shapes = callstack.user_line(), {tuple(each.shape) for each in given}
             width = len(pair[0]) // max(given[0].shape[0], 1) if len(shapes) == 1 else 1
-            self.calls.append(_Call(name, *pair, [*self.outputs], where, width))
+            true, predicted = pair
+            self.calls.append(_Call(name, true, predicted, [*self.outputs], where, width))
 
     def noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, taking notes."""

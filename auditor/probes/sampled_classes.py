@@ -73,9 +73,10 @@ def _labels(audit: Audit, access: RandomAccess, chosen: Tensor) -> Tensor | None
     """Return the class of each row, (N,); None where rows have no single class."""
     found: list[Tensor] = []
     try:
-        for part in chosen.split(_AT_ONCE):
+        for start in range(0, len(chosen), _AT_ONCE):
             audit.clock.check()
-            target = audit.loop.split_batch(access.fetch(part.tolist())).target
+            part = chosen[start : start + _AT_ONCE].tolist()
+            target = audit.loop.split_batch(access.fetch(part)).target
             if not isinstance(target, Tensor) or target.numel() != len(part):
                 return None
             found.append(target.detach().cpu().reshape(-1))
