@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,13 @@ _CROWD = 20
 """A near copy is compared with the distance to the training row that is nearest after so many."""
 
 _BY_CHANCE = 0.1
+_MOST_TOKENS = 2**20
+
+_ENOUGH_READ = 0.25
+"""Share of the training rows below which pieces that texts repeat would count too much."""
+
+_PIECE = 12
+"""Tokens, or characters, that two texts hardly share by chance for most of their windows."""
 """Of all pictures, so many may be near another by chance; a third is needed for a finding."""
 
 _STEPS = 16
@@ -160,7 +167,9 @@ class SharedRows(Probe[Shared]):
         number, store = _by_store(audit, read.layout)
         counts, theirs = Counter(train.items), {*val.items} if val is not None else set()
         equal = [i for i, row in enumerate(train.items) if counts[row] > 1 or row in theirs]
-        windows = overlapping_windows(train, val) if val is not None else 0.0
+        windows = 0.0
+        if val is not None:
+            windows = max(overlapping_windows(train, val), overlapping_texts(train, val))
         compared = val is not None and content is not None
         near = near_copies(train, val) if compared and val is not None else 0.0
         return Shared(number, store, content, train, val, rich_share(train, equal), windows, near)
@@ -190,6 +199,47 @@ def overlapping_windows(train: Rows, val: Rows) -> float:
         for at in range(mine.shape[1] - length + 1)
     }
     return sum(np.ascontiguousarray(m).tobytes() in pieces for m in middles) / len(theirs)
+
+
+def overlapping_texts(train: Rows, val: Rows) -> float:
+    """Return the share of ``val`` of which a half, from any place on, is part of one of ``train``.
+
+    Rows are token ids (T,) of one length: windows that are cut from one text at other places share
+    at least that. 0 where as many backward ones are found, so that the pieces are equal by chance.
+    The row of ``train`` with the piece was read with the chance that any was.
+    """
+    mine, theirs = _token_rows(train), _token_rows(val)
+    if mine is None or theirs is None or mine.shape[1] != theirs.shape[1]:
+        return 0.0
+    length, read = mine.shape[1] // 2, len(mine) / max(len(train.items), len(mine))
+    if length < _PIECE or len(theirs) < _FEWEST_WINDOWS or read * train.coverage < _ENOUGH_READ:
+        return 0.0
+    known = {piece for row in mine for piece in _pieces(row, length)}
+    forward, backward = (
+        sum(any(piece in known for piece in _pieces(row, length)) for row in rows) / len(rows)
+        for rows in (theirs, theirs[:, ::-1])
+    )
+    return min(1.0, forward / read) if backward < _BY_CHANCE else 0.0
+
+
+def _pieces(row: NDArray[Any], length: int) -> Iterator[int]:
+    """Yield a hash of each piece of ``row``, which takes less memory than the piece."""
+    row = np.ascontiguousarray(row)
+    return (hash(row[at : at + length].tobytes()) for at in range(len(row) - length + 1))
+
+
+def _token_rows(rows: Rows) -> NDArray[Any] | None:
+    """The first token ids of the rows, (N, T); None where there are none, or of several lengths."""
+    texts = (values for values in rows.sample.values() if values and _is_text(values[0]))
+    values = next(texts, [])
+    if not values or len({value.shape for value in values}) != 1:
+        return None
+    table = np.stack([np.asarray(value) for value in values])
+    return table if table.size <= _MOST_TOKENS else None
+
+
+def _is_text(value: Tensor) -> bool:
+    return value.ndim == 1 and not value.is_floating_point() and value.dtype is not torch.bool
 
 
 def near_copies(train: Rows, val: Rows) -> float:

@@ -51,7 +51,8 @@ class SplitLeakage(Check):
           rich rows and at least `copies` of validation: rows were copied before the split.
         - Warns on overlapping windows of one series: at least `windows` of the validation rows have
           a middle half that lies in a training row, bit by bit. A split by time leaves at most half
-          of them, at the seam.
+          of them, at the seam. Of windows of one text any half counts, of 12 tokens or more, unless
+          backward ones are found as well.
         - Warns on near copies: at least `near` of the validation pictures, or signals of several
           steps and channels, have one of training, as it is or mirrored, at a quarter of the
           distance of the twentieth nearest. Unrelated ones are hardly nearer than that: distances

@@ -615,6 +615,21 @@ def test_overlapping_windows_split_at_random_warn() -> None:
     assert "overlap" in result.message
 
 
+def texts(ids: np.ndarray[Any, Any], size: int = 32) -> TensorDataset:
+    rows = torch.tensor(ids[: len(ids) // size * size].reshape(-1, size))
+    return TensorDataset(rows, (rows[:, 0] > 20).long())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "seen", "warns"), [(40, 3200, True), (40, 2400, False), (2, 2400, False)]
+)
+def test_windows_of_one_text(kinds: int, seen: int, warns: bool) -> None:
+    """Windows of all of a text beside those of its last part, which begin in between."""
+    ids = np.random.default_rng(0).integers(kinds, size=3200)
+    result = ask(*loaders(texts(ids[:seen]), texts(ids[817:] if warns else ids[seen:])))
+    assert ("overlap" in result.message) is warns
+
+
 def _square(steps: int) -> np.ndarray[Any, Any]:
     return np.tile(np.repeat([0.0, 1.0], 7), steps)
 
