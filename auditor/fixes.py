@@ -25,9 +25,12 @@ class Edit:
 
 
 class Program:
-    """A parsed file: its nodes with the lines they stand on."""
+    """A parsed file: its nodes with the lines they stand on.
 
-    def __init__(self, source: str) -> None:
+    ``subject`` is the module that the finding is about, as ``model.named_modules()`` names it.
+    """
+
+    def __init__(self, source: str, subject: str = "") -> None:
         """Parse ``source``.
 
         Raises:
@@ -35,6 +38,7 @@ class Program:
         """
         self.wrapper = MetadataWrapper(cst.parse_module(source))
         self.module = self.wrapper.module
+        self.subject = subject
         self._places = self.wrapper.resolve(PositionProvider)
 
     def place(self, node: cst.CSTNode) -> CodeRange:
@@ -91,7 +95,7 @@ def fixed(result: Result, source: str) -> str | None:
     edit = FIXES.get(result.code)
     if edit is None or result.location is None or result.status not in edit.statuses:
         return None
-    changed = edit.make(Program(source), result.location.line)
+    changed = edit.make(Program(source, result.module), result.location.line)
     return None if changed is None or changed.code == source else changed.code
 
 
@@ -141,9 +145,23 @@ def _without_bias(program: Program, line: int) -> cst.Module | None:
     """Leave out the bias that a normalisation cancels."""
     for name, position in _LAYERS.items():
         call = program.call_at(line, (name,))
+        call = call or _in_sequence(program, line, name)
         if call is not None and _takes_keyword(call, position=position):
             return _with_argument(program, call, "bias", "False")
     return None
+
+
+def _in_sequence(program: Program, line: int, layer: str) -> cst.Call | None:
+    """Return the subject's call where it is the N-th argument of the one Sequential in ``line``."""
+    sequence = program.call_at(line, ("Sequential",))
+    position = program.subject.rpartition(".")[2]
+    if sequence is None or not position.isdecimal() or int(position) >= len(sequence.args):
+        return None
+    if any(arg.star or arg.keyword for arg in sequence.args):
+        return None
+    chosen = sequence.args[int(position)].value
+    calls = list(program.calls((layer,)))
+    return chosen if isinstance(chosen, cst.Call) and chosen in calls else None
 
 
 def _takes_keyword(call: cst.Call, *, position: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 
 
 def version_of(package: str) -> str:
@@ -11,3 +11,13 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def project_url(package: str, label: str) -> str:
+    """Return the address that ``package`` gives under ``label``; nothing where it gives none."""
+    try:
+        given = metadata(package).get_all("Project-URL") or ()
+    except PackageNotFoundError:
+        return ""
+    named = dict(entry.split(", ", 1) for entry in given if ", " in entry)
+    return str(named.get(label, "")).rstrip("/")

@@ -5,6 +5,7 @@ A terminal and a notebook show a bar; elsewhere, as in a CI log, there is a line
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from types import TracebackType
@@ -56,7 +57,7 @@ class Progress:
                 name = next((q.name for q in _questions(record) if q.code == code), "")
                 self._at(f"{code} {name}")
             case Measuring(probe=probe, begins=True):
-                self._at(probe)
+                self._at(_spelled(probe))
             case Answered(result=result):
                 self._done += 1
                 self._bar.advance(self._task)
@@ -89,6 +90,13 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+
+def _spelled(probe: str) -> str:
+    """Return the name of a probe, ``EpochOrder``, in words; what is in words already, as it is."""
+    if not probe.isidentifier():
+        return probe
+    return f"measuring {re.sub(r'(?<=[a-z0-9])(?=[A-Z])', ' ', probe).lower()}"
 
 
 def _told(result: Result) -> str:

@@ -142,7 +142,12 @@ class Series(Model):
 
 
 class Curve(Model):
-    """One or more lines over a common x axis, with optional horizontal thresholds."""
+    """One or more lines over a common x axis, with optional horizontal thresholds.
+
+    ``shares`` are numbers between 0 and 1 that are written as per cents. ``bars`` are distributions
+    over equal bins whose middles are ``x``, drawn beside each other. ``remark`` says what the
+    picture shows.
+    """
 
     type: Literal["curve"] = "curve"
     title: str
@@ -152,6 +157,9 @@ class Curve(Model):
     thresholds: dict[str, Number] = Field(default_factory=dict)
     log_x: bool = False
     log_y: bool = False
+    shares: bool = False
+    bars: bool = False
+    remark: str = ""
 
 
 class Histogram(Model):
@@ -231,6 +239,8 @@ class Result(Model):
     ``cause`` is the code of a failed check of which this failure is the consequence, or of one
     that crashed in the same way. ``crash`` says, for an ``error``, whose code it was that crashed.
     ``source`` holds the lines around ``location``, for findings whose file can be read.
+    ``explanation`` holds, for findings, why the check asks and how it decides, by section of its
+    documentation; ``url`` is the address of that documentation, where there is one.
     ``module`` is the first module that the answer is about, ``modules`` are all, where there are
     several. ``suppressed`` is the reason why the user does not want to act on this finding: it is
     listed, and counts in no verdict; ``suppressed_by`` says whether a comment in the source or the
@@ -251,6 +261,8 @@ class Result(Model):
     evidence: tuple[Evidence, ...] = ()
     location: Location | None = None
     source: Source | None = None
+    explanation: dict[str, str] = Field(default_factory=dict)
+    url: str = ""
     module: str = ""
     modules: tuple[str, ...] = ()
     fix: str = ""

@@ -55,6 +55,20 @@ def device_name(value: Any) -> Any:
     return value
 
 
+_ADDRESS = r"^((https?|file)://\S+)?$"
+
+
+def web_address(value: Any) -> Any:
+    """Return an address of pages, without a slash at its end.
+
+    Raises:
+        ValueError: a browser would not open it.
+    """
+    if not re.fullmatch(_ADDRESS, str(value)):
+        raise ValueError("an address begins with https://, http:// or file://")
+    return str(value).rstrip("/")
+
+
 _TEXT: dict[str, Any] = {"type": "string"}
 
 Duration = Annotated[
@@ -102,6 +116,9 @@ class Settings(BaseModel):
             ``auto`` for the best that this machine allows.
         allow_write: files and folders that the program writes for real.
         fail_on: the mildest finding that makes the exit code 1: ``fail`` or ``warn``.
+        docs_url: where nnaudit's documentation can be read, such as a copy of it in your own
+            network (``https://...`` or ``file:///...``): codes in reports are links to it. When not
+            set, the address that the package names as its documentation, if it names one.
         thresholds: by check code, options of the check.
         per_module_ignores: by pattern of module names, the checks whose findings about these
             modules are suppressed.
@@ -127,6 +144,9 @@ class Settings(BaseModel):
     sandbox: Literal["auto", "kernel", "python", "off"] = "auto"
     allow_write: Words = ()
     fail_on: Literal["fail", "warn"] = "fail"
+    docs_url: Annotated[
+        str, BeforeValidator(web_address), WithJsonSchema(_TEXT | {"pattern": _ADDRESS})
+    ] = ""
     thresholds: dict[str, dict[str, Finite]] = Field(default_factory=dict)
     per_module_ignores: dict[str, Words] = Field(default_factory=dict)
 

@@ -29,6 +29,7 @@ class Check(ABC):
         trains: whether it takes more than a handful of steps: not part of the quick preset.
         consequence_of: codes whose failure explains a failure of this check.
         options: thresholds a configuration may set, with their defaults.
+        url: where a plug-in's check is documented; reports link to it.
     """
 
     code: ClassVar[str]
@@ -39,6 +40,7 @@ class Check(ABC):
     trains: ClassVar[bool] = False
     consequence_of: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[dict[str, float]] = {}
+    url: ClassVar[str] = ""
 
     @abstractmethod
     def run(self, audit: Audit) -> Result:
@@ -57,6 +59,18 @@ class Check(ABC):
     def documentation(cls) -> dict[str, str]:
         """The docstring by section: ``question`` and each of :data:`SECTIONS`."""
         return sections(cls.__doc__ or "")
+
+    @classmethod
+    def explanation(cls) -> dict[str, str]:
+        """What a report says of the check beside its question and the fix, by section."""
+        documented = cls.documentation()
+        return {name: documented[name] for name in ("Why", "How", "References")}
+
+    @classmethod
+    def address(cls) -> str:
+        """Where the check is documented: :attr:`url`; of ours, a path below the documentation."""
+        ours = cls.__module__.startswith(f"{__package__}.")
+        return cls.url or (f"checks/{cls.code}.html" if ours else "")
 
     @classmethod
     def validate(cls) -> None:

@@ -49,7 +49,7 @@ _HEADER = 24
 
 @dataclass(frozen=True, slots=True)
 class Stroke:
-    """One line of a chart; ``color`` is an index into the palette."""
+    """One line of a chart, or the bars of one series; ``color`` is an index into the palette."""
 
     name: str
     path: str
@@ -113,13 +113,19 @@ class ImageView:
 
 def curve_view(curve: Curve) -> CurveView:
     """Lay out ``curve``; thresholds widen the y axis, so that they are always seen."""
+    curve = _in_per_cent(curve) if curve.shares else curve
     limits = {n: y for n, y in curve.thresholds.items() if drawable(y, log=curve.log_y)}
     xs = [x for series in curve.series for x in series.x]
     ys = [y for series in curve.series for y in series.y]
+    if curve.bars:  # from edge to edge, and from zero
+        half = _bin_width(curve) / 2
+        xs, ys = [*(v - half for v in xs), *(v + half for v in xs)], [0.0, *ys]
     x, y = _axes(xs, [*ys, *limits.values()], log_x=curve.log_x, log_y=curve.log_y)
     return CurveView(
         frame=_frame(x, y, curve.x_label, curve.y_label),
-        strokes=tuple(_stroke(index, series, x, y) for index, series in enumerate(curve.series)),
+        strokes=_groups(curve, x, y)
+        if curve.bars
+        else tuple(_stroke(index, series, x, y) for index, series in enumerate(curve.series)),
         rules=_rules(limits, curve.series, x, y),
         description=_describe_curve(curve),
         missing=sum(
@@ -130,10 +136,39 @@ def curve_view(curve: Curve) -> CurveView:
     )
 
 
+def _in_per_cent(curve: Curve) -> Curve:
+    """Return the curve with its shares as numbers of per cents."""
+    scaled = tuple(
+        series.model_copy(update={"y": tuple(100 * y for y in series.y)}) for series in curve.series
+    )
+    limits = {name: 100 * y for name, y in curve.thresholds.items()}
+    label = f"{curve.y_label} (%)"
+    return curve.model_copy(update={"series": scaled, "thresholds": limits, "y_label": label})
+
+
+def _bin_width(curve: Curve) -> float:
+    """Return the distance between neighbouring middles of a curve that is drawn as bars."""
+    xs = sorted({x for series in curve.series for x in series.x if drawable(x)})
+    return min((b - a for a, b in pairwise(xs)), default=1.0)
+
+
+def _groups(curve: Curve, x: Axis, y: Axis) -> tuple[Stroke, ...]:
+    """Return the bars of each series; those of one bin stand beside each other."""
+    width = _bin_width(curve)
+    each = 0.9 * width / len(curve.series)
+    strokes = []
+    for index, series in enumerate(curve.series):
+        left = index * each - 0.45 * width
+        bins = [(middle + left, middle + left + each) for middle in series.x]
+        drawn = bars(bins, series.y, x, y)
+        strokes.append(Stroke(series.name, drawn, "", index % _COLORS, ""))
+    return tuple(strokes)
+
+
 def histogram_view(histogram: Histogram) -> HistogramView:
     """Lay out ``histogram``; its y axis always starts at zero."""
     x, y = _axes(histogram.edges, [0, 1, *histogram.counts])
-    drawn = bars(histogram.edges, histogram.counts, x, y)
+    drawn = bars(pairwise(histogram.edges), histogram.counts, x, y)
     total = sum(histogram.counts)
     low, high = (format_number(v) for v in (x.low, x.high))
     text = f"{count(total, 'value')} from {low} to {high}"

@@ -193,19 +193,19 @@ def coordinate(value: float) -> str:
     return "0" if text == "-0" else text
 
 
-def bars(edges: Sequence[float], counts: Sequence[int], x: Axis, y: Axis) -> str:
-    """Return the bars of a histogram as one SVG path; a bin with an endless edge has none."""
+def bars(bins: Iterable[tuple[float, float]], heights: Sequence[float], x: Axis, y: Axis) -> str:
+    """Return bars from zero as one SVG path; a bin with an endless edge has none."""
     commands = []
     floor = y.place(0)
-    for (left, right), count in zip(pairwise(edges), counts, strict=False):
-        a, b, top = x.place(left), x.place(right), y.place(count)
-        if count > 0 and None not in (a, b, top, floor):
+    for (left, right), height in zip(bins, heights, strict=False):
+        a, b, top = x.place(left), x.place(right), y.place(height)
+        if height > 0 and None not in (a, b, top, floor):
             assert a is not None and b is not None and top is not None and floor is not None
             gap = 0.5 if b - a > 3 else 0.0
             left_end, right_end = coordinate(a + gap), coordinate(b - gap)
             # A bin that holds anything must be seen beside one that holds a million.
-            height = coordinate(min(top, floor - 1))
-            commands.append(f"M{left_end} {coordinate(floor)}V{height}H{right_end}V")
+            upper = coordinate(min(top, floor - 1))
+            commands.append(f"M{left_end} {coordinate(floor)}V{upper}H{right_end}V")
             commands.append(f"{coordinate(floor)}Z")
     return "".join(commands)
 
@@ -247,7 +247,7 @@ def levels(
     finite = [mean for mean in (*means, *others) if mean is not None]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     if from_zero:
-        low = 0.0
+        low = min(low, 0.0)
     elif not log and high > low:
         low, high = _opened(low, high)
     span = high - low

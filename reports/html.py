@@ -153,6 +153,7 @@ def _environment(limit: int) -> Environment:
         cell=_cell,
         lines=_lines,
         number=text.format_number,
+        paragraphs=text.paragraphs,
         prose=partial(_prose, limit=limit),
         seconds=text.format_seconds,
         tail=_tail,

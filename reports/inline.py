@@ -42,15 +42,24 @@ def sparkline(
     return "".join(ink.gap if height is None else ink.ramp[height] for height in heights)
 
 
-def span(values: Sequence[float], ink: Ink, *, extremes: bool = False) -> str:
-    """Write the first and the last value, and on demand the lowest and the highest."""
+def span(values: Sequence[float], ink: Ink, *, extremes: bool = False, shares: bool = False) -> str:
+    """Write the first and the last value, and on demand the lowest and the highest.
+
+    Where the first is the last, they say nothing of what is between: the range does.
+    """
+    written = _per_cent if shares else format_number
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return "no finite value"
-    ends = f"{format_number(values[0])} {ink.arrow} {format_number(values[-1])}"
-    if not extremes:
-        return ends
-    return f"{ends}, lowest {format_number(min(finite))}, highest {format_number(max(finite))}"
+    low, high = written(min(finite)), written(max(finite))
+    ends = f"{written(values[0])} {ink.arrow} {written(values[-1])}"
+    if extremes:
+        return f"{ends}, lowest {low}, highest {high}"
+    return f"{low} to {high}" if values[0] == values[-1] and low != high else ends
+
+
+def _per_cent(share: float) -> str:
+    return f"{format_number(round(100 * share, 1))}%" if math.isfinite(share) else "NaN"
 
 
 def curve_rows(
@@ -60,14 +69,17 @@ def curve_rows(
     rows = []
     drawn = [series.y for series in curve.series[:shown]]
     for series in curve.series[:shown]:
-        line = sparkline(series.y, ink, log=curve.log_y, beside=drawn)
-        ends = span(series.y, ink, extremes=extremes)
+        line = sparkline(series.y, ink, log=curve.log_y, beside=drawn, from_zero=curve.bars)
+        ends = span(series.y, ink, extremes=extremes, shares=curve.shares)
         rows.append((one_line(series.name, limit=60), f"{line}  {ends}"))
     if len(curve.series) > shown:
         rows.append(("", f"and {count(len(curve.series) - shown, 'curve')} more"))
-    limits = [f"{one_line(name)} {format_number(y)}" for name, y in curve.thresholds.items()]
+    written = _per_cent if curve.shares else format_number
+    limits = [f"{one_line(name)} {written(y)}" for name, y in curve.thresholds.items()]
     if limits:
         rows.append(("limits" if len(limits) > 1 else "limit", ", ".join(limits)))
+    if curve.remark:
+        rows.append(("", one_line(curve.remark)))
     return rows
 
 

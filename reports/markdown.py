@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from nnaudit.report import (
     Curve,
@@ -35,6 +36,9 @@ MARKER = "<!-- nnaudit report -->"
 
 #: Bytes in UTF-8, which no measure of the length exceeds.
 LIMIT = 65_000
+
+#: Characters of an address that stay as they are; the others, such as |, would end it.
+_SAFE = ":/?#@!&'()*+,;=%"
 
 _CELL = 400
 _TEXT = 3_000
@@ -124,9 +128,16 @@ def _row(finding: Finding) -> str:
         what += f"<br>*{outline.CHANGES[result.change]}*"
     location = result.location
     where = code(f"{location.file}:{location.line}") if location else code(result.module)
-    label = f"**{prose(result.code, 60)}**<br>{prose(result.name, 60)}"
+    label = f"{_linked(result)}<br>{prose(result.name, 60)}"
     icon = f"{_ICONS[result.status]} {outline.LABELS[result.status]}"
     return f"| {icon} | {label} | {what} | {where} |"
+
+
+def _linked(result: Result) -> str:
+    """Return the code, a link where the check's documentation has an address."""
+    shown = f"**{prose(result.code, 60)}**"
+    address = outline.link(result)
+    return f"[{shown}](<{quote(address, safe=_SAFE)}>)" if address else shown
 
 
 def _details(finding: Finding) -> str:

@@ -58,6 +58,9 @@ CHANGES = {
     Change.FIXED: "fixed since the baseline",
 }
 
+#: Addresses that may be links: a report is a file that anybody may have written.
+_OPENABLE = re.compile(r"(https?|file)://[^\s\x00-\x1f\x7f-\x9f]+")
+
 #: Whose code it was that crashed, as a remark to the reader.
 CRASHES = {"": "", "user": "in your code", "nnaudit": "in nnaudit itself: please report it"}
 
@@ -136,6 +139,11 @@ def scores(report: Report) -> tuple[Score, ...]:
         Score(family, sum(result.status is Status.PASS for result in results), len(results))
         for family, results in families.items()
     )
+
+
+def link(result: Result) -> str:
+    """Return the address of the check's documentation, if it is one that a browser may open."""
+    return result.url if _OPENABLE.fullmatch(result.url) else ""
 
 
 def title(result: Result) -> str:

@@ -18,7 +18,7 @@ from nnaudit.reports import outline
 from nnaudit.reports.base import Options
 from nnaudit.reports.issues import Fingerprints, place, sentence, suppressed
 from nnaudit.reports.outline import Finding, title
-from nnaudit.reports.text import one_line, shorten
+from nnaudit.reports.text import one_line, paragraphs, shorten, visible
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -87,12 +87,14 @@ def _rules(reports: Sequence[Report]) -> list[_Json]:
 def _rule(code: str, result: Result) -> _Json:
     question = shorten(one_line(result.question) or one_line(title(result)), _DESCRIPTION)
     more = f"`nnaudit rule {code}` explains why it matters, how it decides, and how to fix it."
+    address = outline.link(result)
     return {
         "id": code,
         "name": _pascal(result.name),
         "shortDescription": {"text": question},
         "fullDescription": {"text": f"{question} ({result.kind.value} check)"},
-        "help": {"text": f"{question} {more}"},
+        "help": {"text": "\n\n".join([f"{question} {more}", *_explained(result)])},
+        **({"helpUri": address} if address else {}),
         "defaultConfiguration": {"level": _RULE_LEVELS[result.kind]},
         "properties": {
             "tags": ["machine-learning", one_line(result.family).lower()],
@@ -100,6 +102,14 @@ def _rule(code: str, result: Result) -> _Json:
             "problem.severity": _RULE_LEVELS[result.kind],
         },
     }
+
+
+def _explained(result: Result) -> list[str]:
+    """Return the sections of the check's documentation that the report holds."""
+    return [
+        f"{name}: " + "\n".join("- " * item + line for item, line in paragraphs(visible(text)))
+        for name, text in result.explanation.items()
+    ]
 
 
 def _pascal(name: str) -> str:

@@ -12,6 +12,7 @@ from io import StringIO
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
+from rich.style import Style
 from rich.text import Text as Line
 
 from nnaudit.report import (
@@ -224,6 +225,8 @@ class _Page:
         status = result.status
         head = Line(f"{self.glyphs.status[status]} {_WORDS[status]}", style=_STYLES[status])
         name = Line(self.safe(one_line(title(result))), style="bold")
+        if address := outline.link(result):
+            name.stylize(Style(link=address), 0, cell_len(self.safe(one_line(result.code))))
         if result.change:
             name.append(f" ({outline.CHANGES[result.change]})", style="dim")
         self.hang(head, name, 0, head.cell_len + 1)
@@ -247,17 +250,26 @@ class _Page:
             self.evidence(evidence, result.status)
 
     def source(self, result: Result) -> None:
-        """Print the line that a finding is about, underlined, with the lines around it."""
+        """Print the line that a finding is about, underlined, with the lines around it.
+
+        A line that is too long is cut: folded, it would not look like the source.
+        """
         lines = outline.quoted(result)
         digits = len(str(lines[-1].number)) if lines else 0
         for line in lines:
             number = Line(f"{line.number:{digits}} |", style="dim")
-            text = self.safe(line.text)
+            text = self.cut(self.safe(line.text), self.width - 7 - digits)
             self.hang(number, Line(text, style="bold" if line.marked else ""), 4, 7 + digits)
             if line.marked and (shown := text.strip()):
                 below = " " * (len(text) - len(text.lstrip())) + "^" * cell_len(shown)
-                caret = Line(below[: self.width - 7 - digits], style=_STYLES[result.status])
+                caret = Line(below, style=_STYLES[result.status])
                 self.hang(Line(" " * digits + " |", style="dim"), caret, 4, 7 + digits)
+
+    def cut(self, text: str, width: int) -> str:
+        """Return ``text`` in at most ``width`` columns; dots stand for what is missing."""
+        if cell_len(text) <= width:
+            return text
+        return set_cell_size(text, max(0, width - 3)).rstrip() + "..."
 
     # Evidence ----------------------------------------------------------------------------
 

@@ -52,6 +52,21 @@ def one_line(text: str, limit: int = PHRASE_LIMIT) -> str:
     return " ".join(visible(text, limit).split())
 
 
+def paragraphs(text: str) -> tuple[tuple[bool, str], ...]:
+    """Return a docstring's paragraphs and list items, each on one line; True tells an item."""
+    found: list[tuple[bool, list[str]]] = []
+    begins = True
+    for line in text.splitlines():
+        words = line.split()
+        item = line.lstrip().startswith("- ")
+        if words and (begins or item):
+            found.append((item, words[item:]))
+        elif words:
+            found[-1][1].extend(words)
+        begins = not words
+    return tuple((item, " ".join(words)) for item, words in found)
+
+
 def format_number(value: float) -> str:
     """Write ``value`` with four significant digits, whole numbers in full up to 1e15."""
     if math.isnan(value):

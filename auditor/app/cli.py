@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import sys
@@ -44,6 +43,9 @@ CHECKS, PROGRAM, FILES, REPORT, VERDICT = (
     "Exit code",
 )
 """The sections of the audit's options."""
+
+_WIDEST = 96
+"""Columns of a page of documentation: longer lines are hard to read."""
 
 _FORM = option(
     PROGRAM,
@@ -145,7 +147,8 @@ _AUDIT = (
         "--last-failed",
         "last_failed",
         is_flag=True,
-        help="Run only what did not pass in the last audit: failed, crashed, warned, inconclusive.",
+        help="Run only what did not pass when it was last asked: failed, crashed, warned, "
+        "inconclusive.",
     ),
     option(
         CHECKS,
@@ -249,7 +252,7 @@ def main() -> None:
     """
 
 
-@main.command(DEFAULT, cls=AuditCommand)
+@main.command(DEFAULT, cls=AuditCommand, short_help="Audit targets: may be left out.")
 @click.argument("targets", nargs=-1, shell_complete=files)
 @options(*_AUDIT)
 @click.pass_context
@@ -313,8 +316,19 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
     with Interruption() as interruption:
         reports, code = audit_all(replace(call, note=Growing(output).take), interruption)
         output.write(reports)
+    if output.is_for_a_person:
+        _offer_fixes(reports)
     _show_pages(output, [runs.keep(report) for report in reports], view=options["view"])
     sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
+
+
+def _offer_fixes(reports: Sequence[Report]) -> None:
+    """Name the findings that one changed line mends."""
+    from nnaudit.app.fixing import certain
+
+    if found := certain(reports):
+        of = f", so for {', '.join(found[1:])}" if found[1:] else ""
+        click.echo(f"`nnaudit fix {found[0]}` shows a line that mends it{of}", err=True)
 
 
 def _show_pages(output: Output, kept: Sequence[Run | None], *, view: bool) -> None:
@@ -355,7 +369,7 @@ def _flat(value: Any) -> Any:
     return ",".join(value) or None if isinstance(value, tuple) else value
 
 
-@main.command("report", cls=SectionedCommand)
+@main.command("report", cls=SectionedCommand, short_help="Show a report again, in any format.")
 @click.argument("file", required=False, metavar="FILE|TARGET", shell_complete=files)
 @click.option("--last", is_flag=True, help="The last audit of TARGET, or of any target here.")
 @options(*_RENDERING)
@@ -387,7 +401,7 @@ def report_command(
             _show_pages(output, [run], view=view)
 
 
-@main.command(cls=SectionedCommand)
+@main.command(cls=SectionedCommand, short_help="Say what changed between two audits.")
 @click.argument("old", required=False, shell_complete=files)
 @click.argument("new", required=False, shell_complete=files)
 @options(*_RENDERING)
@@ -413,7 +427,7 @@ def diff(old: str | None, new: str | None, **chosen: Any) -> None:
         sys.exit(FINDINGS if news else OK)
 
 
-@main.command()
+@main.command(short_help="Mend a finding in your source.")
 @click.argument("code", shell_complete=codes)
 @click.argument("target", required=False, shell_complete=files)
 @click.option("--diff", "_show", is_flag=True, help="Show the change (the default).")
@@ -421,7 +435,9 @@ def diff(old: str | None, new: str | None, **chosen: Any) -> None:
 def fix(code: str, target: str | None, _show: bool, apply: bool) -> None:
     """Mend what the last audit found by CODE, where one change of a line is certain to.
 
-    The change is shown as a diff; --apply makes it and runs the check again.
+    The change is shown as a diff; --apply makes it and runs the check again. There is one for
+    DATA104 (shuffle=True), DIST103 (set_epoch), LOSS101 (an activation too many), NORM102
+    (bias=False), STEP102 (zero_grad) and STEP104 (unscale_), where a single place fits.
     """
     with ErrorsAsSentences():
         from nnaudit.app import fixing
@@ -435,7 +451,7 @@ def fix(code: str, target: str | None, _show: bool, apply: bool) -> None:
             main([*named, "--select", code, "--", *audited.arguments], prog_name="nnaudit")
 
 
-@main.command()
+@main.command(short_help="Explain a check.")
 @click.argument("selector", required=False, metavar="CODE|NAME", shell_complete=codes)
 @click.option("--all", "everything", is_flag=True, help="List all checks, one per line.")
 def rule(selector: str | None, everything: bool) -> None:
@@ -455,9 +471,9 @@ def rule(selector: str | None, everything: bool) -> None:
 
 
 def _explained(check: Entry) -> str:
-    sections = dict(check.documentation)
-    head = f"{check.code} {check.name} ({check.kind})\n\n{sections.pop('question')}"
-    body = "\n\n".join(f"{name}:\n{_indented(text)}" for name, text in sections.items())
+    sections = {name: text for name, text in check.documentation.items() if name != "question"}
+    head = f"{check.code} {check.name} ({check.kind})\n\n{_folded(check.question, '')}"
+    body = "\n\n".join(f"{name}:\n{_prose(text)}" for name, text in sections.items())
     values = "".join(f"\n    {name} = {value:g}" for name, value in check.options.items())
     table = (
         f'\n\nOptions, under [tool.nnaudit.thresholds."{check.code}"]:{values}' if values else ""
@@ -465,11 +481,27 @@ def _explained(check: Entry) -> str:
     return f"{head}\n\n{body}{table}"
 
 
-def _indented(text: str) -> str:
-    return textwrap.indent(inspect.cleandoc(text), "    ")
+def _prose(text: str) -> str:
+    """Return a section of a check's documentation as wide as the terminal, indented."""
+    from nnaudit.reports.text import paragraphs
+
+    return "\n".join(_folded(line, "    - " if item else "    ") for item, line in paragraphs(text))
 
 
-@main.command("target", cls=AuditCommand)
+def _folded(text: str, head: str) -> str:
+    """Return ``text`` after ``head``, folded to the terminal or to what reads well."""
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    return textwrap.fill(
+        text,
+        max(width, 2 * len(head) + 20),
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+@main.command("target", cls=AuditCommand, short_help="Show what is found in a file.")
 @click.argument("file", shell_complete=files, required=False)
 @click.option("--device", default="cpu", metavar="NAME", help="Device to build the model on (cpu).")
 @options(_MODULE, _FORM, _LOOP, *_SANDBOX)
@@ -516,7 +548,7 @@ def target_command(
             click.echo(f"  {part.name:14} {origin:8} {part.description}{where}{disabled}")
 
 
-@main.command("config")
+@main.command("config", short_help="Show the settings in force.")
 @click.option(
     "--schema", is_flag=True, help="Print the JSON schema of [tool.nnaudit], for editors."
 )
@@ -544,7 +576,7 @@ def _toml(value: Any) -> str:
     return json.dumps("" if value is None else value)
 
 
-@main.command()
+@main.command(short_help="Show what this machine allows.")
 @options(*_SANDBOX)
 @click.option("--device", metavar="NAME", help="Device to look for (auto).")
 def doctor(device: str | None, sandbox: str | None, allow_write: tuple[str, ...]) -> None:
@@ -562,7 +594,7 @@ def doctor(device: str | None, sandbox: str | None, allow_write: tuple[str, ...]
         sys.exit(OK if works else USAGE)
 
 
-@main.command()
+@main.command(short_help="Write a target to fill in.")
 @click.argument(
     "file", default="nnaudit_target.py", type=click.Path(dir_okay=False, path_type=Path)
 )

@@ -31,10 +31,12 @@ FRAMEWORKS = (
 """Distributions whose own training loops are understood."""
 
 EXTRAS = {
-    "torchvision": "GEN104 compares your preprocessing with that of its published weights",
-    "pytest": "`pytest --nnaudit` runs every check as a test",
+    "torchvision": "compare your preprocessing with that of its published weights (GEN104)",
+    "pytest": "run every check as a test, by `pytest --nnaudit`",
+    "libcst": "mend a line of your source, by `nnaudit fix`",
+    "nbformat": "audit a notebook, as in `nnaudit train.ipynb`",
 }
-"""Distributions that something needs, and what."""
+"""Distributions that are optional, and what nnaudit can do with them."""
 
 _INDENT = 16
 
@@ -114,7 +116,7 @@ def _packages() -> Iterator[Finding]:
     )
     for name, use in EXTRAS.items():
         found = version_of(name)
-        yield Finding(name, found or "not installed", use if found else f"without it: not {use}")
+        yield Finding(name, found or "not installed", f"{'can' if found else 'cannot'} {use}")
 
 
 def _plug_ins() -> Iterator[Finding]:

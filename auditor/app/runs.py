@@ -20,7 +20,7 @@ from pathlib import Path
 
 from nnaudit.app.output import write
 from nnaudit.errors import UsageError
-from nnaudit.report import Report, Status
+from nnaudit.report import Report, Result, Status
 from nnaudit.reports import FORMATS
 from nnaudit.reports.base import Options
 from nnaudit.reports.load import load
@@ -109,23 +109,32 @@ def pair(old: str | None, new: str | None) -> tuple[Path, Path]:
     if old is not None and old.endswith(".json"):
         return Path(old), latest().json
     run = latest(old)
-    before = [other for other in sorted(_runs_in(run.folder.parent)) if other < run]
-    if not before:
+    *earlier, _ = before(run)
+    if not earlier:
         raise UsageError("only one audit of this target was kept: there is nothing to compare")
-    return before[-1].json, run.json
+    return earlier[-1].json, run.json
+
+
+def before(run: Run) -> list[Run]:
+    """Return the audits of a target up to ``run``, that one last."""
+    return [other for other in sorted(_runs_in(run.folder.parent)) if other <= run]
 
 
 def unpassed(target: str) -> tuple[str, ...]:
-    """Return the checks that did not pass in the last audit of ``target``; what is skipped did.
+    """Return the checks of ``target`` whose last answer was no pass; what is skipped passed.
+
+    An audit may have asked a few only, so each check's answer is that of the last audit that asked
+    it.
 
     Raises:
         UsageError: what was kept is no report.
     """
-    runs = history(target)
-    if not runs:
-        return ()
+    last: dict[str, Result] = {}
+    for run in history(target):
+        for report in load(run.json):
+            last.update({result.code: result for result in report.results})
     return tuple(
-        result.code for report in load(runs[-1].json) for result in report.with_status(*_AGAIN)
+        code for code, result in last.items() if result.status in _AGAIN and not result.suppressed
     )
 
 

@@ -64,6 +64,8 @@ class Question(Model):
     family: str
     kind: Kind
     question: str
+    explanation: dict[str, str] = Field(default_factory=dict)
+    url: str = ""
     consequence_of: tuple[str, ...] = ()
 
 

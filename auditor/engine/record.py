@@ -29,6 +29,7 @@ from nnaudit.engine.job import (
     Started,
 )
 from nnaudit.errors import NnauditError
+from nnaudit.packages import project_url
 from nnaudit.report import (
     Environment,
     Overview,
@@ -159,7 +160,10 @@ class Record:
         if self.ended is not None and self.ended.files:
             parts = (*target.parts, _files_part(self.ended))
             target = target.model_copy(update={"parts": parts})
-        results = _ordered(self.results, started.questions if started else ())
+        questions = started.questions if started else ()
+        pages = settings.docs_url or project_url("nnaudit", "Documentation")
+        results = _ordered(self.results, questions)
+        results = tuple(_documented(result, questions, pages) for result in results)
         return Report(
             tool=Tool(
                 version=__version__,
@@ -204,6 +208,21 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
         return result.model_copy(update={"cause": cause})
 
     return tuple(_located(_quoted(with_cause(result))) for result in placed)
+
+
+def _documented(result: Result, questions: tuple[Question, ...], pages: str) -> Result:
+    """Return the result with the address of its check's page, a finding with what it explains.
+
+    ``pages`` is where the documentation lies; where that is nowhere, our checks have no address.
+    """
+    question = next((q for q in questions if q.code == result.code), None)
+    if question is None:
+        return result
+    address = question.url
+    if address and "://" not in address:
+        address = f"{pages}/{address}" if pages else ""
+    told = question.explanation if result.status in FINDINGS else {}
+    return result.model_copy(update={"url": address, "explanation": told})
 
 
 def _crash(result: Result) -> str:

@@ -286,6 +286,8 @@ def _question(check: type[Check]) -> Question:
         family=check.family(),
         kind=check.kind,
         question=check.documentation()["question"],
+        explanation=check.explanation(),
+        url=check.address(),
         consequence_of=check.consequence_of,
     )
 

@@ -34,6 +34,10 @@ SAMPLE = 20_000
 """Numbers of which a distribution is drawn: more make no other picture."""
 
 BINS = 32
+
+SAME = 0.05
+"""By less of its size a spread is called unchanged: no one sees it in the picture."""
+
 _FIXED = 64
 
 
@@ -229,8 +233,35 @@ def _before_and_after(
             x_label="log10 of the size" if log else "value",
             y_label="share of the values",
             series=tuple(series),
+            shares=True,
+            bars=True,
+            remark=_compared(before, after, log=log),
         ),
     )
+
+
+def _compared(before: np.ndarray, after: np.ndarray, *, log: bool) -> str:
+    """Say by how much a distribution changed; ``log`` is one of decimal logarithms."""
+    if log:
+        old, new = (10 ** float(np.median(values)) for values in (before, after))
+        what = "Half of them are smaller than"
+    else:
+        old, new = (float(values.std()) for values in (before, after))
+        what = "Standard deviation"
+    sizes = f"{what} {old:.3g} before, {new:.3g} after"
+    if not old or not math.isfinite(new / old):
+        return f"{sizes}."
+    factor = new / old
+    if abs(factor - 1) < SAME:
+        return f"{sizes}: as good as unchanged."
+    return f"{sizes}: {factor:.3g} times as large."
+
+
+def _nearer(lines: list[Tensor], *, right: float) -> str:
+    """Say how many rows the steps brought nearer to ``right``, and how many further away."""
+    gaps = [(line[:ROWS] - right).abs() for line in (lines[0], lines[-1])]
+    closer = int((gaps[1] < gaps[0]).sum())
+    return f"{closer} of {len(gaps[0])} rows end nearer to the right answer than they began."
 
 
 def predictions(followed: Followed) -> Curve | None:
@@ -293,6 +324,7 @@ def _lines(
     names: list[str],
     thresholds: dict[str, float],
 ) -> Curve:
+    shares = label == "probability"
     steps = tuple(float(step) for step, _ in seen)
     return Curve(
         title=title,
@@ -307,4 +339,6 @@ def _lines(
             for i, name in enumerate(names)
         ),
         thresholds=thresholds,
+        shares=shares,
+        remark=_nearer(lines, right=1.0 if shares else 0.0),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +50,13 @@ NAMES: dict[str, tuple[str, ...]] = {
 """The conventional names of each part in a target file; the first that is defined counts."""
 
 
+def _near(path: Path) -> Path | None:
+    """Return the Python file beside ``path`` whose name is nearly its name."""
+    names = [file.name for file in path.parent.glob("*.py")]
+    found = difflib.get_close_matches(path.name, names, n=1)
+    return path.with_name(found[0]) if found else None
+
+
 def parse(path: Path) -> ast.Module:
     """Return the syntax tree of the Python file at ``path``.
 
@@ -61,6 +69,8 @@ def parse(path: Path) -> ast.Module:
         path.stat()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no file has such a name"
+        if isinstance(error, FileNotFoundError) and (near := _near(Path(path))):
+            why = f"{why}; did you mean {near}?"
         raise TargetError(f"{path}: {why[0].lower()}{why[1:]}") from None
     if path.suffix not in (".py", notebook.SUFFIX):
         raise TargetError(

@@ -486,4 +486,6 @@ def _composition_curve(targets: Targets, parts: int = 16, most: int = 6) -> Curv
         )
         label = "share of the class"
     title = "Composition along the epoch"
-    return Curve(title=title, x_label="sample", y_label=label, series=series)
+    return Curve(
+        title=title, x_label="sample", y_label=label, series=series, shares=targets.discrete
+    )

@@ -114,6 +114,7 @@ def _evidence(scaling: SubsetFits) -> tuple[Evidence, ...]:
             series=(Series(name="after training", x=rows, y=closed),),
             thresholds={"fitted": 0.9},
             log_x=True,
+            shares=True,
         ),
         Curve(
             title="Loss on each subset",

@@ -131,3 +131,22 @@ def test_the_sampler_of_the_ranks_is_told_the_epoch() -> None:
 
 def test_a_check_without_a_certain_fix_has_none() -> None:
     assert mended("FIT101", "l = DataLoader(data)\n", 1) is None
+
+
+def test_a_bias_is_left_out_in_a_sequence_on_one_line() -> None:
+    line = "net = nn.Sequential(nn.Linear(8, 9), nn.BatchNorm1d(9), nn.Linear(9, 1))\n"
+    said = Result(
+        code="NORM102",
+        name="x",
+        family="NORM",
+        kind=Kind.JUDGEMENT,
+        status=Status.NOTE,
+        message="m",
+        location=Location(file="train.py", line=1),
+        module="body.0",
+    )
+    mended = line.replace("(8, 9)", "(8, 9, bias=False)")
+    assert fixed(said, line) == mended
+    assert fixed(said.model_copy(update={"module": "body.1"}), line) is None
+    assert fixed(said.model_copy(update={"module": "body.7"}), line) is None
+    assert fixed(said, line.replace("nn.Linear(8", "*first, nn.Linear(8")) is None

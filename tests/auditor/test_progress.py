@@ -41,6 +41,14 @@ def test_a_long_one_says_now_and_then_where_it_is(
     assert "train.py: 0 of 0 checks answered, now DATA101" in said(capsys, Status.PASS)
 
 
+@pytest.mark.parametrize(
+    ("probe", "shown"),
+    [("EpochOrder", "measuring epoch order"), ("the first step", "the first step")],
+)
+def test_a_measurement_is_told_in_words(probe: str, shown: str) -> None:
+    assert progress._spelled(probe) == shown
+
+
 def test_findings_are_told_as_they_come_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     told = said(capsys, Status.FAIL, findings=True)
     assert told == "  train.py: fail DATA101 finite-values: [red]2\\x1b NaN.\n"

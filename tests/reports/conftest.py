@@ -349,6 +349,15 @@ def hostile_report() -> Report:
                 Series(name="nothing finite", x=(0, 1), y=(nan, nan)),
             ),
             thresholds={h: 0.5, "endless": inf},
+            remark=h,
+        ),
+        Curve(
+            title=h,
+            x_label=h,
+            y_label=h,
+            series=(Series(name=h, x=(0, 1, nan), y=(1, inf, -2)), Series(name=h, x=(), y=())),
+            bars=True,
+            shares=True,
         ),
         Histogram(title=h, x_label=h, edges=(-inf, 0, 1, inf), counts=(3, 2, 1)),
         Histogram(title=h, x_label=h, edges=(), counts=()),
@@ -370,6 +379,10 @@ def hostile_report() -> Report:
             evidence=evidence,
             location=Location(file=h, line=1),
             source=Source(first=1, lines=(h, "z" * 300)),
+            explanation={h: h},
+            url='https://e.example/"><script>alert(1)|</script>'
+            if number % 2
+            else "javascript:a(1)",
             module=h,
             fix=h,
             cause=h,

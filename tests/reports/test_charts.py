@@ -87,3 +87,13 @@ def test_only_a_png_becomes_a_picture():
     assert (good.width, good.height) == (112, 56)
     for bad in ("", "AAAA", '"><script>', base64.b64encode(b"GIF89a" + bytes(30)).decode()):
         assert image_view(Image(png=bad, caption="")) is None
+
+
+def test_bars_of_two_series_stand_beside_each_other_on_zero_and_in_per_cents():
+    view = curve_view(curve(line(0.1, 0.2), line(0.3, 0.4), bars=True, shares=True))
+    first, second = (stroke.path for stroke in view.strokes)
+    starts = [float(path[1:].split(" ")[0]) for path in (first, second)]
+    assert starts[0] < starts[1]
+    assert all(path.count(f" {view.frame.bottom}V") == 2 for path in (first, second))
+    assert [tick.label for tick in view.frame.y_ticks][-1] == "40"
+    assert view.frame.y_label == "loss (%)"

@@ -111,12 +111,12 @@ def test_few_points_are_all_kept():
 
 def test_bars_stand_on_the_floor_and_skip_endless_bins():
     x, y = Axis(0, 2, 0, 100), Axis(0, 10, 100, 0)
-    drawn = bars((-INF, 0, 1, 2), (5, 10, 0), x, y)
+    drawn = bars(pairwise((-INF, 0, 1, 2)), (5, 10, 0), x, y)
     assert drawn == "M0.5 100V0H49.5V100Z"
 
 
 def test_a_rare_bin_is_still_seen():
-    drawn = bars((0, 1, 2), (1_000_000, 1), Axis(0, 2, 0, 100), Axis(0, 1e6, 100, 0))
+    drawn = bars(pairwise((0, 1, 2)), (1_000_000, 1), Axis(0, 2, 0, 100), Axis(0, 1e6, 100, 0))
     assert re.findall(r"V(\d+)H", drawn) == ["0", "99"]
 
 

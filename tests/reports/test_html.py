@@ -100,8 +100,10 @@ def test_a_strict_policy_has_nothing_to_block_but_one_style_sheet(page):
 
 
 def test_nothing_is_fetched(html, page):
-    for link in page.attributes("href") + page.attributes("src"):
-        assert link.startswith(("#", "data:"))
+    loaded = page.attributes("src") + [a["href"] for tag, a in page.tags if tag == "link"]
+    assert all(address.startswith("data:") for address in loaded)
+    # What a reader may follow is in the page, or an address that the report gives for a check.
+    assert all(link.startswith(("#", "data:", "https://")) for link in page.attributes("href"))
     style = html[html.index("<style>") : html.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
@@ -275,10 +277,23 @@ def test_a_plain_report_needs_no_optional_part(make_report, make_result):
 def test_the_line_of_source_is_marked_among_its_neighbours(realistic):
     html = render([realistic], Options())
     (quoted,) = re.findall(r'<pre class="source">(.*?)</pre>', html, re.DOTALL)
-    lines = re.sub(r"<[^>]+>", "", quoted).splitlines()
+    lines = re.sub(r"<[^>]+>", "", quoted).strip().splitlines()
     assert lines[:3] == [
         "40 self.head = nn.Sequential(",
         "41     nn.Linear(128, 10),",
         "42     nn.Softmax(dim=1),",
     ]
-    assert re.findall(r"<mark>.*?</mark>", quoted, re.DOTALL)[0].count("Softmax") == 1
+    assert re.findall(r"<mark .*?</mark>", quoted, re.DOTALL)[0].count("Softmax") == 1
+
+
+def test_what_a_check_asks_is_in_the_page_and_its_code_a_link_where_there_is_one(
+    make_report, make_result
+):
+    page, why = "https://docs.example/checks/A101.html", {"Why": "Since `x` is\n    so."}
+    told = make_result("A101", "fail", url=page, explanation=why)
+    html = render([make_report(told, make_result("A102", "skip", url=page))], Options())
+    assert html.count(f'<a class="code" href="{page}">') == 3
+    assert "<p>Since <code>x</code> is so.</p>" in html
+    offline = render([make_report(make_result("A101", "fail", explanation=why))], Options())
+    assert "<a class" not in offline.replace('<a class="skip"', "")
+    assert "<code>nnaudit rule A101</code> explains it" in offline

@@ -49,3 +49,9 @@ def test_a_quantity_is_told_with_its_noise_where_that_is_known():
         ("exact", "1"),
         ("alone", "2"),
     ]
+
+
+def test_shares_are_per_cents_and_a_line_that_returns_tells_its_range():
+    assert span([0.25, 0.5], UNICODE, shares=True) == "25% → 50%"
+    assert span([0.0, 0.984, 0.0], UNICODE, shares=True) == "0% to 98.4%"
+    assert span([1.0, 1.0], UNICODE) == "1 → 1"

@@ -91,7 +91,9 @@ def test_a_hostile_report_is_text_and_stays_short(hostile):
     text = render([hostile] * 3, Options())
     assert len(text.encode()) < 65_536
     read = markdown_to_html(text)
-    assert not re.search(r"<(script|b|img|a|h1)\b", read)
+    assert not re.search(r"<(script|b|img|h1)\b", read)
+    links = re.findall(r"<a\b[^>]*>", read)
+    assert set(links) <= {'<a href="https://e.example/%22%3E%3Cscript%3Ealert(1)%7C%3C/script%3E">'}
     assert read.count("<details>") == read.count("</details>")
     assert "\\x1b[31m" in read
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ufeff\ud800-\udfff]", text)
@@ -141,3 +143,9 @@ def test_the_line_of_source_is_marked_among_its_neighbours(realistic):
     text = render([realistic], Options())
     assert "examples/mnist/net.py:42\n```text\n" in text
     assert "> 42 |     nn.Softmax(dim=1)," in text
+
+
+def test_a_code_is_a_link_where_there_is_an_address(make_report, make_result):
+    page = "https://docs.example/checks/A101.html"
+    text = render([make_report(make_result("A101", "fail", url=page))], Options())
+    assert f'<a href="{page}"><strong>A101</strong></a>' in markdown_to_html(text)

@@ -135,3 +135,18 @@ def test_fingerprints_stay_when_lines_move_and_differ_between_modules(make_repor
     assert fingerprint(3, "net.a") == fingerprint(30, "net.a")
     assert fingerprint(3, "net.a") != fingerprint(3, "net.b")
     assert fingerprint(3, "net.a") != fingerprint(3, "net.a", "other.py")
+
+
+def test_a_rule_has_an_address_only_where_there_is_one(make_report, make_result):
+    explanation = {"Why": "Because\n    it is.\n\n    - One\n      item."}
+    page = "https://docs.example/checks/A101.html"
+    found = run(
+        make_report(
+            make_result("A101", "fail", url=page, explanation=explanation),
+            make_result("A102", "fail"),
+        )
+    )
+    first, second = found["tool"]["driver"]["rules"]
+    assert first["helpUri"] == page
+    assert "Why: Because it is.\n- One item." in first["help"]["text"]
+    assert "helpUri" not in second

@@ -119,7 +119,8 @@ def test_nothing_but_our_own_colours_is_an_escape_code(hostile):
         assert "\x1b" not in plain
         assert "\x1b[" in colored
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ufeff]", plain)
-        assert re.sub(r"\x1b\[[0-9;]*m", "", colored).split() == plain.split()
+        colours_and_links = r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\"
+        assert re.sub(colours_and_links, "", colored).split() == plain.split()
     assert "[red]x[/red] \\x1b[31mred" in plain
 
 
@@ -178,3 +179,14 @@ def test_the_line_of_source_is_shown_with_a_caret(make_report, make_result):
     ) in text
     narrow = render([report], Options(width=24)).splitlines()
     assert max(map(len, narrow)) <= 24
+    assert "    10 |     loader =..." in narrow
+    assert "       |     ^^^^^^^^^^^" in narrow
+
+
+def test_a_code_is_a_link_where_links_can_be_shown(make_report, make_result):
+    page = "https://docs.example/checks/A101.html"
+    report = make_report(make_result("A101", "fail", url=page))
+    assert f";{page}\x1b\\" in render([report], Options(color=True))
+    assert page not in render([report], Options())
+    other = make_report(make_result("A101", "fail", url="javascript:alert(1)"))
+    assert "\x1b]8" not in render([other], Options(color=True))

@@ -7,6 +7,7 @@ from nnaudit.reports.text import (
     format_number,
     format_seconds,
     one_line,
+    paragraphs,
     shorten,
     visible,
 )
@@ -79,3 +80,10 @@ def test_a_text_cell_stays_as_it_is():
 )
 def test_durations(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_a_docstring_has_paragraphs_and_items():
+    text = "One\n    line.\n    - Item that\n      goes on.\n    - Another.\n\n    The end."
+    assert paragraphs(text) == (
+        (False, "One line."), (True, "Item that goes on."), (True, "Another."), (False, "The end."),
+    )  # fmt: skip

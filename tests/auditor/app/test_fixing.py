@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from nnaudit.app import cli, runs
+from nnaudit.app import cli, fixing, runs
 from nnaudit.report import Location, Source
 from nnaudit.reports.load import load
 
@@ -81,5 +81,37 @@ def test_without_a_certain_fix_nothing_is_changed(words: tuple[str, ...], said: 
 
 
 def test_a_file_that_changed_since_is_audited_first() -> None:
-    Path("train.py").write_text("\n" + PROGRAM)
+    Path("train.py").write_text(PROGRAM.replace("data = load()", "data = read()"))
     assert "has changed since the audit" in run("DATA104").stderr
+
+
+def test_lines_that_only_moved_are_found_where_they_are_now() -> None:
+    Path("train.py").write_text("import os\n\n" + PROGRAM)
+    assert "+loader = DataLoader(data, 64, shuffle=True)" in run("DATA104").stdout
+    twice = PROGRAM + PROGRAM
+    Path("train.py").write_text("\n" + twice)
+    assert "has changed since the audit" in run("DATA104").stderr
+
+
+def test_an_audit_of_other_checks_in_between_does_not_hide_the_finding() -> None:
+    others = tuple(r for r in FAILING.results if r.code != "DATA104")
+    runs.keep(FAILING.model_copy(update={"results": others}))
+    assert "shuffle=True" in run("DATA104", "train.py").stdout
+
+
+def test_a_check_may_be_named_and_an_unknown_one_is_told() -> None:
+    assert "shuffle=True" in run("shuffling").stdout
+    assert "did you mean DATA" in run("DATA1049").stderr
+
+
+def test_findings_that_one_line_mends_are_known_without_writing() -> None:
+    (report,) = load(runs.latest().json)
+    assert fixing.certain([report]) == ["DATA104"]
+    Path("train.py").unlink()
+    assert fixing.certain([report]) == []
+
+
+def test_the_checks_that_have_a_fix_are_listed_once() -> None:
+    from nnaudit.fixes import FIXES
+
+    assert tuple(FIXES) == fixing.CODES

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from nnaudit.app import runs
 from nnaudit.app.cli import main
 from nnaudit.errors import UsageError
-from nnaudit.report import Report
+from nnaudit.report import Report, Status
 from nnaudit.reports.load import load
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -109,6 +109,16 @@ def test_what_did_not_pass_is_asked_again() -> None:
     assert {"DATA104", "LOSS101"} <= set(codes)
     statuses = {FAILING.result(code).status.value for code in codes}
     assert statuses <= {"fail", "warn", "error", "inconclusive"}
+
+
+def test_the_last_answer_of_each_check_counts_whichever_audit_asked_it() -> None:
+    runs.keep(audit_of())
+    mended = FAILING.result("DATA104").model_copy(update={"status": Status.PASS})
+    target = FAILING.target.model_copy(update={"path": "train.py"})
+    runs.keep(FAILING.model_copy(update={"target": target, "results": (mended,)}))
+    codes = runs.unpassed("train.py")
+    assert "LOSS101" in codes
+    assert "DATA104" not in codes
 
 
 def test_the_last_audit_is_shown_again() -> None:

@@ -126,3 +126,24 @@ def test_a_finding_quotes_the_source_as_it_is_now(tmp_path: Path) -> None:
     assert quoted(1) == Source(first=1, lines=("a", "b" * 300))
     assert quoted(1, Status.PASS) is None
     assert quoted(77) is None
+
+
+def test_findings_are_explained_and_our_pages_have_an_address_where_there_is_one() -> None:
+    details = {"name": "x", "family": "DATA", "kind": Kind.EXACT, "question": "Is it?"}
+    why = {"Why": "So."}
+    questions = (
+        Question(code="DATA101", explanation=why, url="checks/DATA101.html", **details),
+        Question(code="DATA102", explanation=why, url="https://house.example/1", **details),
+    )
+    record = Record()
+    here = Environment()
+    record.take(Started(target=TargetInfo(name="net"), environment=here, questions=questions))
+    for code, status in (("DATA101", Status.FAIL), ("DATA102", Status.PASS)):
+        answer = {"code": code, "status": status, "message": "m", **details}
+        record.take(Answered(result=Result(**answer)))
+    offline, plugin = record.report("net.py", Settings(), seconds=1.0).results
+    assert (offline.url, offline.explanation) == ("", why)
+    assert (plugin.url, plugin.explanation) == ("https://house.example/1", {})
+    settings = Settings(docs_url="https://docs.example/nnaudit/")
+    linked = record.report("net.py", settings, seconds=1.0).results[0]
+    assert linked.url == "https://docs.example/nnaudit/checks/DATA101.html"

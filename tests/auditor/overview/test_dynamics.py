@@ -110,3 +110,11 @@ def test_a_step_that_raises_leaves_the_rest() -> None:
     loop = DirectLoop(target(loss=broken), torch.device("cpu"), 0)
     assert follow(loop) is None
     assert overview_of(loop).sections[-1].evidence
+
+
+def test_pictures_say_what_they_show() -> None:
+    seen = followed()
+    remarks = [chart.remark for chart in charts(seen)]
+    assert all(remark.startswith(("Standard deviation", "Half of them")) for remark in remarks)
+    curve = predictions(seen)
+    assert curve is not None and "rows end nearer to the right answer" in curve.remark
