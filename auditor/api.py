@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import sys
 import time
 import warnings
@@ -18,7 +20,7 @@ from nnaudit.display import AuditReport
 from nnaudit.engine import session as engine
 from nnaudit.engine.job import Event, Job
 from nnaudit.engine.record import Record, RefusedError
-from nnaudit.errors import TargetError
+from nnaudit.errors import TargetError, UsageError
 from nnaudit.loop.base import Loop
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.processes import supervisor
@@ -26,6 +28,17 @@ from nnaudit.processes.forked import forked
 from nnaudit.settings import Settings
 from nnaudit.state.snapshot import Subjects, preserved
 from nnaudit.targets.target import Target
+
+
+def _refuse_misspelt(settings: Iterable[str]) -> None:
+    """Tell a parameter of :func:`audit` that was mistyped from a setting.
+
+    Raises:
+        UsageError: a keyword is no setting, and nearly a parameter.
+    """
+    for key in set(settings) - set(Settings.model_fields):
+        if near := difflib.get_close_matches(key, inspect.signature(audit).parameters, n=1):
+            raise UsageError(f"audit() has no parameter {key!r}: did you mean {near[0]}?")
 
 
 def audit(
@@ -73,7 +86,8 @@ def audit(
             name=name,
         )
     )
-    chosen = config.load({"device": _device_of(target), **settings})
+    _refuse_misspelt(settings)
+    chosen = config.load({"device": _device_of(target), **settings}, given_by="audit()")
     why_not = _bound_to_this_process(target) if isolate else "isolate=False"
     if not why_not:
         return _audited_in_a_child(target, chosen)

@@ -28,22 +28,26 @@ class Layer:
     values: Mapping[str, Any]
 
 
+COMMAND_LINE = "the command line"
+
+
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
+    given_by: str = COMMAND_LINE,
     start: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
     """Return the settings in force for a run started in the folder ``start``.
 
-    ``flags`` holds what the command line named, None for what it did not.
+    ``flags`` holds what ``given_by`` named, None for what it did not.
 
     Raises:
         UsageError: a source cannot be read, or holds an unknown key or a wrong value; the message
             names the source and, for a key, the nearest valid one.
     """
     merged: dict[str, Any] = {}
-    for layer in layers(flags, start=start, environment=environment):
+    for layer in layers(flags, given_by=given_by, start=start, environment=environment):
         merged |= layer.values
     return Settings(**merged)
 
@@ -51,6 +55,7 @@ def load(
 def layers(
     flags: Mapping[str, Any] | None = None,
     *,
+    given_by: str = COMMAND_LINE,
     start: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[Layer, ...]:
@@ -63,7 +68,7 @@ def layers(
     found = (
         Layer(f"{file}, [tool.nnaudit]", table),
         Layer("the environment", variables),
-        Layer("the command line", named),
+        Layer(given_by, named),
     )
     for layer in found:
         _validate(layer.source, layer.values)

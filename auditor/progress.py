@@ -1,6 +1,7 @@
 """What is said while an audit goes on, on stderr. Must not import torch.
 
-A terminal and a notebook show a bar; elsewhere, as in a CI log, there is a line now and then.
+A terminal shows a bar, a notebook's cell a line; elsewhere, as in a CI log, there is a line now
+and then.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from nnaudit.reports.text import one_line
 INTERVAL = 15.0
 """Seconds between two lines where there is no terminal."""
 
+_BLINK = 0.2
+"""Seconds for which a line in a notebook can be read at least."""
+
 
 class Progress:
     """Shows what is being asked, for the time of a ``with`` block."""
@@ -33,7 +37,8 @@ class Progress:
         self._title = one_line(title)
         self._findings = findings
         self._console = Console(file=sys.stderr, stderr=True)
-        self._has_bar = sys.stderr.isatty() or self._console.is_jupyter
+        self._has_bar = sys.stderr.isatty() and not self._console.is_jupyter
+        self._cell = _Cell() if self._console.is_jupyter else None
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -66,7 +71,9 @@ class Progress:
 
     def _at(self, place: str) -> None:
         self._bar.update(self._task, description=place)
-        if not self._has_bar and time.monotonic() - self._last_line >= INTERVAL:
+        if self._cell:
+            self._cell.show(f"{self._title}: {self._done} of {self._total} checks, now {place}")
+        elif not self._has_bar and time.monotonic() - self._last_line >= INTERVAL:
             self._say(f"{self._done} of {self._total} checks answered, now {one_line(place)}")
 
     def _say(self, line: str) -> None:
@@ -90,6 +97,32 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+        if self._cell:
+            self._cell.clear()
+
+
+class _Cell:
+    """A line in the output of a notebook's cell that is written over. Needs no widgets."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._handle = display(_as_text(""), raw=True, display_id=True)
+        self._shown_at = 0.0
+
+    def show(self, line: str) -> None:
+        """Write ``line``, unless another was written a moment ago."""
+        if (now := time.monotonic()) - self._shown_at >= _BLINK:
+            self._handle.update(_as_text(one_line(line)), raw=True)
+            self._shown_at = now
+
+    def clear(self) -> None:
+        """Leave nothing."""
+        self._handle.update(_as_text(""), raw=True)
+
+
+def _as_text(line: str) -> dict[str, str]:
+    return {"text/plain": line}
 
 
 def _spelled(probe: str) -> str:

@@ -275,6 +275,10 @@ class Result(Model):
     steps: int = 0
     seconds: Number = 0.0
 
+    def __repr__(self) -> str:
+        """Its first words: all of it would fill pages."""
+        return f"<{self.code} {self.name}: {self.status}>"
+
     @property
     def is_new(self) -> bool:
         """Whether it may fail a build: it is new or more severe, or there was no baseline."""

@@ -52,7 +52,7 @@ def audit_script(on_findings: OnFindings = "stop", **settings: Any) -> AuditRepo
     script = getattr(sys.modules["__main__"], "__file__", None)
     if _CHILD in sys.modules or script is None:
         return None
-    chosen = config.load(settings)
+    chosen = config.load(settings, given_by="the callback")
     job = Job(path=script, arguments=tuple(sys.argv[1:]), form="script", settings=chosen)
     try:
         with launchers.forgotten():

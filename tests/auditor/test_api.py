@@ -112,6 +112,8 @@ def test_a_result_is_found_by_its_code() -> None:
 def test_wrong_use_is_an_error_in_words() -> None:
     with pytest.raises(TargetError, match="model is a int"):
         nnaudit.audit(3, blobs)
+    with pytest.raises(UsageError, match=r"audit\(\) has no parameter 'train_loder': did you mean"):
+        nnaudit.audit(model=nn.Linear(1, 1), train_loder=())
     with pytest.raises(UsageError, match="did you mean select"):
         nnaudit.audit(mlp, blobs, selekt="DATA101")
     with pytest.raises(NnauditError, match="NOPE"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 
 from nnaudit import progress
@@ -53,3 +56,31 @@ def test_findings_are_told_as_they_come_when_asked_for(capsys: pytest.CaptureFix
     told = said(capsys, Status.FAIL, findings=True)
     assert told == "  train.py: fail DATA101 finite-values: [red]2\\x1b NaN.\n"
     assert said(capsys, Status.PASS, findings=True) == ""
+
+
+class Cell:
+    """A notebook that displays one line, as IPython would."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> Cell:
+        assert raw and display_id
+        return self
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        self.shown.append(data["text/plain"])
+
+
+def test_a_notebook_shows_one_line_that_is_gone_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell()
+    ipython = types.ModuleType("IPython.display")
+    monkeypatch.setattr(ipython, "display", cell.display, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    monkeypatch.setattr(progress, "_BLINK", 0.0)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert said(capsys, Status.PASS) == ""
+    assert cell.shown == ["train.py: 0 of 0 checks, now DATA101", ""]
