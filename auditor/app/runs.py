@@ -85,14 +85,23 @@ def latest(target: str | None = None) -> Run:
     Raises:
         UsageError: none was kept.
     """
-    if target is not None:
-        found = history(target)
-    else:
-        found = [run for base in _bases() for f in _folders_in(base) for run in _runs_in(f)]
+    found = history(target) if target is not None else _of_this_project()
     if not found:
         of = f" of {target}" if target else ""
         raise UsageError(f"no audit{of} was kept: run `nnaudit {target or 'train.py'}` first")
     return max(found)
+
+
+def _of_this_project() -> list[Run]:
+    """Return the audits that lie in the project; in the cache of all projects, those from here."""
+    for base in _bases():
+        folders = _folders_in(base)
+        if base == _shared():
+            here = {_folder_name(str(file)) for file in Path.cwd().iterdir() if file.is_file()}
+            folders = [folder for folder in folders if folder.name in here]
+        if found := [run for folder in folders for run in _runs_in(folder)]:
+            return found
+    return []
 
 
 def pair(old: str | None, new: str | None) -> tuple[Path, Path]:
@@ -146,9 +155,16 @@ def _bases() -> Iterator[Path]:
     with suppress(OSError):  # the working folder may be gone
         if (project := project_of(Path.cwd())) is not None:
             yield project / FOLDER
-    with suppress(RuntimeError):  # there may be no home
+    if (shared := _shared()) is not None:
+        yield shared
+
+
+def _shared() -> Path | None:
+    """Return the user's cache, where audits of all projects lie; None where there is no home."""
+    with suppress(RuntimeError):
         cache = os.environ.get("XDG_CACHE_HOME")
-        yield (Path(cache) if cache else Path.home() / ".cache") / "nnaudit"
+        return (Path(cache) if cache else Path.home() / ".cache") / "nnaudit"
+    return None
 
 
 def _folder_name(target: str) -> str:

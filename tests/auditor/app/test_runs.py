@@ -111,6 +111,26 @@ def test_what_did_not_pass_is_asked_again() -> None:
     assert statuses <= {"fail", "warn", "error", "inconclusive"}
 
 
+def test_the_last_audit_is_one_of_this_project_whoever_else_audits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = runs.keep(audit_of())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)  # no project: its audits lie in the cache of the user
+    monkeypatch.setattr(runs, "project_of", lambda folder: None)
+    with pytest.raises(UsageError, match="no audit was kept"):
+        runs.latest()
+    (elsewhere / "other.py").touch()
+    there = runs.keep(audit_of("other.py"))
+    assert runs.latest() == there
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.delenv("NNAUDIT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert runs.latest() == here
+
+
 def test_the_last_answer_of_each_check_counts_whichever_audit_asked_it() -> None:
     runs.keep(audit_of())
     mended = FAILING.result("DATA104").model_copy(update={"status": Status.PASS})
