@@ -17,9 +17,10 @@ from nnaudit.engine import session as engine
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = (
     "CONTRIBUTING.md", "README.md", "SECURITY.md", "docs/README.md", "docs/architecture.md",
-    "docs/ci.md", "docs/configuration.md", "docs/distributed.md", "docs/editors.md",
-    "docs/plugins.md", "docs/questions.md", "docs/safety.md", "docs/stability.md",
-    "docs/training.md",
+    "docs/ci.md", "docs/cli.md", "docs/comparison.md", "docs/configuration.md",
+    "docs/distributed.md", "docs/editors.md", "docs/faq.md", "docs/frameworks.md", "docs/json.md",
+    "docs/plugins.md", "docs/python.md", "docs/questions.md", "docs/safety.md",
+    "docs/stability.md", "docs/training.md", "docs/tutorial.md",
 )  # fmt: skip
 
 
