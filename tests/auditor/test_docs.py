@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -39,6 +40,16 @@ def test_links_lead_somewhere(name: str) -> None:
     file = ROOT / name
     for link in re.findall(r"\]\(([^)#:]+)[)#]", file.read_text()):
         assert (file.parent / link).exists(), link
+
+
+def test_no_link_of_the_site_leads_out_of_it(tmp_path: Path) -> None:
+    runpy.run_path(str(ROOT / "scripts" / "docs"))["stage"](tmp_path / "pages")
+    pages = list((tmp_path / "pages").rglob("*.md"))
+    assert len(pages) > 100
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:\s]+)[)#]", page.read_text()):
+            target = (page.parent / link).resolve()
+            assert target.is_relative_to(tmp_path / "pages") and target.exists(), (page.name, link)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
