@@ -69,7 +69,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The box inside the axes, and what is written along it."""
+    """The box inside the axes, and what is written along it.
+
+    ``cut`` says that the heights do not begin at zero, which a picture must not hide.
+    """
 
     left: str
     right: str
@@ -79,6 +82,7 @@ class Frame:
     y_ticks: tuple[Tick, ...]
     x_label: str
     y_label: str
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def curve_view(curve: Curve) -> CurveView:
         if curve.bars
         else tuple(_stroke(index, series, x, y) for index, series in enumerate(curve.series)),
         rules=_rules(limits, curve.series, x, y),
-        description=_describe_curve(curve),
+        description=_describe_curve(curve) + _cut_remark(y),
         missing=sum(
             not (drawable(a, log=x.log) and drawable(b, log=y.log))
             for series in curve.series
@@ -234,6 +238,7 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> Frame:
         y_ticks=y.ticks(),
         x_label=_fit(x_label, 44),
         y_label=_fit(y_label, 26),
+        cut=not y.log and (y.low > 0 or y.high < 0),
     )
 
 
@@ -285,6 +290,12 @@ def _describe_curve(curve: Curve) -> str:
         parts.append(f"and {count(len(curve.series) - _COLORS, 'line')} more.")
     parts += [f"Threshold {one_line(n)}: {format_number(y)}." for n, y in curve.thresholds.items()]
     return " ".join([f"{one_line(curve.y_label)} over {one_line(curve.x_label)}.", *parts])
+
+
+def _cut_remark(y: Axis) -> str:
+    if y.log or y.low <= 0 <= y.high:
+        return ""
+    return f" The vertical axis is cut: it begins at {format_number(y.low)}."
 
 
 def _describe_series(series: Series) -> str:

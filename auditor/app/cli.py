@@ -315,10 +315,11 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
     )
     with Interruption() as interruption:
         reports, code = audit_all(replace(call, note=Growing(output).take), interruption)
+        kept = [runs.keep(report) for report in reports]  # whoever reads stdout may close it
         output.write(reports)
     if output.is_for_a_person:
         _offer_fixes(reports)
-    _show_pages(output, [runs.keep(report) for report in reports], view=options["view"])
+    _show_pages(output, kept, view=options["view"])
     sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
 
 

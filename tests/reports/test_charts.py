@@ -52,6 +52,7 @@ def test_a_description_says_what_the_eye_sees():
     text = curve_view(curve(line(2.5, 1, 1.5, name="train"), thresholds={"floor": 0.5})).description
     assert text == (
         "loss over step. train: 2.5 at 0, 1.5 at 2, lowest 1, highest 2.5. Threshold floor: 0.5."
+        " The vertical axis is cut: it begins at 0.5."
     )
 
 
@@ -97,3 +98,13 @@ def test_bars_of_two_series_stand_beside_each_other_on_zero_and_in_per_cents():
     assert all(path.count(f" {view.frame.bottom}V") == 2 for path in (first, second))
     assert [tick.label for tick in view.frame.y_ticks][-1] == "40"
     assert view.frame.y_label == "loss (%)"
+
+
+def test_heights_that_do_not_begin_at_zero_are_marked_as_cut():
+    above = curve_view(curve(line(5.0, 6.0)))
+    assert above.frame.cut
+    assert "The vertical axis is cut: it begins at " in above.description
+    for whole in (curve(line(-1.0, 6.0)), curve(line(5.0, 60.0), log_y=True)):
+        view = curve_view(whole)
+        assert not view.frame.cut
+        assert "cut" not in view.description

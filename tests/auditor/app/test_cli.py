@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from programs import LOOP, SOURCE
 
 from nnaudit.app.cli import main
+from nnaudit.errors import UsageError
 from nnaudit.reports import FORMATS
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -187,6 +188,18 @@ class TestAudits:
         run("--select", "DATA101,DATA102", path)
         again = run("--lf", "--output-format", "json", path)
         assert [r["code"] for r in json.loads(again.stdout)["results"]] == ["DATA101"]
+
+    def test_an_audit_is_kept_though_nobody_reads_its_report_to_the_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def closed(*_: object) -> None:
+            raise UsageError("standard output cannot be written")
+
+        path = program()
+        with monkeypatch.context() as patched:
+            patched.setattr("nnaudit.app.output.Output.write", closed)
+            run("--select", "DATA101", path)
+        assert "DATA101" in run("report", "--last", path).stdout
 
     def test_the_programs_own_output_is_shown_when_asked_for(self) -> None:
         result = run("--select", "DATA101", "-v", program("print('hello')\n" + SOURCE))
