@@ -1,5 +1,6 @@
 """The HTML report in a real browser: what it loads, how it reads, whom it excludes."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -117,4 +118,6 @@ def test_what_is_folded_is_printed(visit, real):
     assert not folded.is_visible()
     page.emulate_media(media="print")
     assert folded.bounding_box()["height"] > 0
-    assert page.pdf(format="A4").startswith(b"%PDF")
+    printed = page.pdf(format="A4")
+    assert printed.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page[^s]", printed)) <= 6
