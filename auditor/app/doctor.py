@@ -19,7 +19,7 @@ from nnaudit._version import __version__
 from nnaudit.checks import GROUP
 from nnaudit.checks.catalog import OURS
 from nnaudit.engine.job import Job
-from nnaudit.engine.record import Record, RefusedError
+from nnaudit.engine.record import Record, RefusedError, documentation_address
 from nnaudit.packages import version_of
 from nnaudit.processes import supervisor
 from nnaudit.settings import Settings
@@ -59,6 +59,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_child(settings),
         *_packages(),
         *_plug_ins(),
+        _documentation(settings),
     ]
 
 
@@ -123,6 +124,13 @@ def _plug_ins() -> Iterator[Finding]:
     for point in entry_points(group=GROUP):
         if point.name != OURS:
             yield Finding("plug-in", point.name, f"checks from {point.value}")
+
+
+def _documentation(settings: Settings) -> Finding:
+    if address := documentation_address(settings):
+        return Finding("docs", address, "codes in reports are links to it")
+    instead = "codes in reports are no links (setting docs-url); `nnaudit rule CODE` explains them"
+    return Finding("docs", "no address", instead)
 
 
 def lines(findings: Sequence[Finding], width: int) -> Iterator[str]:

@@ -152,6 +152,8 @@ def _quotes(quoted: Sequence[str], lines: Sequence[str]) -> bool:
 
 def _fixed(result: Result, text: str) -> str | None:
     try:
+        from libcst import ParserSyntaxError
+
         from nnaudit.fixes import fixed
     except ModuleNotFoundError as error:
         if error.name != "libcst":
@@ -159,4 +161,7 @@ def _fixed(result: Result, text: str) -> str | None:
         raise UsageError(
             "changing source needs libcst: python -m pip install 'nnaudit[fix]'"
         ) from None
-    return fixed(result, text)
+    try:
+        return fixed(result, text)
+    except (ParserSyntaxError, RecursionError):
+        raise UsageError(f"{result.code}: libcst cannot read the file") from None

@@ -161,7 +161,7 @@ class Record:
             parts = (*target.parts, _files_part(self.ended))
             target = target.model_copy(update={"parts": parts})
         questions = started.questions if started else ()
-        pages = settings.docs_url or project_url("nnaudit", "Documentation")
+        pages = documentation_address(settings)
         results = _ordered(self.results, questions)
         results = tuple(_documented(result, questions, pages) for result in results)
         return Report(
@@ -208,6 +208,11 @@ def _ordered(results: dict[str, Result], questions: tuple[Question, ...]) -> tup
         return result.model_copy(update={"cause": cause})
 
     return tuple(_located(_quoted(with_cause(result))) for result in placed)
+
+
+def documentation_address(settings: Settings) -> str:
+    """Return where the documentation can be read: as set, else as the package says; or nothing."""
+    return settings.docs_url or project_url("nnaudit", "Documentation")
 
 
 def _documented(result: Result, questions: tuple[Question, ...], pages: str) -> Result:

@@ -84,3 +84,17 @@ def test_the_command_says_whether_an_audit_can_run(monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 2
     assert "named 'torch'" in " ".join(result.stdout.split())
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_it_says_what_each_optional_package_is_for_and_where_the_docs_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "version_of", lambda name: "1.0" if name == "libcst" else "")
+    told = found(monkeypatch, loading())
+    assert told["libcst"].meaning.startswith("can mend")
+    assert told["pytest"].state == "not installed"
+    assert told["pytest"].meaning.startswith("cannot run every check as a test")
+    assert told["docs"].state == "no address"
+    settings = Settings(docs_url="https://docs.example/nnaudit/")
+    (docs,) = (each for each in doctor.examine(settings) if each.name == "docs")
+    assert docs.state == "https://docs.example/nnaudit"

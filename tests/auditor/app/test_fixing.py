@@ -115,3 +115,9 @@ def test_the_checks_that_have_a_fix_are_listed_once() -> None:
     from nnaudit.fixes import FIXES
 
     assert tuple(FIXES) == fixing.CODES
+
+
+def test_a_file_that_libcst_cannot_read_has_no_fix() -> None:
+    Path("train.py").write_text(PROGRAM + "a b c\n")
+    assert "cannot read the file" in run("DATA104").stderr
+    assert fixing.certain(load(runs.latest().json)) == []
