@@ -317,9 +317,9 @@ def _audit(ctx: click.Context, paths: tuple[str, ...], options: dict[str, Any]) 
         reports, code = audit_all(replace(call, note=Growing(output).take), interruption)
         kept = [runs.keep(report) for report in reports]  # whoever reads stdout may close it
         output.write(reports)
-    if output.is_for_a_person:
-        _offer_fixes(reports)
-    _show_pages(output, kept, view=options["view"])
+        if output.is_for_a_person:
+            _offer_fixes(reports)
+        _show_pages(output, kept, view=options["view"])
     sys.exit(OK if options["exit_zero"] and code == FINDINGS else code)
 
 
@@ -328,8 +328,8 @@ def _offer_fixes(reports: Sequence[Report]) -> None:
     from nnaudit.app.fixing import certain
 
     if found := certain(reports):
-        of = f", so for {', '.join(found[1:])}" if found[1:] else ""
-        click.echo(f"`nnaudit fix {found[0]}` shows a line that mends it{of}", err=True)
+        others = f"; there is one for {', '.join(found[1:])}, too" if found[1:] else ""
+        click.echo(f"`nnaudit fix {found[0]}` shows a line that mends it{others}", err=True)
 
 
 def _show_pages(output: Output, kept: Sequence[Run | None], *, view: bool) -> None:
@@ -543,7 +543,8 @@ def target_command(
         )
         click.echo(f"  your files are protected by: {started.environment.sandbox}")
         for part in started.target.parts:
-            where = f"  {part.location.file}:{part.location.line}" if part.location else ""
+            place = part.location
+            where = f"  {_short(Path(place.file))}:{place.line}" if place else ""
             origin = {"user": "yours", "default": "default", "absent": "missing"}[part.origin]
             disabled = f"; without it: no {', '.join(part.disables)}" if part.disables else ""
             click.echo(f"  {part.name:14} {origin:8} {part.description}{where}{disabled}")
