@@ -42,6 +42,12 @@ FILTERS = 16
 HEAT_ROWS, HEAT_COLUMNS = 32, 48
 """Filters of the first layer; rows and columns of a heat map."""
 
+LEAST_FILTER = 5
+"""Rows and columns of the least filter that is drawn: nine values are no picture."""
+
+SEEN = 0.2
+"""The change of filters, by their size, from which on a second picture differs from the first."""
+
 
 def overview_of(loop: Loop, *, train: bool = True) -> Overview:
     """Picture what the network is fed, and its layers, before and after a few steps.
@@ -105,7 +111,7 @@ def _first_filters(model: nn.Module, shape: tuple[int, ...]) -> Tensor | None:
     ``shape`` is that of a row of the input, where these are pictures.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and min(module.kernel_size) > 2:
+        if isinstance(module, nn.Conv2d) and min(module.kernel_size) >= LEAST_FILTER:
             return module.weight.detach()[:FILTERS].clone() if not is_lazy(module.weight) else None
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             flat = isinstance(module, nn.Linear) and not is_lazy(module.weight)
@@ -115,15 +121,19 @@ def _first_filters(model: nn.Module, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def _filters_section(before: Tensor | None, after: Tensor | None, steps: int) -> list[Section]:
+    """Show the filters, twice only where the steps changed them so that one can see it."""
     if before is None:
         return []
-    pictures = {"Before training": before}
+    pictures, text = {"Before training": before}, "Trained ones show edges, blobs and strokes."
     if after is not None:
-        pictures[f"After {steps} steps"] = after
+        moved = float((after - before).norm() / before.norm().clamp_min(1e-30))
+        if moved >= SEEN:
+            pictures[f"After {steps} steps"] = after
+        text += f" {steps} steps changed these by {moved:.0%} of their size."
     return [
         Section(
             title="The first layer's filters",
-            text="They start as noise; training turns them into edges, blobs and strokes.",
+            text=text,
             evidence=tuple(
                 _as_images(_enlarged(tiles), [], name) for name, tiles in pictures.items()
             ),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nnaudit.loop.direct import DirectLoop
 from nnaudit.overview.dynamics import Followed, charts, chosen_layers, follow, predictions
-from nnaudit.overview.pictures import overview_of
+from nnaudit.overview.pictures import _filters_section, _first_filters, overview_of
 from nnaudit.state.snapshot import preserved
 
 
@@ -87,7 +87,7 @@ def test_the_whole_overview_is_small_and_leaves_no_trace() -> None:
     loop = DirectLoop(
         target(
             model=lambda: nn.Sequential(
-                nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 64), nn.Linear(64, 3)
+                nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(128, 64), nn.Linear(64, 3)
             ),
             train_loader=lambda: data(x, torch.arange(64) % 3),
         ),
@@ -118,3 +118,14 @@ def test_pictures_say_what_they_show() -> None:
     assert all(remark.startswith(("Standard deviation", "Half of them")) for remark in remarks)
     curve = predictions(seen)
     assert curve is not None and "rows end nearer to the right answer" in curve.remark
+
+
+def test_filters_are_shown_where_they_are_pictures_and_twice_where_they_changed() -> None:
+    assert _first_filters(nn.Conv2d(1, 2, 3), ()) is None
+    before = _first_filters(nn.Conv2d(1, 2, 5), ())
+    assert before is not None
+    (once,) = _filters_section(before, before * 1.1, 60)
+    assert len(once.evidence) == 1
+    assert "60 steps changed these by 10% of their size" in once.text
+    (twice,) = _filters_section(before, before * 1.5, 60)
+    assert len(twice.evidence) == 2
