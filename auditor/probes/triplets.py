@@ -13,6 +13,7 @@ from nnaudit import stats
 from nnaudit.context import Audit, Probe
 from nnaudit.errors import UserCodeError
 from nnaudit.measure.consecutive import consecutive_batches
+from nnaudit.probes.first_steps import FirstSteps
 from nnaudit.state.snapshot import preserved
 from nnaudit.targets import batch as batches
 from nnaudit.targets.model_inputs import main_tensor
@@ -47,7 +48,7 @@ class TripletInputs(Probe[Triplets | None]):
     model with one tensor each.
     """
 
-    steps = _BATCHES
+    probes = (FirstSteps,)
 
     def measure(self, audit: Audit) -> Triplets | None:
         """Count the triplets of :data:`_BATCHES` batches.
@@ -55,6 +56,9 @@ class TripletInputs(Probe[Triplets | None]):
         Raises:
             OutOfBudgetError: the time is used up.
         """
+        first = audit.probe(FirstSteps)
+        if not any(c.kind in _KINDS for seen in first.observations[:1] for c in seen.loss_calls):
+            return None
         rows = nearer = 0
         try:
             with preserved(audit.loop.subjects):
