@@ -19,6 +19,10 @@ _PICTURES = 16
 """With fewer, a way to read them may be smoother by chance."""
 
 
+_NEARLY_ALL = 0.99
+"""Share of the variance of a sum from which its other parts are lost in what is left of it."""
+
+
 class InputScale(Check):
     """Do the inputs vary, and do they have the scale that initial weights are made for?
 
@@ -42,8 +46,9 @@ class InputScale(Check):
           `small`, a tenth of what biases are drawn for.
         - Warns when no channel varies by `flat` of its size (pixels divided twice, then shifted).
         - Passes when a normalisation follows the layer and removes the scale, unless a convolution
-          is given pixels of 0 to 255. Ids, one-hot vectors and pixels in [0, 1] are well within the
-          limits.
+          is given pixels of 0 to 255, or one of three or more columns of a table has over 99% of
+          their variance: the sum that is normalised is then this column alone. Ids, one-hot vectors
+          and pixels in [0, 1] are well within the limits.
     Fix: `x = (x - mean) / std` by channel, with the mean and standard deviation of the training
         set; `x = x / 255` once, for images, and `x.permute(2, 0, 1)`, not `x.reshape(3, h, w)`.
     References: LeCun et al., Efficient BackProp (1998), section 4.3. He et al., Delving Deep into
@@ -81,7 +86,8 @@ class InputScale(Check):
         ]
         found = [answer for layer in layers if (answer := self._judged(audit, layer)) is not None]
         # A normalisation hides that pictures were not scaled, and does not show that it is meant.
-        raw = [layer for layer in inputs.layers if layer.normalised and _is_raw_picture(layer)]
+        hidden = [layer for layer in inputs.layers if layer.normalised]
+        raw = [layer for layer in hidden if _is_raw_picture(layer) or _is_outweighed(layer)]
         if not found and raw and float(raw[0].rms.max()) > self.option(audit, "large"):
             return self._large(audit, raw[0], hidden=True)
         return found[0] if found else self._sound(inputs, layers)
@@ -164,9 +170,11 @@ class InputScale(Check):
         large = self.option(audit, "large")
         count = int((layer.rms > large).sum())
         k = int(layer.rms.argmax())
-        but = (
-            ". The normalisation after it rescales the output, but not the weight gradients or "
-            "the zero padding"
+        outweighed = _is_outweighed(layer)
+        but = ". The normalisation after it rescales the output, " + (
+            f"of which this channel alone makes {_outweighing(layer):.1%}: the others are lost"
+            if outweighed
+            else "but not the weight gradients or the zero padding"
         )
         return self.warned(
             f"{count} of the {len(layer.rms)} input channels of {_named(layer)} "
@@ -238,6 +246,18 @@ def _is_raw_picture(layer: FirstLayer) -> bool:
     """Whether a convolution over a plane is given the bytes of grey or coloured pictures."""
     plane = isinstance(layer.module, nn.Conv2d) and layer.module.in_channels in (1, 3, 4)
     return plane and _has_pixels(layer) and layer.rows >= LEAST_ROWS
+
+
+def _is_outweighed(layer: FirstLayer) -> bool:
+    """Whether one column of a table makes nearly all that a linear layer computes of it."""
+    several = isinstance(layer.module, nn.Linear) and int((layer.deviation > 0).sum()) >= 3
+    return several and layer.rows >= LEAST_ROWS and _outweighing(layer) > _NEARLY_ALL
+
+
+def _outweighing(layer: FirstLayer) -> float:
+    """Return the largest column's share of the variance, under weights of one size."""
+    variance = layer.deviation.double().square()
+    return float(variance.max() / variance.sum().clamp_min(1e-30))
 
 
 def _named(layer: FirstLayer) -> str:

@@ -72,6 +72,24 @@ def test_pixels_that_a_normalisation_hides_are_warned_of() -> None:
     assert "The normalisation after it" in result.message
 
 
+@pytest.mark.parametrize(
+    ("scale", "columns", "status"),
+    [(300.0, 8, Status.WARN), (10.0, 8, Status.PASS), (300.0, 2, Status.PASS)],
+    ids=["one outweighs seven", "a little", "of two"],
+)
+def test_a_column_that_outweighs_the_others_before_a_normalisation(
+    scale: float, columns: int, status: Status
+) -> None:
+    x = normal(128, columns)
+    x[:, 1] *= scale
+    model = lambda: nn.Sequential(  # noqa: E731
+        nn.Linear(columns, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 2)
+    )
+    result = ask(x, model)
+    assert result.status is status
+    assert ("the others are lost" in result.message) is (status is Status.WARN)
+
+
 def test_other_planes_before_a_normalisation_pass() -> None:
     maps = (255 * pixels(128, 6, 8, 8)).round()  # as many as no picture has
     assert ask(maps, lambda: normalising_cnn(6)).status is Status.PASS
