@@ -270,7 +270,7 @@ class ClassBalance(Check):
             return ignored
         counts = _counted(first, main, train, val)
         if counts is None or counts.train.sum() == 0:
-            return self.skipped("The classes of the rows could not be counted.")
+            return self.skipped(_why_uncounted(first, main))
         missing = self._missing(audit, counts)
         if (one := self._one_class(audit, first, counts)) is not None:
             return missing if missing and missing.status is Status.FAIL else one
@@ -631,6 +631,16 @@ def _counted(first: First, main: MainLoss, train: Rows, val: Rows | None) -> Cou
     if flattened or unweighted or not found:
         return None
     return Counts(np.bincount(np.concatenate(found), minlength=classes), dense=True)
+
+
+def _why_uncounted(first: First, main: MainLoss) -> str:
+    """Return why there are no classes of rows."""
+    call = main.calls[0]
+    if not _is_given(call, first.targets[0]):
+        return "The loss compares with what the step makes, not with classes that rows come with."
+    if call.target.is_floating_point() and bool(((call.target != 0) & (call.target != 1)).any()):
+        return "The targets are shares between 0 and 1, not classes."
+    return "The rows have no class each: their targets are tokens, or many of them."
 
 
 def _is_dense(target: Any) -> bool:

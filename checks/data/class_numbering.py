@@ -11,6 +11,7 @@ from nnaudit.checks.base import Check
 from nnaudit.checks.fit.predictions import classes_of
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
+from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.probes.training_run import TrainingRun
 from nnaudit.report import Kind, Result, Table
 
@@ -62,12 +63,14 @@ class ClassNumbering(Check):
 
     code, name, kind = "DATA118", "class-numbering", Kind.STATISTICAL
     needs = (Needs.TRAIN_LOADER, Needs.VAL_LOADER, Needs.STEPS, Needs.TARGETS)
-    probes = (TrainingRun,)
+    probes = (FirstSteps, TrainingRun)
     consequence_of = ("DATA109",)
     trains = True
 
     def run(self, audit: Audit) -> Result:
         """Compare predictions with labels, on validation and on training rows."""
+        if not _are_classes(audit.probe(FirstSteps)):
+            return self.skipped("No loss of the training takes classes as its targets.")
         moments = audit.probe(TrainingRun).moments
         if not moments or not moments[-1].val.calls or not moments[-1].fixed.calls:
             return self.inconclusive("The predictions on validation rows are not known.")
@@ -101,6 +104,17 @@ class ClassNumbering(Check):
             fix="Make the list of classes once and use it for both splits: "
             "classes = sorted(set(train_labels)).",
         )
+
+
+def _are_classes(first: First) -> bool:
+    """Whether a loss of the first steps may be of classes: one that nothing is known of may be."""
+    calls = [
+        call
+        for step in first.steps
+        if step.observation is not None
+        for call in step.observation.loss_calls
+    ]
+    return not calls or any(classes_of((call,))[0] is not None for call in calls)
 
 
 def renumbering(predicted: Tensor | None, wanted: Tensor | None) -> Renumbering | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,6 +125,8 @@ def samples_of(training: Training, loop: Loop) -> tuple[Sample, ...]:
     found = _of_calls(training, seen, last.step, held is training.val)
     if found is not None and own is not None and _agree(found, own):
         return (replace(found, given=True),)
+    if own is not None and not _are_trained(own[1], seen.calls):
+        own = None
     other = None if own is None else _of_output(own, last.step, held is training.val)
     if found is not None and (found.task != "numbers" or own is None):
         return (found,) if other is None else (found, other)
@@ -140,6 +143,26 @@ def _own_form(seen: EvalResult, held: tuple[Any, ...], loop: Loop) -> tuple[Tens
     if output.is_complex() or output.ndim == 0 or target.shape[:1] != output.shape[:1]:
         return None
     return output.detach().float().cpu(), target
+
+
+def _are_trained(labels: Tensor, calls: Sequence[LossCall]) -> bool:
+    """Whether the loss may be one of the loader's ``labels``: an autoencoder's is of the inputs.
+
+    True where no call tells. A call is of the labels where they, or what is largest in each row,
+    are its target.
+    """
+    targets = [each.target.detach().cpu() for each in calls]
+    return not targets or any(
+        _are_equal(labels, target)
+        or any(_are_equal(labels, target.argmax(axis)) for axis in {1, target.ndim - 1} - {0, -1})
+        for target in targets
+    )
+
+
+def _are_equal(labels: Tensor, other: Tensor) -> bool:
+    """Whether ``other`` begins with the numbers of ``labels``, of the first batch."""
+    first = other.flatten()[: labels.numel()]
+    return len(first) == labels.numel() and torch.equal(first, labels.flatten().to(first.dtype))
 
 
 def _agree(found: Sample, own: tuple[Tensor, Tensor]) -> bool:

@@ -83,7 +83,8 @@ class AccumulationScale(Check):
         - Warns when accelerate accumulates k batches and the gradient is 1/k of their mean, to
           within 1%: the program divides each loss by k, as accelerate does. A loss may have such a
           weight.
-        - Several different losses, sums, and losses per token are not judged.
+        - Several different losses, sums, and losses per token are not judged. With several
+          optimizers nothing is accumulated where no line goes back twice before one of them steps.
     Fix: (loss / accumulation_steps).backward(); optimizer.zero_grad() after optimizer.step() only
     References: Hugging Face Accelerate documentation, "Performing gradient accumulation".
     """
@@ -104,11 +105,8 @@ class AccumulationScale(Check):
             return self.skipped("Nothing is accumulated: one backward pass per optimizer step.")
         if single and all(map(_discards, trace.steps)):
             return self._discarded(audit, trace)
-        if single and any(len(_passes_of(step)) == 1 for step in several):
-            return self.skipped(
-                "Nothing is accumulated: the gradients of all backward passes but one are zeroed "
-                "before the optimizer step."
-            )
+        if (why := _why_nothing(several, single=single)) is not None:
+            return self.skipped(f"Nothing is accumulated: {why}.")
         found = [
             _accumulation(audit.loop, step, batch)
             for step, batch in zip(trace.steps, trace.batches, strict=True)
@@ -304,6 +302,31 @@ def _passes_of(step: TracedStep) -> list[Event]:
     last = before[zeroed[0] :] if zeroed else before
     passes = [event for event in last if event.kind is EventKind.BACKWARD and event.within < 0]
     return passes or step.of(EventKind.BACKWARD)
+
+
+def _why_nothing(several: list[TracedStep], *, single: bool) -> str | None:
+    """Return why steps of several backward passes accumulate nothing; None where they may."""
+    if single and any(len(_passes_of(step)) == 1 for step in several):
+        return "the gradients of all backward passes but one are zeroed before the optimizer step"
+    if not single and all(map(_are_one_pass_each, several)):
+        return "no line calls backward() twice before an optimizer steps"
+    return None
+
+
+def _are_one_pass_each(step: TracedStep) -> bool:
+    """Whether the passes of one batch, as of generator and discriminator, are different losses.
+
+    They are where no line goes back twice before one of the optimizers steps.
+    """
+    lines: list[Location | None] = []
+    for event in step.events:
+        if event.kind is EventKind.STEP:
+            lines.clear()
+        elif event.kind is EventKind.BACKWARD:
+            if event.location is None or event.location in lines:
+                return False
+            lines.append(event.location)
+    return step.step.handed < 2
 
 
 def _discards(step: TracedStep) -> bool:

@@ -14,7 +14,8 @@ from nnaudit.checks.data.class_numbering import ClassNumbering, renumbering
 from nnaudit.context import Audit
 from nnaudit.loop.losses import LossCall
 from nnaudit.measure.eval_result import EvalResult
-from nnaudit.probes.training_run import EvalPoint, Training
+from nnaudit.probes.first_steps import FirstSteps
+from nnaudit.probes.training_run import EvalPoint, Training, TrainingRun
 from nnaudit.report import Result, Status
 
 
@@ -40,7 +41,11 @@ def judged(train: EvalResult, val: EvalResult) -> Result:
         (1.0,), (0.1,), (0,), (1,), {}, math.nan, (), (), False, (EvalPoint(1, train, val),)
     )
     loop = SimpleNamespace(locate=lambda thing: None, val_loader=None)
-    audit = SimpleNamespace(probe=lambda probe: training, loop=loop)
+    first = SimpleNamespace(
+        steps=[SimpleNamespace(observation=SimpleNamespace(loss_calls=list(val.calls)))]
+    )
+    measured = {TrainingRun: training, FirstSteps: first}
+    audit = SimpleNamespace(probe=measured.__getitem__, loop=loop)
     return ClassNumbering().run(cast(Audit, audit))
 
 
@@ -72,3 +77,12 @@ def test_without_training_that_has_learnt_its_own_numbers_nothing_is_said() -> N
     val = seen(PERMUTED[truth], truth)
     assert judged(seen(PERMUTED[truth], truth), val).status is Status.INCONCLUSIVE
     assert judged(EvalResult(), val).status is Status.INCONCLUSIVE
+
+
+def test_a_training_without_classes_has_no_numbers_of_theirs() -> None:
+    values = torch.linspace(0.0, 1.0, 40)[:, None]
+    call = LossCall("mse", F.mse_loss, {"input": values, "target": values}, torch.zeros(()))
+    regression = EvalResult((1.0,), (call,))
+    result = judged(regression, regression)
+    assert result.status is Status.SKIP
+    assert "No loss of the training takes classes" in result.message

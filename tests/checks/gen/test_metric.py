@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MultilabelF1Score
 
 from nnaudit.checks.gen.metric import MetricMeaning
-from nnaudit.checks.gen.metric_sample import Sample
+from nnaudit.checks.gen.metric_sample import Sample, _are_trained
 from nnaudit.probes.box_forms import BoxForms
 from nnaudit.probes.broadcasts import EvalBroadcasts, EvalComparisons, Evaluated
 from nnaudit.probes.compared_units import UnitsInValidation
@@ -217,6 +217,15 @@ def test_without_a_metric_plain_ones_are_shown() -> None:
     assert result.status is Status.SKIP
     assert "balanced accuracy" in result.message
     assert ask(None, "numbers").status is Status.SKIP
+
+
+def test_labels_that_no_loss_takes_are_nothing_that_an_autoencoder_predicts() -> None:
+    pixels, labels = torch.rand(64, 20), torch.arange(64) % 10
+    one_hot = F.one_hot(labels, 10).float()
+    assert not _are_trained(labels, eval_result("mse", [(pixels, pixels)]).calls)
+    assert _are_trained(labels, eval_result("mse", [(torch.rand(64, 10), one_hot)]).calls)
+    assert _are_trained(labels, eval_result("cross_entropy", [(pixels, labels)]).calls)
+    assert _are_trained(labels, ())
 
 
 def test_without_a_metric_flattering_accuracy_is_a_note() -> None:

@@ -338,3 +338,33 @@ def test_only_the_accelerator_of_the_audited_network_counts(
     assert declared_accumulation(loop) == Declared(4, prepared=True), mine
     mine._optimizers = []
     assert declared_accumulation(loop) == Declared(4, prepared=False)
+
+
+def two_players(*, again: bool) -> Callable[..., Tensor]:
+    """A head and a body of their own optimizers and losses; the head's twice before it steps."""
+
+    def body(loop: AuthorLoop, batch: Any) -> Tensor:
+        x, y = batch
+        first, second = loop.optimizers
+        first.zero_grad()
+        for _ in range(2 if again else 1):
+            loss_of(loop, (x, y)).backward()
+        first.step()
+        second.zero_grad()
+        loss = loss_of(loop, (x, y))
+        loss.backward()
+        second.step()
+        return loss
+
+    return body
+
+
+def two_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    halves = list(model.parameters())
+    return [torch.optim.SGD(halves[:2], lr=0.01), torch.optim.SGD(halves[2:], lr=0.01)]
+
+
+@pytest.mark.parametrize(("again", "status"), [(False, Status.SKIP), (True, Status.INCONCLUSIVE)])
+def test_of_several_optimizers_a_loss_each_is_not_accumulated(again: bool, status: Status) -> None:
+    program = target(model=perceptron, optimizer=two_optimizers)
+    assert ask(AccumulationScale, program, two_players(again=again)).status is status
