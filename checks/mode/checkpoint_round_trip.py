@@ -42,6 +42,7 @@ class Original:
 
     Attributes:
         saved: the checkpoint's bytes.
+        network: the class of the network, by name: a restarted script makes its classes anew.
         batch, fed: what the next step and the outputs are computed on.
         parts: what the model was made of when it was saved.
         trainable: requires_grad of its parameters then.
@@ -55,6 +56,7 @@ class Original:
     """
 
     saved: bytes = b""
+    network: str = ""
     batch: Any = None
     fed: ModelInputs = field(default_factory=lambda: ModelInputs((), {}, None))
     parts: Anatomy = field(default_factory=dict)
@@ -202,6 +204,11 @@ class CheckpointRoundTrip(Check):
         try:
             problem = _load(original.saved, fresh)
         except RuntimeError as error:
+            if (other := type(fresh.model).__qualname__) != original.network:
+                return self.inconclusive(
+                    f"Started again, the program is led by its {other}, not its "
+                    f"{original.network}: the two checkpoints are of different networks."
+                )
             return self._unloadable(audit, error)
         for name, parameter in fresh.model.named_parameters():
             parameter.requires_grad_(original.trainable.get(name, parameter.requires_grad))
@@ -350,7 +357,7 @@ def _original(audit: Audit) -> Original:
         if i < _STEPS:
             loop.step(batch)
     found.optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in loop.optimizers]
-    found.saved = _saved(loop)
+    found.saved, found.network = _saved(loop), type(loop.model).__qualname__
     found.parts = anatomy(loop.model)
     found.trainable = {name: p.requires_grad for name, p in loop.model.named_parameters()}
     try:

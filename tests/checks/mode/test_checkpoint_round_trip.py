@@ -140,6 +140,21 @@ class Unsavable(Net):
         return None
 
 
+def test_a_restart_that_is_led_by_another_network_is_not_judged(ask) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = Net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encoder(x)  # type: ignore[no-any-return]
+
+    builds = iter([Net()])
+    result = ask(CheckpointRoundTrip, lambda: next(builds, None) or Around())
+    assert result.status is Status.INCONCLUSIVE
+    assert "different networks" in result.message
+
+
 def test_a_state_that_cannot_be_written_fails(ask) -> None:
     assert ask(CheckpointRoundTrip, Unsavable).status is Status.FAIL
 
