@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
@@ -42,7 +42,7 @@ class Original:
 
     Attributes:
         saved: the checkpoint's bytes.
-        network: the class of the network, by name: a restarted script makes its classes anew.
+        network: the class of the network, by name.
         batch, fed: what the next step and the outputs are computed on.
         parts: what the model was made of when it was saved.
         trainable: requires_grad of its parameters then.
@@ -201,14 +201,14 @@ class CheckpointRoundTrip(Check):
         )
 
     def _compare(self, audit: Audit, original: Original, fresh: Loop) -> Result:
+        if (other := _kind(fresh.model)) != original.network:
+            return self.inconclusive(
+                f"Started again, the program is led by its {other}, not its {original.network}: "
+                "the two checkpoints are of different networks."
+            )
         try:
             problem = _load(original.saved, fresh)
         except RuntimeError as error:
-            if (other := type(fresh.model).__qualname__) != original.network:
-                return self.inconclusive(
-                    f"Started again, the program is led by its {other}, not its "
-                    f"{original.network}: the two checkpoints are of different networks."
-                )
             return self._unloadable(audit, error)
         for name, parameter in fresh.model.named_parameters():
             parameter.requires_grad_(original.trainable.get(name, parameter.requires_grad))
@@ -357,7 +357,7 @@ def _original(audit: Audit) -> Original:
         if i < _STEPS:
             loop.step(batch)
     found.optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in loop.optimizers]
-    found.saved, found.network = _saved(loop), type(loop.model).__qualname__
+    found.saved, found.network = _saved(loop), _kind(loop.model)
     found.parts = anatomy(loop.model)
     found.trainable = {name: p.requires_grad for name, p in loop.model.named_parameters()}
     try:
@@ -389,12 +389,17 @@ def _look_at(loop: Loop, seed: int, found: Original) -> None:
     found.output, found.noise = outputs[0], distance(*outputs)
 
 
+def _kind(model: nn.Module) -> str:
+    """Return the class of ``model`` by name: a restarted script makes its classes anew."""
+    return type(model).__qualname__
+
+
 def _saved(loop: Loop) -> bytes:
     target = io.BytesIO()
     try:
         torch.save(
             {
-                "models": [model.state_dict() for model in loop.subjects.models],
+                "models": [(_kind(model), model.state_dict()) for model in loop.subjects.models],
                 "optimizers": [optimizer.state_dict() for optimizer in loop.optimizers],
                 "schedulers": [_state_of(scheduler) for scheduler in loop.schedulers],
             },
@@ -422,8 +427,12 @@ def _load(saved: bytes, fresh: Loop) -> str:
         RuntimeError: a model could not be.
     """
     content = torch.load(io.BytesIO(saved), map_location=fresh.device, weights_only=False)
-    for model, state in zip(fresh.subjects.models, content["models"], strict=False):
-        model.load_state_dict(state)
+    states = content["models"]
+    for model in fresh.subjects.models:
+        # A restarted script may come upon its networks in another order.
+        found = next((i for i, (kind, _) in enumerate(states) if kind == _kind(model)), None)
+        if found is not None:
+            model.load_state_dict(states.pop(found)[1])
     try:
         for optimizer, state in zip(fresh.optimizers, content["optimizers"], strict=False):
             optimizer.load_state_dict(state)
