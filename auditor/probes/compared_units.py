@@ -9,10 +9,12 @@ with indeed.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,7 @@ _LOSSES = frozenset({F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss})
 
 _DIFFERENCES = frozenset({Tensor.sub, Tensor.__sub__, torch.sub})
 
+_SECONDS = 3.0
 _FEWEST = 16
 _ALIKE = 1e-3
 """How far numbers that two lines were computed with may differ by rounding."""
@@ -128,9 +131,9 @@ class UnitsInValidation(Probe[tuple[ComparedUnits, ...] | None]):
                 heard.outputs.clear()
                 if loop.next_epoch(batch) is None:
                     return None
+            targets = _validated_on(loop, first, heard) if heard.calls else None
         except (UserCodeError, RuntimeError, StopIteration):
             return None
-        targets = _validated_on(loop, first, heard) if heard.calls else None
         found = (_units(call, trained, targets) for call in heard.calls)
         return tuple(each for each in found if each is not None)
 
@@ -184,12 +187,18 @@ class _Heard:
     def keep(self, name: str, truth: Any, prediction: Any) -> None:
         """Keep what a function is given, where these are as many numbers."""
         given = [each for each in (truth, prediction) if isinstance(each, (Tensor, np.ndarray))]
+        if len(given) < 2 or not all(self._may_be_outputs(_size(each)) for each in given):
+            return
         pair = [_flat(each) for each in given]
-        if len(pair) == 2 and len(pair[0]) == len(pair[1]) >= _FEWEST:
+        if len(pair[0]) == len(pair[1]) >= _FEWEST:
             where, shapes = callstack.user_line(), {tuple(each.shape) for each in given}
             width = len(pair[0]) // max(given[0].shape[0], 1) if len(shapes) == 1 else 1
             true, predicted = pair
             self.calls.append(_Call(name, true, predicted, [*self.outputs], where, width))
+
+    def _may_be_outputs(self, size: int) -> bool:
+        """Whether so many numbers are those of the last outputs, one or several."""
+        return size in accumulate(len(each) for each in reversed(self.outputs))
 
     def noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, taking notes."""
@@ -222,6 +231,10 @@ class _LossTap(FunctionTap):
         return result
 
 
+def _size(values: Tensor | NDArray[Any]) -> int:
+    return values.numel() if isinstance(values, Tensor) else int(values.size)
+
+
 def _flat(values: Any) -> NDArray[np.float64]:
     array = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(values)
     return array.double().numpy().reshape(-1) if not array.is_complex() else np.zeros(0)
@@ -238,15 +251,22 @@ def _trained_on(first: First) -> NDArray[np.float64] | None:
 def _validated_on(loop: Loop, first: First, heard: _Heard) -> NDArray[np.float64] | None:
     """Return the field of the validation batches that the loss's targets are in training.
 
-    In the order of the loader, as many as the outputs of the first calls. None where the loss is
-    given something else, or the network was called with something else.
+    In the order of the loader, as many as the outputs of the first calls, and as can be read in
+    :data:`_SECONDS`. None where the loss is given something else, or the network was called with
+    something else.
+
+    Raises:
+        UserCodeError: the loader raised.
     """
     paths = _target_paths(first)
     sizes = [len(each) for each in heard.outputs]
     if not paths or not sizes:
         return None
     found: list[NDArray[np.float64]] = []
+    begun = time.monotonic()
     for batch, size in zip(loop.val_batches(), sizes, strict=False):
+        if time.monotonic() - begun > _SECONDS:
+            break
         fields = dict(batches.tensors(batch))
         values = [_flat(fields[path]) for path in paths if path in fields]
         if not values or len(values[0]) != size:

@@ -56,9 +56,9 @@ class DrawnTarget:
 
 
 class DrawnTargets(Probe[tuple[DrawnTarget, ...]]):
-    """Takes a step, and another one in which the first row of what was drawn is another."""
+    """Takes a step and, where its target was drawn, others with another first row of the draw."""
 
-    steps = 2
+    steps = 1
 
     def measure(self, audit: Audit) -> tuple[DrawnTarget, ...]:
         """Return the targets that are a draw; none where the source draws none.
@@ -72,7 +72,10 @@ class DrawnTargets(Probe[tuple[DrawnTarget, ...]]):
             return ()
         batch = next(iter(consecutive_batches(loop, 1)), None)
         try:
-            first = _taken(audit, batch)
+            found = _taken(audit, batch)
+            if not any(_of_draw(draw, found) for draw in found.draws):
+                return ()
+            first = _taken(audit, batch, hooked=True)
             return tuple(_drawn_targets(audit, batch, first))
         except UserCodeError:
             return ()
@@ -88,8 +91,10 @@ class _Seen:
     targets: list[tuple[Tensor, Location | None]] = field(default_factory=list)
 
 
-def _taken(audit: Audit, batch: Any, turned: int = -1) -> _Seen:
+def _taken(audit: Audit, batch: Any, turned: int = -1, *, hooked: bool = False) -> _Seen:
     """Take a step from one random state; the first row of draw number ``turned`` is another one.
+
+    What the networks are given is noted where it is ``hooked``.
 
     Raises:
         UserCodeError: the step raised.
@@ -100,7 +105,8 @@ def _taken(audit: Audit, batch: Any, turned: int = -1) -> _Seen:
     with ExitStack() as stack:
         stack.enter_context(preserved(loop.subjects))
         seed_everything(audit.seed)
-        for module in (part for model in loop.models for part in model.modules()):
+        models = loop.models if hooked else ()
+        for module in (part for model in models for part in model.modules()):
             if not isinstance(module, torch.jit.ScriptModule):
                 hook = module.register_forward_pre_hook(_noting(seen), with_kwargs=True)
                 stack.callback(hook.remove)
@@ -148,10 +154,10 @@ def _another(made: Tensor) -> Tensor:
 
 def _drawn_targets(audit: Audit, batch: Any, first: _Seen) -> Iterator[DrawnTarget]:
     for number, draw in enumerate(first.draws):
-        of_draw = [i for i, (target, _) in enumerate(first.targets) if _same_rows(target, draw)]
+        of_draw = _of_draw(draw, first)
         if not of_draw:
             continue
-        second = _taken(audit, batch, number)
+        second = _taken(audit, batch, number, hooked=True)
         if [len(s.targets) for s in (first, second)] != [len(first.targets)] * 2:
             continue
         if len(first.inputs) != len(second.inputs) or not first.inputs:
@@ -164,6 +170,11 @@ def _drawn_targets(audit: Audit, batch: Any, first: _Seen) -> Iterator[DrawnTarg
             if len(rows) == 1:
                 moved = bool(given) and not rows <= given
                 yield DrawnTarget(bool(given), moved, len(first.targets) == 1, place)
+
+
+def _of_draw(draw: Tensor, seen: _Seen) -> list[int]:
+    """Return the numbers of the targets that hold the rows of ``draw``."""
+    return [i for i, (target, _) in enumerate(seen.targets) if _same_rows(target, draw)]
 
 
 def _told(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,8 @@ from nnaudit.errors import UserCodeError
 from nnaudit.measure.random_access import RandomAccess
 from nnaudit.state.snapshot import preserved
 
-ROWS = 2048
-"""Rows whose classes are read."""
+ROWS, SECONDS = 2048, 5.0
+"""Rows whose classes are read, and how long."""
 
 _AT_ONCE = 64
 
@@ -66,12 +67,13 @@ class SampledByClass(Probe[SampledClasses | None]):
         chosen = torch.randperm(size, generator=generator)[:ROWS]
         with preserved(audit.loop.subjects):
             labels = _labels(audit, access, chosen)
-        return None if labels is None else by_class(labels, weights[chosen])
+        return None if labels is None else by_class(labels, weights[chosen[: len(labels)]])
 
 
 def _labels(audit: Audit, access: RandomAccess, chosen: Tensor) -> Tensor | None:
-    """Return the class of each row, (N,); None where rows have no single class."""
+    """Return the class of each row that there is time for, (N,); None without a single class."""
     found: list[Tensor] = []
+    begun = time.monotonic()
     try:
         for start in range(0, len(chosen), _AT_ONCE):
             audit.clock.check()
@@ -80,6 +82,8 @@ def _labels(audit: Audit, access: RandomAccess, chosen: Tensor) -> Tensor | None
             if not isinstance(target, Tensor) or target.numel() != len(part):
                 return None
             found.append(target.detach().cpu().reshape(-1))
+            if time.monotonic() - begun > SECONDS:
+                break
     except UserCodeError:
         return None
     labels = torch.cat(found)

@@ -95,13 +95,19 @@ class Placed:
         """Count the labels of ``target`` where ``valid`` (N, T) says content, and elsewhere.
 
         ``target`` is ``(N, T)`` or flattened; of another size, as where only some places get into
-        the loss, nothing can be said.
+        the loss, nothing can be said. Nor can it where padding has several labels: they are of
+        another text, as in translation. Such a one may also be shorter, so that what is left out at
+        the end of a row is no label of a token.
         """
         if target.numel() != valid.numel() or target.is_floating_point():
             return cls()
         labels = target.reshape(valid.shape)
+        filling = labels[~valid]
+        if bool((filling != filling[:1]).any()):
+            return cls()
         counted = labels != ignored
-        left_out = int((valid & ~counted).sum()) if 0 <= ignored < classes else 0
+        within = valid & counted.flip(1).cummax(1).values.flip(1)
+        left_out = int((within & ~counted).sum()) if 0 <= ignored < classes else 0
         padded = float((counted & ~valid).sum()) / max(int(counted.sum()), 1)
         return cls(int(valid.sum()), left_out, padded)
 

@@ -61,7 +61,7 @@ def test_tags_that_stand_at_padding_warn() -> None:
 
 @pytest.mark.parametrize(
     ("filling", "ignored", "left_out", "padded"),
-    [(0, -100, 0, 0.5), (-100, -100, 0, 0.0), (0, 0, 2, 0.0), (3, 3, 0, 0.0)],
+    [(0, -100, 0, 0.5), (-100, -100, 0, 0.0), (0, 0, 1, 0.0), (3, 3, 0, 0.0)],
 )
 def test_tags_at_tokens_and_at_padding(
     filling: int, ignored: int, left_out: int, padded: float
@@ -72,6 +72,14 @@ def test_tags_at_tokens_and_at_padding(
     assert (seen.content, seen.left_out) == (4, left_out)
     assert seen.padded == padded
     assert Placed.of(tags[:, :2], valid, ignored, classes=3) == Placed()
+
+
+def test_words_of_another_language_are_no_tags() -> None:
+    valid = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    longer = torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0]])
+    assert Placed.of(longer, valid, 0, classes=10) == Placed()
+    shorter = torch.tensor([[5, 0, 0, 0], [8, 9, 0, 0]])
+    assert Placed.of(shorter, valid, 0, classes=10).left_out == 0
 
 
 def padded(*lengths: int, width: int = 10, filling: int = 0) -> Tensor:
