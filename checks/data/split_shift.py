@@ -17,6 +17,7 @@ from nnaudit.loop.base import Needs
 from nnaudit.measure.numbered_names import Renamed, renamed
 from nnaudit.measure.random_access import innermost
 from nnaudit.measure.refits import CATEGORICAL, Refit, refits
+from nnaudit.measure.token_shares import TokenShare, training_only
 from nnaudit.probes.channels import Channels, Pair
 from nnaudit.probes.compared_units import UnitsInValidation
 from nnaudit.probes.rows import TrainRows, ValRows
@@ -74,6 +75,9 @@ class SplitShift(Check):
         - Warns when the two data sets, of one class, hold a vocabulary or a list of classes, by the
           attribute's name, that gives the same names other numbers; or when a function that makes
           one by its name is called with the rows of each.
+        - Warns when a token (5% of them or more) is in at least half of the training texts and in
+          5% of validation's at most (50 texts of each, p < 1e-4): unknown words of a vocabulary
+          that was made of validation texts. Padding and texts that are augmented do not count.
         - Fails when colour means match only in reverse order.
         - Fails when the numbers that are to be predicted differ in the same way: a standard
           deviation beyond sixteen times, or one beyond 3 times with a mean more than 10 standard
@@ -106,6 +110,8 @@ class SplitShift(Check):
         other = renamed(*sets)
         if other is not None:
             return self._renamed(audit, other, result)
+        if (lost := _lost_words(audit)) is not None:
+            return self._lost_words(audit, lost, result)
         again = _refitted(audit)
         if again is None:
             return result
@@ -142,6 +148,18 @@ class SplitShift(Check):
             threshold="mean and standard deviation of training",
             location=audit.loop.locate("val_loader"),
             fix="y_val = (y_val - y_train.mean()) / y_train.std()  # as the targets of training",
+        )
+
+    def _lost_words(self, audit: Audit, seen: TokenShare, result: Result) -> Result:
+        return self.warned(
+            f"Token {seen.token} makes up {seen.often:.0%} of the training texts and is in "
+            f"{seen.train:.0%} of them, but in {seen.val:.0%} of validation's: if it stands for "
+            "unknown words, the vocabulary was made of the validation texts.",
+            measured=f"in {seen.train:.0%} of training texts, {seen.val:.0%} of validation's",
+            threshold="as often in both",
+            evidence=result.evidence,
+            location=audit.loop.locate("train_loader"),
+            fix="vocabulary = build_vocabulary(train_texts)  # of training texts alone",
         )
 
     def _renamed(self, audit: Audit, seen: Renamed, result: Result) -> Result:
@@ -434,6 +452,22 @@ def _table(pair: Pair) -> tuple[Evidence, ...]:
     )
     names = ("channel", "training mean", "validation mean", "training std", "validation std")
     return (Table(title=f"Scale of batch{pair.path}", columns=names, rows=rows),)
+
+
+def _lost_words(audit: Audit) -> TokenShare | None:
+    """Return a token that validation lacks; None for rows that are augmented, or no texts."""
+    train, val = audit.probe(TrainRows).rows, audit.probe(ValRows)
+    if val is None or train.random or val.random:
+        return None
+    for path in train.sample.keys() & val.sample.keys():
+        mine, theirs = train.sample[path], val.sample[path]
+        if all(map(_is_text, (*mine[:1], *theirs[:1]))):
+            return training_only(mine, theirs)
+    return None
+
+
+def _is_text(values: Tensor) -> bool:
+    return values.ndim == 1 and values.dtype in (torch.int32, torch.int64) and values.numel() > 1
 
 
 def _fitted_once(refit: Refit) -> str:
