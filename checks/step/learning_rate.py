@@ -128,8 +128,8 @@ class LearningRate(Check):
                 evidence=(_curve(ramp, lr),),
             )
         return trial(audit, ramp, lr, steps) or self.passed(
-            f"A learning rate of {lr:.2g}, tried out for {steps} steps, does about as well as the "
-            f"{lr * ramp.best:.1g} that the range test suggests.",
+            f"A learning rate of {lr:.2g}, tried out for {steps} steps, was not clearly worse than "
+            f"the {lr * ramp.best:.1g} that the range test suggests.",
             evidence=(_curve(ramp, lr),),
         )
 
