@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import torch
 from torch import nn
@@ -16,6 +17,12 @@ from nnaudit.measure.reseeded import differing_weights
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Result, Status
 from nnaudit.wording import count, verb
+
+_MOST = 0.5
+"""Share of a network's numbers that are no random projection on purpose."""
+
+_TABLE = 1000
+"""Numbers of which mean and deviation say where they come from."""
 
 _FACTOR = re.compile(r"(^|\.)(lora_(embedding_)?[AB]|lora_(up|down)|hada_w\d_[ab])(\.|$)")
 """Low-rank factors, as PEFT, diffusers and others name them."""
@@ -33,6 +40,10 @@ class FrozenHead(Check):
           weights differ with another seed: they are random, not loaded. A random projection at the
           output may be by design.
         - A frozen output layer with loaded weights passes.
+        - Warns when at least half of the network's numbers are frozen matrices that differ with
+          another seed: a trunk that was to be loaded; or when an embedding is frozen and holds
+          standard normal numbers. A second network of the shapes of the trained one (a teacher, a
+          target) is left out.
         - Warns when all low-rank factors of an adapter (`lora_A`, `lora_B`) are frozen and other
           parameters are trained: so PEFT loads an adapter unless told that it is trained. An
           adapter may be used as it is, below a new head.
@@ -59,6 +70,8 @@ class FrozenHead(Check):
         if (full := _full_adapters(loop.model)) and (loud := self._loud(audit, full)) is not None:
             return loud
         answer = self._head(audit)
+        if answer.status is not Status.WARN and (trunk := self._trunk(audit)) is not None:
+            return trunk
         bare = _bare_layers(loop.model)
         return self._incomplete(bare) if bare and answer.status is not Status.WARN else answer
 
@@ -86,6 +99,38 @@ class FrozenHead(Check):
             module=name,
             location=loop.locate(loop.model.get_submodule(name)) or loop.locate("model"),
             fix=f"model.{name}.requires_grad_(True)  # and give its parameters to the optimizer",
+        )
+
+    def _trunk(self, audit: Audit) -> Result | None:
+        """Warn where most of the network is frozen with random weights."""
+        loop = audit.loop
+        frozen, looked_up = _frozen_matrices(loop.model), _looked_up(loop.model)
+        elements = sum(p.numel() for p in loop.model.parameters() if not is_lazy(p))
+        if not (_is_much(frozen, elements) or frozen.keys() & looked_up):
+            return None
+        audit.clock.check()
+        with loop.relaunched(audit.seed + 1) as other:
+            differing = differing_weights(loop, other)
+        random = {name: p for name, p in frozen.items() if differing.get(name, False)}
+        # Vectors of words differ with the words, and so with how rows are dealt to the sets.
+        tables = {
+            name: p
+            for name, p in frozen.items()
+            if name in looked_up and differing.get(name, True) and _is_standard_normal(p)
+        }
+        random = random if _is_much(random, elements) else tables
+        if not random:
+            return None
+        number, first = sum(p.numel() for p in random.values()), next(iter(random))
+        return self.warned(
+            f"{number / elements:.0%} of the network is frozen with random weights "
+            f"({count(len(random), 'weight tensor')}, {first} first): they were not loaded, and "
+            "nothing trains them.",
+            measured=f"{number:,} of {elements:,} numbers frozen and random",
+            threshold="frozen weights that were trained before",
+            module=first.rpartition(".")[0],
+            location=loop.locate(loop.model) or loop.locate("model"),
+            fix="load trained weights before freezing, or train them: model.requires_grad_(True)",
         )
 
     def _loud(self, audit: Audit, full: dict[str, list[str]]) -> Result | None:
@@ -134,6 +179,39 @@ class FrozenHead(Check):
             location=audit.loop.locate("model") or audit.loop.locate(audit.loop.model),
             fix="PeftModel.from_pretrained(base, adapter, is_trainable=True)",
         )
+
+
+def _frozen_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the frozen weight matrices beside trained ones.
+
+    None where they may be a second network: a target or a teacher has the shapes of what is
+    trained.
+    """
+    known = {n: p for n, p in model.named_parameters() if not is_lazy(p) and p.ndim > 1}
+    frozen = {name: p for name, p in known.items() if not p.requires_grad}
+    trained = Counter(tuple(p.shape) for p in known.values() if p.requires_grad)
+    shapes = Counter(tuple(p.shape) for p in frozen.values())
+    return {} if not trained or shapes <= trained else frozen
+
+
+def _looked_up(model: nn.Module) -> set[str]:
+    """Return the names of the tables that tokens are looked up in."""
+    tables = (name for name, m in model.named_modules() if isinstance(m, nn.Embedding))
+    return {f"{name}.weight" for name in tables}
+
+
+def _is_standard_normal(table: nn.Parameter) -> bool:
+    """Whether ``table`` has the mean and deviation that ``nn.Embedding`` draws, to five errors."""
+    rows = table.detach().float()
+    drawn = rows[(rows != 0).any(1)].flatten()  # padding is zero
+    if drawn.numel() < _TABLE:
+        return False
+    error = drawn.numel() ** -0.5
+    return bool(drawn.mean().abs() < 5 * error and (drawn.std() - 1).abs() < 5 * error)
+
+
+def _is_much(parameters: dict[str, nn.Parameter], elements: int) -> bool:
+    return sum(p.numel() for p in parameters.values()) >= _MOST * elements
 
 
 def _frozen_adapters(model: nn.Module) -> list[str]:

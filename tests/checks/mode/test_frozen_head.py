@@ -32,8 +32,37 @@ def test_a_random_output_layer_that_is_frozen_warns(ask) -> None:
 
 
 def test_trained_and_loaded_ones_pass(ask) -> None:
-    for build in (Net, lambda: Net(frozen="body"), lambda: Net(frozen="head", loaded=True)):
+    for build in (Net, lambda: Net(frozen="norm"), lambda: Net(frozen="head", loaded=True)):
         assert ask(FrozenHead, build).status is Status.PASS
+
+
+class Words(nn.Module):
+    """An embedding and a head, and a teacher of the same make where one is wanted."""
+
+    def __init__(self, table: Tensor | None = None, *, frozen: bool = True, teacher: bool = False):
+        super().__init__()
+        self.words, self.head = nn.Embedding(12, 200), nn.Linear(2400, 5)
+        self.teacher = nn.Linear(2400, 5).requires_grad_(False) if teacher else None
+        if table is not None:
+            self.words = nn.Embedding.from_pretrained(table, freeze=frozen)
+        self.words.requires_grad_(not frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.words((x > 0).long() * torch.arange(12)).flatten(1))
+
+
+def test_a_trunk_that_is_frozen_with_random_weights_warns(ask) -> None:
+    result = ask(FrozenHead, lambda: Net(frozen="body"))
+    assert result.status is Status.WARN
+    assert result.module == "body"
+    assert "were not loaded" in result.message
+
+
+def test_word_vectors_that_are_frozen_before_they_are_learnt_warn(ask) -> None:
+    learnt = 0.4 * torch.randn(12, 200, generator=torch.Generator().manual_seed(0))
+    assert ask(FrozenHead, Words).status is Status.WARN
+    assert ask(FrozenHead, lambda: Words(learnt)).status is not Status.WARN
+    assert ask(FrozenHead, lambda: Words(frozen=False, teacher=True)).status is not Status.WARN
 
 
 class Adapted(Net):
@@ -103,7 +132,8 @@ def test_adapters_that_begin_at_random_warn(ask) -> None:
     assert result.status is Status.WARN
     assert "3 adapters begin with random numbers (layers.0 first)" in result.message
     assert ask(FrozenHead, Tuned).status is Status.PASS
-    assert ask(FrozenHead, lambda: Tuned(zeros=False, loaded=False)).status is Status.PASS
+    alone = ask(FrozenHead, lambda: Tuned(zeros=False, loaded=False))
+    assert "were not loaded" in alone.message  # the base itself is at fault
 
 
 def test_layers_without_an_adapter_are_noted(ask) -> None:
