@@ -127,6 +127,33 @@ def second_names(source: Source) -> Iterator[UnsyncedNetwork]:
                 yield UnsyncedNetwork(name, Location(file=source.file, line=line), cause=Cause.SAME)
 
 
+def unused_averages(sources: Sequence[Source]) -> Iterator[UnsyncedNetwork]:
+    """Yield where the program makes an ``AveragedModel`` of torch's and never updates any.
+
+    One that is made by a function of a library's, or given to one, is not seen here.
+    """
+    if "update_parameters" in {name for source in sources for name in _mentioned(source)}:
+        return
+    for source in sources:
+        for node in source.find(ast.Assign):
+            name = written(node.targets[0])
+            made = isinstance(node.value, ast.Call) and called(node.value) == "AveragedModel"
+            if made and not _is_given_away(source, name):
+                yield UnsyncedNetwork(name, Location(file=source.file, line=node.lineno))
+
+
+def _is_given_away(source: Source, name: str) -> bool:
+    """Whether a function of another file, by a name that may update it, is given ``name``."""
+    own = {function.name for function in source.find(ast.FunctionDef)}
+    return any(
+        name in map(written, call.args)
+        and called(call) not in own
+        and _UPDATES.search(called(call)) is not None
+        and called(call) != "update_bn"
+        for call in source.find(ast.Call)
+    )
+
+
 def _loads(source: Source) -> Iterator[tuple[str, str]]:
     """Yield the two networks of each ``a.load_state_dict(b.state_dict())``."""
     for call in source.find(ast.Call):

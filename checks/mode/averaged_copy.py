@@ -8,7 +8,7 @@ from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
 from nnaudit.measure.seeding import source_files
-from nnaudit.measure.synced_network import Cause, UnsyncedNetwork, second_names
+from nnaudit.measure.synced_network import Cause, UnsyncedNetwork, second_names, unused_averages
 from nnaudit.probes.averaged_copies import AveragedCopies, AveragedCopy
 from nnaudit.probes.self_updates import SelfUpdate, SelfUpdates
 from nnaudit.probes.validated_weights import ValidatedAverage, ValidatedWeights
@@ -47,7 +47,8 @@ class AveragedCopyStatistics(Check):
           `self.target = self.network` or `{n: p.data for ...}`, and is no copy. Weight decay by
           hand (`p.add_(p, alpha=-lr * decay)`) and networks that share some weights pass.
           So it does by the source where `target = policy` is followed by a line that loads the
-          state of the one into the other, or goes through the weights of both.
+          state of the one into the other, or goes through the weights of both; and where torch's
+          AveragedModel is made and `update_parameters` is called nowhere.
         - Fails when validation calls a copy of the network and never the network itself, and not
           one bit of the copy's weights changes in some 150 steps and between two epochs.
         - Warns of a target network that the steps call and that stands still, where the source
@@ -84,7 +85,7 @@ class AveragedCopyStatistics(Check):
         updated = audit.probe(SelfUpdates)
         wrong = (
             (None if updated is None else self._itself(updated))
-            or self._by_a_second_name(audit)
+            or self._by_the_source(audit)
             or self._standing(audit, copies)
             or (None if loaded is None else self._loaded(audit, loaded))
             or self._of_copies(audit, averages)
@@ -193,18 +194,27 @@ class AveragedCopyStatistics(Check):
             "model.named_parameters()}",
         )
 
-    def _by_a_second_name(self, audit: Audit) -> Result | None:
-        """Fail where the source binds the name of the follower to the network itself."""
-        for file in source_files(audit.loop):
-            for network in second_names(source_of(file)):
-                return self.failed(
-                    f"{network.name} is no second network, but the trained one by another name: "
-                    "what is to follow it is always the same as it.",
-                    measured="one network with two names",
-                    threshold="a copy",
-                    location=network.location,
-                    fix=f"{network.name} = copy.deepcopy(network)",
-                )
+    def _by_the_source(self, audit: Audit) -> Result | None:
+        """Fail where the source shows that what is to follow the network cannot."""
+        sources = [source_of(file) for file in source_files(audit.loop)]
+        for network in (each for source in sources for each in second_names(source)):
+            return self.failed(
+                f"{network.name} is no second network, but the trained one by another name: "
+                "what is to follow it is always the same as it.",
+                measured="one network with two names",
+                threshold="a copy",
+                location=network.location,
+                fix=f"{network.name} = copy.deepcopy(network)",
+            )
+        for network in unused_averages(sources):
+            return self.failed(
+                f"{network.name} is an AveragedModel that nothing updates: it stays a copy of the "
+                "weights as they were when it was made.",
+                measured="no call of update_parameters()",
+                threshold="one after each epoch, or after each step",
+                location=network.location,
+                fix=f"{network.name}.update_parameters(model)",
+            )
         return None
 
     def _moves_away(self, audit: Audit, copy: AveragedCopy) -> Result:

@@ -20,6 +20,7 @@ from nnaudit.measure.synced_network import (
     periodic_networks,
     second_names,
     unsynced_networks,
+    unused_averages,
 )
 from nnaudit.probes.averaged_copies import (
     AveragedCopies,
@@ -273,6 +274,23 @@ def test_a_follower_that_is_the_network_by_a_second_name(
     file = tmp_path / "dqn.py"
     file.write_text(lines)
     assert [each.name for each in second_names(source_of(file))] == names
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("update_bn(loader, swa)", ["swa"]),
+        ("swa.update_parameters(model)", []),
+        ("helpers.update(swa, model)", []),
+        ("method = getattr(swa, 'update_parameters')", []),
+    ],
+)
+def test_an_average_of_torchs_that_nothing_updates(
+    tmp_path: Path, line: str, names: list[str]
+) -> None:
+    file = tmp_path / "swa.py"
+    file.write_text(f"swa = AveragedModel(model)\n{line}")
+    assert [each.name for each in unused_averages([source_of(file)])] == names
 
 
 def test_an_average_heads_for_the_weights_in_each_step() -> None:
