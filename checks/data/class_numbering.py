@@ -114,7 +114,7 @@ def _are_classes(first: First) -> bool:
         if step.observation is not None
         for call in step.observation.loss_calls
     ]
-    return not calls or any(classes_of((call,))[0] is not None for call in calls)
+    return not calls or any(call.compares and classes_of((call,))[0] is not None for call in calls)
 
 
 def renumbering(predicted: Tensor | None, wanted: Tensor | None) -> Renumbering | None:

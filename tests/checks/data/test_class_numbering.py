@@ -86,3 +86,10 @@ def test_a_training_without_classes_has_no_numbers_of_theirs() -> None:
     result = judged(regression, regression)
     assert result.status is Status.SKIP
     assert "No loss of the training takes classes" in result.message
+
+
+def test_a_loss_of_two_scores_has_no_classes() -> None:
+    arguments = {"input1": torch.ones(4), "input2": torch.zeros(4), "target": torch.ones(4)}
+    call = LossCall("margin_ranking", F.margin_ranking_loss, arguments, torch.zeros(()))
+    ranked = EvalResult((1.0,), (call,))
+    assert judged(ranked, ranked).status is Status.SKIP
