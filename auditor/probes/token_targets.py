@@ -42,49 +42,14 @@ _TABLED = 100_000
 
 
 @dataclass(frozen=True)
-class TokenTargets:
-    """What the labels of some batches of texts say.
+class Placed:
+    """What a loss makes of content and of padding, in one step.
 
     Attributes:
-        rows: how many texts were read.
-        unsupervised: those none of whose tokens is a target.
-        batches: how many batches were read.
-        empty: those without any target.
-        ended: padded texts whose last real token is the one that ends nine in ten of them, or all
-            of whose padding it fills.
-        unlearnt: those of them in which that token is no target, while the one before is.
-        end: that token; ``padding`` is the one that fills the padding.
-        share: the share of the real tokens that are targets.
-        own: the labels are the texts' own tokens, as in language modelling.
-        offsets: by loss call of the first step, how many tokens ahead its targets are; calls of
-            which that cannot be told are left out.
-        filled: the share of the first step's targets that only fill rows up to one length.
-        content: tokens of the first step that are no padding; 0 where nothing says which are.
+        content: tokens that are no padding; 0 where nothing says which are.
         left_out: those of them whose label is the loss's ignore_index and a class of the network.
-        padded: the share of the first step's targets that stand at padding.
+        padded: the share of the targets that stand at padding.
     """
-
-    rows: int
-    unsupervised: int
-    batches: int
-    empty: int
-    ended: int
-    unlearnt: int
-    padding: int
-    own: bool
-    offsets: tuple[int, ...]
-    end: int = -1
-    share: float = 1.0
-    shift: LabelShift | None = None
-    filled: float = 0.0
-    content: int = 0
-    left_out: int = 0
-    padded: float = 0.0
-
-
-@dataclass(frozen=True)
-class Placed:
-    """What a loss makes of content and of padding; see :class:`TokenTargets`."""
 
     content: int = 0
     left_out: int = 0
@@ -110,6 +75,43 @@ class Placed:
         left_out = int((within & ~counted).sum()) if 0 <= ignored < classes else 0
         padded = float((counted & ~valid).sum()) / max(int(counted.sum()), 1)
         return cls(int(valid.sum()), left_out, padded)
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """What the labels of some batches of texts say.
+
+    Attributes:
+        rows: how many texts were read.
+        unsupervised: those none of whose tokens is a target.
+        batches: how many batches were read.
+        empty: those without any target.
+        ended: padded texts whose last real token is the one that ends nine in ten of them, or all
+            of whose padding it fills.
+        unlearnt: those of them in which that token is no target, while the one before is.
+        end: that token; ``padding`` is the one that fills the padding.
+        share: the share of the real tokens that are targets.
+        own: the labels are the texts' own tokens, as in language modelling.
+        offsets: by loss call of the first step, how many tokens ahead its targets are; calls of
+            which that cannot be told are left out.
+        filled: the share of the first step's targets that only fill rows up to one length.
+        placed: where the first step's targets stand.
+    """
+
+    rows: int
+    unsupervised: int
+    batches: int
+    empty: int
+    ended: int
+    unlearnt: int
+    padding: int
+    own: bool
+    offsets: tuple[int, ...]
+    end: int = -1
+    share: float = 1.0
+    shift: LabelShift | None = None
+    filled: float = 0.0
+    placed: Placed = Placed()
 
 
 class TokenTargeting(Probe[TokenTargets | None]):
@@ -140,13 +142,12 @@ class TokenTargeting(Probe[TokenTargets | None]):
         if not counts.rows and not offsets:
             return None
         end, ended, unlearnt = counts.ends()
-        placed = _placed(audit.loop, first, calls)
         return TokenTargets(
             counts.rows, counts.unsupervised, counts.batches, counts.empty, ended, unlearnt,
             counts.padding, counts.own, offsets, end, counts.targets / max(counts.tokens, 1),
             None if counts.own else label_shift(counts.texts, counts.ignored),
             max(_filled(audit.loop, first, calls), default=0.0),
-            placed.content, placed.left_out, placed.padded,
+            _placed(audit.loop, first, calls),
         )  # fmt: skip
 
 

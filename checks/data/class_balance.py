@@ -317,10 +317,10 @@ class ClassBalance(Check):
         expected, tokens = self.option(audit, "expected"), audit.probe(TokenTargeting)
         if rows > expected:
             return self._left_out(audit, main, rows, f"{total:,} training rows")
-        if tokens is None or tokens.own or tokens.left_out <= expected:
+        if tokens is None or tokens.own or tokens.placed.left_out <= expected:
             return None
-        of = f"{tokens.content:,} tokens of a batch, padding not counted,"
-        return self._left_out(audit, main, tokens.left_out, of)
+        of = f"{tokens.placed.content:,} tokens of a batch, padding not counted,"
+        return self._left_out(audit, main, tokens.placed.left_out, of)
 
     def _left_out(self, audit: Audit, main: MainLoss, number: int, total: str) -> Result:
         ignored = main.calls[0].arguments["ignore_index"]

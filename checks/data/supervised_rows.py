@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
 from nnaudit.loop.base import Needs
-from nnaudit.probes.token_targets import TokenTargeting, TokenTargets
+from nnaudit.probes.token_targets import Placed, TokenTargeting, TokenTargets
 from nnaudit.report import Kind, Result
 from nnaudit.wording import count
 
@@ -50,7 +50,7 @@ class SupervisedRows(Check):
         if seen is None or not seen.rows:
             return self.skipped("The inputs are no token ids with a label for each.")
         if not seen.own:
-            return self._of_tags(audit, seen)
+            return self._of_tags(audit, seen.placed)
         share = seen.unsupervised / seen.rows
         if seen.rows >= _FEWEST and share > _SOME:
             return self._unsupervised(audit, seen, share)
@@ -63,7 +63,7 @@ class SupervisedRows(Check):
             f"{100 * seen.share:.0f}% of the tokens are targets."
         )
 
-    def _of_tags(self, audit: Audit, seen: TokenTargets) -> Result:
+    def _of_tags(self, audit: Audit, seen: Placed) -> Result:
         """Judge labels of another kind than the tokens: where the loss counts them."""
         if seen.padded > _FILLED:
             return self.warned(

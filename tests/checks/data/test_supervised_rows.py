@@ -54,8 +54,8 @@ def test_much_padding_among_the_targets_warns() -> None:
 
 
 def test_tags_that_stand_at_padding_warn() -> None:
-    assert judged(own=False, content=90, padded=0.4).status is Status.WARN
-    assert judged(own=False, content=90, padded=0.1).status is Status.PASS
+    assert judged(own=False, placed=Placed(90, padded=0.4)).status is Status.WARN
+    assert judged(own=False, placed=Placed(90, padded=0.1)).status is Status.PASS
     assert judged(own=False).status is Status.SKIP
 
 
