@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 
@@ -11,11 +12,13 @@ from torch.nn.parameter import is_lazy
 
 from nnaudit.checks.base import Check
 from nnaudit.context import Audit
-from nnaudit.loop.base import Needs
+from nnaudit.loop.base import Loop, Needs
 from nnaudit.loop.graph import LOSS
 from nnaudit.measure.reseeded import differing_weights
+from nnaudit.measure.seeding import source_files
 from nnaudit.probes.first_steps import First, FirstSteps
 from nnaudit.report import Kind, Result, Status
+from nnaudit.targets.source import called, source_of
 from nnaudit.wording import count, verb
 
 _MOST = 0.5
@@ -43,7 +46,8 @@ class FrozenHead(Check):
         - Warns when at least half of the network's numbers are frozen matrices that differ with
           another seed: a trunk that was to be loaded; or when an embedding is frozen and holds
           standard normal numbers. A second network of the shapes of the trained one (a teacher, a
-          target) is left out.
+          target) is left out, and a program that sets `requires_grad` to anything but False:
+          it may thaw what is frozen now.
         - Warns when all low-rank factors of an adapter (`lora_A`, `lora_B`) are frozen and other
           parameters are trained: so PEFT loads an adapter unless told that it is trained. An
           adapter may be used as it is, below a new head.
@@ -106,7 +110,7 @@ class FrozenHead(Check):
         loop = audit.loop
         frozen, looked_up = _frozen_matrices(loop.model), _looked_up(loop.model)
         elements = sum(p.numel() for p in loop.model.parameters() if not is_lazy(p))
-        if not (_is_much(frozen, elements) or frozen.keys() & looked_up):
+        if not (_is_much(frozen, elements) or frozen.keys() & looked_up) or _thaws(loop):
             return None
         audit.clock.check()
         with loop.relaunched(audit.seed + 1) as other:
@@ -192,6 +196,26 @@ def _frozen_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     trained = Counter(tuple(p.shape) for p in known.values() if p.requires_grad)
     shapes = Counter(tuple(p.shape) for p in frozen.values())
     return {} if not trained or shapes <= trained else frozen
+
+
+def _thaws(loop: Loop) -> bool:
+    """Whether the source lets anything be trained again: what is frozen now may be thawed later."""
+    sources = [source_of(file) for file in source_files(loop)]
+    calls = (call for source in sources for call in source.find(ast.Call))
+    set_to = (node for source in sources for node in source.find(ast.Assign))
+    return any(
+        called(call) == "requires_grad_" and not any(map(_is_false, call.args)) for call in calls
+    ) or any(
+        isinstance(target, ast.Attribute)
+        and target.attr == "requires_grad"
+        and not _is_false(node.value)
+        for node in set_to
+        for target in node.targets
+    )
+
+
+def _is_false(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is False
 
 
 def _looked_up(model: nn.Module) -> set[str]:

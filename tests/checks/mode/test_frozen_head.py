@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,29 @@ def test_trained_and_loaded_ones_pass(ask) -> None:
         assert ask(FrozenHead, build).status is Status.PASS
 
 
+SCRIPT = """
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+x = torch.randn(256, 12)
+loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 32, shuffle=True)
+trunk = nn.Sequential(nn.Linear(12, 64), nn.ReLU())
+trunk.requires_grad_(False)
+model = nn.Sequential(trunk, nn.Linear(64, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(4):
+    if epoch == 2:
+        LATER
+    for a, b in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(a), b).backward()
+        optimizer.step()
+"""
+
+
 class Words(nn.Module):
     """An embedding and a head, and a teacher of the same make where one is wanted."""
 
@@ -45,7 +70,8 @@ class Words(nn.Module):
         self.teacher = nn.Linear(2400, 5).requires_grad_(False) if teacher else None
         if table is not None:
             self.words = nn.Embedding.from_pretrained(table, freeze=frozen)
-        self.words.requires_grad_(not frozen)
+        if frozen:
+            self.words.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.words((x > 0).long() * torch.arange(12)).flatten(1))
@@ -56,6 +82,12 @@ def test_a_trunk_that_is_frozen_with_random_weights_warns(ask) -> None:
     assert result.status is Status.WARN
     assert result.module == "body"
     assert "were not loaded" in result.message
+
+
+def test_what_may_be_thawed_later_is_left(ask_script: Any) -> None:
+    for line, status in (("pass", Status.WARN), ("trunk.requires_grad_(True)", Status.PASS)):
+        source = SCRIPT.replace("LATER", line)
+        assert ask_script(FrozenHead, source).status is status
 
 
 def test_word_vectors_that_are_frozen_before_they_are_learnt_warn(ask) -> None:
@@ -72,8 +104,9 @@ class Adapted(Net):
         super().__init__()
         self.lora_A = nn.ModuleDict({"default": nn.Linear(12, 2, bias=False)})
         self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 24, bias=False)})
-        for factor in (self.lora_A, self.lora_B):
-            factor.requires_grad_(trained)
+        if not trained:
+            self.lora_A.requires_grad_(False)
+            self.lora_B.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         more = self.lora_B["default"](self.lora_A["default"](x))
